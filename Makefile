@@ -1,0 +1,43 @@
+# `make demo` and `make test` set up what they need; python3 (3.10-3.13) and make are enough.
+
+# A sourced ROS distribution gets an environment of its own, so that its rclpy and the wheels' never mix.
+VENV := .venv$(if $(ROS_DISTRO),-$(ROS_DISTRO))
+PYTHON := $(VENV)/bin/python
+FILLED := $(VENV)/.filled
+
+BAG ?=
+TOPIC ?=
+MODEL ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo             play a thermal stream to the node over DDS; picture in out/demo/"
+	@echo "make demo BAG=path    the same with your rosbag2; TOPIC=/image/topic MODEL=name-or-path"
+	@echo "make test             all tests; ARGS='-k replay' is handed to pytest"
+	@echo "make setup            fill $(VENV) (the others do it when needed)"
+	@echo "make lint             ruff check and format"
+	@echo "make clean            remove build products and out/"
+
+setup: $(FILLED)
+
+$(FILLED): setup.py scripts/fill_venv.sh scripts/constraints.txt
+	scripts/fill_venv.sh $(VENV)
+	@touch $@
+
+demo: $(FILLED)
+	$(PYTHON) -m difiisr_ros.demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
+	    $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+test: $(FILLED)
+	$(PYTHON) -m pytest -q $(ARGS)
+
+lint: $(FILLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+clean:
+	rm -rf build dist install log out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

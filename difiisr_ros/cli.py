@@ -1,0 +1,199 @@
+"""The ``difiisr`` command: everything that needs no running ROS.
+
+This is the one place that knows robot side, models and training; each subcommand imports only
+what it uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DEFAULT_MODEL = "difiisr-rt-x4"
+EXIT_FAULT = 2  # bad usage, bad input, or a recording that was not readable to its end
+EXIT_INTERRUPTED = 130
+SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["train"]:
+            return _train(arguments[1:])
+        options = _parser().parse_args(arguments)
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not _is_users_error(error):
+            raise
+        print(f"difiisr: {error}", file=sys.stderr)
+        return EXIT_FAULT
+
+
+def _is_users_error(error: Exception) -> bool:
+    """Whether the text of the error tells the user all there is to know."""
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+        return True
+    reader = sys.modules.get("rosbags.rosbag2")
+    return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="difiisr", description="Thermal super-resolution x4: recordings, models, training."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    replay = commands.add_parser(
+        "replay", help="super-resolve every frame of a rosbag2 recording, without ROS"
+    )
+    replay.add_argument("source", metavar="IN_BAG", type=Path, help="rosbag2: mcap or sqlite3")
+    replay.add_argument("target", metavar="OUT_BAG", type=Path, help="rosbag2 folder to make")
+    replay.add_argument("--image-topic", metavar="T", help="default: the only image topic")
+    replay.add_argument("--camera-info-topic", metavar="T", help="default: beside the image topic")
+    replay.add_argument("--sr-topic", metavar="T", help="default: sr beside the image topic")
+    replay.add_argument("--only-sr", action="store_true", help="do not copy the other topics")
+    replay.add_argument("--force", action="store_true", help="replace an existing OUT_BAG")
+    _add_model_options(replay)
+    replay.set_defaults(run=_replay)
+
+    scene = commands.add_parser("scene", help="record the procedural thermal scene of the demo")
+    scene.add_argument("target", metavar="OUT_BAG", type=Path, help="rosbag2 folder to make")
+    scene.add_argument("--frames", type=_positive, default=90, help="at 9 Hz (default: 90)")
+    scene.add_argument("--seed", type=int, default=0, help="another seed, another scene")
+    scene.add_argument("--force", action="store_true", help="replace an existing OUT_BAG")
+    scene.set_defaults(run=_scene)
+
+    info = commands.add_parser("info", help="what a model is, and what a frame costs")
+    info.add_argument("model", metavar="MODEL", help="model name, or path of weights")
+    info.add_argument(
+        "--parity", choices=("tiny", "full"), help="compare with the published network's outputs"
+    )
+    info.set_defaults(run=_info)
+
+    convert = commands.add_parser("convert", help="convert published checkpoints for this package")
+    convert.add_argument("unet", metavar="UNET", type=Path)
+    convert.add_argument("autoencoder", metavar="AUTOENCODER", type=Path)
+    convert.add_argument("target", metavar="OUT_DIR", type=Path)
+    convert.set_defaults(run=_convert)
+
+    commands.add_parser("train", help="train a model: difiisr train CONFIG [...]", add_help=False)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="name or path (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument("--backend", default="torch", help="what runs the network (%(default)s)")
+    parser.add_argument("--steps", type=_positive, default=1, help="diffusion steps (%(default)s)")
+    parser.add_argument("--fidelity", type=float, default=1.0, help="0 to 1 (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; -1: none (%(default)s)")
+    parser.add_argument("--consistency", type=float, default=1.0, help="0 to 1 (%(default)s)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from difiisr_models import load_upscaler
+
+    from difiisr_ros.replay import replay
+
+    upscaler = load_upscaler(
+        options.model,
+        device=options.device,
+        backend=options.backend,
+        steps=options.steps,
+        fidelity=options.fidelity,
+        seed=None if options.seed < 0 else options.seed,
+        consistency=options.consistency,
+    )
+    report = replay(
+        options.source,
+        options.target,
+        upscaler,
+        image_topic=options.image_topic,
+        info_topic=options.camera_info_topic,
+        sr_topic=options.sr_topic,
+        only_sr=options.only_sr,
+        force=options.force,
+    )
+    for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
+        print(f"warning: {line}", file=sys.stderr)
+    print(
+        f"{options.target}: {report.frames_out} of {report.frames_in} frames of "
+        f"{report.topics.image} on {report.topics.sr_image}, {len(report.malformed)} refused"
+    )
+    if report.fault:
+        print(
+            f"difiisr: {options.source} is damaged; what was readable is in {options.target}: "
+            f"{report.fault}",
+            file=sys.stderr,
+        )
+    elif report.frames_out == 0:
+        print("difiisr: no frame could be super-resolved", file=sys.stderr)
+    return 0 if report.frames_out and not report.fault else EXIT_FAULT
+
+
+def _scene(options: argparse.Namespace) -> int:
+    from difiisr_ros.demo.scene import FRAME_RATE, HEIGHT, KELVIN_PER_COUNT, WIDTH
+    from difiisr_ros.demo.scene_bag import IMAGE_TOPIC, write_scene_bag
+
+    write_scene_bag(options.target, options.frames, options.seed, options.force)
+    print(
+        f"{options.target}: {options.frames} frames, {WIDTH}x{HEIGHT} mono16 at {FRAME_RATE:g} Hz "
+        f"on {IMAGE_TOPIC}; kelvin = {KELVIN_PER_COUNT} x counts"
+    )
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import numpy as np
+    from difiisr_models import load_upscaler
+    from torch.utils.flop_counter import FlopCounterMode
+
+    upscaler = load_upscaler(options.model)
+    frame = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    with FlopCounterMode(display=False) as counter:
+        upscaler(frame)
+    print(f"name        {upscaler.name}")
+    print(f"scale       {upscaler.scale}")
+    print(f"parameters  {upscaler.parameter_count:,}")
+    print(f"sha256      {upscaler.weights_sha256 or '(no weights)'}")
+    print(f"cost        {counter.get_total_flops() / 1e9:.2f} GFLOP for a 64x64 frame")
+    print(f"backend     {upscaler.backend} on {upscaler.device}")
+    if options.parity:
+        from difiisr_models.parity import report_parity
+
+        return report_parity(options.model, options.parity)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from difiisr_models.checkpoint import convert
+
+    convert(options.unet, options.autoencoder, options.target)
+    print(f"{options.target}: converted; use it as a model: --model {options.target}")
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    from difiisr_training.cli import main as train
+
+    return train(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""One worker thread behind a mailbox of one frame: the newest waiting frame wins."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Frame = TypeVar("Frame")
+Result = TypeVar("Result")
+
+
+class FrameWorker(Generic[Frame, Result]):
+    """Computes frames one at a time; while one is computed, at most one waits.
+
+    `compute` runs in the worker thread, then `deliver` with its result, unless `stop` was called
+    meanwhile. An exception of either goes to `failed` and the thread goes on with the next frame.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Frame], Result],
+        deliver: Callable[[Result], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._compute = compute
+        self._deliver = deliver
+        self._failed = failed
+        self._waiting: Frame | None = None
+        self._stopping = False
+        self._changed = threading.Condition()
+        # A daemon, so that a frame of minutes cannot keep a process from ending.
+        self._thread = threading.Thread(target=self._run, name="frame_worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, frame: Frame) -> bool:
+        """Hand over a frame without waiting; True if it replaced one that was still waiting."""
+        with self._changed:
+            replaced = self._waiting is not None
+            self._waiting = frame
+            self._changed.notify()
+        return replaced
+
+    def stop(self, timeout: float) -> bool:
+        """Forget the waiting frame, end the thread; False if it still computes after `timeout` s.
+
+        Nothing is delivered after `stop` returned True; after False, the frame being computed is
+        dropped when it is done.
+        """
+        with self._changed:
+            self._stopping = True
+            self._waiting = None
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._waiting is not None)
+                if self._stopping:
+                    return
+                frame, self._waiting = self._waiting, None
+            try:
+                result = self._compute(frame)
+                if not self._stopping:
+                    self._deliver(result)
+            except Exception as error:
+                if not self._stopping:
+                    self._failed(error)
+            # Hold no frame while waiting for the next one.
+            frame = result = None

@@ -1,0 +1,367 @@
+"""Lifecycle node: `image_raw`, `camera_info` in; `sr/image_raw`, `sr/camera_info` out, x4.
+
+Run it with `python -m difiisr_ros.sr_node --ros-args -p autostart:=true` or launch/sr.launch.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple
+
+import numpy as np
+import rclpy
+import torch
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from difiisr_models import load_upscaler
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image
+
+from difiisr_ros.camera_info import described_size, matches, scale_camera_info
+from difiisr_ros.diagnostics import (
+    FAILED,
+    MALFORMED,
+    STALE,
+    TOO_LARGE,
+    assess,
+    diagnostic_array,
+    memory_values,
+    stream_values,
+)
+from difiisr_ros.frame_worker import FrameWorker
+from difiisr_ros.image_codec import EncodedImage, ImageCodecError, encode, image_to_array
+from difiisr_ros.image_stream import ImageStream
+from difiisr_ros.parameters import ParameterError, Parameters, changed, declare
+from difiisr_ros.stream_statistics import StreamStatistics
+
+LOG_PERIOD = 5.0  # seconds between two log lines of the same kind
+STOP_TIMEOUT = 2.0  # seconds that a transition waits for the frame being computed
+DEFAULT_THREADS = torch.get_num_threads()
+OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
+
+
+class Frame(NamedTuple):
+    """An image on its way to the worker."""
+
+    message: Image
+    pixels: np.ndarray
+    arrived: float  # monotonic seconds
+
+
+class Result(NamedTuple):
+    """An upscaled image on its way out."""
+
+    frame: Frame
+    image: EncodedImage
+
+
+Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
+
+
+def _with_reason(transition: Transition) -> Transition:
+    """Keep the reason of an exception for `on_error`; rclpy alone would lose it."""
+
+    @wraps(transition)
+    def guarded(node: SrNode, state: LifecycleState) -> TransitionCallbackReturn:
+        node._fault = ""
+        try:
+            return transition(node, state)
+        except Exception as error:
+            node._fault = f"{transition.__name__[3:]} failed: {type(error).__name__}: {error}"
+            return TransitionCallbackReturn.ERROR
+
+    return guarded
+
+
+class SrNode(LifecycleNode):
+    """Super-resolves a thermal image stream.
+
+    The executor's thread only receives, checks and hands over; a `FrameWorker` upscales and
+    publishes. Parameters and topics: README.
+    """
+
+    def __init__(self, **node_arguments: object) -> None:
+        """Declare parameters and start diagnostics; raises ParameterError on a bad parameter."""
+        super().__init__("sr_node", **node_arguments)
+        self._settings = declare(self)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._upscaler = None
+        self._worker: FrameWorker[Frame, Result] | None = None
+        self._info: CameraInfo | None = None
+        self._warned_sizes: tuple | None = None
+        self._inputs = self._outputs = ()
+        self._fault = ""
+        self._statistics = StreamStatistics()
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Timers of the machine's own clock: simulated time may stand still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        period = self._settings.diagnostics_period
+        self.create_timer(period, self._publish_diagnostics, clock=steady)
+        if self._settings.autostart:
+            self._autostart = self.create_timer(0.0, self._start, clock=steady)
+
+    # Transitions
+
+    @_with_reason
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model, verify its hash, warm it up, create the publishers."""
+        started = time.monotonic()
+        settings = self._settings
+        torch.set_num_threads(settings.threads or DEFAULT_THREADS)
+        self._upscaler = load_upscaler(
+            settings.model,
+            device=settings.device,
+            backend=settings.backend,
+            **settings.frame_settings(),
+        )
+        self._upscaler(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
+        self._upscaler.reset()
+        qos = _qos(OUTPUT_DEPTH, settings.output_reliability)
+        self._outputs = tuple(
+            self.create_lifecycle_publisher(
+                message_type,
+                topic,
+                qos,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+            for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info"))
+        )
+        self.get_logger().info(
+            f"configured {self._upscaler.name} ({self._upscaler.backend} on "
+            f"{self._upscaler.device}) in {time.monotonic() - started:.1f} s"
+        )
+        return super().on_configure(state)
+
+    @_with_reason
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin a new stream: subscribe, forget the range and the numbers of the last one."""
+        self._statistics = StreamStatistics()
+        self._stream = ImageStream()
+        self._info = self._warned_sizes = None
+        self._worker = FrameWorker(self._compute, self._deliver, self._on_frame_failed)
+        qos = _qos(self._settings.input_depth, self._settings.input_reliability)
+        self._inputs = tuple(
+            self.create_subscription(
+                message_type,
+                topic,
+                callback,
+                qos,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+            for message_type, topic, callback in (
+                (Image, "image_raw", self._on_image),
+                (CameraInfo, "camera_info", self._on_camera_info),
+            )
+        )
+        topics = [entity.topic_name for entity in (*self._inputs, *self._outputs)]
+        self.get_logger().info("active: {}, {} -> {}, {}".format(*topics))
+        return super().on_activate(state)
+
+    @_with_reason
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe; the frame being computed is not published any more."""
+        self.stop_stream()
+        return super().on_deactivate(state)
+
+    @_with_reason
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free model and memory; parameters of the model may change now."""
+        self._release()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything."""
+        self._release()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Log the reason and go back to unconfigured."""
+        self.get_logger().error(self._fault or f"a transition failed from state {state.label}")
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def stop_stream(self) -> bool:
+        """Unsubscribe and stop the worker; False if it is still in a frame that takes long."""
+        if self._worker is None:
+            return True
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        worker, self._worker = self._worker, None
+        return worker.stop(STOP_TIMEOUT)
+
+    def _release(self) -> None:
+        self.stop_stream()
+        if self._upscaler is None:
+            return
+        device = self._upscaler.device
+        self._upscaler = None
+        for publisher in self._outputs:
+            self.destroy_lifecycle_publisher(publisher)
+        self._outputs = ()
+        gc.collect()
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _start(self) -> None:
+        self._autostart.cancel()
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # Parameters
+
+    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        names = Parameters.__dataclass_fields__
+        changes = {p.name: p.value for p in parameters if p.name in names}
+        try:
+            updated = changed(self._settings, self._upscaler is not None, changes)
+            if self._upscaler is not None:
+                self._upscaler = self._upscaler.with_settings(**updated.frame_settings())
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self._settings = updated
+        return SetParametersResult(successful=True)
+
+    # The executor's thread
+
+    def _on_camera_info(self, info: CameraInfo) -> None:
+        self._info = info
+
+    def _on_image(self, message: Image) -> None:
+        arrived = time.monotonic()
+        stamp = message.header.stamp
+        self._statistics.received(stamp.sec * 1_000_000_000 + stamp.nanosec)
+        try:
+            pixels = image_to_array(message)
+        except ImageCodecError as error:
+            self._drop(MALFORMED, str(error))
+            return
+        megapixels = message.width * message.height / 1e6
+        if megapixels > self._settings.max_frame_megapixels:
+            self._drop(
+                TOO_LARGE,
+                f"{message.width}x{message.height} is {megapixels:.2f} megapixels, more than "
+                f"max_frame_megapixels {self._settings.max_frame_megapixels}",
+            )
+        elif self._settings.lazy and not self._outputs[0].get_subscription_count():
+            self._statistics.idle()
+        elif self._worker.submit(Frame(message, pixels, arrived)):
+            self._statistics.dropped(STALE)
+
+    def _drop(self, reason: str, text: str) -> None:
+        self._statistics.dropped(reason, text)
+        self.get_logger().warning(f"image refused: {text}", throttle_duration_sec=LOG_PERIOD)
+
+    def _publish_diagnostics(self) -> None:
+        summary, upscaler = self._statistics.summary(), self._upscaler
+        values = stream_values(summary)
+        if upscaler is not None:
+            values |= {
+                "model": upscaler.name,
+                "backend": upscaler.backend,
+                "device": upscaler.device,
+                "weights sha256": upscaler.weights_sha256,
+                **memory_values(upscaler.device),
+            }
+        if self._fault:
+            level, text = DiagnosticStatus.ERROR, self._fault
+        elif self._worker is None:
+            level, text = DiagnosticStatus.OK, "inactive" if upscaler else "unconfigured"
+        else:
+            level, text = assess(summary, self._inputs[0].topic_name)
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: super-resolution"
+        stamp: Time = self.get_clock().now().to_msg()
+        self._diagnostics.publish(
+            diagnostic_array(stamp, name, self._settings.model, level, text, values)
+        )
+
+    # The worker's thread
+
+    def _compute(self, frame: Frame) -> Result:
+        pixels = self._stream.upscale(self._upscaler, frame.pixels)
+        return Result(frame, encode(pixels, frame.message.encoding))
+
+    def _deliver(self, result: Result) -> None:
+        source = result.frame.message
+        image = Image(header=source.header)
+        for name, value in result.image._asdict().items():
+            setattr(image, name, value)
+        info = self._scaled_info(source)
+        image_publisher, info_publisher = self._outputs
+        image_publisher.publish(image)
+        if info is not None:
+            info_publisher.publish(info)
+        self._statistics.published(time.monotonic() - result.frame.arrived)
+
+    def _scaled_info(self, image: Image) -> CameraInfo | None:
+        info = self._info
+        if info is None:
+            return None
+        if not matches(info, image):
+            sizes = described_size(info), (image.width, image.height)
+            if sizes != self._warned_sizes:
+                self._warned_sizes = sizes
+                self.get_logger().warning(
+                    "camera_info is not used: it describes images of {}x{}, these are {}x{}".format(
+                        *sizes[0], *sizes[1]
+                    )
+                )
+            return None
+        scaled = scale_camera_info(info, self._upscaler.scale)
+        scaled.header = image.header
+        return scaled
+
+    def _on_frame_failed(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        self._statistics.dropped(FAILED, text)
+        if self.context.ok():
+            self.get_logger().error(f"frame failed: {text}", throttle_duration_sec=LOG_PERIOD)
+
+
+def _qos(depth: int, reliability: str) -> QoSProfile:
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; 0, or 1 when a start parameter is not allowed."""
+    rclpy.init(args=args)
+    try:
+        node = SrNode()
+    except ParameterError as error:
+        rclpy.logging.get_logger("sr_node").fatal(str(error))
+        rclpy.try_shutdown()
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while rclpy.ok():
+            try:
+                executor.spin()
+            except rclpy_implementation.RCLError as error:
+                # Jazzy throws an invalid transition request out of spin().
+                node.get_logger().error(str(error))
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finished = node.stop_stream()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    if not finished:
+        # A frame of minutes is still being computed: do not tear the network down under it.
+        sys.stdout.flush()
+        os._exit(0)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

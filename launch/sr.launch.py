@@ -1,0 +1,74 @@
+"""Start sr_node: a thermal image topic in, the x4 result on /thermal/sr out.
+
+ros2 launch difiisr_ros sr.launch.py image:=/camera/thermal/image_raw
+"""
+
+import os
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode
+
+from launch import LaunchDescription
+
+# This file lies in share/difiisr_ros/launch or in the checkout's launch/: config/ is beside both.
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+# name: (default, description); an empty default leaves the value to params_file
+ARGUMENTS = {
+    "image": ("/thermal/image_raw", "image topic of the camera"),
+    "camera_info": ("/thermal/camera_info", "camera_info topic of the camera"),
+    "output": ("/thermal/sr", "topic of the result; its camera_info is on <output>/camera_info"),
+    "output_image_raw": (
+        "false",
+        "true publishes the result on <output>/image_raw: consumers that replace the last name of "
+        "the image topic to find its camera_info (image_transport) then find the right one",
+    ),
+    "namespace": ("", "namespace of the node"),
+    "params_file": (str(CONFIG / "sr.yaml"), "parameters of the node"),
+    "model": ("", "model name or path, over params_file"),
+    "device": ("", "auto, cpu, cuda or cuda:N, over params_file"),
+    "backend": ("", "what runs the network, over params_file"),
+    "autostart": ("true", "configure and activate by itself; false waits for transitions"),
+    "use_sim_time": ("false", "take the time from /clock"),
+    "log_level": ("info", "debug, info, warn, error or fatal"),
+}
+
+
+def sr_node(context) -> list:  # noqa: ANN001
+    """Return the actions, from the values of the launch arguments."""
+    value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    overrides = {name: value[name] for name in ("model", "device", "backend") if value[name]}
+    overrides |= {name: value[name] == "true" for name in ("autostart", "use_sim_time")}
+    output = value["output"].rstrip("/")
+    image_name = f"{output}/image_raw" if value["output_image_raw"] == "true" else output
+    node = LifecycleNode(
+        package="difiisr_ros",
+        executable="sr_node",
+        name="sr_node",
+        namespace=value["namespace"],
+        parameters=[value["params_file"], overrides],
+        remappings=[
+            ("image_raw", value["image"]),
+            ("camera_info", value["camera_info"]),
+            ("sr/image_raw", image_name),
+            ("sr/camera_info", f"{output}/camera_info"),
+        ],
+        arguments=["--ros-args", "--log-level", value["log_level"]],
+        output="screen",
+    )
+    if any(name in os.environ for name in PROFILE_VARIABLES):
+        return [node]
+    profile = str(CONFIG / "fastdds.xml")
+    return [*(SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES), node]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments and the node."""
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=sr_node)])

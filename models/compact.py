@@ -1,0 +1,111 @@
+"""The compact network: residual-shifting diffusion without an autoencoder.
+
+Everything runs at low resolution: x_t and the prediction are packed (pixel-unshuffled), so a frame
+of ``(h, w)`` is ``h x w`` positions of plain 3x3 convolutions, which every runtime compiles well.
+There is no normalisation layer: smooth thermal tiles cannot overflow half precision through one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from difiisr_models.blocks import timestep_embedding
+from difiisr_models.resample import PHASES
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Sizes of the compact network.
+
+    Attributes:
+        channels: width of every convolution.
+        blocks: residual blocks of two convolutions each.
+        time_features: width of the step embedding.
+    """
+
+    channels: int = 64
+    blocks: int = 5
+    time_features: int = 64
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain dictionary, as written into a manifest."""
+        return asdict(self)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(film(conv(act(x))))): the diffusion step enters as scale and shift."""
+
+    def __init__(self, channels: int, time_features: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(time_features, 2 * channels)
+        self.act = nn.LeakyReLU(0.1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """``x (B, C, h, w)``, ``time (B, E)`` -> ``(B, C, h, w)``."""
+        scale, shift = self.film(time)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(self.act(x)) * (1 + scale) + shift
+        return x + self.conv2(self.act(h))
+
+
+class CompactNetwork(nn.Module):
+    """Predicts x_0 from x_t, the step and the measured frame, at a chosen fidelity.
+
+    Two heads share the trunk: the posterior mean, and the detail that turns it into a perceptual
+    sample. ``fidelity`` moves along the straight line between the two estimators, which is the
+    optimal distortion-perception trade-off (Freirich et al., NeurIPS 2021).
+    """
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        c, e = config.channels, config.time_features
+        self.config = config
+        self.time = nn.Sequential(nn.Linear(e, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        self.gate = nn.Linear(e, c)
+        self.stem_x = nn.Conv2d(PHASES, c, 3, padding=1, bias=False)
+        self.stem_lr = nn.Conv2d(1, c, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
+        self.mean_head = nn.Conv2d(c, PHASES, 3, padding=1)
+        self.detail_head = nn.Conv2d(c, PHASES, 3, padding=1)
+        nn.init.zeros_(self.detail_head.weight)
+        nn.init.zeros_(self.detail_head.bias)
+
+    def forward(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+        """One denoising step.
+
+        Args:
+            x_t: ``(B, 16, h, w)`` packed noisy image, times 1 / sqrt(kappa^2 eta_t + 1).
+            y: ``(B, 16, h, w)`` packed bicubic image; the network adds to it.
+            lr: ``(B, 1, h, w)`` the measured frame in [-1, 1] (values to +-3 are tolerated).
+            t: ``(B,)`` step, counted from 0.
+            fidelity: ``(B,)`` or ``(1,)``, 1 = posterior mean, 0 = perceptual sample.
+
+        Returns:
+            ``(B, 16, h, w)``, x_0.
+        """
+        embedding = timestep_embedding(t, self.config.time_features).to(lr.dtype)
+        time = self.time(embedding)
+        gate = self.gate(time)[:, :, None, None]
+        stem = self.stem_lr(lr) + gate * self.stem_x(x_t)
+        h = stem
+        for block in self.blocks:
+            h = block(h, time)
+        h = h + stem
+        perceptual = (1 - fidelity.to(lr.dtype))[:, None, None, None]
+        return y + self.mean_head(h) + perceptual * self.detail_head(h)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def build_compact(config: CompactConfig, state: dict[str, Tensor]) -> CompactNetwork:
+    """Network in evaluation mode with the given weights; raises on any missing or extra name."""
+    with torch.device("meta"):
+        network = CompactNetwork(config)
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)

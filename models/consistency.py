@@ -1,0 +1,69 @@
+"""The consistency step: what was measured stays measured.
+
+Of all images x' with D x' = y_0, the one nearest to the network's output x is
+
+    x' = x + D^T (D D^T)^{-1} (y_0 - D x),
+
+an orthogonal projection. Where y_0 = D x_true it can only bring x closer to x_true, for any network.
+(D D^T)^{-1} is applied as a short separable filter; a second pass settles the frame's borders.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from difiisr_models.resample import downsample, downsample_adjoint
+from torch import Tensor
+
+_HALF_WIDTH = 6  # low-resolution pixels on either side of the inverse filter
+_PASSES = 2
+
+
+def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Tensor:
+    """Move ``packed`` towards the images whose antialiased /4 is ``lr``.
+
+    Args:
+        packed: ``(B, 16, h, w)`` super-resolved image, any unit.
+        lr: ``(B, 1, h, w)`` measured image in the same unit.
+        strength: 1 projects (downsampled output = input), 0 leaves ``packed`` as it is; between
+            the two, that share of the disagreement is removed.
+
+    Returns:
+        ``(B, 16, h, w)``.
+
+    Raises:
+        ValueError: ``strength`` outside [0, 1].
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"consistency must lie in 0..1, got {strength}")
+    if strength == 0.0:
+        return packed
+    target = torch.lerp(downsample(packed), lr, strength)
+    for _ in range(_PASSES):
+        residual = target - downsample(packed)
+        packed = packed + downsample_adjoint(_inverse_filter(residual))
+    return packed
+
+
+def _inverse_filter(residual: Tensor) -> Tensor:
+    """(D D^T)^{-1} as two one-dimensional convolutions, replicating the borders."""
+    taps = _inverse_taps().to(residual)
+    padded = F.pad(residual, (_HALF_WIDTH,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+
+
+@lru_cache(maxsize=1)
+def _inverse_taps() -> Tensor:
+    """The one-dimensional factor of (D D^T)^{-1}, measured on an impulse far from any border."""
+    n = 64
+    impulse = torch.zeros(1, 1, n, n, dtype=torch.float64)
+    impulse[..., n // 2, n // 2] = 1.0
+    response = downsample(downsample_adjoint(impulse))[0, 0].numpy()
+    row = response[n // 2] / np.sqrt(response[n // 2, n // 2])
+    spectrum = np.fft.fft(np.fft.ifftshift(row)).real
+    inverse = np.fft.fftshift(np.fft.ifft(1.0 / spectrum).real)
+    taps = inverse[n // 2 - _HALF_WIDTH : n // 2 + _HALF_WIDTH + 1]
+    return torch.tensor(taps)

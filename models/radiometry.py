@@ -1,0 +1,101 @@
+"""Counts to the network's units and back.
+
+The network sees ``n = 2 (counts - lo) / (hi - lo) - 1`` for a robust range of the frame. Counts are
+never rescaled on the way out: the same range maps back, so a kelvin stays a kelvin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NETWORK_LIMIT = 3.0
+"""The network is shown values in [-3, 3]; what lies beyond (a dead pixel, the sun) goes around it."""
+
+_RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
+_SCENE_QUANTILES = (0.1, 0.5, 0.9)
+_SCENE_CHANGE = 0.25  # of the tracked span; a hot object on less than a tenth of the frame is none
+_MIN_SPAN_COUNTS = 8.0
+_MIN_SPAN_RELATIVE = 1e-4  # of the largest magnitude, for float frames: 0.03 K at 300 K
+
+
+@dataclass(frozen=True)
+class CountRange:
+    """The counts that the network sees as -1 (``lo``) and +1 (``hi``)."""
+
+    lo: float
+    hi: float
+
+    @property
+    def span(self) -> float:
+        """``hi - lo`` in counts, always positive."""
+        return self.hi - self.lo
+
+    def normalise(self, counts: np.ndarray) -> np.ndarray:
+        """Counts of any dtype -> float32 of the same shape, -1..1 over the range."""
+        centre = 0.5 * (self.lo + self.hi)
+        return (
+            (counts.astype(np.float32) - np.float32(centre)) * np.float32(2 / self.span)
+        ).astype(np.float32)
+
+    def denormalise(self, values: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`normalise`: float32 values -> float32 counts."""
+        centre = 0.5 * (self.lo + self.hi)
+        return values * np.float32(self.span / 2) + np.float32(centre)
+
+
+def robust_range(counts: np.ndarray) -> CountRange:
+    """Range of one frame: quantiles, so that dead pixels and small hot objects do not set it.
+
+    Args:
+        counts: ``(H, W)`` uint8, uint16 or float32; non-finite values are ignored.
+    """
+    values = counts[np.isfinite(counts)] if counts.dtype.kind == "f" else counts
+    if values.size == 0:
+        return CountRange(-1.0, 1.0)
+    lo, hi = (float(q) for q in np.quantile(values, _RANGE_QUANTILES))
+    floor = _MIN_SPAN_COUNTS
+    if counts.dtype.kind == "f":
+        floor = max(_MIN_SPAN_RELATIVE * max(abs(lo), abs(hi)), float(np.finfo(np.float32).tiny))
+    widen = max(0.0, floor - (hi - lo)) / 2
+    return CountRange(lo - widen, hi + widen)
+
+
+class RangeTracker:
+    """The range of a stream over time.
+
+    It follows the frames slowly, so that a hot object entering does not make the output pump, and
+    snaps to a frame whose bulk (its 10 %, 50 % and 90 % quantiles) has moved: another scene, a
+    shutter event. A stream of one static frame keeps exactly that frame's range.
+    """
+
+    def __init__(self, rate: float = 0.05) -> None:
+        """``rate``: share of the way towards the current frame's range taken at each frame, 0..1."""
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
+        self._rate = rate
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream; the next frame sets the range."""
+        self._range: CountRange | None = None
+        self._bulk: np.ndarray | None = None
+
+    def update(self, counts: np.ndarray) -> CountRange:
+        """Take in one frame ``(H, W)`` and return the range to use for it."""
+        frame = robust_range(counts)
+        values = counts[np.isfinite(counts)] if counts.dtype.kind == "f" else counts
+        bulk = np.quantile(values, _SCENE_QUANTILES) if values.size else np.zeros(3)
+        if self._range is None or self._scene_changed(bulk):
+            self._range, self._bulk = frame, bulk
+        else:
+            self._range = CountRange(
+                self._range.lo + self._rate * (frame.lo - self._range.lo),
+                self._range.hi + self._rate * (frame.hi - self._range.hi),
+            )
+            self._bulk = self._bulk + self._rate * (bulk - self._bulk)
+        return self._range
+
+    def _scene_changed(self, bulk: np.ndarray) -> bool:
+        return bool(np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * self._range.span)

@@ -1,0 +1,96 @@
+"""The x4 resampling pair of the whole project, in packed space.
+
+A high-resolution image ``(B, 1, 4h, 4w)`` is *packed* as ``(B, 16, h, w)`` (pixel-unshuffle: channel
+4i + j is the pixel in row i, column j of each 4x4 block). There, resampling by 4 is one 5x5
+convolution at low resolution. Both directions use the cubic convolution kernel of Keys (1981) with
+a = -0.5, pixel centres aligned and weights renormalised at the borders: what Pillow calls BICUBIC,
+and what made the low-resolution images of the published pairs. ``downsample`` is antialiased.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCALE = 4
+PHASES = SCALE * SCALE
+_REACH = 2  # blocks on either side of a pixel that the kernels touch
+
+
+def pack(hr: Tensor) -> Tensor:
+    """``(B, 1, 4h, 4w)`` -> ``(B, 16, h, w)``."""
+    return F.pixel_unshuffle(hr, SCALE)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """``(B, 16, h, w)`` -> ``(B, 1, 4h, 4w)``."""
+    return F.pixel_shuffle(packed, SCALE)
+
+
+def upsample(lr: Tensor) -> Tensor:
+    """Bicubic x4: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``."""
+    rows, columns = (_weight_sums(n, _phase_taps()).to(lr) for n in lr.shape[-2:])
+    weight_sum = torch.einsum("iy,jx->ijyx", rows, columns).reshape(1, PHASES, *lr.shape[-2:])
+    return F.conv2d(lr, _up_kernel().to(lr), padding=_REACH) / weight_sum
+
+
+def downsample(packed: Tensor) -> Tensor:
+    """Antialiased bicubic /4, the operator D: packed ``(B, 16, h, w)`` -> ``(B, 1, h, w)``."""
+    return F.conv2d(packed, _down_kernel().to(packed), padding=_REACH) / _down_weight_sum(packed)
+
+
+def downsample_adjoint(lr: Tensor) -> Tensor:
+    """D transposed: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``; <D x, r> = <x, D^T r>."""
+    kernel = _down_kernel().to(lr)
+    return F.conv_transpose2d(lr / _down_weight_sum(lr), kernel, padding=_REACH)
+
+
+def _keys_cubic(x: np.ndarray) -> np.ndarray:
+    a, x = -0.5, np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _phase_taps() -> np.ndarray:
+    """Kernel values ``(4, 5)``: phase i of a block against the blocks at offsets -2..2.
+
+    The distance from the centre of block n to the pixel i of block 0 is n - (2 i - 3) / 8 blocks.
+    """
+    phase = (2 * np.arange(SCALE) - (SCALE - 1)) / (2 * SCALE)
+    offset = np.arange(-_REACH, _REACH + 1)
+    return _keys_cubic(offset[None, :] - phase[:, None])
+
+
+@lru_cache(maxsize=1)
+def _up_kernel() -> Tensor:
+    taps = _phase_taps()
+    return torch.tensor(np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5))
+
+
+@lru_cache(maxsize=1)
+def _down_kernel() -> Tensor:
+    taps = _down_taps()
+    return torch.tensor(np.einsum("iy,jx->ijyx", taps, taps).reshape(1, PHASES, 5, 5))
+
+
+def _down_taps() -> np.ndarray:
+    """Kernel values ``(4, 5)`` seen from the low-resolution pixel: offsets change sign, sum is 1."""
+    taps = _phase_taps()[:, ::-1]
+    return np.ascontiguousarray(taps / taps.sum())
+
+
+def _down_weight_sum(like: Tensor) -> Tensor:
+    """What D's weights sum to inside the frame, ``(h, w)``: 1 except near the borders."""
+    rows, columns = (_weight_sums(n, _down_taps()).sum(0).to(like) for n in like.shape[-2:])
+    return torch.outer(rows, columns)
+
+
+def _weight_sums(n: int, taps: np.ndarray) -> Tensor:
+    """Per phase, the part of ``taps`` that falls inside ``n`` blocks: ``(4, n)`` float64."""
+    inside = torch.ones(1, 1, n, dtype=torch.float64)
+    return F.conv1d(inside, torch.tensor(taps)[:, None], padding=_REACH)[0]

@@ -1,0 +1,65 @@
+#!/bin/sh
+# Usage: fill_venv.sh FOLDER. Makes the virtual environment and installs all that demo and tests use.
+# Run it again at any time: what is there stays, and nothing is fetched for it.
+set -eu
+venv=$1
+here=$(dirname "$0")
+constraints=$here/constraints.txt
+
+can_serve() {
+    "$1" - >/dev/null 2>&1 <<'PYTHON'
+import os, sys
+assert (3, 10) <= sys.version_info[:2] <= (3, 13)
+if os.environ.get("ROS_DISTRO"):
+    import rclpy  # of the sourced distribution, which is built for one Python
+PYTHON
+}
+
+if [ ! -x "$venv/bin/python" ]; then
+    for python in python3 python3.13 python3.12 python3.11 python3.10; do
+        can_serve "$python" && break
+        python=
+    done
+    if [ -z "$python" ]; then
+        echo "No Python 3.10 to 3.13 found${ROS_DISTRO:+ that can import rclpy of ROS $ROS_DISTRO}." >&2
+        exit 1
+    fi
+    # ROS distributions keep Python packages of theirs (numpy, yaml) in the system's site-packages.
+    "$python" -m venv ${ROS_DISTRO:+--system-site-packages} "$venv" || {
+        rm -rf "$venv"
+        echo "$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
+        exit 1
+    }
+fi
+
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+install() { pip install --quiet --constraint "$constraints" "$@"; }
+
+has_gpu() { [ -e /proc/driver/nvidia/version ] || nvidia-smi -L >/dev/null 2>&1; }
+has_torch() { "$venv/bin/python" -c 'import torch; assert torch.__version__ >= "2.6"' 2>/dev/null; }
+
+if ! has_torch; then
+    echo "installing torch (the largest part) ..."
+    has_gpu || pip install --quiet torch==2.13.0+cpu 2>/dev/null || true
+    has_torch || install torch
+fi
+# A torch that was there before, such as a Jetson's, is kept too.
+"$venv/bin/python" - "$constraints" >"$venv/constraints.txt" <<'PYTHON'
+import sys, torch
+lines = open(sys.argv[1]).read().splitlines()
+print(f"torch=={torch.__version__}", *(l for l in lines if not l.startswith("torch==")), sep="\n")
+PYTHON
+constraints=$venv/constraints.txt
+
+echo "installing the package and its tools ..."
+install 'setuptools<80' wheel
+install --no-build-isolation --editable "$here/..[train,dev]"
+if [ -z "${ROS_DISTRO:-}" ]; then
+    install --no-build-isolation --editable "$here/..[ros]" ||
+        echo "No ROS wheels for this machine: make demo runs the offline replay, ROS tests skip."
+fi
+# For tests only, and without their dependencies, which would bring another torch. Tests that need
+# them skip where they cannot be had.
+for package in torchvision einops lpips spandrel; do
+    install --no-deps "$package" || echo "No $package for this machine: tests that need it skip."
+done

@@ -1,0 +1,56 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_strategies
+
+from difiisr_ros.image_codec import ENCODINGS, ImageCodecError, decode, encode
+
+
+@st.composite
+def images(draw):
+    """An encoding and pixels of its dtype, any values (NaN too), sides from 1 px, odd ones too."""
+    encoding = draw(st.sampled_from(sorted(ENCODINGS)))
+    dtype, channels = ENCODINGS[encoding]
+    sides = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    shape = sides if channels == 1 else (*sides, 3)
+    return encoding, draw(numpy_strategies.arrays(dtype, shape))
+
+
+@given(images())
+def test_round_trip_is_exact(image):
+    encoding, pixels = image
+    decoded = decode(**encode(pixels, encoding)._asdict())
+    assert decoded.dtype == pixels.dtype
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+@given(images(), st.integers(0, 7), st.booleans(), st.binary(max_size=5))
+def test_padding_byte_order_and_trailing_bytes_do_not_change_the_pixels(
+    image, padding, is_bigendian, trailing
+):
+    encoding, pixels = image
+    stored = pixels.astype(pixels.dtype.newbyteorder(">" if is_bigendian else "<"))
+    rows = [row.tobytes() + b"\xaa" * padding for row in stored]
+    decoded = decode(
+        encoding, len(rows), pixels.shape[1], len(rows[0]), is_bigendian, b"".join(rows) + trailing
+    )
+    assert decoded.flags.c_contiguous
+    assert decoded.flags.aligned
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+@given(
+    st.sampled_from([*sorted(ENCODINGS), "yuv422", ""]),
+    st.integers(0, 2**32 - 1) | st.integers(0, 8),
+    st.integers(0, 2**32 - 1) | st.integers(0, 8),
+    st.integers(0, 2**32 - 1) | st.integers(0, 32),
+    st.integers(0, 255),
+    st.binary(max_size=64),
+)
+def test_any_fields_are_an_image_or_refused(encoding, height, width, step, is_bigendian, data):
+    try:
+        pixels = decode(encoding, height, width, step, is_bigendian, data)
+    except ImageCodecError:
+        return
+    assert pixels.shape[:2] == (height, width)
+    assert height * step <= len(data)

@@ -1,0 +1,111 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from difiisr_ros.camera_info import matches, scale_camera_info
+
+
+def camera_info(**changes):
+    fields = {
+        "header": "stamp and frame_id",
+        "height": 120,
+        "width": 160,
+        "distortion_model": "plumb_bob",
+        "d": [-0.3, 0.1, 0.0, 0.0, 0.0],
+        "k": np.array([200.0, 0, 79.5, 0, 210.0, 59.5, 0, 0, 1]),
+        "r": np.eye(3).ravel(),
+        "p": np.array([190.0, 0, 80.0, -19.0, 0, 195.0, 60.0, 2.0, 0, 0, 1, 0]),
+        "binning_x": 0,
+        "binning_y": 0,
+        "roi": SimpleNamespace(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False),
+    }
+    return SimpleNamespace(**fields | changes)
+
+
+def test_the_centre_pixel_of_the_input_is_the_centre_of_the_output():
+    # 160 px wide, centre 79.5; 640 px wide, centre 319.5
+    scaled = scale_camera_info(camera_info(), 4)
+    np.testing.assert_allclose(scaled.k, [800, 0, 319.5, 0, 840, 239.5, 0, 0, 1])
+
+
+def test_projection_scales_with_its_baseline_terms():
+    scaled = scale_camera_info(camera_info(), 4)
+    np.testing.assert_allclose(
+        scaled.p, [760, 0, 321.5, -76, 0, 780, 241.5, 8, 0, 0, 1, 0]
+    )
+
+
+def test_a_ray_hits_the_same_place_of_the_scene():
+    info = camera_info()
+    scaled = scale_camera_info(info, 4)
+    point = np.array([0.3, -0.2, 2.0, 1.0])
+    u, v, w = info.p.reshape(3, 4) @ point
+    big_u, big_v, big_w = scaled.p.reshape(3, 4) @ point
+    # pixel x covers output pixels 4x .. 4x+3, whose centre is 4x + 1.5
+    assert big_u / big_w == pytest.approx(4 * u / w + 1.5)
+    assert big_v / big_w == pytest.approx(4 * v / w + 1.5)
+
+
+def test_size_and_roi_scale_and_the_rest_stays():
+    roi = SimpleNamespace(x_offset=8, y_offset=4, height=60, width=80, do_rectify=True)
+    info = camera_info(binning_x=2, binning_y=2, roi=roi)
+    scaled = scale_camera_info(info, 4)
+    assert (scaled.width, scaled.height) == (640, 480)
+    assert vars(scaled.roi) == {
+        "x_offset": 32, "y_offset": 16, "height": 240, "width": 320, "do_rectify": True
+    }  # fmt: skip
+    for name in ("header", "distortion_model", "d", "binning_x", "binning_y"):
+        assert getattr(scaled, name) == getattr(info, name)
+    np.testing.assert_array_equal(scaled.r, info.r)
+
+
+def test_uncalibrated_stays_uncalibrated():
+    scaled = scale_camera_info(camera_info(k=np.zeros(9), p=np.zeros(12)), 4)
+    assert not np.any(scaled.k)
+    assert not np.any(scaled.p)
+    assert (scaled.width, scaled.height) == (640, 480)
+
+
+def test_full_roi_stays_zero():
+    assert scale_camera_info(camera_info(), 4).roi.width == 0
+
+
+def test_the_original_is_not_touched():
+    info = camera_info()
+    scale_camera_info(info, 4)
+    assert info.width == 160
+    assert info.k[0] == 200
+    assert info.roi.height == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "fits"),
+    [
+        ({}, (160, 120), True),
+        ({}, (640, 480), False),
+        ({"binning_x": 2, "binning_y": 2}, (80, 60), True),
+        ({"binning_x": 2, "binning_y": 2}, (160, 120), False),
+        ({"roi": SimpleNamespace(width=32, height=24)}, (32, 24), True),
+        ({"width": 0, "height": 0}, (160, 120), False),
+    ],
+)
+def test_info_of_another_image_size_does_not_match(changes, size, fits):
+    image = SimpleNamespace(width=size[0], height=size[1])
+    assert matches(camera_info(**changes), image) is fits
+
+
+def test_rosbags_messages_are_scaled_too():
+    typesys = pytest.importorskip("rosbags.typesys", reason="rosbags reads bags without ROS")
+    types = typesys.get_typestore(typesys.Stores.ROS2_JAZZY).types
+    roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+    time = types["builtin_interfaces/msg/Time"](1, 2)
+    source = camera_info(roi=roi, header=types["std_msgs/msg/Header"](time, "thermal"))
+    info = types["sensor_msgs/msg/CameraInfo"](
+        **{**vars(source), "d": np.asarray(source.d, np.float64)}
+    )
+    scaled = scale_camera_info(info, 4)
+    assert type(scaled) is type(info)
+    assert scaled.width == 640
+    assert scaled.k[2] == 319.5
+    assert scaled.header.frame_id == "thermal"

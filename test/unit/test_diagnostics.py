@@ -1,0 +1,82 @@
+import os
+import sys
+
+import pytest
+
+os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
+diagnostic_msgs = pytest.importorskip("diagnostic_msgs.msg", reason="needs ROS messages")
+
+from builtin_interfaces.msg import Time  # noqa: E402
+
+from difiisr_ros.diagnostics import (  # noqa: E402
+    assess,
+    diagnostic_array,
+    memory_values,
+    stream_values,
+)
+from difiisr_ros.stream_statistics import Summary  # noqa: E402
+
+Status = diagnostic_msgs.DiagnosticStatus
+
+
+@pytest.mark.parametrize(
+    ("summary", "level", "text"),
+    [
+        (Summary(published=9, rate_out=9.0), Status.OK, "9.0 Hz"),
+        (Summary(idle=4), Status.OK, "waiting for a subscriber"),
+        (Summary(silence=5.0), Status.STALE, "no image on /thermal/image_raw for 5 s"),
+        (Summary(recent_lost=3), Status.WARN, "3 frames lost before this node"),
+        (
+            Summary(recent_received=9, recent_dropped={"stale": 6}),
+            Status.WARN,
+            "6 of 9 frames skipped",
+        ),
+        (
+            Summary(recent_dropped={"malformed": 2}, last_error="step 3"),
+            Status.WARN,
+            "2 images refused in 10 s: step 3",
+        ),
+        (
+            Summary(recent_dropped={"failed": 1, "stale": 5}, last_error="out of memory"),
+            Status.ERROR,
+            "1 frames failed in 10 s: out of memory",
+        ),
+        # what is long over is counted, not alarmed about
+        (Summary(published=1, lost=3, dropped={"failed": 9}), Status.OK, "Hz"),
+    ],
+)
+def test_the_worst_trouble_sets_level_and_message(summary, level, text):
+    found_level, message = assess(summary, "/thermal/image_raw")
+    assert found_level == level
+    assert text in message
+
+
+def test_the_values_a_dashboard_reads():
+    summary = Summary(
+        received=10, published=7, latency=(0.02, 0.03, 0.5), dropped={"stale": 2, "malformed": 1}
+    )
+    values = stream_values(summary)
+    assert values["latency p50 (ms)"] == "20.0"
+    assert values["latency p99 (ms)"] == "500.0"
+    assert (values["dropped stale"], values["dropped malformed"]) == ("2", "1")
+    assert values["dropped failed"] == "0"
+    assert stream_values(Summary())["latency p50 (ms)"] == "nan"
+
+
+def test_memory_is_that_of_this_process():
+    if sys.platform != "linux":
+        pytest.skip("resident memory is read from /proc")
+    before = float(memory_values("cpu")["memory (MB)"])
+    ballast = bytearray(os.urandom(64_000_000))
+    assert float(memory_values("cpu")["memory (MB)"]) - before > 32
+    del ballast
+
+
+def test_the_message_carries_everything():
+    message = diagnostic_array(
+        Time(sec=5), "sr_node: super-resolution", "bicubic", Status.WARN, "slow", {"a": "1"}
+    )
+    (status,) = message.status
+    assert message.header.stamp.sec == 5
+    assert (status.level, status.message, status.hardware_id) == (Status.WARN, "slow", "bicubic")
+    assert [(value.key, value.value) for value in status.values] == [("a", "1")]

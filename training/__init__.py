@@ -1,0 +1,1 @@
+"""difiisr_training: data, degradations, losses, the training loop and evaluation."""

@@ -1,0 +1,127 @@
+"""Settings of a training run: frozen dataclasses filled from a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from difiisr_models.compact import CompactConfig
+from difiisr_training.crops import CropConfig
+from difiisr_training.images import ImageSource
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW with a warm-up and a cosine to ``final_lr_share`` of the peak rate.
+
+    Attributes:
+        lr: peak learning rate.
+        final_lr_share: rate at the last iteration over the peak rate; 1 keeps it constant.
+        warmup: iterations of linear warm-up.
+        weight_decay: AdamW's.
+        ema: decay of the exponential moving average of the weights, per iteration.
+        grad_clip: largest gradient norm.
+    """
+
+    lr: float = 5e-4
+    final_lr_share: float = 0.01
+    warmup: int = 200
+    weight_decay: float = 0.0
+    ema: float = 0.999
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run. Paths are relative to the folders given on the command line.
+
+    Attributes:
+        name: name of the model and of the run's folder.
+        network: sizes of the compact network.
+        sources: where high-resolution frames come from.
+        crops: how samples are drawn from them.
+        optimiser: see :class:`OptimiserConfig`.
+        iterations: length of the schedule.
+        batch: samples per iteration over all processes.
+        last_step_share: share of samples trained at t = T; the rest is uniform over 1..T.
+        seed: of data, noise and initial weights.
+        checkpoint_every: iterations between checkpoints.
+        log_every: iterations between lines of statistics.
+    """
+
+    name: str
+    sources: tuple[ImageSource, ...]
+    network: CompactConfig = field(default_factory=CompactConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    iterations: int = 20000
+    batch: int = 16
+    last_step_share: float = 0.6
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 50
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a YAML file.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value of the wrong type; the text names it.
+    """
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+    return _build(TrainConfig, data, str(path))
+
+
+def as_dict(config: TrainConfig) -> dict[str, Any]:
+    """The resolved settings, for printing and for the checkpoint."""
+    return dataclasses.asdict(config)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Make an instance of the annotated type ``kind`` from plain YAML data."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a mapping, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ValueError(
+                f"{where}: unknown settings {', '.join(unknown)}; known are {', '.join(hints)}"
+            )
+        missing = [
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.name not in value
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ValueError(f"{where}: missing settings {', '.join(missing)}")
+        return kind(**{k: _build(hints[k], v, f"{where}: {k}") for k, v in value.items()})
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        item = typing.get_args(kind)[0]
+        return tuple(_build(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(a for a in typing.get_args(kind) if a is not type(None))
+        return _build(kind, value, where)
+    if origin is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"{where}: must be one of {typing.get_args(kind)}, got {value!r}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
