@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import sqlite3
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import apsw
 from lz4.frame import LZ4FrameDecompressor
 from rosbags.interfaces import (
     Connection,
@@ -156,14 +156,16 @@ class SqliteRemains:
         self.fault = ""
         try:
             with _read_only(self.path) as database:
-                topics = list(database.execute("SELECT * FROM topics ORDER BY id"))
+                topics = database.execute("SELECT * FROM topics ORDER BY id")
+                topics = [
+                    dict(zip((c[0] for c in topics.description), t, strict=True)) for t in topics
+                ]
                 definitions = self._definitions(database)
-        except sqlite3.DatabaseError as error:
+        except apsw.Error as error:
             raise ReaderError(f"{path}: the list of topics cannot be read: {error}") from error
         no_definition = (MessageDefinition(MessageDefinitionFormat.NONE, ""), "")
         self.connections = []
-        for row in topics:
-            topic = dict(row)
+        for topic in topics:
             qos = parse_qos(topic.get("offered_qos_profiles", ""))
             definition, digest = definitions.get(topic["type"], no_definition)
             ext = ConnectionExtRosbag2(topic["serialization_format"], qos)
@@ -184,11 +186,11 @@ class SqliteRemains:
                 for topic, time, data in database.execute(query):
                     if topic in wanted:
                         yield wanted[topic], time, data
-            except sqlite3.DatabaseError as error:
+            except apsw.Error as error:
                 self.fault = f"the database is damaged: {error}"
 
     @staticmethod
-    def _definitions(database: sqlite3.Connection) -> dict[str, tuple[MessageDefinition, str]]:
+    def _definitions(database: apsw.Connection) -> dict[str, tuple[MessageDefinition, str]]:
         try:
             rows = database.execute(
                 "SELECT topic_type, encoding, encoded_message_definition, type_description_hash "
@@ -198,17 +200,50 @@ class SqliteRemains:
                 name: (MessageDefinition(_FORMATS[encoding], text), digest)
                 for name, encoding, text, digest in rows
             }
-        except (sqlite3.DatabaseError, KeyError):
+        except (apsw.Error, KeyError):
             return {}  # recorded before rosbag2 stored definitions
 
 
+class _WholePagesFile(apsw.VFSFile):
+    """A database file that ends at its last whole page: of a torn one SQLite makes up the rest."""
+
+    def __init__(self, name: str | apsw.URIFilename, flags: list[int]) -> None:
+        super().__init__("", name, flags)
+
+    def xFileSize(self) -> int:
+        size = super().xFileSize()
+        stored = int.from_bytes(self.xRead(2, 16), "big") if size >= 100 else 512
+        page = 65536 if stored == 1 else max(stored, 512)  # SQLite file format, 1.3.2
+        return size - size % page
+
+
+class _WholePages(apsw.VFS):
+    """Opens every file as a :class:`_WholePagesFile`."""
+
+    NAME = "difiisr_whole_pages"
+
+    def __init__(self) -> None:
+        super().__init__(self.NAME, "")
+
+    def xOpen(
+        self, name: str | apsw.URIFilename | None, flags: list[int]
+    ) -> apsw.VFSFile:
+        return _WholePagesFile(name, flags)
+
+
+_vfs = _WholePages()  # registered with SQLite as long as this object lives
+
+
 @contextmanager
-def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
-    database = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+def _read_only(path: Path) -> Iterator[apsw.Connection]:
+    database = apsw.Connection(
+        f"{path.absolute().as_uri()}?immutable=1",
+        flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+        vfs=_WholePages.NAME,
+    )
     try:
-        database.row_factory = sqlite3.Row
         # Without this SQLite refuses a file that is shorter than its header says.
-        database.execute("PRAGMA writable_schema = ON")
+        database.pragma("writable_schema", True)
         yield database
     finally:
         database.close()

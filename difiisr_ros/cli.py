@@ -76,7 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a model is, and what a frame costs")
     info.add_argument("model", metavar="MODEL", help="model name, or path of weights")
     info.add_argument(
-        "--parity", choices=("tiny", "full"), help="compare with the published network's outputs"
+        "--parity",
+        choices=("tiny", "full"),
+        help="also compare the published network of this size with the reference's outputs",
+    )
+    info.add_argument(
+        "--parity-data",
+        type=Path,
+        metavar="DIR",
+        default=Path("../shared/parity"),
+        help="the recorded outputs (%(default)s)",
     )
     info.set_defaults(run=_info)
 
@@ -84,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("unet", metavar="UNET", type=Path)
     convert.add_argument("autoencoder", metavar="AUTOENCODER", type=Path)
     convert.add_argument("target", metavar="OUT_DIR", type=Path)
+    convert.add_argument("--force", action="store_true", help="replace an existing OUT_DIR")
     convert.set_defaults(run=_convert)
 
     commands.add_parser("train", help="train a model: difiisr train CONFIG [...]", add_help=False)
@@ -92,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or path (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (%(default)s)")
-    parser.add_argument("--backend", default="torch", help="what runs the network (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument("--backend", default="auto", help="what runs the network (%(default)s)")
     parser.add_argument("--steps", type=_positive, default=1, help="diffusion steps (%(default)s)")
     parser.add_argument("--fidelity", type=float, default=1.0, help="0 to 1 (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; -1: none (%(default)s)")
@@ -174,17 +184,23 @@ def _info(options: argparse.Namespace) -> int:
     print(f"sha256      {upscaler.weights_sha256 or '(no weights)'}")
     print(f"cost        {counter.get_total_flops() / 1e9:.2f} GFLOP for a 64x64 frame")
     print(f"backend     {upscaler.backend} on {upscaler.device}")
-    if options.parity:
-        from difiisr_models.parity import report_parity
+    return _parity(options.parity, options.parity_data) if options.parity else 0
 
-        return report_parity(options.model, options.parity)
-    return 0
+
+def _parity(size: str, folder: Path) -> int:
+    from difiisr_models.parity import TOLERANCE, run_parity
+
+    rows = run_parity(size, folder, lambda name: print(f"parity      {name} ...", file=sys.stderr))
+    for row in rows:
+        print(f"parity      {row.name}: {row.max_abs_diff:.1e} {'ok' if row.passed else 'FAILED'}")
+    print(f"            largest absolute difference allowed: {TOLERANCE:.0e}")
+    return 0 if all(row.passed for row in rows) else 1
 
 
 def _convert(options: argparse.Namespace) -> int:
     from difiisr_models.checkpoint import convert
 
-    convert(options.unet, options.autoencoder, options.target)
+    convert(options.unet, options.autoencoder, options.target, overwrite=options.force)
     print(f"{options.target}: converted; use it as a model: --model {options.target}")
     return 0
 

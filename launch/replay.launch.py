@@ -39,7 +39,6 @@ ARGUMENTS = {
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, include the node, play, record, and shut down when all is played."""
     value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
-    result_info = [value["result"], "/camera_info"]
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SR_LAUNCH)),
         launch_arguments={
@@ -54,7 +53,7 @@ def generate_launch_description() -> LaunchDescription:
     record = ExecuteProcess(
         cmd=[
             *("ros2", "bag", "record", "--storage", "mcap", "--output", value["output"]),
-            *("--topics", value["result"], result_info),
+            *("--regex", ["^", value["result"], "(/camera_info)?$"]),
         ],
         output="screen",
     )

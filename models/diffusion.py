@@ -32,7 +32,8 @@ def prior_sample(y: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
 def posterior(x_t: Tensor, x0: Tensor, t: int, schedule: Schedule) -> tuple[Tensor, float]:
     """Mean and variance of q(x_{t-1} | x_t, x_0), with alpha_t = eta_t - eta_{t-1}.
 
-    mean = (eta_{t-1}/eta_t) x_t + (alpha_t/eta_t) x_0, variance = kappa^2 (eta_{t-1}/eta_t) alpha_t.
+    mean = (eta_{t-1}/eta_t) x_t + (alpha_t/eta_t) x_0,
+    variance = kappa^2 (eta_{t-1}/eta_t) alpha_t.
     """
     eta, eta_previous = schedule.eta_at(t), schedule.eta_at(t - 1)
     alpha = eta - eta_previous

@@ -31,7 +31,10 @@ class FrameModel(Protocol):
     def super_resolve(
         self, lr: Tensor, noise: Callable[[int], Tensor], steps: int, fidelity: float
     ) -> Tensor:
-        """``lr (n, 1, h, w)`` and ``noise(k) (n, noise_channels, h, w)`` -> packed ``(n, 16, h, w)``."""
+        """Tiles ``lr (n, 1, h, w)`` -> packed ``(n, 16, h, w)``, all in network units.
+
+        ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``.
+        """
         ...
 
 

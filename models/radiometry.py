@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NETWORK_LIMIT = 3.0
-"""The network is shown values in [-3, 3]; what lies beyond (a dead pixel, the sun) goes around it."""
+"""The network is shown [-3, 3]; what lies beyond (a dead pixel, the sun) goes around it."""
 
 _RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
 _SCENE_QUANTILES = (0.1, 0.5, 0.9)
@@ -71,7 +71,10 @@ class RangeTracker:
     """
 
     def __init__(self, rate: float = 0.05) -> None:
-        """``rate``: share of the way towards the current frame's range taken at each frame, 0..1."""
+        """``rate``: share of the way to the current frame's range taken at each frame, 0..1.
+
+        However far that is, neither end moves by more than ``rate`` times the span.
+        """
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
         self._rate = rate
@@ -90,9 +93,12 @@ class RangeTracker:
         if self._range is None or self._scene_changed(bulk):
             self._range, self._bulk = frame, bulk
         else:
+            most = self._range.span
             self._range = CountRange(
-                self._range.lo + self._rate * (frame.lo - self._range.lo),
-                self._range.hi + self._rate * (frame.hi - self._range.hi),
+                self._range.lo
+                + self._rate * float(np.clip(frame.lo - self._range.lo, -most, most)),
+                self._range.hi
+                + self._rate * float(np.clip(frame.hi - self._range.hi, -most, most)),
             )
             self._bulk = self._bulk + self._rate * (bulk - self._bulk)
         return self._range

@@ -1,9 +1,9 @@
 """The x4 resampling pair of the whole project, in packed space.
 
-A high-resolution image ``(B, 1, 4h, 4w)`` is *packed* as ``(B, 16, h, w)`` (pixel-unshuffle: channel
-4i + j is the pixel in row i, column j of each 4x4 block). There, resampling by 4 is one 5x5
-convolution at low resolution. Both directions use the cubic convolution kernel of Keys (1981) with
-a = -0.5, pixel centres aligned and weights renormalised at the borders: what Pillow calls BICUBIC,
+A high-resolution image ``(B, 1, 4h, 4w)`` is *packed* as ``(B, 16, h, w)`` (pixel-unshuffle:
+channel 4i + j is the pixel in row i, column j of each 4x4 block). There, resampling by 4 is one
+5x5 convolution at low resolution. Both directions use the cubic convolution kernel of Keys (1981)
+with a = -0.5, pixel centres aligned and weights renormalised at the borders: what Pillow calls BICUBIC,
 and what made the low-resolution images of the published pairs. ``downsample`` is antialiased.
 """
 
@@ -79,7 +79,7 @@ def _down_kernel() -> Tensor:
 
 
 def _down_taps() -> np.ndarray:
-    """Kernel values ``(4, 5)`` seen from the low-resolution pixel: offsets change sign, sum is 1."""
+    """Kernel values ``(4, 5)`` seen from the low-resolution pixel, with sum 1."""
     taps = _phase_taps()[:, ::-1]
     return np.ascontiguousarray(taps / taps.sum())
 

@@ -40,7 +40,9 @@ def exponential_schedule(
     sqrt_eta_end: float = 0.99,
     min_noise_level: float = 0.04,
 ) -> Schedule:
-    """sqrt(eta_t) = sqrt(eta_1) b^{u_t}, u_t = ((t-1)/(T-1))^p (T-1), b = (.99/sqrt(eta_1))^{1/(T-1)}.
+    """sqrt(eta_t) = sqrt(eta_1) b^{u_t} with u_t = ((t-1)/(T-1))^p (T-1).
+
+    b = (sqrt(eta_T) / sqrt(eta_1))^{1/(T-1)}.
 
     The first level is sqrt(eta_1) = min(min_noise_level / kappa, min_noise_level, sqrt(0.001)).
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of the frame: rows ``top:bottom`` and columns ``left:right``, low-resolution pixels."""
+    """A window of the frame: rows ``top:bottom``, columns ``left:right``, low resolution."""
 
     top: int
     bottom: int
@@ -71,7 +71,7 @@ def process_tiles(
         tiles: a plan that covers the frame.
         process: ``(n, C, th, tw)`` tiles and their places -> ``(n, D, th, tw)``.
         batch: tiles per call; bounds the memory.
-        overlap: width of the ramps, as planned.
+        overlap: pixels that neighbours share, as planned.
 
     Returns:
         ``(1, D, h, w)``.
@@ -93,13 +93,20 @@ def process_tiles(
 
 
 def _blend_weight(place: Tile, frame: Tensor, overlap: int) -> Tensor:
-    """Rises linearly over ``overlap`` pixels from each side that is not the frame's, ``(th, tw)``."""
+    """The tile's share of each pixel before normalisation, ``(th, tw)``.
+
+    On a side that is not the frame's, a quarter of the overlap counts for nothing (the network saw
+    a false border there) and a ramp rises over the middle half.
+    """
+    trim = overlap // 4
+    ramp = overlap - 2 * trim + 1
 
     def axis(first: int, last: int, length: int) -> Tensor:
         position = torch.arange(first, last, device=frame.device, dtype=frame.dtype)
-        from_first = (position - first + 1) / (overlap + 1) if first > 0 else position * 0 + 1
-        from_last = (last - position) / (overlap + 1) if last < length else position * 0 + 1
-        return torch.minimum(from_first, from_last).clamp(max=1)
+        full = torch.ones_like(position)
+        from_first = (position - first + 1 - trim) / ramp if first > 0 else full
+        from_last = (last - position - trim) / ramp if last < length else full
+        return torch.minimum(from_first, from_last).clamp(0, 1)
 
     height, width = frame.shape[-2:]
     return torch.outer(axis(place.top, place.bottom, height), axis(place.left, place.right, width))

@@ -2,7 +2,7 @@
 
 A weights folder holds ``manifest.json`` and the safetensors files that it names:
 
-``{"format": 1, "kind": "compact" | "published", "files": {NAME: {"bytes": n, "sha256": hex}}, ...}``
+``{"format": 1, "kind": "compact"|"published", "files": {NAME: {"bytes": n, "sha256": hex}}, ...}``
 """
 
 from __future__ import annotations

@@ -33,18 +33,18 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-install() { pip install --quiet --constraint "$constraints" "$@"; }
+install() { pip install -qq --constraint "$constraints" "$@"; }
 
 has_gpu() { [ -e /proc/driver/nvidia/version ] || nvidia-smi -L >/dev/null 2>&1; }
-has_torch() { "$venv/bin/python" -c 'import torch; assert torch.__version__ >= "2.6"' 2>/dev/null; }
+has_torch() { "$venv/bin/python" -W ignore -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)' 2>/dev/null; }
 
 if ! has_torch; then
     echo "installing torch (the largest part) ..."
-    has_gpu || pip install --quiet torch==2.13.0+cpu 2>/dev/null || true
+    has_gpu || pip install -qq torch==2.13.0+cpu 2>/dev/null || true
     has_torch || install torch
 fi
 # A torch that was there before, such as a Jetson's, is kept too.
-"$venv/bin/python" - "$constraints" >"$venv/constraints.txt" <<'PYTHON'
+"$venv/bin/python" -W ignore - "$constraints" >"$venv/constraints.txt" <<'PYTHON'
 import sys, torch
 lines = open(sys.argv[1]).read().splitlines()
 print(f"torch=={torch.__version__}", *(l for l in lines if not l.startswith("torch==")), sep="\n")

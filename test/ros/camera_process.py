@@ -1,10 +1,7 @@
 """Publishes a 640x512 mono16 stream: python camera_process.py FRAMES HERTZ."""
 
-import os
 import sys
 import time
-
-os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
 
 import numpy as np
 import rclpy

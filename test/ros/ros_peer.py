@@ -1,18 +1,10 @@
 """What the ROS tests talk to sr_node with: the node as a process, and a peer beside it."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-
-# The pip wheels keep their ament index in the virtual environment.
-os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-PROFILE = Path(__file__).resolve().parents[2] / "config" / "fastdds.xml"
-for variable in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
-    os.environ.setdefault(variable, str(PROFILE))
 
 import numpy as np
 import rclpy
@@ -48,20 +40,14 @@ class NodeProcess:
         return self._log.read_text()
 
     def wait_for_log(self, text):
-        wait_until(
-            lambda: text in self.log or self._process.poll() is not None, lambda: self.log
-        )
+        wait_until(lambda: text in self.log or self._process.poll() is not None, lambda: self.log)
         assert text in self.log, self.log
 
-    def exit_code(self):
-        """Wait for the end; the code as a shell sees it."""
-        return self._process.wait(PATIENCE)
-
-    def stop(self, number=signal.SIGINT):
+    def stop(self, number):
         """Send a signal and return the exit code."""
         self._process.send_signal(number)
         try:
-            return self.exit_code()
+            return self._process.wait(PATIENCE)
         finally:
             self._process.kill()
 
@@ -99,9 +85,7 @@ class Peer:
         self._info = self.node.create_publisher(CameraInfo, "/thermal/camera_info", best_effort)
         self.images, self.infos, self.diagnostics = [], [], []
         self._recorders = []
-        self.node.create_subscription(
-            DiagnosticArray, "/diagnostics", self.diagnostics.append, 10
-        )
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 10)
         self._clients = {}
         self._stop_spinning = spin_in_thread(self.node)
         self.stamp = 1_700_000_000

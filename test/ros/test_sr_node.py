@@ -1,5 +1,6 @@
 """sr_node as users meet it: a process of its own, real DDS, a camera and a recorder beside it."""
 
+import signal
 import time
 
 import numpy as np
@@ -28,7 +29,8 @@ def process(tmp_path_factory):
         *("-p", "diagnostics_period:=0.1"),
     )
     yield process
-    process.stop()
+    assert process.stop(signal.SIGINT) == 0
+    assert "Traceback" not in process.log
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Start and end of the sr_node process."""
+"""Start and end of the sr_node process; its end by SIGINT is tested in test_sr_node.py."""
 
 import signal
 
@@ -8,22 +8,24 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced di
 
 from ros_peer import NodeProcess
 
-BICUBIC = ("-p", "model:=bicubic", "-p", "autostart:=true")
+from difiisr_ros.sr_node import main
 
 
-def test_interrupted_and_terminated_nodes_end_with_0(tmp_path):
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    nodes = [NodeProcess(tmp_path / number.name, *BICUBIC) for number in numbers]
-    for node in nodes:
-        node.wait_for_log("active:")
-    codes = [node.stop(number) for node, number in zip(nodes, numbers, strict=True)]
-    assert codes == [0, 0]
-    for node in nodes:
-        assert "Traceback" not in node.log
-
-
-def test_an_integer_for_a_double_parameter_is_explained(tmp_path):
-    node = NodeProcess(tmp_path / "log", "-p", "fidelity:=1")
-    assert node.exit_code() == 1
-    assert "'fidelity' is of type double, but 1 is integer: write 1.0" in node.log
+def test_a_terminated_node_ends_with_0(tmp_path):
+    node = NodeProcess(tmp_path / "log", "-p", "model:=bicubic", "-p", "autostart:=true")
+    node.wait_for_log("active:")
+    assert node.stop(signal.SIGTERM) == 0
     assert "Traceback" not in node.log
+
+
+@pytest.mark.parametrize(
+    ("argument", "explanation"),
+    [
+        ("fidelity:=1", "'fidelity' is of type double, but 1 is integer: write 1.0"),
+        ("steps:=99", "steps"),
+        ("device:=gpu", "must be one of auto, cpu, cuda, cuda:N"),
+    ],
+)
+def test_a_bad_start_parameter_is_explained(argument, explanation, capfd):
+    assert main(["--ros-args", "-p", argument]) == 1
+    assert explanation in capfd.readouterr().err

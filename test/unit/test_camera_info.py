@@ -31,9 +31,7 @@ def test_the_centre_pixel_of_the_input_is_the_centre_of_the_output():
 
 def test_projection_scales_with_its_baseline_terms():
     scaled = scale_camera_info(camera_info(), 4)
-    np.testing.assert_allclose(
-        scaled.p, [760, 0, 321.5, -76, 0, 780, 241.5, 8, 0, 0, 1, 0]
-    )
+    np.testing.assert_allclose(scaled.p, [760, 0, 321.5, -76, 0, 780, 241.5, 8, 0, 0, 1, 0])
 
 
 def test_a_ray_hits_the_same_place_of_the_scene():

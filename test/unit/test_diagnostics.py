@@ -3,20 +3,18 @@ import sys
 
 import pytest
 
-os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-diagnostic_msgs = pytest.importorskip("diagnostic_msgs.msg", reason="needs ROS messages")
+pytest.importorskip("diagnostic_msgs", reason="needs ROS messages")
 
-from builtin_interfaces.msg import Time  # noqa: E402
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus as Status
 
-from difiisr_ros.diagnostics import (  # noqa: E402
+from difiisr_ros.diagnostics import (
     assess,
     diagnostic_array,
     memory_values,
     stream_values,
 )
-from difiisr_ros.stream_statistics import Summary  # noqa: E402
-
-Status = diagnostic_msgs.DiagnosticStatus
+from difiisr_ros.stream_statistics import Summary
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""What all tests share: the place of the data beside the checkout, and one torchvision repair."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def declare_torchvision_operators() -> torch.library.Library | None:
+    """Let a torchvision built for CUDA import beside a torch built for CPUs.
+
+    Its compiled part does not load there, and its Python part stops at the import because the
+    operators are unknown. No test runs these operators. For tests only: users install a pair.
+    """
+    try:
+        built_for_cpu = "+cpu" in version("torchvision")
+    except PackageNotFoundError:
+        return None
+    if built_for_cpu or torch.version.cuda is not None:
+        return None
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+_operators = declare_torchvision_operators()  # they vanish with this object
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real thermal images beside the checkout; skips where there is none."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no image data at {folder}")
+    return folder

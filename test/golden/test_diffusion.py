@@ -1,0 +1,120 @@
+"""Sampler algebra against closed forms."""
+
+import math
+
+import pytest
+import torch
+from difiisr_models.diffusion import (
+    draw_noise,
+    latent_input_scale,
+    posterior,
+    prior_sample,
+    q_sample,
+    sample,
+)
+from difiisr_models.schedule import exponential_schedule, respace
+
+SCHEDULE = exponential_schedule()
+
+
+def normal(seed: int, shape: tuple[int, ...] = (2, 3, 4, 4)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_forward_process_shifts_the_residual_by_eta_and_adds_kappa_sqrt_eta():
+    x0, y, eps = normal(0), normal(1), normal(2)
+    x_t = q_sample(x0, y, 0.25, eps, kappa=2.0)
+    torch.testing.assert_close(x_t, 0.75 * x0 + 0.25 * y + 1.0 * eps)
+
+
+def test_forward_process_takes_one_eta_per_sample():
+    x0, y, eps = normal(0), normal(1), normal(2)
+    eta = torch.tensor([0.1, 0.9], dtype=torch.float64).view(2, 1, 1, 1)
+    both = q_sample(x0, y, eta, eps, 2.0)
+    torch.testing.assert_close(both[1], q_sample(x0[1], y[1], 0.9, eps[1], 2.0))
+
+
+def test_prior_is_the_forward_process_with_the_residual_fully_shifted():
+    y, eps = normal(1), normal(2)
+    torch.testing.assert_close(prior_sample(y, eps, SCHEDULE), y + 2.0 * 0.99 * eps)
+
+
+@pytest.mark.parametrize("t", [2, 7, 15])
+def test_posterior_is_the_product_of_the_two_gaussians(t):
+    """q(x_{t-1} | x_t, x_0) by Bayes' rule from q(x_t | x_{t-1}) and q(x_{t-1} | x_0)."""
+    x0, y, eps, kappa = normal(0), normal(1), normal(2), 2.0
+    eta, previous = SCHEDULE.eta_at(t), SCHEDULE.eta_at(t - 1)
+    x_t = q_sample(x0, y, eta, eps, kappa)
+    alpha = eta - previous
+    prior_mean, prior_variance = x0 + previous * (y - x0), kappa**2 * previous
+    seen_mean, seen_variance = x_t - alpha * (y - x0), kappa**2 * alpha
+    variance = 1 / (1 / prior_variance + 1 / seen_variance)
+    mean = variance * (prior_mean / prior_variance + seen_mean / seen_variance)
+    got_mean, got_variance = posterior(x_t, x0, t, SCHEDULE)
+    torch.testing.assert_close(got_mean, mean)
+    assert got_variance == pytest.approx(variance)
+
+
+def test_the_last_posterior_is_x0_without_noise():
+    x0, x_1 = normal(0), normal(1)
+    mean, variance = posterior(x_1, x0, 1, SCHEDULE)
+    torch.testing.assert_close(mean, x0)
+    assert variance == 0.0
+
+
+@pytest.mark.parametrize("steps", [1, 4, 15])
+def test_sampling_with_a_perfect_denoiser_returns_x0(steps):
+    x0, y = normal(0), normal(1)
+    calls = []
+
+    def denoiser(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        calls.append(t)
+        return x0
+
+    result = sample(denoiser, y, respace(SCHEDULE, steps), lambda k: normal(10 + k))
+    torch.testing.assert_close(result, x0)
+    assert calls == list(range(steps, 0, -1))
+
+
+def test_one_step_sampling_shows_the_denoiser_the_prior_and_returns_its_answer():
+    y, eps = normal(1), normal(2)
+    result = sample(lambda x_t, t: 3 * x_t, y, respace(SCHEDULE, 1), lambda k: eps)
+    torch.testing.assert_close(result, 3 * (y + 2.0 * 0.99 * eps))
+
+
+def test_noise_enters_once_per_step_but_not_at_the_last():
+    asked = []
+
+    def noise(k: int) -> torch.Tensor:
+        asked.append(k)
+        return torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+
+    sample(lambda x_t, t: x_t, normal(1), respace(SCHEDULE, 4), noise)
+    assert asked == [0, 1, 2, 3]
+
+
+def test_sampling_keeps_the_posterior_spread():
+    """With x0 = y = 0 the chain is linear in the noise: its variance must be the posterior's."""
+    zero = torch.zeros(1, 1, 300, 300, dtype=torch.float64)
+    two = respace(SCHEDULE, 2)
+    seen = {}
+
+    def denoiser(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        seen[t] = x_t
+        return zero
+
+    sample(denoiser, zero, two, lambda k: normal(k, (1, 1, 300, 300)))
+    assert seen[2].std().item() == pytest.approx(2 * math.sqrt(two.eta_at(2)), rel=0.02)
+    assert seen[1].std().item() == pytest.approx(2 * math.sqrt(two.eta_at(1)), rel=0.02)
+
+
+def test_latent_input_scale_of_the_heaviest_step():
+    assert latent_input_scale(15, SCHEDULE) == pytest.approx(1 / math.sqrt(4 * 0.9801 + 1))
+
+
+def test_noise_is_a_function_of_seed_and_number():
+    shape = (1, 2, 8, 8)
+    assert torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 3, 0))
+    assert not torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 3, 1))
+    assert not torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 4, 0))
+    assert draw_noise(shape, None, 0).abs().max() == 0

@@ -1,0 +1,46 @@
+"""The published noise schedule, value by value, and its respacings."""
+
+import numpy as np
+import pytest
+from difiisr_models.schedule import exponential_schedule, respace
+
+PUBLISHED_SQRT_ETA = [
+    0.02, 0.11716508, 0.17630456, 0.23362892, 0.29157413, 0.35100928, 0.41235614, 0.47585773,
+    0.54167168, 0.60990993, 0.68065802, 0.75398526, 0.82995066, 0.90860639, 0.99,
+]  # fmt: skip
+
+
+def test_the_fifteen_published_levels():
+    np.testing.assert_allclose(np.sqrt(exponential_schedule().eta), PUBLISHED_SQRT_ETA, atol=5e-9)
+
+
+def test_eta_zero_is_zero_and_index_counts_from_one():
+    schedule = exponential_schedule()
+    assert schedule.eta_at(0) == 0.0
+    assert schedule.eta_at(15) == pytest.approx(0.99**2)
+
+
+@pytest.mark.parametrize("steps", range(1, 16))
+def test_respacing_keeps_the_heaviest_step_and_the_order(steps):
+    full = exponential_schedule()
+    kept = respace(full, steps)
+    assert kept.steps == steps
+    assert kept.timesteps[-1] == 14
+    assert (np.diff(kept.timesteps) > 0).all()
+    np.testing.assert_array_equal(kept.eta, full.eta[kept.timesteps])
+
+
+@pytest.mark.parametrize("steps", [0, 16, -1])
+def test_respacing_outside_the_schedule_names_both_numbers(steps):
+    with pytest.raises(ValueError, match=rf"1\.\.15.*{steps}"):
+        respace(exponential_schedule(), steps)
+
+
+def test_a_schedule_of_one_step_points_to_respacing():
+    with pytest.raises(ValueError, match="respace"):
+        exponential_schedule(steps=1)
+
+
+def test_levels_must_increase():
+    with pytest.raises(ValueError, match="sqrt"):
+        exponential_schedule(sqrt_eta_end=0.01)

@@ -1,0 +1,108 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from thermal_bags import cut, messages, record
+
+from difiisr_ros import cli
+
+DIFIISR = [sys.executable, "-m", "difiisr_ros.cli"]
+
+
+def test_replay_says_what_it_did(tmp_path, capsys):
+    source = record(tmp_path / "in")
+    arguments = ["replay", str(source), str(tmp_path / "out"), "--model", "bicubic"]
+    assert cli.main([*arguments, "--image-topic", "/cam/image_raw"]) == 0
+    assert "5 of 5 frames of /cam/image_raw on /cam/sr, 0 refused" in capsys.readouterr().out
+    assert len(messages(tmp_path / "out", "/cam/sr")) == 5
+
+
+def test_replay_of_a_damaged_recording_exits_with_2(tmp_path, capsys):
+    source = record(tmp_path / "in", frames=60)
+    cut(source, 0.7)
+    assert cli.main(["replay", str(source), str(tmp_path / "out"), "--model", "bicubic"]) == 2
+    output = capsys.readouterr()
+    assert "damaged" in output.err
+    assert str(source) in output.err
+    assert len(messages(tmp_path / "out", "/cam/sr")) > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["replay", "nowhere", "out", "--model", "bicubic"], "nowhere"),
+        (["replay", "IN", "IN", "--model", "bicubic"], "IN"),
+        (["replay", "IN", "out", "--model", "bicubic", "--image-topic", "/no"], "/cam/image_raw"),
+        (["replay", "IN", "out", "--model", "no-such-model"], "no-such-model"),
+        (["replay", "IN", "out", "--model", "bicubic", "--fidelity", "7"], "fidelity"),
+        (["info", "no-such-model"], "no-such-model"),
+        (["scene", "IN"], "--force"),
+        (["convert", "no.pth", "no.ckpt", "out"], "no.pth"),
+        (["train", "no-such-config.yaml"], "no-such-config.yaml"),
+    ],
+)
+def test_users_errors_are_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, arguments, expected
+):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "IN")
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["scene", "out", "--frames", "0"]])
+def test_bad_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_scene_tells_its_kelvin_scale(tmp_path, capsys):
+    assert cli.main(["scene", str(tmp_path / "bag"), "--frames", "3", "--seed", "5"]) == 0
+    assert "kelvin = 0.01 x counts" in capsys.readouterr().out
+    assert len(messages(tmp_path / "bag", "/thermal/image_raw")) == 3
+
+
+def test_info_names_model_and_cost(capsys):
+    assert cli.main(["info", "bicubic"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["name"] == "bicubic"
+    assert lines["parameters"] == "0"
+    assert float(lines["cost"].split()[0]) < 1.0
+
+
+def test_interrupted_replay_exits_with_130_and_leaves_nothing(tmp_path):
+    source = record(tmp_path / "in", frames=4000)
+    process = subprocess.Popen(
+        [*DIFIISR, "replay", source, tmp_path / "out", "--model", "bicubic"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not any(name.startswith(".out") for name in os.listdir(tmp_path)):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_offline_commands_import_no_ros(tmp_path):
+    record(tmp_path / "in")
+    arguments = ["replay", str(tmp_path / "in"), str(tmp_path / "out"), "--model", "bicubic"]
+    code = (
+        "import sys; from difiisr_ros.cli import main; "
+        f"main({arguments!r}); main(['info', 'bicubic']); sys.exit('rclpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert (tmp_path / "out").exists()

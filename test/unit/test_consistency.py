@@ -1,0 +1,45 @@
+"""The consistency step keeps what was measured, and cannot hurt."""
+
+import pytest
+import torch
+from difiisr_models.consistency import enforce_consistency
+from difiisr_models.resample import downsample
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_downsampled_output_equals_the_input_even_for_white_noise():
+    lr, packed = draw(0, 2, 1, 40, 33), draw(1, 2, 16, 40, 33)
+    error = downsample(enforce_consistency(packed, lr)) - lr
+    assert error.abs().mean() < 5e-4  # of a span of about 8
+    assert error[..., 8:-8, 8:-8].abs().max() < 1e-4
+
+
+def test_it_moves_towards_any_true_image():
+    truth = draw(2, 1, 16, 32, 32)
+    lr, guess = downsample(truth), draw(3, 1, 16, 32, 32)
+    better = enforce_consistency(guess, lr)
+    assert (better - truth).square().sum() < (guess - truth).square().sum()
+
+
+def test_it_leaves_a_consistent_image_alone():
+    truth = draw(2, 1, 16, 32, 32)
+    torch.testing.assert_close(
+        enforce_consistency(truth, downsample(truth)), truth, atol=1e-4, rtol=0
+    )
+
+
+def test_strength_removes_that_share_of_the_disagreement():
+    lr, packed = draw(0, 1, 1, 24, 24), draw(1, 1, 16, 24, 24)
+    before = downsample(packed) - lr
+    after = downsample(enforce_consistency(packed, lr, 0.25)) - lr
+    torch.testing.assert_close(after, 0.75 * before, atol=0.02, rtol=0)
+    assert torch.equal(enforce_consistency(packed, lr, 0.0), packed)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_strength_outside_its_range_is_refused(strength):
+    with pytest.raises(ValueError, match="consistency"):
+        enforce_consistency(draw(1, 1, 16, 24, 24), draw(0, 1, 1, 24, 24), strength)

@@ -1,0 +1,81 @@
+"""The robust range, and how it follows a stream."""
+
+import numpy as np
+import pytest
+from difiisr_models.radiometry import CountRange, RangeTracker, robust_range
+
+
+def scene(low: float, high: float, dtype=np.uint16) -> np.ndarray:
+    return np.linspace(low, high, 120 * 160).reshape(120, 160).astype(dtype)
+
+
+def test_range_of_a_clean_frame_is_nearly_its_span():
+    found = robust_range(scene(20000, 20070))
+    assert 20000 <= found.lo < 20002
+    assert 20068 < found.hi <= 20070
+
+
+def test_dead_pixels_do_not_set_the_range():
+    frame = scene(20000, 20070)
+    clean = robust_range(frame)
+    frame[::40, ::40] = 0
+    frame[5::40, 7::40] = 65535
+    dead = robust_range(frame)
+    assert abs(dead.lo - clean.lo) < 2
+    assert abs(dead.hi - clean.hi) < 2
+
+
+@pytest.mark.parametrize("value", [0, 777, 65535])
+def test_a_constant_frame_has_a_range(value):
+    found = robust_range(np.full((32, 32), value, np.uint16))
+    assert found.span == pytest.approx(8)
+    assert found.lo <= value <= found.hi
+
+
+def test_float_frames_ignore_what_is_not_finite():
+    frame = scene(290, 310, np.float32)
+    frame[0, :50], frame[1, :50] = np.nan, np.inf
+    assert 289 < robust_range(frame).lo < robust_range(frame).hi < 311
+    assert robust_range(np.full((16, 16), np.nan, np.float32)).span > 0
+
+
+def test_normalise_maps_the_range_to_minus_one_and_one_and_back():
+    found = CountRange(1000, 3000)
+    counts = np.array([[1000, 2000, 3000]], np.uint16)
+    np.testing.assert_allclose(found.normalise(counts), [[-1, 0, 1]])
+    np.testing.assert_allclose(found.denormalise(found.normalise(counts)), counts, atol=1e-3)
+
+
+def test_a_static_stream_keeps_exactly_its_range():
+    tracker, frame = RangeTracker(), scene(7000, 9000)
+    first = tracker.update(frame)
+    assert all(tracker.update(frame) == first for _ in range(20))
+
+
+def test_a_hot_object_entering_moves_the_range_slowly():
+    tracker, frame = RangeTracker(), scene(7000, 9000)
+    before = tracker.update(frame)
+    hot = frame.copy()
+    hot[40:80, 60:90] = 30000  # 6 % of the frame
+    assert robust_range(hot).hi == 30000
+    after = tracker.update(hot)
+    assert 0 < after.hi - before.hi <= 0.051 * before.span
+    assert after.lo == pytest.approx(before.lo, abs=1)
+
+
+def test_another_scene_snaps():
+    tracker = RangeTracker()
+    tracker.update(scene(7000, 9000))
+    assert tracker.update(scene(20000, 20070)) == robust_range(scene(20000, 20070))
+
+
+def test_reset_forgets():
+    tracker = RangeTracker()
+    tracker.update(scene(7000, 9000))
+    tracker.reset()
+    assert tracker.update(scene(7100, 9000)) == robust_range(scene(7100, 9000))
+
+
+def test_rate_is_checked():
+    with pytest.raises(ValueError, match="rate"):
+        RangeTracker(rate=2.0)

@@ -1,0 +1,249 @@
+import os
+import sqlite3
+
+import numpy as np
+import pytest
+from difiisr_models import load_upscaler
+from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import ReaderError, StoragePlugin
+from rosbags.typesys import Stores, get_typestore
+from thermal_bags import IMAGE, INFO, WORDS, camera_info, cut, header, messages, pixels, record
+
+from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE
+from difiisr_ros.bag_writer import STORE, image_bytes, write_bag
+from difiisr_ros.replay import replay, sr_topics
+
+SR, SR_INFO = "/cam/sr", "/cam/sr/camera_info"
+
+
+@pytest.fixture(scope="module")
+def bicubic():
+    return load_upscaler("bicubic", device="cpu")
+
+
+@pytest.fixture(params=[StoragePlugin.MCAP, StoragePlugin.SQLITE3], ids=["mcap", "sqlite3"])
+def storage(request):
+    return request.param
+
+
+def test_every_frame_is_answered_at_its_time(tmp_path, storage, bicubic):
+    source = record(tmp_path / "in", storage)
+    report = replay(source, tmp_path / "out", bicubic)
+    assert (report.frames_in, report.frames_out, report.malformed) == (5, 5, [])
+    assert report.fault == ""
+    frames, results = messages(source, IMAGE), messages(tmp_path / "out", SR)
+    assert [at for _, at, _ in results] == [at for _, at, _ in frames]
+    for (_, _, before), (_, _, after) in zip(frames, results, strict=True):
+        source_image = STORE.deserialize_cdr(before, IMAGE_TYPE)
+        image = STORE.deserialize_cdr(after, IMAGE_TYPE)
+        assert image.header == source_image.header
+        assert (image.encoding, image.height, image.width, image.step) == ("mono16", 72, 96, 192)
+        shrunk = image.data.view("<u2").reshape(18, 4, 24, 4).mean(axis=(1, 3))
+        counts = source_image.data.view("<u2").reshape(18, 24)
+        assert np.abs(shrunk - counts).mean() < 0.1 * np.ptp(counts)
+
+
+def test_camera_info_is_scaled_and_in_step(tmp_path, bicubic):
+    replay(record(tmp_path / "in"), tmp_path / "out", bicubic)
+    infos = messages(tmp_path / "out", SR_INFO)
+    images = messages(tmp_path / "out", SR)
+    assert len(infos) == 5
+    for (_, info_at, info_raw), (_, image_at, image_raw) in zip(infos, images, strict=True):
+        info = STORE.deserialize_cdr(info_raw, CAMERA_INFO_TYPE)
+        assert info.header == STORE.deserialize_cdr(image_raw, IMAGE_TYPE).header
+        assert info_at == image_at
+        assert (info.width, info.height) == (96, 72)
+        assert info.k[0] == 4 * 190.0
+        assert info.k[2] == 4 * 79.5 + 1.5
+
+
+def test_all_other_topics_are_copied_byte_for_byte(tmp_path, storage, bicubic):
+    source = record(tmp_path / "in", storage)
+    replay(source, tmp_path / "out", bicubic)
+    copied = messages(tmp_path / "out", IMAGE, INFO, WORDS)
+    assert copied == messages(source)
+    # The result is readable by type, and in the storage format of the recording.
+    suffix = "mcap" if storage is StoragePlugin.MCAP else "db3"
+    assert (tmp_path / "out" / f"out.{suffix}").is_file()
+    with AnyReader([tmp_path / "out"]) as reader:
+        assert {c.topic for c in reader.connections} == {IMAGE, INFO, WORDS, SR, SR_INFO}
+
+
+def test_only_sr_leaves_the_others_out(tmp_path, bicubic):
+    replay(record(tmp_path / "in"), tmp_path / "out", bicubic, only_sr=True)
+    assert {topic for topic, _, _ in messages(tmp_path / "out")} == {SR, SR_INFO}
+
+
+def test_two_runs_give_the_same_bytes(tmp_path, bicubic):
+    source = record(tmp_path / "in")
+    for name in ("first", "second"):
+        replay(source, tmp_path / name, bicubic)
+        bicubic(np.full((20, 20), 60000, np.uint16))  # another stream in between
+    assert messages(tmp_path / "first") == messages(tmp_path / "second")
+
+
+def test_cut_recording_yields_what_is_readable(tmp_path, storage, bicubic):
+    source = record(tmp_path / "in", storage, frames=60)
+    frames = messages(source, IMAGE)
+    cut(source, 0.7)
+    report = replay(source, tmp_path / "out", bicubic)
+    assert report.fault
+    assert 10 < report.frames_out < 60
+    copied = messages(tmp_path / "out", IMAGE)
+    assert copied == frames[: len(copied)]
+    assert len(messages(tmp_path / "out", SR)) == report.frames_out
+
+
+def test_cut_before_the_first_frame_leaves_nothing(tmp_path, bicubic):
+    source = record(tmp_path / "in")
+    cut(source, 0.02)
+    with pytest.raises((ReaderError, ValueError)):
+        replay(source, tmp_path / "out", bicubic)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_existing_output_is_safe(tmp_path, bicubic):
+    source = record(tmp_path / "in")
+    target = record(tmp_path / "out", frames=1)
+    before = messages(target)
+    with pytest.raises(FileExistsError, match="--force"):
+        replay(source, target, bicubic)
+    assert messages(target) == before
+    replay(source, target, bicubic, force=True)
+    assert len(messages(target, SR)) == 5
+
+
+def test_force_replaces_recordings_only(tmp_path, bicubic):
+    source = record(tmp_path / "in")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="no rosbag2"):
+        replay(source, home, bicubic, force=True)
+    assert (home / "thesis.txt").read_text() == "years of work"
+
+
+class Breaks:
+    """An upscaler that fails at the third frame."""
+
+    scale = 4
+
+    def __init__(self, error):
+        self.error, self.calls = error, 0
+
+    def __call__(self, counts, tracker=None):
+        self.calls += 1
+        if self.calls == 3:
+            raise self.error
+        return np.kron(counts, np.ones((4, 4), counts.dtype))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
+def test_interrupted_run_leaves_the_old_output(tmp_path, error):
+    source = record(tmp_path / "in")
+    target = record(tmp_path / "out", frames=1)
+    before = messages(target)
+    with pytest.raises(type(error)):
+        replay(source, target, Breaks(error), force=True)
+    assert messages(target) == before
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+def test_output_may_not_touch_the_input(tmp_path, bicubic):
+    source = record(tmp_path / "in")
+    before = messages(source)
+    for target in (source, tmp_path, source / "deeper"):
+        with pytest.raises(FileExistsError):
+            replay(source, target, bicubic, force=True)
+    assert messages(source) == before
+
+
+def test_malformed_frames_are_counted_and_named(tmp_path, bicubic):
+    good = image_bytes(header(1), pixels(1), "mono16")
+    forged = bytearray(good)
+    # height and width follow the header: 4 + 8 bytes, a string of 5, padding
+    at = good.index((18).to_bytes(4, "little") + (24).to_bytes(4, "little"))
+    forged[at : at + 4] = (40_000).to_bytes(4, "little")
+    tiny = image_bytes(header(3), pixels(3, 8, 8), "mono16")
+    source = record(tmp_path / "in", images={1: bytes(forged), 2: good[:30], 3: tiny})
+    report = replay(source, tmp_path / "out", bicubic)
+    assert (report.frames_in, report.frames_out) == (5, 2)
+    assert [line.split(":")[0] for line in report.malformed] == [
+        "frame 1 at 1100000007 ns",
+        "frame 2 at 1200000007 ns",
+        "frame 3 at 1300000007 ns",
+    ]
+    assert "40000" in report.malformed[0]
+    assert len(messages(tmp_path / "out", IMAGE)) == 5
+
+
+def test_info_of_another_size_is_not_used_and_said_once(tmp_path, bicubic):
+    wrong = {index: camera_info(index, 480, 640) for index in range(5)}
+    report = replay(record(tmp_path / "in", infos=wrong), tmp_path / "out", bicubic)
+    assert messages(tmp_path / "out", SR_INFO) == []
+    assert len(report.warnings) == 1
+    assert "640x480" in report.warnings[0]
+    assert "24x18" in report.warnings[0]
+
+
+def test_info_with_other_stamps_is_found_by_time(tmp_path, bicubic):
+    # As if the driver sent its camera_info once, before the first image.
+    late = {index: camera_info(50) for index in range(5)}
+    replay(record(tmp_path / "in", infos=late), tmp_path / "out", bicubic)
+    infos = [raw for _, _, raw in messages(tmp_path / "out", SR_INFO)]
+    stamps = [STORE.deserialize_cdr(raw, CAMERA_INFO_TYPE).header.stamp.nanosec for raw in infos]
+    assert stamps == [0, 100_000_000, 200_000_000, 300_000_000, 400_000_000]
+
+
+def test_result_topic_may_not_exist_yet(tmp_path, bicubic):
+    replay(record(tmp_path / "in"), tmp_path / "out", bicubic)
+    with pytest.raises(ValueError, match=SR):
+        replay(tmp_path / "out", tmp_path / "twice", bicubic, image_topic=IMAGE)
+    replay(tmp_path / "out", tmp_path / "twice", bicubic, image_topic=IMAGE, sr_topic="/sr2")
+    assert len(messages(tmp_path / "twice", "/sr2")) == 5
+    assert len(messages(tmp_path / "twice", "/sr2/camera_info")) == 5
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("/thermal/image_raw", ("/thermal/sr", "/thermal/sr/camera_info")),
+        ("/image", ("/sr", "/sr/camera_info")),
+    ],
+)
+def test_result_topics(image, expected):
+    assert sr_topics(image) == expected
+
+
+def test_colour_frames_and_float_kelvin(tmp_path, bicubic):
+    colour = np.repeat(pixels(0)[..., None] >> 8, 3, axis=-1).astype(np.uint8)
+    kelvin = (pixels(1) * np.float32(0.01)).astype(np.float32)
+    images = {
+        0: image_bytes(header(0), colour, "rgb8"),
+        1: image_bytes(header(1), kelvin, "32FC1"),
+    }
+    replay(record(tmp_path / "in", frames=2, images=images), tmp_path / "out", bicubic)
+    first, second = (
+        STORE.deserialize_cdr(raw, IMAGE_TYPE) for _, _, raw in messages(tmp_path / "out", SR)
+    )
+    assert (first.encoding, first.step) == ("rgb8", 96 * 3)
+    assert (second.encoding, second.step) == ("32FC1", 96 * 4)
+    assert abs(second.data.view("<f4").mean() - kelvin.mean()) < 0.01 * np.ptp(kelvin) + 1e-3
+
+
+def test_old_sqlite_recording_with_a_type_nobody_knows(tmp_path, bicubic):
+    """Before rosbag2 stored definitions, a recording could not say what its types are."""
+    source = tmp_path / "in"
+    with write_bag(source, StoragePlugin.SQLITE3) as writer:
+        image = writer.add_connection(IMAGE, IMAGE_TYPE, typestore=STORE)
+        other = writer.add_connection("/x", "our_msgs/msg/X", msgdef="", rihs01="RIHS01_1")
+        writer.write(image, 1, image_bytes(header(0), pixels(0), "mono16"))
+        writer.write(other, 2, b"\x00\x01\x00\x00ours")
+    with sqlite3.connect(source / "in.db3") as database:
+        database.execute("DELETE FROM message_definitions")
+    replay(source, tmp_path / "out", bicubic)
+    assert messages(tmp_path / "out", "/x") == [("/x", 2, b"\x00\x01\x00\x00ours")]
+    with AnyReader(
+        [tmp_path / "out"], default_typestore=get_typestore(Stores.ROS2_KILTED)
+    ) as reader:
+        assert {c.topic for c in reader.connections} == {IMAGE, "/x", SR, SR_INFO}

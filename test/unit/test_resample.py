@@ -1,0 +1,47 @@
+"""The resampling pair is Pillow's BICUBIC, and D^T is D's adjoint."""
+
+import numpy as np
+import pytest
+import torch
+from difiisr_models.resample import downsample, downsample_adjoint, pack, unpack, upsample
+from PIL import Image
+
+
+def image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).random((height, width)).astype(np.float32)
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array)[None, None]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 132)])
+def test_downsample_is_pillows_antialiased_bicubic(size):
+    hr = image(*size)
+    expected = np.asarray(Image.fromarray(hr).resize((size[1] // 4, size[0] // 4), Image.BICUBIC))
+    np.testing.assert_allclose(downsample(pack(tensor(hr)))[0, 0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 31)])
+def test_upsample_is_pillows_bicubic(size):
+    lr = image(*size)
+    expected = np.asarray(Image.fromarray(lr).resize((size[1] * 4, size[0] * 4), Image.BICUBIC))
+    np.testing.assert_allclose(unpack(upsample(tensor(lr)))[0, 0], expected, atol=2e-6)
+
+
+def test_pack_keeps_every_pixel():
+    hr = tensor(image(32, 48))
+    assert pack(hr).shape == (1, 16, 8, 12)
+    assert torch.equal(unpack(pack(hr)), hr)
+    assert torch.equal(pack(hr)[0, 4 * 2 + 3], hr[0, 0, 2::4, 3::4])
+
+
+def test_adjoint():
+    x, r = torch.rand(1, 16, 9, 11).double(), torch.rand(1, 1, 9, 11).double()
+    torch.testing.assert_close((downsample(x) * r).sum(), (x * downsample_adjoint(r)).sum())
+
+
+def test_a_constant_stays_constant_up_to_the_border():
+    flat = torch.full((1, 1, 16, 20), 0.7)
+    torch.testing.assert_close(upsample(flat), torch.full((1, 16, 16, 20), 0.7))
+    torch.testing.assert_close(downsample(upsample(flat)), flat)

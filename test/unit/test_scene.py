@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+from thermal_bags import messages
+
+from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, stamp_of
+from difiisr_ros.bag_writer import STORE
+from difiisr_ros.demo.scene import KELVIN_PER_COUNT, Scene, SensorSettings, blur, integrate
+from difiisr_ros.demo.scene_bag import (
+    FRAME_ID,
+    IMAGE_TOPIC,
+    INFO_TOPIC,
+    frame_of_stamp,
+    write_scene_bag,
+)
+from difiisr_ros.demo.shapes import box, capsule, convex, paint
+from difiisr_ros.image_codec import image_to_array
+
+PERFECT = SensorSettings(
+    optics_sigma=0.0, netd=0.0, column_pattern=0.0, row_pattern=0.0, row_flicker=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return Scene(0)
+
+
+def test_same_seed_same_frames_other_seed_others(scene):
+    again, other = Scene(0), Scene(1)
+    assert (scene.frame(3) == again.frame(3)).all()
+    assert (scene.truth(3) == again.truth(3)).all()
+    assert (scene.truth(3) != other.truth(3)).mean() > 0.2
+
+
+def test_frames_are_plausible_counts(scene):
+    frame = scene.frame(0)
+    assert (frame.shape, frame.dtype) == ((120, 160), np.uint16)
+    celsius = frame * KELVIN_PER_COUNT - 273.15
+    assert -20 < celsius.min() < 10
+    assert 20 < celsius.max() < 60
+    assert 5 < np.median(celsius) < 25
+
+
+def test_truth_is_what_a_perfect_camera_averages():
+    scene = Scene(2, PERFECT)
+    truth = scene.truth(5)
+    assert truth.shape == (480, 640)
+    expected = truth.reshape(120, 4, 160, 4).mean(axis=(1, 3))
+    assert np.abs(scene.frame(5) * KELVIN_PER_COUNT - expected).max() < KELVIN_PER_COUNT
+
+
+def test_persons_are_warm_and_things_move(scene):
+    first, later = scene.truth(0), scene.truth(9)
+    still = first == later
+    assert 0.5 < still.mean() < 0.999
+    assert first[~still].max() > 305.0
+
+
+def test_noise_has_the_stated_size():
+    scene = Scene(0, SensorSettings(column_pattern=0, row_pattern=0, row_flicker=0))
+    noise = np.stack([scene.frame(0) * KELVIN_PER_COUNT - scene.seen(0)])
+    assert noise.std() == pytest.approx(scene.sensor.netd, rel=0.1)
+
+
+def test_fixed_pattern_stays_and_lies_in_rows_and_columns():
+    settings = SensorSettings(netd=0, row_flicker=0, column_pattern=0.2, row_pattern=0.0)
+    scene = Scene(0, settings)
+    patterns = [scene.frame(i) * KELVIN_PER_COUNT - scene.seen(i) for i in (0, 20)]
+    assert np.abs(patterns[0] - patterns[1]).max() < 2 * KELVIN_PER_COUNT
+    assert patterns[0].std(axis=0).max() < KELVIN_PER_COUNT
+    assert patterns[0].mean(axis=0).std() == pytest.approx(0.2, rel=0.2)
+
+
+def test_blur_keeps_the_mean_and_spreads_a_point():
+    image = np.zeros((41, 41), np.float32)
+    image[20, 20] = 1.0
+    spread = blur(image, 2.0)
+    assert spread.sum() == pytest.approx(1.0, abs=1e-5)
+    rows = np.arange(41) - 20
+    assert (spread.sum(axis=1) * rows**2).sum() == pytest.approx(4.0, rel=0.05)
+    constant = np.full((9, 9), 290.0, np.float32)
+    np.testing.assert_allclose(blur(constant, 3.0), 290.0, rtol=1e-6)
+
+
+def test_integrate_averages_blocks():
+    image = np.arange(64, dtype=np.float32).reshape(8, 8)
+    assert integrate(image).tolist() == [[13.5, 17.5], [45.5, 49.5]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "area"),
+    [
+        (capsule(20, 20, 20, 20, 8), np.pi * 64),
+        (capsule(10, 20, 30, 20, 5), np.pi * 25 + 200),
+        (box(5.5, 10.5, 25.5, 20.5), 200),
+        (convex([(5.5, 5.5), (25.5, 5.5), (25.5, 25.5), (5.5, 25.5)]), 400),
+    ],
+)
+def test_painted_area(shape, area):
+    image = np.zeros((40, 40), np.float32)
+    paint(image, shape, 1.0)
+    assert image.sum() == pytest.approx(area, rel=0.01)
+
+
+def test_painting_outside_the_image_is_cut_off():
+    image = np.zeros((10, 10), np.float32)
+    paint(image, box(-100, -100, -50, -50), 1.0)
+    assert not image.any()
+    paint(image, box(-100, -100, 100, 100), 2.0, opacity=0.5)
+    assert (image == 1.0).all()
+
+
+def test_scene_bag_is_a_nine_hertz_stream_with_camera_info(tmp_path):
+    write_scene_bag(tmp_path / "bag", 10, seed=4)
+    frames = messages(tmp_path / "bag", IMAGE_TOPIC)
+    stamps = [stamp_of(raw) for _, _, raw in frames]
+    assert [at for _, at, _ in frames] == stamps
+    assert np.diff(stamps) == pytest.approx(1e9 / 9, abs=1)
+    assert [frame_of_stamp(stamp) for stamp in stamps] == list(range(10))
+    image = STORE.deserialize_cdr(frames[7][2], IMAGE_TYPE)
+    assert (image.encoding, image.header.frame_id) == ("mono16", FRAME_ID)
+    assert (image_to_array(image) == Scene(4).frame(7)).all()
+    infos = messages(tmp_path / "bag", INFO_TOPIC)
+    info = STORE.deserialize_cdr(infos[7][2], CAMERA_INFO_TYPE)
+    assert (info.width, info.height, info.k[2], info.k[5]) == (160, 120, 79.5, 59.5)
+    assert stamp_of(infos[7][2]) == stamps[7]
+
+
+def test_scene_bag_does_not_overwrite(tmp_path):
+    write_scene_bag(tmp_path / "bag", 1)
+    with pytest.raises(FileExistsError):
+        write_scene_bag(tmp_path / "bag", 1)

@@ -1,0 +1,56 @@
+"""Tiles cover the frame, and their blend shows no seam."""
+
+import itertools
+
+import pytest
+import torch
+from difiisr_models.tiling import plan_axis, plan_tiles, process_tiles
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"), [(640, 256, 32), (257, 256, 32), (99, 40, 8)]
+)
+def test_spans_are_equal_cover_and_overlap(length, tile, overlap, balanced):
+    spans = plan_axis(length, tile, overlap, balanced)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    assert len({last - first for first, last in spans}) == 1
+    assert all(last - first <= tile for first, last in spans)
+    assert all(a[1] - b[0] >= overlap for a, b in itertools.pairwise(spans))
+
+
+def test_a_small_frame_is_one_tile():
+    assert plan_axis(100, 256, 32, balanced=True) == [(0, 100)]
+
+
+def test_unbalanced_tiles_follow_the_published_stride():
+    assert plan_axis(704, 256, 32, balanced=False) == [(0, 256), (224, 480), (448, 704)]
+
+
+def test_too_much_overlap_is_refused_with_the_numbers():
+    with pytest.raises(ValueError, match="128 of 256"):
+        plan_axis(640, 256, 128, balanced=True)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_blending_reproduces_a_function_of_each_pixel(batch):
+    frame = torch.rand(1, 1, 70, 90)
+    tiles = plan_tiles(70, 90, 32, 8, balanced=True)
+    result = process_tiles(frame, tiles, lambda x, _: torch.cat((x, 2 * x), 1), batch, 8)
+    torch.testing.assert_close(result, torch.cat((frame, 2 * frame), 1))
+
+
+def test_a_step_between_tiles_becomes_a_ramp():
+    """Tiles that disagree by 1 must not leave an edge: the blend climbs over half the overlap."""
+    frame = torch.zeros(1, 1, 32, 56)
+    tiles = plan_tiles(32, 56, 32, 8, balanced=True)
+    assert len(tiles) == 2
+
+    def process(x, places):
+        return torch.stack([torch.full((1, 32, 32), float(p.left > 0)) for p in places])
+
+    result = process_tiles(frame, tiles, process, 1, 8)
+    assert result[..., 0].max() == 0
+    assert result[..., -1].min() == 1
+    assert result.diff(dim=-1).abs().max() <= 1 / 5 + 1e-6

@@ -1,0 +1,186 @@
+"""The Python surface: what goes in comes out four times as large, in the same units."""
+
+import numpy as np
+import pytest
+import torch
+from difiisr_models import RangeTracker, UpscalerSettings, load_upscaler
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.model_loading import save_compact
+from difiisr_models.resample import downsample, pack
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small random network whose heads do disturb the picture."""
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(channels=16, blocks=2))
+    with torch.no_grad():
+        network.mean_head.weight *= 0.3
+        network.detail_head.weight.normal_(std=0.01)
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    save_compact(network, path, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def up(folder):
+    return load_upscaler(str(folder), device="cpu", backend="torch")
+
+
+def scene(height: int, width: int, dtype=np.uint16, low: float = 7000, span: float = 2000):
+    y, x = np.mgrid[:height, :width]
+    waves = np.sin(x / 3.1) * np.cos(y / 4.3) + 0.3 * np.sin(x * y / 50)
+    return (low + span * (waves - waves.min()) / np.ptp(waves)).astype(dtype)
+
+
+def measured_again(sr: np.ndarray) -> np.ndarray:
+    return downsample(pack(torch.from_numpy(sr.astype(np.float64))[None, None]))[0, 0].numpy()
+
+
+@pytest.mark.parametrize("model", ["bicubic", "network"])
+@pytest.mark.parametrize(
+    ("dtype", "low", "span"),
+    [(np.uint8, 20, 200), (np.uint16, 7000, 2000), (np.uint16, 22000, 70), (np.float32, 290, 25)],
+)
+def test_downsampled_output_is_the_input_in_counts(folder, model, dtype, low, span):
+    frame = scene(61, 83, dtype, low, span)
+    sr = load_upscaler("bicubic" if model == "bicubic" else str(folder))(frame)
+    assert sr.dtype == dtype
+    assert sr.shape == (244, 332)
+    error = np.abs(measured_again(sr) - frame).mean()
+    assert error < 0.005 * np.ptp(frame.astype(float))
+
+
+def test_without_consistency_the_random_network_would_break_that(up):
+    frame = scene(61, 83)
+    error = np.abs(measured_again(up.with_settings(consistency=0.0)(frame)) - frame).mean()
+    assert error > 0.005 * np.ptp(frame)
+
+
+def test_same_frame_in_same_frame_out(up):
+    up.reset()
+    frame = scene(40, 48)
+    np.testing.assert_array_equal(up(frame), up(frame))
+
+
+def test_seed_and_no_noise(up):
+    frame = scene(40, 48)
+    first = up.with_settings(seed=0)(frame)
+    assert (up.with_settings(seed=1)(frame) != first).any()
+    none = up.with_settings(seed=None)
+    np.testing.assert_array_equal(none(frame), none(frame))
+    assert (none(frame) != first).any()
+
+
+def test_fidelity_moves_the_output_along_a_line(up):
+    """Float frames: the half-way output is half way between the two ends."""
+    frame = scene(40, 48, np.float32, 290, 20)
+    ends = [up.with_settings(fidelity=f)(frame).astype(np.float64) for f in (0.0, 0.5, 1.0)]
+    assert np.abs(ends[0] - ends[2]).max() > 0.1
+    np.testing.assert_allclose(ends[1], (ends[0] + ends[2]) / 2, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [2, 15])
+def test_more_steps_run_and_stay_consistent(up, steps):
+    frame = scene(32, 40)
+    sr = up.with_settings(steps=steps)(frame)
+    assert np.abs(measured_again(sr) - frame).mean() < 0.005 * np.ptp(frame)
+
+
+def test_tiled_equals_whole_but_for_a_small_share_of_the_span(up):
+    frame = scene(150, 170)
+    whole = up.with_settings(tile=256)(frame).astype(float)
+    tiled = up.with_settings(tile=64, overlap=16, tile_batch=3)(frame).astype(float)
+    difference = np.abs(whole - tiled)
+    print(
+        f"tiled against whole: largest {difference.max():.1f}, mean {difference.mean():.4f} counts"
+    )
+    assert difference.max() < 0.01 * np.ptp(frame)
+
+
+def test_dead_pixels_stay_local(up):
+    frame = scene(60, 80, low=22000, span=70)
+    dead = frame.copy()
+    dead[30, 40] = 0
+    up.reset()
+    clean = up(frame).astype(float)
+    up.reset()
+    broken = up(dead).astype(float)
+    far = np.ones(clean.shape, bool)
+    far[4 * 30 - 80 : 4 * 30 + 84, 4 * 40 - 80 : 4 * 40 + 84] = False
+    assert np.abs(clean - broken)[far].max() <= 3
+    ring = broken[4 * 30 + 24 : 4 * 30 + 28, 4 * 40 + 24 : 4 * 40 + 28]
+    assert np.abs(ring - clean[4 * 30 + 24 : 4 * 30 + 28, 4 * 40 + 24 : 4 * 40 + 28]).max() < 70
+
+
+def test_a_hot_object_does_not_pump_the_background(up):
+    tracker = RangeTracker()
+    frame = scene(120, 160)
+    before = up(frame, tracker=tracker).astype(float)
+    hot = frame.copy()
+    hot[10:40, 10:50] = 40000
+    after = up(hot, tracker=tracker).astype(float)
+    background = np.abs(after - before)[4 * 70 :, 4 * 90 :]
+    untracked = np.abs(up(hot, tracker=RangeTracker()).astype(float) - before)[4 * 70 :, 4 * 90 :]
+    assert background.mean() < 0.01 * np.ptp(frame)
+    assert background.mean() < 0.5 * untracked.mean()
+
+
+def test_missing_float_pixels_come_back_missing(up):
+    frame = scene(32, 32, np.float32, 290, 20)
+    frame[5, 6], frame[7, 8] = np.nan, np.inf
+    sr = up(frame)
+    assert np.isnan(sr[20:24, 24:28]).all()
+    assert np.isposinf(sr[28:32, 32:36]).all()
+    assert np.isfinite(sr).sum() == sr.size - 32
+    assert sr[np.isfinite(sr)].min() > 260
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_constant_frames_stay_constant_enough(up, value):
+    sr = up(np.full((16, 16), value, np.uint8))
+    assert np.abs(measured_again(sr) - value).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "text"),
+    [
+        (np.zeros((16, 16, 3), np.uint8), r"\(16, 16, 3\)"),
+        (np.zeros((16, 15), np.uint8), "16x16"),
+        (np.zeros((16, 16), np.int32), "int32"),
+        ([[1, 2]], "list"),
+    ],
+)
+def test_bad_frames_are_refused_with_what_was_wrong(up, frame, text):
+    with pytest.raises(ValueError, match=text):
+        up(frame)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"steps": 16}, {"fidelity": 1.5}, {"consistency": -1}, {"seed": -5},
+     {"tile": 8}, {"overlap": 200}, {"tile_batch": 0}, {"fidelity": float("nan")}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        UpscalerSettings(**change)
+
+
+def test_unknown_model_setting_device_and_backend_are_named():
+    with pytest.raises(FileNotFoundError, match="no-such-model"):
+        load_upscaler("no-such-model")
+    with pytest.raises(ValueError, match="sharpness"):
+        load_upscaler("bicubic", sharpness=3)
+    with pytest.raises(ValueError, match="tpu"):
+        load_upscaler("bicubic", device="tpu")
+    with pytest.raises(ValueError, match="abacus"):
+        load_upscaler("bicubic", backend="abacus")
+
+
+def test_with_settings_shares_the_stream(up):
+    up.reset()
+    up(scene(40, 40))
+    other = up.with_settings(fidelity=0.5)
+    assert other.settings.fidelity == 0.5
+    assert up.settings.fidelity == 1.0
+    assert other._tracker is up._tracker

@@ -1,0 +1,70 @@
+"""Small recordings for the tests of bag reading and replay."""
+
+from pathlib import Path
+
+import numpy as np
+from rosbags.rosbag2 import StoragePlugin
+
+from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, BagReader
+from difiisr_ros.bag_writer import STORE, image_bytes, write_bag
+from difiisr_ros.demo.scene_bag import _camera_info
+
+IMAGE, INFO, WORDS = "/cam/image_raw", "/cam/camera_info", "/words"
+START, PERIOD = 1_000_000_000, 100_000_000
+CUSTOM_TYPE = "our_msgs/msg/Pressure"
+CUSTOM_DEFINITION = "std_msgs/Header header\nfloat64 pascal\n"
+
+
+def header(index: int):
+    stamp = STORE.types["builtin_interfaces/msg/Time"](*divmod(START + index * PERIOD, 10**9))
+    return STORE.types["std_msgs/msg/Header"](stamp=stamp, frame_id="lens")
+
+
+def pixels(index: int, height: int = 18, width: int = 24) -> np.ndarray:
+    return np.random.default_rng(index).integers(29000, 29400, (height, width), np.uint16)
+
+
+def camera_info(index: int, height: int = 18, width: int = 24) -> bytes:
+    info = _camera_info(header(index))
+    info.height, info.width = height, width
+    return bytes(STORE.serialize_cdr(info, CAMERA_INFO_TYPE))
+
+
+def word(text: str) -> bytes:
+    return bytes(
+        STORE.serialize_cdr(STORE.types["std_msgs/msg/String"](text), "std_msgs/msg/String")
+    )
+
+
+def record(
+    path: Path,
+    storage: StoragePlugin = StoragePlugin.MCAP,
+    frames: int = 5,
+    images: dict[int, bytes] | None = None,
+    infos: dict[int, bytes] | None = None,
+) -> Path:
+    """A camera with info and words between; ``images`` and ``infos`` replace single messages."""
+    with write_bag(path, storage) as writer:
+        info = writer.add_connection(INFO, CAMERA_INFO_TYPE, typestore=STORE)
+        image = writer.add_connection(IMAGE, IMAGE_TYPE, typestore=STORE)
+        words = writer.add_connection(WORDS, "std_msgs/msg/String", typestore=STORE)
+        for index in range(frames):
+            at = START + index * PERIOD + 7
+            default = image_bytes(header(index), pixels(index), "mono16")
+            writer.write(info, at, (infos or {}).get(index, camera_info(index)))
+            writer.write(image, at, (images or {}).get(index, default))
+            writer.write(words, at + 1, word(f"word {index}"))
+    return path
+
+
+def messages(path: Path, *topics: str) -> list[tuple[str, int, bytes]]:
+    with BagReader(path) as bag:
+        return [(c.topic, at, bytes(raw)) for c, at, raw in bag.messages(topics or None)]
+
+
+def cut(path: Path, fraction: float) -> None:
+    """Cut the storage file of a recording, and take its metadata away, as a crash does."""
+    (file,) = (p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * fraction)])
+    (path / "metadata.yaml").unlink()
