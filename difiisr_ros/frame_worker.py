@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+THREAD_NAME = "frame_worker"
+
 Frame = TypeVar("Frame")
 Result = TypeVar("Result")
 
@@ -30,7 +32,7 @@ class FrameWorker(Generic[Frame, Result]):
         self._stopping = False
         self._changed = threading.Condition()
         # A daemon, so that a frame of minutes cannot keep a process from ending.
-        self._thread = threading.Thread(target=self._run, name="frame_worker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
     def submit(self, frame: Frame) -> bool:
@@ -70,3 +72,8 @@ class FrameWorker(Generic[Frame, Result]):
                     self._failed(error)
             # Hold no frame while waiting for the next one.
             frame = result = None
+
+
+def any_computing() -> bool:
+    """Whether any worker of this process, stopped or not, is still alive."""
+    return any(thread.name == THREAD_NAME for thread in threading.enumerate())

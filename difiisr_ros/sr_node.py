@@ -18,18 +18,16 @@ import rclpy
 import torch
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from difiisr_models import load_upscaler
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 
-from difiisr_ros.camera_info import described_size, matches, scale_camera_info
+from difiisr_models import load_upscaler
 from difiisr_ros.diagnostics import (
     FAILED,
     MALFORMED,
@@ -40,16 +38,16 @@ from difiisr_ros.diagnostics import (
     memory_values,
     stream_values,
 )
-from difiisr_ros.frame_worker import FrameWorker
+from difiisr_ros.frame_worker import FrameWorker, any_computing
 from difiisr_ros.image_codec import EncodedImage, ImageCodecError, encode, image_to_array
 from difiisr_ros.image_stream import ImageStream
 from difiisr_ros.parameters import ParameterError, Parameters, changed, declare
+from difiisr_ros.result_publisher import ResultPublisher, topic_qos
 from difiisr_ros.stream_statistics import StreamStatistics
 
 LOG_PERIOD = 5.0  # seconds between two log lines of the same kind
 STOP_TIMEOUT = 2.0  # seconds that a transition waits for the frame being computed
 DEFAULT_THREADS = torch.get_num_threads()
-OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 
 
 class Frame(NamedTuple):
@@ -100,8 +98,8 @@ class SrNode(LifecycleNode):
         self._upscaler = None
         self._worker: FrameWorker[Frame, Result] | None = None
         self._info: CameraInfo | None = None
-        self._warned_sizes: tuple | None = None
-        self._inputs = self._outputs = ()
+        self._inputs = ()
+        self._results: ResultPublisher | None = None
         self._fault = ""
         self._statistics = StreamStatistics()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -128,16 +126,7 @@ class SrNode(LifecycleNode):
         )
         self._upscaler(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
         self._upscaler.reset()
-        qos = _qos(OUTPUT_DEPTH, settings.output_reliability)
-        self._outputs = tuple(
-            self.create_lifecycle_publisher(
-                message_type,
-                topic,
-                qos,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
-            for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info"))
-        )
+        self._results = ResultPublisher(self, settings.output_reliability, self._upscaler.scale)
         self.get_logger().info(
             f"configured {self._upscaler.name} ({self._upscaler.backend} on "
             f"{self._upscaler.device}) in {time.monotonic() - started:.1f} s"
@@ -149,15 +138,14 @@ class SrNode(LifecycleNode):
         """Begin a new stream: subscribe, forget the range and the numbers of the last one."""
         self._statistics = StreamStatistics()
         self._stream = ImageStream()
-        self._info = self._warned_sizes = None
+        self._info = None
         self._worker = FrameWorker(self._compute, self._deliver, self._on_frame_failed)
-        qos = _qos(self._settings.input_depth, self._settings.input_reliability)
         self._inputs = tuple(
             self.create_subscription(
                 message_type,
                 topic,
                 callback,
-                qos,
+                topic_qos(self._settings.input_depth, self._settings.input_reliability),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             for message_type, topic, callback in (
@@ -165,8 +153,8 @@ class SrNode(LifecycleNode):
                 (CameraInfo, "camera_info", self._on_camera_info),
             )
         )
-        topics = [entity.topic_name for entity in (*self._inputs, *self._outputs)]
-        self.get_logger().info("active: {}, {} -> {}, {}".format(*topics))
+        inputs = [subscription.topic_name for subscription in self._inputs]
+        self.get_logger().info(f"active: {', '.join(inputs)} -> {', '.join(self._results.topics)}")
         return super().on_activate(state)
 
     @_with_reason
@@ -192,14 +180,14 @@ class SrNode(LifecycleNode):
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
-    def stop_stream(self) -> bool:
-        """Unsubscribe and stop the worker; False if it is still in a frame that takes long."""
+    def stop_stream(self) -> None:
+        """Unsubscribe and stop the worker; a frame that takes long is waited for a moment only."""
         if self._worker is None:
-            return True
+            return
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         worker, self._worker = self._worker, None
-        return worker.stop(STOP_TIMEOUT)
+        worker.stop(STOP_TIMEOUT)
 
     def _release(self) -> None:
         self.stop_stream()
@@ -207,9 +195,9 @@ class SrNode(LifecycleNode):
             return
         device = self._upscaler.device
         self._upscaler = None
-        for publisher in self._outputs:
-            self.destroy_lifecycle_publisher(publisher)
-        self._outputs = ()
+        if self._results is not None:
+            self._results.destroy()
+            self._results = None
         gc.collect()
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -254,7 +242,7 @@ class SrNode(LifecycleNode):
                 f"{message.width}x{message.height} is {megapixels:.2f} megapixels, more than "
                 f"max_frame_megapixels {self._settings.max_frame_megapixels}",
             )
-        elif self._settings.lazy and not self._outputs[0].get_subscription_count():
+        elif self._settings.lazy and not self._results.wanted:
             self._statistics.idle()
         elif self._worker.submit(Frame(message, pixels, arrived)):
             self._statistics.dropped(STALE)
@@ -293,44 +281,14 @@ class SrNode(LifecycleNode):
         return Result(frame, encode(pixels, frame.message.encoding))
 
     def _deliver(self, result: Result) -> None:
-        source = result.frame.message
-        image = Image(header=source.header)
-        for name, value in result.image._asdict().items():
-            setattr(image, name, value)
-        info = self._scaled_info(source)
-        image_publisher, info_publisher = self._outputs
-        image_publisher.publish(image)
-        if info is not None:
-            info_publisher.publish(info)
+        self._results.publish(result.frame.message, result.image, self._info)
         self._statistics.published(time.monotonic() - result.frame.arrived)
-
-    def _scaled_info(self, image: Image) -> CameraInfo | None:
-        info = self._info
-        if info is None:
-            return None
-        if not matches(info, image):
-            sizes = described_size(info), (image.width, image.height)
-            if sizes != self._warned_sizes:
-                self._warned_sizes = sizes
-                self.get_logger().warning(
-                    "camera_info is not used: it describes images of {}x{}, these are {}x{}".format(
-                        *sizes[0], *sizes[1]
-                    )
-                )
-            return None
-        scaled = scale_camera_info(info, self._upscaler.scale)
-        scaled.header = image.header
-        return scaled
 
     def _on_frame_failed(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
         self._statistics.dropped(FAILED, text)
         if self.context.ok():
             self.get_logger().error(f"frame failed: {text}", throttle_duration_sec=LOG_PERIOD)
-
-
-def _qos(depth: int, reliability: str) -> QoSProfile:
-    return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
 
 
 def main(args: list[str] | None = None) -> int:
@@ -353,11 +311,11 @@ def main(args: list[str] | None = None) -> int:
                 node.get_logger().error(str(error))
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    finished = node.stop_stream()
+    node.stop_stream()
     node.destroy_node()
     rclpy.try_shutdown()
-    if not finished:
-        # A frame of minutes is still being computed: do not tear the network down under it.
+    if any_computing():
+        # A frame of minutes: end without tearing the network down under it.
         sys.stdout.flush()
         os._exit(0)
     return 0

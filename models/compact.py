@@ -73,18 +73,17 @@ class CompactNetwork(nn.Module):
         nn.init.zeros_(self.detail_head.weight)
         nn.init.zeros_(self.detail_head.bias)
 
-    def forward(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
-        """One denoising step.
+    def estimates(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both ends of the line: the posterior mean, and the detail to add for a sample.
 
         Args:
             x_t: ``(B, 16, h, w)`` packed noisy image, times 1 / sqrt(kappa^2 eta_t + 1).
             y: ``(B, 16, h, w)`` packed bicubic image; the network adds to it.
             lr: ``(B, 1, h, w)`` the measured frame in [-1, 1] (values to +-3 are tolerated).
-            t: ``(B,)`` step, counted from 0.
-            fidelity: ``(B,)`` or ``(1,)``, 1 = posterior mean, 0 = perceptual sample.
+            t: ``(B,)`` or ``(1,)`` step, counted from 0.
 
         Returns:
-            ``(B, 16, h, w)``, x_0.
+            Two of ``(B, 16, h, w)``.
         """
         embedding = timestep_embedding(t, self.config.time_features).to(lr.dtype)
         time = self.time(embedding)
@@ -94,8 +93,15 @@ class CompactNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, time)
         h = h + stem
-        perceptual = (1 - fidelity.to(lr.dtype))[:, None, None, None]
-        return y + self.mean_head(h) + perceptual * self.detail_head(h)
+        return y + self.mean_head(h), self.detail_head(h)
+
+    def forward(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+        """x_0 at a fidelity ``(B,)`` or ``(1,)``: 1 = posterior mean, 0 = perceptual sample.
+
+        The other arguments and the shape of the result are those of :meth:`estimates`.
+        """
+        mean, detail = self.estimates(x_t, y, lr, t)
+        return mean + (1 - fidelity.to(lr.dtype))[:, None, None, None] * detail
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -41,6 +41,16 @@ def posterior(x_t: Tensor, x0: Tensor, t: int, schedule: Schedule) -> tuple[Tens
     return mean, schedule.kappa**2 * (eta_previous / eta) * alpha
 
 
+def deterministic_step(x_t: Tensor, x0: Tensor, y: Tensor, t: int, schedule: Schedule) -> Tensor:
+    """x_{t-1} on the deterministic path (SinSR): the noise found in x_t is kept, not drawn anew.
+
+    x_{t-1} = x_0 + eta_{t-1} (y - x_0) + kappa sqrt(eta_{t-1}) eps with eps solved from x_t.
+    """
+    eta, eta_previous = schedule.eta_at(t), schedule.eta_at(t - 1)
+    noise = x_t - x0 - eta * (y - x0)
+    return x0 + eta_previous * (y - x0) + math.sqrt(eta_previous / eta) * noise
+
+
 def latent_input_scale(t: int, schedule: Schedule) -> float:
     """1 / sqrt(kappa^2 eta_t + 1): makes x_t unit variance for data of unit variance."""
     return 1.0 / math.sqrt(schedule.kappa**2 * schedule.eta_at(t) + 1.0)

@@ -88,29 +88,37 @@ class PublishedModel(nn.Module):
             raise ValueError(f"expected tiles (B, 1, h, w), got {tuple(lr_tile.shape)}")
         h, w = lr_tile.shape[2:]
         lq = pad_to_multiple(lr_tile.float(), self.unet.config.stride).expand(-1, 3, -1, -1)
-        image = self.sample(lq, noise, steps, self.autocast)
+        image = self._generate(lq, noise, steps, self.autocast)
         if self.autocast is not None and not bool(torch.isfinite(image).all()):
-            image = self.sample(lq, noise, steps, None)
+            image = self._generate(lq, noise, steps, None)
         return image.mean(dim=1, keepdim=True)[:, :, : h * self.scale, : w * self.scale]
 
-    def sample(
+    def _generate(
         self, lq: Tensor, noise: ShapedNoise, steps: int, autocast: torch.dtype | None
     ) -> Tensor:
-        """(B, 3, h, w) in [-1, 1], h and w multiples of the stride -> (B, 3, 4h, 4w) float32."""
+        """(B, 3, h, w) -> (B, 3, 4h, 4w) float32."""
+        with nullcontext() if autocast is None else torch.autocast(lq.device.type, autocast):
+            return self.autoencoder.decode(self.sample_latent(lq, noise, steps)).float()
+
+    def sample_latent(self, lq: Tensor, noise: ShapedNoise, steps: int) -> Tensor:
+        """Encode the bicubic image and sample x_0.
+
+        Args:
+            lq: (B, 3, h, w) in [-1, 1], h and w multiples of the UNet's stride.
+            noise: draws of the latent's shape.
+            steps: 1..T.
+
+        Returns:
+            (B, 3, h, w) float32 latent before quantisation.
+        """
         schedule = respace(self.schedule, steps)
         image = F.interpolate(
             lq, scale_factor=float(self.scale), mode="bicubic", align_corners=False
         )
-        with nullcontext() if autocast is None else torch.autocast(lq.device.type, autocast):
-            y = self.autoencoder.encode(image).float()
+        y = self.autoencoder.encode(image).float()
 
-            def denoise(x_t: Tensor, t: int) -> Tensor:
-                step = torch.full((lq.shape[0],), int(schedule.timesteps[t - 1]), device=lq.device)
-                scaled = x_t * diffusion.latent_input_scale(t, schedule)
-                return self.unet(scaled, step, lq).float()
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            step = torch.full((lq.shape[0],), int(schedule.timesteps[t - 1]), device=lq.device)
+            return self.unet(x_t * diffusion.latent_input_scale(t, schedule), step, lq).float()
 
-            def draw(k: int) -> Tensor:
-                return noise(k, tuple(y.shape)).to(y)
-
-            z = diffusion.sample(denoise, y, schedule, draw)
-            return self.autoencoder.decode(z).float()
+        return diffusion.sample(denoise, y, schedule, lambda k: noise(k, tuple(y.shape)).to(y))

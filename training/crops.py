@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from difiisr_models.radiometry import NETWORK_LIMIT, robust_range
-from difiisr_models.resample import SCALE
-from difiisr_training.images import crop_to_multiple, pillow_resize
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, robust_range
+from difiisr_models.resample import SCALE
+from difiisr_training.compression import agc_range
+from difiisr_training.degradation import DegradationConfig, choose_kind, degrade
+from difiisr_training.images import crop_to_multiple, pillow_resize
 
 _MARGIN = 4  # low-resolution pixels cut off again, so that no crop shows a border of its own
 
@@ -21,36 +24,39 @@ class CropConfig:
 
     Attributes:
         lr_size: side of the low-resolution crop, pixels.
-        noisy_share: share of samples whose low-resolution crop gets sensor noise.
-        max_noise: its largest standard deviation, as a share of the frame's span.
         gain_jitter: the normalised contrast is multiplied by up to this factor, or divided by it.
         offset_jitter: the normalised level is shifted by up to this much.
+        degradation: how the low-resolution crop is made of the high-resolution one.
     """
 
     lr_size: int = 32
-    noisy_share: float = 0.15
-    max_noise: float = 0.02
     gain_jitter: float = 1.5
     offset_jitter: float = 0.3
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One high-resolution training frame in counts, with the range that normalises it."""
+    """One high-resolution training frame.
+
+    Attributes:
+        counts: ``(H, W)`` uint8, uint16 or float32; sides are multiples of 4.
+        normal: the range that the network sees as -1..1.
+        shown: the range that an 8-bit picture of it shows.
+    """
 
     counts: np.ndarray
-    lo: float
-    span: float
+    normal: CountRange
+    shown: CountRange
 
 
 def prepare_frame(counts: np.ndarray, scale: float, min_side: int) -> Frame | None:
-    """Resize a frame to ``scale`` and find its range; ``None`` when it is smaller than ``min_side``."""
+    """Resize a frame to ``scale`` and find its ranges; ``None`` if smaller than ``min_side``."""
     h, w = (round(side * scale) for side in counts.shape)
     if min(h, w) < min_side:
         return None
     resized = counts if scale == 1.0 else pillow_resize(counts, h, w)
-    found = robust_range(resized)
-    return Frame(crop_to_multiple(resized, SCALE), found.lo, found.span)
+    return Frame(crop_to_multiple(resized, SCALE), robust_range(resized), agc_range(resized))
 
 
 class CropDataset(Dataset):
@@ -84,26 +90,25 @@ def crop_side(config: CropConfig) -> int:
     return (config.lr_size + 2 * _MARGIN) * SCALE
 
 
+def draw_crop(frame: Frame, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of the frame's counts, ``(side, side)``, turned and mirrored at random."""
+    top, left = (rng.integers(0, n - side + 1) for n in frame.counts.shape)
+    crop = np.rot90(frame.counts[top : top + side, left : left + side], rng.integers(4))
+    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+
+
 def _draw_pair(
     frame: Frame, config: CropConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    side, margin = crop_side(config), _MARGIN * SCALE
-    top, left = (rng.integers(0, n - side + 1) for n in frame.counts.shape)
-    hr = frame.counts[top : top + side, left : left + side]
-    hr = np.rot90(hr, rng.integers(4))
-    hr = np.ascontiguousarray(hr[:, ::-1] if rng.random() < 0.5 else hr)
-    lr = pillow_resize(hr, side // SCALE, side // SCALE).astype(np.float32)
-    if rng.random() < config.noisy_share:
-        sigma = rng.uniform(0.0, config.max_noise) * frame.span
-        lr = lr + rng.normal(0.0, sigma, lr.shape).astype(np.float32)
+    crop = draw_crop(frame, crop_side(config), rng)
+    kind = choose_kind(config.degradation, rng)
+    lr, hr = degrade(kind, crop, frame.shown, config.degradation, rng)
     polarity = 1.0 if rng.random() < 0.5 else -1.0  # white-hot or black-hot
-    gain = polarity * config.gain_jitter ** rng.uniform(-1.0, 1.0)
-    offset = rng.uniform(-config.offset_jitter, config.offset_jitter)
+    gain = np.float32(polarity * config.gain_jitter ** rng.uniform(-1.0, 1.0))
+    offset = np.float32(rng.uniform(-config.offset_jitter, config.offset_jitter))
 
-    def to_network(counts: np.ndarray) -> np.ndarray:
-        n = gain * (2.0 * (counts.astype(np.float32) - frame.lo) / frame.span - 1.0) + offset
-        return n.clip(-NETWORK_LIMIT, NETWORK_LIMIT).astype(np.float32)
+    def to_network(counts: np.ndarray, margin: int) -> np.ndarray:
+        inner = counts[margin:-margin, margin:-margin]
+        return (gain * frame.normal.normalise(inner) + offset).clip(-NETWORK_LIMIT, NETWORK_LIMIT)
 
-    cut = slice(_MARGIN, -_MARGIN)
-    cut_hr = slice(margin, -margin)
-    return to_network(lr[cut, cut]), to_network(hr[cut_hr, cut_hr])
+    return to_network(lr, _MARGIN), to_network(hr, _MARGIN * SCALE)

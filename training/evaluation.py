@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
 from difiisr_models.resample import SCALE
 from difiisr_training.images import crop_to_multiple, list_images, pillow_resize, read_counts
 from difiisr_training.metrics import LpipsSqueeze, Niqe, psnr, ssim
 from difiisr_training.peers import Contestant, full_range, load_contestant
-from tqdm import tqdm
 
 METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")
 _DIGITS = {"psnr": 3, "ssim": 4, "lpips_squeeze": 4, "niqe": 3, "seconds": 3}
@@ -52,7 +53,7 @@ HELD_OUT = (
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one set; ``values`` holds, per metric and for ``seconds``, one number an image."""
+    """One model on one set; ``values`` holds one number per image for each metric and ``seconds``."""
 
     model: str
     set_name: str

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from difiisr_models.compact import CompactNetwork
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.diffusion import q_sample
 from difiisr_models.resample import pack, upsample
 from difiisr_models.schedule import Schedule, exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
 from difiisr_training.crops import CropDataset, crop_side, prepare_frame
 from difiisr_training.images import list_images, read_all
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 CHECKPOINT_NAME = "checkpoint.pt"
 STATISTICS_NAME = "statistics.jsonl"
@@ -36,7 +37,12 @@ class TrainState:
 
 
 def train(
-    config: TrainConfig, data: Path, run: Path, device: str, budget_s: float, workers: int
+    config: TrainConfig,
+    data: Path,
+    run: Path,
+    device: torch.device,
+    budget_s: float,
+    workers: int,
 ) -> TrainState:
     """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
 
@@ -49,7 +55,7 @@ def train(
     deadline = time.monotonic() + budget_s
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
-    state = _initial_state(config, torch.device(device))
+    state = _initial_state(config, device)
     if (run / CHECKPOINT_NAME).exists():
         load_checkpoint(run / CHECKPOINT_NAME, state, config)
     stop = _StopOnSignal()
@@ -160,6 +166,18 @@ def load_checkpoint(path: Path, state: TrainState, config: TrainConfig) -> None:
     state.ema.load_state_dict(saved["ema"])
     state.optimiser.load_state_dict(saved["optimiser"])
     state.iteration = saved["iteration"]
+
+
+def load_weights(path: Path) -> tuple[dict, CompactNetwork, int]:
+    """Settings, moving average and iteration of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    network = CompactNetwork(CompactConfig(**saved["config"]["network"]))
+    network.load_state_dict(saved["ema"])
+    return saved["config"], network, saved["iteration"]
 
 
 def _initial_state(config: TrainConfig, device: torch.device) -> TrainState:

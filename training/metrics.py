@@ -1,4 +1,4 @@
-"""Image quality of one-channel images: PSNR, SSIM, LPIPS-squeeze (with reference) and NIQE (without).
+"""Image quality of one-channel images: PSNR, SSIM, LPIPS-squeeze, and NIQE without reference.
 
 Images are ``(H, W)`` arrays of any real dtype in counts; ``data_range`` is the width of the scale
 that they live on (255 for 8 bit). Everything is computed on whole images, no border is cut off.
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from difiisr_training.images import pillow_resize
 from torch import Tensor, nn
+
+from difiisr_training.images import pillow_resize
 
 _SSIM_SIGMA, _SSIM_RADIUS, _K1, _K2 = 1.5, 5, 0.01, 0.03
 _NIQE_BLOCK = 96
@@ -30,7 +31,7 @@ def psnr(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
 
 
 def ssim(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
-    """Structural similarity (Wang et al. 2004): Gaussian window of sigma 1.5, population covariance.
+    """Structural similarity (Wang et al. 2004), Gaussian window of sigma 1.5, population moments.
 
     Raises:
         ValueError: the shapes differ, or a side is shorter than the window of 11 pixels.
@@ -193,7 +194,7 @@ _LPIPS_TAPS = (1, 4, 7, 9, 10, 11, 12)
 
 
 def _squeezenet_features() -> nn.Sequential:
-    """The convolutional part of SqueezeNet 1.1 (Iandola et al. 2016), numbered as in torchvision."""
+    """The convolutional part of SqueezeNet 1.1 (Iandola 2016), numbered as in torchvision."""
     pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
     return nn.Sequential(
         nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), nn.MaxPool2d(**pool),
@@ -226,7 +227,7 @@ def _block_features(mscn: np.ndarray, block: int) -> np.ndarray:
 
 
 def _fit_asymmetric_gaussian(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Moment matching of a generalised Gaussian per block (Lasmar et al. 2009): shape, left, right."""
+    """Moment matching of a generalised Gaussian per block (Lasmar 2009): shape, left, right."""
     flat = blocks.reshape(len(blocks), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         left, right = (

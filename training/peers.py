@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from difiisr_models import load_upscaler
 from difiisr_models.resample import SCALE
 from difiisr_training.images import pillow_resize
 from difiisr_training.peer_networks import Rlfn, Safmn
-from torch import Tensor, nn
 
 Upscale = Callable[[np.ndarray], np.ndarray]
 """``(H, W)`` uint8, uint16 or float32 counts -> ``(4H, 4W)`` of the same dtype and unit."""
@@ -118,6 +119,6 @@ def _spandrel(state: dict[str, Tensor]) -> nn.Module:
         from spandrel import ModelLoader
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"this peer is loaded by spandrel, which needs {error.name}: pip install 'difiisr_ros[eval]'"
+            f"spandrel loads this peer and needs {error.name}: pip install 'difiisr_ros[eval]'"
         ) from error
     return ModelLoader("cpu").load_from_state_dict(state).model

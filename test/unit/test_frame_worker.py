@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from difiisr_ros.frame_worker import FrameWorker
+from difiisr_ros.frame_worker import FrameWorker, any_computing
 
 PATIENCE = 30  # seconds until a test gives up waiting
 
@@ -68,7 +68,9 @@ def test_nothing_is_delivered_after_stop(bench):
     assert bench.started.acquire(timeout=PATIENCE)
     bench.worker.submit(2)
     assert not bench.worker.stop(timeout=0)  # still in frame 1
+    assert any_computing()
     bench.release.release(2)
     assert bench.worker.stop(PATIENCE)
+    assert not any_computing()
     assert bench.delivered == []
     assert not bench.started.acquire(blocking=False)  # frame 2 was never begun

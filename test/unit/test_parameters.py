@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from difiisr_models import UpscalerSettings
 
+from difiisr_models import UpscalerSettings
 from difiisr_ros.parameters import (
     ParameterError,
     Parameters,

@@ -1,0 +1,91 @@
+"""What sr_node is started with, and its end by SIGTERM; SIGINT is tested in test_sr_node.py."""
+
+import signal
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
+
+import rclpy
+from rclpy.parameter import Parameter
+from ros_peer import DOMAIN, NodeProcess, Peer, spin_in_thread, wait_until
+from rosgraph_msgs.msg import Clock
+
+from difiisr_ros.sr_node import SrNode, main
+
+
+@pytest.fixture
+def make_node():
+    """Return a function that makes a node of this process from parameters."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=DOMAIN)
+    nodes = []
+
+    def make(**parameters):
+        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        nodes.append(SrNode(context=context, parameter_overrides=overrides))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.stop_stream()
+        node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_a_terminated_node_ends_with_0(tmp_path):
+    node = NodeProcess(tmp_path / "log", "-p", "model:=bicubic", "-p", "autostart:=true")
+    node.wait_for_log("active:")
+    assert node.stop(signal.SIGTERM) == 0
+    assert "Traceback" not in node.log
+
+
+@pytest.mark.parametrize(
+    ("argument", "explanation"),
+    [
+        ("fidelity:=1", "'fidelity' is of type double, but 1 is integer: write 1.0"),
+        ("steps:=99", "steps"),
+        ("device:=gpu", "must be one of auto, cpu, cuda, cuda:N"),
+    ],
+)
+def test_a_bad_start_parameter_is_explained(argument, explanation, capfd):
+    assert main(["--ros-args", "-p", argument]) == 1
+    assert explanation in capfd.readouterr().err
+
+
+def test_a_qos_override_changes_its_topic_alone(make_node):
+    node = make_node(
+        **{"model": "bicubic", "qos_overrides./sr/image_raw.publisher.reliability": "best_effort"}
+    )
+    node.trigger_configure()
+    for topic, reliability in (("image_raw", "BEST_EFFORT"), ("camera_info", "RELIABLE")):
+        wait_until(lambda topic=topic: node.get_publishers_info_by_topic(f"/sr/{topic}"))
+        (publisher,) = node.get_publishers_info_by_topic(f"/sr/{topic}")
+        assert publisher.qos_profile.reliability.name == reliability
+
+
+def test_without_autostart_it_waits_unconfigured(make_node):
+    node = make_node(model="bicubic")
+    stop_spinning = spin_in_thread(node)
+    peer = Peer()
+    assert peer.state() == "unconfigured"
+    assert peer.status()[0].message == "unconfigured"
+    stop_spinning()
+    peer.close()
+
+
+def test_simulated_time_stamps_the_diagnostics_even_when_it_stands_still(make_node):
+    stop_spinning = spin_in_thread(make_node(use_sim_time=True, diagnostics_period=0.1))
+    peer = Peer()
+    clock = peer.node.create_publisher(Clock, "/clock", 1)
+    now = Clock()
+    now.clock.sec = 4321
+
+    def stamped():
+        clock.publish(now)
+        return peer.diagnostics and peer.diagnostics[-1].header.stamp == now.clock
+
+    wait_until(stamped)
+    peer.status()
+    stop_spinning()
+    peer.close()

@@ -1,0 +1,149 @@
+"""Installs a copy of the checkout in each way that users do, offline, and looks for its files."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = ("difiisr_ros", "difiisr_ros.demo", "difiisr_models", "difiisr_training")
+BUILD_TOOLS = ("setuptools", "pkg_resources", "_distutils_hack", "wheel")
+
+# Prints where the packages lie and what share_dir() says, without importing torch.
+LOOK = f"""
+import importlib.util as u, json
+packages = {{p: u.find_spec(p).submodule_search_locations[0] for p in {PACKAGES}}}
+spec = u.spec_from_file_location("weights", packages["difiisr_models"] + "/weights.py")
+weights = u.module_from_spec(spec); spec.loader.exec_module(weights)
+print(json.dumps({{**packages, "share": str(weights.share_dir())}}))
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the files that are installed."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for path in REPOSITORY.iterdir():
+        if path.name.startswith(".") or path.suffix == ".egg-info":
+            continue
+        if path.is_file():
+            shutil.copy2(path, copy)
+        elif path.name not in ("test", "out", "runs", "build", "dist", "install", "log"):
+            shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    new_model = copy / "config" / "models" / "a-new-model"
+    new_model.mkdir(parents=True)
+    (new_model / "manifest.json").write_text("{}")
+    return copy
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Variables for offline builds: the setuptools of this Python, and nothing else of it."""
+    pytest.importorskip("setuptools")
+    site = Path(sys.modules["setuptools"].__file__).parents[1]
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for path in site.iterdir():
+        if re.split(r"[-.]", path.name)[0] in BUILD_TOOLS:
+            (tools / path.name).symlink_to(path)
+    hidden = ("PYTHONPATH", "AMENT_PREFIX_PATH", "COLCON_PREFIX_PATH", "VIRTUAL_ENV")
+    variables = {k: v for k, v in os.environ.items() if k not in hidden}
+    return {**variables, "PYTHONPATH": str(tools), "PIP_NO_INDEX": "1"}
+
+
+def run(*command, **options):
+    result = subprocess.run(command, capture_output=True, text=True, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def pip_install(folder, environment, *arguments):
+    run(sys.executable, "-m", "venv", folder)
+    python = str(folder / "bin" / "python")
+    offline = ("--no-deps", "--no-build-isolation", "--quiet")
+    run(python, "-m", "pip", "install", *offline, *arguments, env=environment)
+    return json.loads(run(python, "-c", LOOK, cwd=folder, env=environment))
+
+
+def installed_files(top):
+    files = (path for path in top.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path.relative_to(top).as_posix() for path in files}
+
+
+def assert_found_by_ros(prefix, checkout):
+    index = prefix / "share" / "ament_index" / "resource_index" / "packages"
+    assert (index / "difiisr_ros").is_file()
+    node = prefix / "lib" / "difiisr_ros" / "sr_node"
+    assert os.access(node, os.X_OK)
+    share = prefix / "share" / "difiisr_ros"
+    for folder in ("launch", "config"):
+        assert installed_files(share / folder) == installed_files(checkout / folder)
+    assert (share / "package.xml").is_file()
+
+
+def test_pip_install(tmp_path, checkout, environment):
+    venv = tmp_path / "venv"
+    found = pip_install(venv, environment, str(checkout))
+    assert found["share"] == str(venv / "share" / "difiisr_ros")
+    assert all(found[package].startswith(str(venv)) for package in PACKAGES)
+    assert_found_by_ros(venv, checkout)
+    assert os.access(venv / "bin" / "difiisr", os.X_OK)
+
+
+def test_pip_install_editable(tmp_path, checkout, environment):
+    venv = tmp_path / "venv"
+    found = pip_install(venv, environment, "--editable", str(checkout))
+    assert found["share"] == str(checkout)
+    assert found["difiisr_models"] == str(checkout / "models")
+    assert os.access(venv / "bin" / "difiisr", os.X_OK)
+
+
+@pytest.mark.skipif(shutil.which("colcon") is None, reason="no colcon on the PATH")
+@pytest.mark.parametrize("options", [[], ["--symlink-install"]], ids=["plain", "symlink"])
+def test_colcon_build(tmp_path, checkout, options):
+    run("colcon", "build", "--base-paths", str(checkout), *options, cwd=tmp_path)
+    prefix = tmp_path / "install" / "difiisr_ros"
+    look = f"source {tmp_path}/install/setup.bash && cd / && python3 -c '{LOOK}'"
+    found = json.loads(run("bash", "-c", look))
+    assert found["share"] == str(prefix / "share" / "difiisr_ros")
+    assert_found_by_ros(prefix, checkout)
+
+
+def test_source_distribution_holds_all_that_is_installed(checkout, environment):
+    run(sys.executable, "setup.py", "-q", "sdist", cwd=checkout, env=environment)
+    (archive,) = (checkout / "dist").iterdir()
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    for folder in ("launch", "config", "resource", "scripts"):
+        expected = {f"{folder}/{name}" for name in installed_files(checkout / folder)}
+        assert expected - packed <= {"scripts/fill_venv.sh", "scripts/constraints.txt"}
+    for folder in ("difiisr_ros", "models", "training"):
+        assert {f"{folder}/{name}" for name in installed_files(checkout / folder)} <= packed
+    assert {"LICENSE", "package.xml", "setup.py", "setup.cfg"} <= packed
+
+
+def test_all_files_state_the_same_version():
+    version = ET.parse(REPOSITORY / "package.xml").findtext("version")
+    assert f'version="{version}"' in (REPOSITORY / "setup.py").read_text()
+    assert re.search(rf"^{re.escape(version)} ", (REPOSITORY / "CHANGELOG.rst").read_text(), re.M)
+
+
+def test_extras_separate_robot_and_workstation(checkout, environment):
+    run(sys.executable, "setup.py", "-q", "egg_info", cwd=checkout, env=environment)
+    (info,) = checkout.glob("*.egg-info")
+    base, *extras = re.split(r"^\[", (info / "requires.txt").read_text(), flags=re.M)
+    names = {section.split("]")[0].split(":")[0] for section in extras} - {""}
+    assert names == {"ros", "train", "eval", "onnx", "tensorrt", "dev"}
+    assert "torch" in base
+    # On a robot ROS is no pip package, and an installed package must not ask for it.
+    assert "rclpy" not in base
+    for workstation in ("matplotlib", "pytest", "onnx", "lpips"):
+        assert workstation not in base

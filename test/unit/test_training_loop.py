@@ -1,0 +1,165 @@
+"""Training can be stopped, resumed and trusted."""
+
+import argparse
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from difiisr_models import load_upscaler
+from difiisr_training import cli
+from difiisr_training.config import OptimiserConfig, load_config
+from difiisr_training.loop import learning_rate, load_weights, train, update_ema
+
+CONFIG = """
+name: tiny
+network: {channels: 8, blocks: 1, time_features: 16}
+sources: [{folder: frames}]
+crops: {lr_size: 16}
+optimiser: {lr: 0.001, warmup: 2}
+iterations: 12
+batch: 3
+checkpoint_every: 5
+log_every: 4
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data" / "frames"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (128, 160), dtype=np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG)
+    return load_config(path)
+
+
+def run(config, data, folder, budget=1e9):
+    return train(config, data, folder, torch.device("cpu"), budget, workers=0)
+
+
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(config, data, tmp_path):
+    whole = run(config, data, tmp_path / "whole")
+    pieces = 0
+    while run(config, data, tmp_path / "pieces", budget=0).iteration < config.iterations:
+        pieces += 1
+    assert pieces > 5
+    _, resumed, iteration = load_weights(tmp_path / "pieces" / "checkpoint.pt")
+    assert iteration == 12
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_training_lowers_the_loss_and_writes_statistics(config, data, tmp_path):
+    run(config, data, tmp_path / "run")
+    lines = [
+        json.loads(x) for x in (tmp_path / "run" / "statistics.jsonl").read_text().splitlines()
+    ]
+    assert [line["iteration"] for line in lines] == [4, 8, 12]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(line["it_per_s"] > 0 for line in lines)
+
+
+def test_ctrl_c_saves(config, data, tmp_path):
+    import dataclasses
+
+    endless = dataclasses.replace(config, iterations=10**6, checkpoint_every=10**6)
+
+    def interrupt():
+        while not (tmp_path / "run" / "statistics.jsonl").exists():
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    state = run(endless, data, tmp_path / "run")
+    thread.join()
+    assert 0 < state.iteration < 10**6
+    assert load_weights(tmp_path / "run" / "checkpoint.pt")[2] == state.iteration
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_folder_of_other_settings_is_refused_by_name(config, data, tmp_path):
+    import dataclasses
+
+    run(config, data, tmp_path / "run", budget=0)
+    with pytest.raises(ValueError, match="batch"):
+        run(dataclasses.replace(config, batch=4), data, tmp_path / "run")
+
+
+def test_damaged_images_are_skipped_and_named(config, data, tmp_path, caplog):
+    (data / "frames" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    assert run(config, data, tmp_path / "run", budget=0).iteration == 1
+    assert "broken.png" in caplog.text
+
+
+def test_the_exported_weights_are_the_moving_average(config, data, tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    arguments = [str(path), "--data", str(data), "--run", str(tmp_path / "run"), "--workers", "0"]
+    assert cli.main([*arguments, "--device", "cpu", "--export", str(tmp_path / "out")]) == 0
+    up = load_upscaler(str(tmp_path / "out"), device="cpu")
+    assert up(np.zeros((16, 16), np.uint8)).shape == (64, 64)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["training"]["iterations"] == 12
+    assert manifest["training"]["sources"] == ["frames"]
+
+
+def test_dry_run_prints_settings_sizes_and_cost(tmp_path, config, capsys):
+    assert cli.main([str(tmp_path / "tiny.yaml"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert '"grad_clip": 1.0' in text
+    assert "GFLOP for 64x64" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [("iterations: many", "iterations"), ("batchsize: 3", "batchsize"), ("sources: 7", "sources")],
+)
+def test_wrong_settings_are_refused_by_name(tmp_path, change, text):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(CONFIG + change + "\n")
+    with pytest.raises(ValueError, match=text):
+        load_config(path)
+
+
+def test_learning_rate_warms_up_and_falls_to_its_share():
+    c = OptimiserConfig(lr=1.0, warmup=10, final_lr_share=0.1)
+    rates = [learning_rate(i, c, 1000) for i in range(1001)]
+    assert rates[0] == pytest.approx(0.1, rel=1e-2)
+    assert max(rates) == pytest.approx(1.0, rel=1e-3)
+    assert rates[1000] == pytest.approx(0.1)
+
+
+def test_moving_average_follows_its_closed_form():
+    ema, network = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(ema.weight)
+    torch.nn.init.ones_(network.weight)
+    for i in range(100, 103):
+        update_ema(ema, network, 0.5, i)
+    assert ema.weight.item() == pytest.approx(1 - 0.5**3)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400)]
+)
+def test_durations(text, seconds):
+    assert cli.parse_duration(text) == seconds
+
+
+def test_a_wrong_duration_says_what_is_right():
+    with pytest.raises(argparse.ArgumentTypeError, match="30m"):
+        cli.parse_duration("soon")

@@ -1,0 +1,119 @@
+"""Frames of one topic of a rosbag2 recording (MCAP or SQLite), read without ROS."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_typestore
+
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+
+_STORAGE_SUFFIXES = {".mcap", ".db3"}
+_DTYPES = {
+    "mono8": np.uint8,
+    "8UC1": np.uint8,
+    "mono16": np.uint16,
+    "16UC1": np.uint16,
+    "32FC1": np.float32,
+}
+_STORE = get_typestore(Stores.ROS2_KILTED)
+
+log = logging.getLogger(__name__)
+
+
+class TopicError(ValueError):
+    """The recording has no such image topic, or no single one to choose."""
+
+
+def find_recordings(path: Path) -> list[Path]:
+    """Recordings at or below ``path``: storage files, or their folder if it has a metadata.yaml."""
+    files = [path] if path.is_file() else path.rglob("*")
+    storage = [file for file in files if _STORAGE_SUFFIXES & set(file.suffixes)]
+    if path.is_file():
+        return storage
+    return sorted({f.parent if (f.parent / "metadata.yaml").exists() else f for f in storage})
+
+
+def read_recordings(
+    recordings: list[Path], topic: str | None, every: int
+) -> tuple[list[np.ndarray], list[Path]]:
+    """Read the frames of a topic, in recorded order.
+
+    What is damaged is skipped and named in the log: single messages, the rest of a recording from
+    the first unreadable place on, or all of it.
+
+    Args:
+        recordings: of :func:`find_recordings`.
+        topic: name of an image topic; ``None``: the only one there is.
+        every: take the first of each so many messages; neighbours are nearly the same picture.
+
+    Returns:
+        ``(H, W)`` uint8, uint16 or float32 counts; the recording of each skip.
+
+    Raises:
+        TopicError: there is no such topic, or no single one to choose.
+    """
+    frames: list[np.ndarray] = []
+    skipped: list[Path] = []
+    for recording in recordings:
+        for number, raw in _messages(recording, topic, skipped):
+            if number % every:
+                continue
+            try:
+                frames.append(decode(_STORE.deserialize_cdr(raw, IMAGE_TYPE)))
+            except Exception as error:  # damaged bytes raise whatever their parser raises
+                log.warning("skipped message %d of %s: %s", number, recording, error)
+                skipped.append(recording)
+    return frames, skipped
+
+
+def decode(message: Any) -> np.ndarray:
+    """Pixels of a ``sensor_msgs/Image``, ``(H, W)``, native byte order, without row padding.
+
+    Raises:
+        ValueError: an encoding that is no thermal image's, or fields that contradict each other.
+    """
+    if message.encoding not in _DTYPES:
+        raise ValueError(f"encoding {message.encoding!r} is not one of {', '.join(_DTYPES)}")
+    dtype = np.dtype(_DTYPES[message.encoding])
+    height, width, step = message.height, message.width, message.step
+    row, size = width * dtype.itemsize, len(message.data)
+    if not row or step < row or not height or size < height * step:
+        raise ValueError(f"{width}x{height} with step {step} does not fit {size} bytes of data")
+    rows = np.frombuffer(message.data, np.uint8, height * step).reshape(height, step)[:, :row]
+    stored = dtype.newbyteorder(">" if message.is_bigendian else "<")
+    return np.ascontiguousarray(rows).view(stored).astype(dtype)
+
+
+def _messages(
+    recording: Path, topic: str | None, skipped: list[Path]
+) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each message; the end of what is readable is logged and noted."""
+    number = 0
+    try:
+        with Reader(recording) as reader:
+            connections = _choose(reader.connections, topic, recording)
+            for number, (_, _, raw) in enumerate(reader.messages(connections)):
+                yield number, raw
+    except TopicError:
+        raise
+    except Exception as error:  # as above
+        log.warning("could not read %s beyond message %d: %s", recording, number, error)
+        skipped.append(recording)
+
+
+def _choose(connections: list[Connection], topic: str | None, recording: Path) -> list[Connection]:
+    """The connections of the topic; a recording may hold several, one for each publisher."""
+    images = [c for c in connections if c.msgtype == IMAGE_TYPE]
+    topics = sorted({c.topic for c in images})
+    if topic is None and len(topics) != 1:
+        raise TopicError(f"{recording}: say which topic; it has: {', '.join(topics) or 'none'}")
+    if topic is not None and topic not in topics:
+        raise TopicError(f"{recording}: no image topic {topic!r}; it has: {', '.join(topics)}")
+    return [c for c in images if c.topic == (topic or topics[0])]

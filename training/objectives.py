@@ -1,0 +1,175 @@
+"""What a training step minimises: residual-shifting diffusion, guided or not, and distillation.
+
+Notation of the paper; t counts 1..T, ``index`` = t - 1 is what the network is told. All images and
+latents are batches ``(B, C, h, w)``; losses are scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from difiisr_models.diffusion import (
+    deterministic_step,
+    latent_input_scale,
+    prior_sample,
+    q_sample,
+)
+from difiisr_models.schedule import Schedule
+from difiisr_training.guidance import GuidanceConfig, guidance_gradient, inject
+from difiisr_training.space import DiffusionSpace
+
+GuidanceLoss = Callable[[Tensor, Tensor], Tensor]
+"""L_g of (SR, HR) images ``(B, 1, H, W)`` in [-1, 1] -> ``(B,)``."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch in the space of the diffusion."""
+
+    hr: Tensor
+    lr: Tensor
+    x0: Tensor
+    y: Tensor
+
+    @staticmethod
+    def of(lr: Tensor, hr: Tensor, space: DiffusionSpace) -> Batch:
+        """From images ``(B, 1, h, w)`` and ``(B, 1, 4h, 4w)`` in [-1, 1]."""
+        return Batch(hr, lr, space.encode(hr), space.shift_target(lr))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Everything a loss needs beside the network and the batch.
+
+    Attributes:
+        space: see :class:`DiffusionSpace`.
+        schedule: all T levels.
+        guidance: how L_g acts.
+        guidance_loss: L_g; ``None`` when the guidance is off.
+        perceptual_weight: weight of the perceptual estimate's loss beside the mean's.
+    """
+
+    space: DiffusionSpace
+    schedule: Schedule
+    guidance: GuidanceConfig
+    guidance_loss: GuidanceLoss | None
+    perceptual_weight: float
+
+
+def diffusion_loss(
+    network: nn.Module, batch: Batch, index: Tensor, eps: Tensor, objective: Objective, guided: bool
+) -> Tensor:
+    """|x_0 - E[x_0 | x_t]|_1, plus the same for the perceptual estimate under guidance.
+
+    Args:
+        network: the denoiser being trained.
+        batch: clean data.
+        index: ``(B,)`` int64, t - 1 of each sample.
+        eps: noise, shaped like ``batch.x0``.
+        objective: settings.
+        guided: whether the guidance acts at this iteration.
+    """
+    schedule, space = objective.schedule, objective.space
+    eta = eta_of(index, schedule).to(eps)
+    x_t = q_sample(batch.x0, batch.y, eta, eps, schedule.kappa)
+    acts = guided and objective.guidance_loss is not None
+    x_t.requires_grad_(acts)  # Eq. 9 needs the gradient with respect to x_t
+    scaled = x_t / (schedule.kappa**2 * eta + 1).sqrt()
+    mean, sample = space.estimates(network, scaled, batch.y, batch.lr, index)
+    loss = (mean - batch.x0).abs().mean()
+    if objective.perceptual_weight == 0 and not acts:
+        return loss
+    perceptual, added = sample, 0.0
+    if acts:
+        perceptual, added = apply_guidance(x_t, sample, batch, eta, index, objective)
+    return loss + objective.perceptual_weight * ((perceptual - batch.x0).abs().mean() + added)
+
+
+def distillation_loss(
+    student: nn.Module,
+    teacher: nn.Module,
+    batch: Batch,
+    eps: Tensor,
+    objective: Objective,
+    guided: bool,
+) -> Tensor:
+    """SinSR's consistency-preserving distillation to one step, at t = T.
+
+    |f(x_T) - teacher(x_T)|^2 + |f^{-1}(teacher(x_T)) - x_T|^2 + |f(f^{-1}(x_0)) - x_0|^2: the
+    teacher's full deterministic result from the same noise, the learned inverse (the student told
+    index 0 predicts x_T), and the ground truth reached through that inverse.
+    """
+    schedule, space = objective.schedule, objective.space
+    x_T = prior_sample(batch.y, eps, schedule)
+    with torch.no_grad():
+        target = _deterministic_sample(teacher, x_T, batch, objective)
+    last, first = (
+        torch.full((len(eps),), t - 1, device=eps.device) for t in (schedule.steps, 1)
+    )
+
+    def student_at(x: Tensor, index: Tensor) -> Tensor:
+        scale = latent_input_scale(int(index[0]) + 1, schedule)
+        return space.estimates(student, x * scale, batch.y, batch.lr, index)[1]
+
+    x_T = x_T.requires_grad_(guided and objective.guidance_loss is not None)
+    forward = student_at(x_T, last)
+    corrected, added = forward, 0.0
+    if x_T.requires_grad:
+        eta = eta_of(last, schedule).to(eps)
+        corrected, added = apply_guidance(x_T, forward, batch, eta, last, objective)
+    inverse = student_at(target, first)
+    with torch.no_grad():
+        x_T_of_truth = student_at(batch.x0, first)
+    truth = student_at(x_T_of_truth, last)
+    return (
+        (corrected - target).square().mean()
+        + (inverse - x_T.detach()).square().mean()
+        + (truth - batch.x0).square().mean()
+        + added
+    )
+
+
+def apply_guidance(
+    x_t: Tensor, x0: Tensor, batch: Batch, eta: Tensor, index: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """Guide the samples whose t is among the configured ones.
+
+    Returns:
+        The x_0 to compare with the target (corrected by Eq. 9 in mode "gradient", as given in
+        mode "sum"), and the scalar to add to the objective (0 in mode "gradient").
+    """
+    guidance = objective.guidance
+    per_sample = objective.guidance_loss(objective.space.decode(x0), batch.hr)
+    chosen = torch.ones_like(per_sample)
+    if guidance.timesteps:
+        steps = torch.tensor(guidance.timesteps, device=index.device)
+        chosen = torch.isin(index + 1, steps).to(per_sample)
+    if guidance.mode == "sum":
+        return x0, (per_sample * chosen).mean()
+    gradient = guidance_gradient(per_sample * chosen, x_t)
+    corrected = inject(
+        x_t, x0, batch.y, eta, objective.schedule.kappa, guidance.rho, gradient
+    )
+    return corrected, per_sample.new_zeros(())
+
+
+def eta_of(index: Tensor, schedule: Schedule) -> Tensor:
+    """eta_t of each sample, ``(B, 1, 1, 1)`` float32."""
+    return torch.from_numpy(schedule.eta).float().to(index.device)[index].view(-1, 1, 1, 1)
+
+
+def _deterministic_sample(
+    teacher: nn.Module, x_T: Tensor, batch: Batch, objective: Objective
+) -> Tensor:
+    """The teacher's result after all T deterministic steps from x_T."""
+    schedule, x = objective.schedule, x_T
+    for t in range(schedule.steps, 0, -1):
+        index = torch.full((len(x),), t - 1, device=x.device)
+        scaled = x * latent_input_scale(t, schedule)
+        x0 = objective.space.estimates(teacher, scaled, batch.y, batch.lr, index)[1]
+        x = deterministic_step(x, x0, batch.y, t, schedule)
+    return x

@@ -1,0 +1,16 @@
+"""Ranges to draw from, and the check that a settings class makes of its own."""
+
+from __future__ import annotations
+
+import typing
+
+Range = tuple[float, float]
+IntRange = tuple[int, int]
+
+
+def check_ranges(settings: object) -> None:
+    """Raise ValueError, with the name, unless every range of a dataclass is ``[low, high]``."""
+    for name, kind in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if kind in (Range, IntRange) and not (len(value) == 2 and value[0] <= value[1]):
+            raise ValueError(f"{name} must be a range [low, high], got {list(value)}")
