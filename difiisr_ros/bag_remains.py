@@ -225,9 +225,7 @@ class _WholePages(apsw.VFS):
     def __init__(self) -> None:
         super().__init__(self.NAME, "")
 
-    def xOpen(
-        self, name: str | apsw.URIFilename | None, flags: list[int]
-    ) -> apsw.VFSFile:
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
         return _WholePagesFile(name, flags)
 
 

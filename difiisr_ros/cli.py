@@ -118,7 +118,6 @@ def _positive(text: str) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     from difiisr_models import load_upscaler
-
     from difiisr_ros.replay import replay
 
     upscaler = load_upscaler(
@@ -171,8 +170,9 @@ def _scene(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     import numpy as np
-    from difiisr_models import load_upscaler
     from torch.utils.flop_counter import FlopCounterMode
+
+    from difiisr_models import load_upscaler
 
     upscaler = load_upscaler(options.model)
     frame = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)

@@ -56,6 +56,7 @@ def _inverse_filter(residual: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # the cached tensor serves training too
 def _inverse_taps() -> Tensor:
     """The one-dimensional factor of (D D^T)^{-1}, measured on an impulse far from any border."""
     n = 64

@@ -165,17 +165,27 @@ def compare_decoded(autoencoder: VQAutoencoder, z: Tensor, recorded: Tensor) -> 
     Only pixels whose two nearest codes are a :data:`TIE` may take the second of them.
     """
     image = autoencoder.decode(z)
+    codes = autoencoder.codebook
+    pixels = z[0].flatten(1).T  # (h w, Z)
+    near, index = torch.cdist(pixels.double(), codes.double()).square().topk(2, largest=False)
+    ties = torch.nonzero(near[:, 1] - near[:, 0] < TIE)[:, 0].tolist()
     settled = 0
-    if max_abs_diff(image, recorded) > TOLERANCE:
-        pixels = z[0].flatten(1).T  # (h w, Z)
-        codes = autoencoder.codebook
-        distances = torch.cdist(pixels.double(), codes.double()).square()
-        near, index = distances.topk(2, dim=1, largest=False)
-        for pixel in torch.nonzero(near[:, 1] - near[:, 0] < TIE)[:, 0].tolist():
-            taken = nearest_codes(pixels[pixel : pixel + 1], codes)
-            other = z.clone()
-            other[0].flatten(1)[:, pixel] = codes[index[pixel][index[pixel] != taken][0]]
-            candidate = autoencoder.decode(other)
-            if (candidate - recorded).abs().sum() < (image - recorded).abs().sum():
-                image, z, settled = candidate, other, settled + 1
+    while ties and max_abs_diff(image, recorded) > TOLERANCE:
+        pixel = min(ties, key=lambda tie: _pixels_from_worst(tie, image - recorded, z.shape[-1]))
+        ties.remove(pixel)
+        taken = nearest_codes(pixels[pixel : pixel + 1], codes)
+        other = z.clone()
+        other[0].flatten(1)[:, pixel] = codes[index[pixel][index[pixel] != taken][0]]
+        candidate = autoencoder.decode(other)
+        if (candidate - recorded).abs().sum() < (image - recorded).abs().sum():
+            image, z, settled = candidate, other, settled + 1
     return max_abs_diff(image, recorded), settled
+
+
+def _pixels_from_worst(latent_pixel: int, difference: Tensor, latent_width: int) -> int:
+    """Squared distance, in latent pixels, to where the image differs most."""
+    size = difference.shape[-1] // latent_width
+    worst = int(difference.abs().amax(dim=(0, 1)).argmax())
+    y, x = divmod(worst, difference.shape[-1])
+    row, column = divmod(latent_pixel, latent_width)
+    return (y // size - row) ** 2 + (x // size - column) ** 2

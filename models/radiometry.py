@@ -16,6 +16,7 @@ NETWORK_LIMIT = 3.0
 _RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
 _SCENE_QUANTILES = (0.1, 0.5, 0.9)
 _SCENE_CHANGE = 0.25  # of the tracked span; a hot object on less than a tenth of the frame is none
+_SAMPLED_PIXELS = 80_000  # larger frames are thinned out before their quantiles are taken
 _MIN_SPAN_COUNTS = 8.0
 _MIN_SPAN_RELATIVE = 1e-4  # of the largest magnitude, for float frames: 0.03 K at 300 K
 
@@ -51,15 +52,24 @@ def robust_range(counts: np.ndarray) -> CountRange:
     Args:
         counts: ``(H, W)`` uint8, uint16 or float32; non-finite values are ignored.
     """
-    values = counts[np.isfinite(counts)] if counts.dtype.kind == "f" else counts
-    if values.size == 0:
-        return CountRange(-1.0, 1.0)
-    lo, hi = (float(q) for q in np.quantile(values, _RANGE_QUANTILES))
+    return _range_and_bulk(counts)[0]
+
+
+def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
+    """The robust range, and the quantiles that tell one scene from another, ``(3,)``."""
+    stride = max(1, int((counts.size / _SAMPLED_PIXELS) ** 0.5))
+    values = counts[::stride, ::stride]
     floor = _MIN_SPAN_COUNTS
     if counts.dtype.kind == "f":
-        floor = max(_MIN_SPAN_RELATIVE * max(abs(lo), abs(hi)), float(np.finfo(np.float32).tiny))
+        values = values[np.isfinite(values)]
+        if values.size == 0:
+            return CountRange(-1.0, 1.0), np.zeros(len(_SCENE_QUANTILES))
+        largest = float(np.abs(values).max())
+        floor = max(_MIN_SPAN_RELATIVE * largest, float(np.finfo(np.float32).tiny))
+    quantiles = np.quantile(values, (*_RANGE_QUANTILES, *_SCENE_QUANTILES))
+    lo, hi = (float(q) for q in quantiles[:2])
     widen = max(0.0, floor - (hi - lo)) / 2
-    return CountRange(lo - widen, hi + widen)
+    return CountRange(lo - widen, hi + widen), quantiles[2:]
 
 
 class RangeTracker:
@@ -87,9 +97,7 @@ class RangeTracker:
 
     def update(self, counts: np.ndarray) -> CountRange:
         """Take in one frame ``(H, W)`` and return the range to use for it."""
-        frame = robust_range(counts)
-        values = counts[np.isfinite(counts)] if counts.dtype.kind == "f" else counts
-        bulk = np.quantile(values, _SCENE_QUANTILES) if values.size else np.zeros(3)
+        frame, bulk = _range_and_bulk(counts)
         if self._range is None or self._scene_changed(bulk):
             self._range, self._bulk = frame, bulk
         else:

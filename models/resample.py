@@ -3,7 +3,7 @@
 A high-resolution image ``(B, 1, 4h, 4w)`` is *packed* as ``(B, 16, h, w)`` (pixel-unshuffle:
 channel 4i + j is the pixel in row i, column j of each 4x4 block). There, resampling by 4 is one
 5x5 convolution at low resolution. Both directions use the cubic convolution kernel of Keys (1981)
-with a = -0.5, pixel centres aligned and weights renormalised at the borders: what Pillow calls BICUBIC,
+with a = -0.5, pixel centres aligned, weights renormalised at the borders: what Pillow calls BICUBIC,
 and what made the low-resolution images of the published pairs. ``downsample`` is antialiased.
 """
 
@@ -33,20 +33,20 @@ def unpack(packed: Tensor) -> Tensor:
 
 def upsample(lr: Tensor) -> Tensor:
     """Bicubic x4: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``."""
-    rows, columns = (_weight_sums(n, _phase_taps()).to(lr) for n in lr.shape[-2:])
-    weight_sum = torch.einsum("iy,jx->ijyx", rows, columns).reshape(1, PHASES, *lr.shape[-2:])
-    return F.conv2d(lr, _up_kernel().to(lr), padding=_REACH) / weight_sum
+    gain = _up_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
+    return F.conv2d(lr, _up_kernel().to(lr), padding=_REACH) * gain
 
 
 def downsample(packed: Tensor) -> Tensor:
     """Antialiased bicubic /4, the operator D: packed ``(B, 16, h, w)`` -> ``(B, 1, h, w)``."""
-    return F.conv2d(packed, _down_kernel().to(packed), padding=_REACH) / _down_weight_sum(packed)
+    gain = _down_border_gain(*packed.shape[-2:], packed.device, packed.dtype)
+    return F.conv2d(packed, _down_kernel().to(packed), padding=_REACH) * gain
 
 
 def downsample_adjoint(lr: Tensor) -> Tensor:
     """D transposed: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``; <D x, r> = <x, D^T r>."""
-    kernel = _down_kernel().to(lr)
-    return F.conv_transpose2d(lr / _down_weight_sum(lr), kernel, padding=_REACH)
+    gain = _down_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
+    return F.conv_transpose2d(lr * gain, _down_kernel().to(lr), padding=_REACH)
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:
@@ -67,12 +67,14 @@ def _phase_taps() -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # the cached tensor serves training too
 def _up_kernel() -> Tensor:
     taps = _phase_taps()
     return torch.tensor(np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5))
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # the cached tensor serves training too
 def _down_kernel() -> Tensor:
     taps = _down_taps()
     return torch.tensor(np.einsum("iy,jx->ijyx", taps, taps).reshape(1, PHASES, 5, 5))
@@ -84,10 +86,21 @@ def _down_taps() -> np.ndarray:
     return np.ascontiguousarray(taps / taps.sum())
 
 
-def _down_weight_sum(like: Tensor) -> Tensor:
-    """What D's weights sum to inside the frame, ``(h, w)``: 1 except near the borders."""
-    rows, columns = (_weight_sums(n, _down_taps()).sum(0).to(like) for n in like.shape[-2:])
-    return torch.outer(rows, columns)
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)  # the cached tensor serves training too
+def _up_border_gain(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What renormalises the upsampling kernel at the borders, ``(16, h, w)``; 1 elsewhere."""
+    rows, columns = (_weight_sums(n, _phase_taps()) for n in (height, width))
+    weight_sum = torch.einsum("iy,jx->ijyx", rows, columns).reshape(PHASES, height, width)
+    return (1 / weight_sum).to(device, dtype)
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)  # the cached tensor serves training too
+def _down_border_gain(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What renormalises the kernel of D at the borders, ``(h, w)``; 1 elsewhere."""
+    rows, columns = (_weight_sums(n, _down_taps()).sum(0) for n in (height, width))
+    return (1 / torch.outer(rows, columns)).to(device, dtype)
 
 
 def _weight_sums(n: int, taps: np.ndarray) -> Tensor:

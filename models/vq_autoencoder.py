@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 EPS = 1e-6
 CODES_AT_ONCE = 1024  # distances in memory at a time: this many per latent pixel
+LOGITS_AT_ONCE = 1 << 24  # attention logits in memory at a time, per image
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class VQConfig:
         return 2 ** (len(self.multipliers) - 1)
 
 
+def swish(x: Tensor) -> Tensor:
+    """x sigmoid(x) in two roundings, as the published network was computed (see ``attend``)."""
+    return x * torch.sigmoid(x)
+
+
 class ResBlock(nn.Module):
     """Two normalised convolutions around an identity, or a 1x1 convolution, as skip."""
 
@@ -64,12 +70,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, h, w) -> (B, C_out, h, w)."""
-        h = self.conv_in(F.silu(self.norm_in(x)))
-        return self.skip(x) + self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_in(swish(self.norm_in(x)))
+        return self.skip(x) + self.conv_out(swish(self.norm_out(h)))
 
 
 class Attention(nn.Module):
-    """Residual single-head attention over all pixels, computed in float32."""
+    """Residual single-head attention over all pixels, its products and softmax in float32."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,13 +88,25 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         normed = self.norm(x)
-        q, k, v = (
-            conv(normed).flatten(2).transpose(1, 2).float()[:, None]  # (B, 1, h w, C)
-            for conv in (self.query, self.key, self.value)
-        )
+        q, k, v = (conv(normed).float().flatten(2) for conv in (self.query, self.key, self.value))
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.project(y[:, 0].transpose(1, 2).reshape(x.shape).to(x.dtype))
+            y = attend(q, k, v)
+        return x + self.project(y.reshape(x.shape).to(x.dtype))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention, (B, C, N) three times -> (B, C, N), N = pixels.
+
+    Logits are formed for so many queries at a time that they take 64 MiB per image. Products are
+    in the order of the reference: another order, such as a fused attention's, changes last bits,
+    and with them which of two equally near codes a latent pixel is given.
+    """
+    channels, pixels = key.shape[1:]
+    parts = []
+    for part in query.split(max(LOGITS_AT_ONCE // pixels, 1), dim=2):
+        logits = part.transpose(1, 2) @ key * channels**-0.5
+        parts.append(value @ logits.softmax(dim=2).transpose(1, 2))
+    return torch.cat(parts, dim=2)
 
 
 class Middle(nn.Module):
@@ -161,7 +179,7 @@ class Encoder(nn.Module):
         x = self.stem(image)
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(swish(self.norm_out(self.middle(x))))
 
 
 class Decoder(nn.Module):
@@ -186,7 +204,7 @@ class Decoder(nn.Module):
         x = self.middle(self.stem(z))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(swish(self.norm_out(x)))
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:

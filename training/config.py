@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from difiisr_models.compact import CompactConfig
 from difiisr_training.crops import CropConfig
 from difiisr_training.images import ImageSource

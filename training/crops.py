@@ -68,7 +68,7 @@ class CropDataset(Dataset):
     def __init__(
         self, groups: list[tuple[float, list[Frame]]], config: CropConfig, seed: int, length: int
     ) -> None:
-        """``groups``: (weight, frames) per source; ``length``: number of samples of the whole run."""
+        """``groups``: (weight, frames) per source; ``length``: samples of the whole run."""
         weights = np.array([weight for weight, _ in groups], dtype=np.float64)
         self._groups = [frames for _, frames in groups]
         self._probability = weights / weights.sum()
@@ -90,17 +90,22 @@ def crop_side(config: CropConfig) -> int:
     return (config.lr_size + 2 * _MARGIN) * SCALE
 
 
-def draw_crop(frame: Frame, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of the frame's counts, ``(side, side)``, turned and mirrored at random."""
-    top, left = (rng.integers(0, n - side + 1) for n in frame.counts.shape)
-    crop = np.rot90(frame.counts[top : top + side, left : left + side], rng.integers(4))
+def draw_crop(counts: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square ``(side, side)`` of a frame."""
+    top, left = (rng.integers(0, n - side + 1) for n in counts.shape)
+    return counts[top : top + side, left : left + side]
+
+
+def _turn(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the eight ways to turn and mirror a square."""
+    crop = np.rot90(crop, rng.integers(4))
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
 def _draw_pair(
     frame: Frame, config: CropConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    crop = draw_crop(frame, crop_side(config), rng)
+    crop = _turn(draw_crop(frame.counts, crop_side(config), rng), rng)
     kind = choose_kind(config.degradation, rng)
     lr, hr = degrade(kind, crop, frame.shown, config.degradation, rng)
     polarity = 1.0 if rng.random() < 0.5 else -1.0  # white-hot or black-hot

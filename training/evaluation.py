@@ -53,7 +53,7 @@ HELD_OUT = (
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one set; ``values`` holds one number per image for each metric and ``seconds``."""
+    """One model on one set; ``values``: one number per image for each metric and ``seconds``."""
 
     model: str
     set_name: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,8 +107,7 @@ def read_counts(path: Path) -> np.ndarray:
     A colour file gives the mean of its channels, uint8.
 
     Raises:
-        OSError: the file is no image, or damaged. Pillow raises ValueError, SyntaxError and
-            struct.error for some kinds of damage as well.
+        OSError: the file is no image, or damaged; for some kinds of damage Pillow raises others.
         ValueError: integers beyond 16 bit.
     """
     with Image.open(path) as image:
@@ -132,7 +130,7 @@ def read_all(paths: list[Path]) -> tuple[list[np.ndarray], list[Path]]:
     for path in paths:
         try:
             images.append(read_counts(path))
-        except (OSError, ValueError, SyntaxError, struct.error) as error:
+        except Exception as error:  # damaged files raise whatever their decoder raises
             log.warning("skipped damaged image %s: %s", path, error)
             skipped.append(path)
     return images, skipped

@@ -19,7 +19,7 @@ from difiisr_models.diffusion import (
     q_sample,
 )
 from difiisr_models.schedule import Schedule
-from difiisr_training.guidance import GuidanceConfig, guidance_gradient, inject
+from difiisr_training.guidance import GuidanceConfig, Guided, guide
 from difiisr_training.space import DiffusionSpace
 
 GuidanceLoss = Callable[[Tensor, Tensor], Tensor]
@@ -81,12 +81,13 @@ def diffusion_loss(
     scaled = x_t / (schedule.kappa**2 * eta + 1).sqrt()
     mean, sample = space.estimates(network, scaled, batch.y, batch.lr, index)
     loss = (mean - batch.x0).abs().mean()
-    if objective.perceptual_weight == 0 and not acts:
+    if objective.perceptual_weight == 0:
         return loss
-    perceptual, added = sample, 0.0
-    if acts:
-        perceptual, added = apply_guidance(x_t, sample, batch, eta, index, objective)
-    return loss + objective.perceptual_weight * ((perceptual - batch.x0).abs().mean() + added)
+    if not acts:
+        return loss + objective.perceptual_weight * (sample - batch.x0).abs().mean()
+    guided_to = apply_guidance(x_t, sample, batch.x0, batch, eta, index, objective)
+    perceptual = (guided_to.prediction - guided_to.target).abs().mean() + guided_to.penalty
+    return loss + objective.perceptual_weight * perceptual
 
 
 def distillation_loss(
@@ -107,9 +108,7 @@ def distillation_loss(
     x_T = prior_sample(batch.y, eps, schedule)
     with torch.no_grad():
         target = _deterministic_sample(teacher, x_T, batch, objective)
-    last, first = (
-        torch.full((len(eps),), t - 1, device=eps.device) for t in (schedule.steps, 1)
-    )
+    last, first = (torch.full((len(eps),), t - 1, device=eps.device) for t in (schedule.steps, 1))
 
     def student_at(x: Tensor, index: Tensor) -> Tensor:
         scale = latent_input_scale(int(index[0]) + 1, schedule)
@@ -117,44 +116,39 @@ def distillation_loss(
 
     x_T = x_T.requires_grad_(guided and objective.guidance_loss is not None)
     forward = student_at(x_T, last)
-    corrected, added = forward, 0.0
+    matched = (forward - target).square().mean()
     if x_T.requires_grad:
         eta = eta_of(last, schedule).to(eps)
-        corrected, added = apply_guidance(x_T, forward, batch, eta, last, objective)
+        guided_to = apply_guidance(x_T, forward, target, batch, eta, last, objective)
+        matched = (guided_to.prediction - guided_to.target).square().mean() + guided_to.penalty
     inverse = student_at(target, first)
     with torch.no_grad():
         x_T_of_truth = student_at(batch.x0, first)
     truth = student_at(x_T_of_truth, last)
-    return (
-        (corrected - target).square().mean()
-        + (inverse - x_T.detach()).square().mean()
-        + (truth - batch.x0).square().mean()
-        + added
-    )
+    return matched + (inverse - x_T.detach()).square().mean() + (truth - batch.x0).square().mean()
 
 
 def apply_guidance(
-    x_t: Tensor, x0: Tensor, batch: Batch, eta: Tensor, index: Tensor, objective: Objective
-) -> tuple[Tensor, Tensor]:
-    """Guide the samples whose t is among the configured ones.
-
-    Returns:
-        The x_0 to compare with the target (corrected by Eq. 9 in mode "gradient", as given in
-        mode "sum"), and the scalar to add to the objective (0 in mode "gradient").
-    """
-    guidance = objective.guidance
-    per_sample = objective.guidance_loss(objective.space.decode(x0), batch.hr)
-    chosen = torch.ones_like(per_sample)
+    x_t: Tensor,
+    x0: Tensor,
+    target: Tensor,
+    batch: Batch,
+    eta: Tensor,
+    index: Tensor,
+    objective: Objective,
+) -> Guided:
+    """Guide the samples whose t is among the configured ones; see :func:`guidance.guide`."""
+    guidance, space = objective.guidance, objective.space
+    acts = torch.ones(len(index), device=index.device)
     if guidance.timesteps:
         steps = torch.tensor(guidance.timesteps, device=index.device)
-        chosen = torch.isin(index + 1, steps).to(per_sample)
-    if guidance.mode == "sum":
-        return x0, (per_sample * chosen).mean()
-    gradient = guidance_gradient(per_sample * chosen, x_t)
-    corrected = inject(
-        x_t, x0, batch.y, eta, objective.schedule.kappa, guidance.rho, gradient
-    )
-    return corrected, per_sample.new_zeros(())
+        acts = torch.isin(index + 1, steps).to(x0)
+
+    def loss(estimate: Tensor) -> Tensor:
+        return objective.guidance_loss(space.decode(estimate), batch.hr)
+
+    kappa = objective.schedule.kappa
+    return guide(x_t, x0, target, batch.y, eta, kappa, loss, acts, guidance)
 
 
 def eta_of(index: Tensor, schedule: Schedule) -> Tensor:

@@ -50,7 +50,7 @@ def save_preview(config: TrainConfig, data: Path, out: Path) -> None:
         title = f"{_TITLES[kind]}, {100 * share:.0f} % of samples"
         grid.title(1 + columns.index(kind), columns.count(kind), title)
     for row, (name, frame) in enumerate(scenes):
-        crop = draw_crop(frame, crop_side(config.crops), rng)
+        crop = draw_crop(frame.counts, crop_side(config.crops), rng)
         grid.picture(row, 0, to_eight_bit(crop, frame.shown), name)
         for column, kind in enumerate(columns):
             grid.picture(row, 1 + column, _low_resolution(kind, crop, frame, weights, rng), "")
@@ -61,23 +61,23 @@ def save_preview(config: TrainConfig, data: Path, out: Path) -> None:
 def _choose_scenes(
     config: TrainConfig, data: Path, rng: np.random.Generator
 ) -> list[tuple[str, Frame]]:
-    """Frames of all sources in turn, each a random one of those that are large enough."""
+    """Random frames of all sources in turn, of those that are large enough."""
+    side = crop_side(config.crops)
     usable = []
     for source in config.sources:
-        frames = [
-            frame
-            for image in load_images(source, data, "train")
-            if (frame := prepare_frame(image, 1.0, crop_side(config.crops))) is not None
-        ]
-        if frames:
-            usable.append((source.folder, frames))
+        images = [i for i in load_images(source, data, "train") if min(i.shape) >= side]
+        if images:
+            usable.append((source.folder, images))
     if not usable:
         raise ValueError(
-            f"no frame has {crop_side(config.crops)} pixels on a side, which crops of "
-            f"{config.crops.lr_size} low-resolution pixels need; set crops: lr_size lower"
+            f"no frame has {side} pixels on a side, which crops of {config.crops.lr_size} "
+            "low-resolution pixels need; set crops: lr_size lower"
         )
     chosen = [usable[i % len(usable)] for i in range(max(_SCENES, len(usable)))]
-    return [(name, frames[rng.integers(len(frames))]) for name, frames in chosen]
+    return [
+        (name, prepare_frame(images[rng.integers(len(images))], 1.0, side))
+        for name, images in chosen
+    ]
 
 
 def _low_resolution(

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
-from difiisr_models import load_upscaler
 from numpy.typing import NDArray
 from rosbags.rosbag2 import ReaderError
 
+from difiisr_models import load_upscaler
 from difiisr_ros.bag_reader import IMAGE_TYPE, BagReader, choose_image_topic, stamp_of
 from difiisr_ros.bag_writer import STORE
 from difiisr_ros.demo.live import SR_TOPIC, Outcome, missing_ros, run_live
@@ -40,7 +38,6 @@ ZERO_CELSIUS = 273.15  # kelvin
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0, 1 when a process failed, 2 for a bad argument or recording."""
     options = _parse(argv)
-    signal.signal(signal.SIGTERM, _stop)
     try:
         return _run(options)
     except ProcessFailed as error:
@@ -65,10 +62,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--kelvin-per-count", type=float, help="of the recording, for degrees in the picture"
     )
     return parser.parse_args(argv)
-
-
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _run(options: argparse.Namespace) -> int:

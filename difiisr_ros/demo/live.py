@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from difiisr_models.weights import share_dir
-
 from difiisr_ros.bag_reader import DIAGNOSTICS_TYPE, BagReader, choose_info_topic
 from difiisr_ros.bag_writer import STORE
 from difiisr_ros.demo.message_log import read_log

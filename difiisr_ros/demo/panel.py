@@ -19,12 +19,13 @@ class PanelImage:
     pixels: NDArray[np.floating]
 
 
-def busiest_window(frame: NDArray[np.floating]) -> tuple[int, int, int, int]:
-    """Left, top, width, height (pixels) of the window with most edges; the zoom shows it."""
+def window_to_show(frame: NDArray[np.floating]) -> tuple[int, int, int, int]:
+    """Left, top, width, height (pixels) of the window where warm things have most contours."""
     height, width = frame.shape
     rows, columns = max(height // CROP, 8), max(width // CROP, 8)
-    gradient_y, gradient_x = np.gradient(frame.astype(np.float64))
-    edges = np.nan_to_num(np.hypot(gradient_x, gradient_y))
+    filled = np.nan_to_num(frame.astype(np.float64), nan=float(np.nanmedian(frame)))
+    gradient_y, gradient_x = np.gradient(filled)
+    edges = np.hypot(gradient_x, gradient_y) * np.maximum(filled - np.median(filled), 0.0)
     sums = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     window = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns]
     window += sums[:-rows, :-columns]
@@ -57,7 +58,7 @@ def draw_panel(path: Path, images: list[PanelImage], unit: str) -> None:
         "vmax": max(high, low + 1e-6),
         "interpolation": "nearest",
     }
-    left, top, width, height = busiest_window(frame)
+    left, top, width, height = window_to_show(frame)
     ratio = frame.shape[0] / frame.shape[1]
     size = (4.2 * len(images) + 1.0, 2 * 4.2 * ratio + 0.8)
     figure, axes = pyplot.subplots(

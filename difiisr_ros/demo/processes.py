@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 STOP_PATIENCE = 30.0  # seconds that a process may take to end after SIGINT
 TAIL = 15  # lines of a log that an error shows
@@ -19,12 +19,17 @@ class ProcessFailed(RuntimeError):
 
 
 class Processes:
-    """Python modules run as processes; a context that leaves none behind."""
+    """Python modules run as processes; a context that leaves none behind.
+
+    Inside the context SIGINT and SIGTERM only take effect in :meth:`wait_until`: never while a
+    process is being started, which would then be nobody's.
+    """
 
     def __init__(self, logs: Path, environment: dict[str, str]) -> None:
         self._logs = logs
         self._environment = environment
         self._running: dict[str, subprocess.Popen] = {}
+        self._asked_to_stop = False
 
     def start(self, name: str, module: str, *arguments: str) -> None:
         """Run ``python -m module arguments``, logging to ``<logs>/<name>.log``."""
@@ -46,9 +51,12 @@ class Processes:
 
         Raises:
             ProcessFailed: one of them ended, or ``patience`` seconds are over.
+            KeyboardInterrupt: SIGINT or SIGTERM came.
         """
         until = time.monotonic() + patience
         while not done():
+            if self._asked_to_stop:
+                raise KeyboardInterrupt
             for name, process in self._running.items():
                 if process.poll() is not None:
                     raise self._failure(name, f"ended with exit code {process.returncode}")
@@ -88,7 +96,14 @@ class Processes:
             raise self._failure(name, f"ended with exit code {process.returncode}")
 
     def __enter__(self) -> Processes:
+        self._handlers = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked_to_stop = True
 
     def __exit__(
         self,
@@ -104,6 +119,8 @@ class Processes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _failure(self, name: str, what: str) -> ProcessFailed:
         lines = self.log(name).read_text(errors="replace").splitlines()[-TAIL:]

@@ -115,13 +115,13 @@ def _place(actor: Person | Vehicle, seconds: float) -> Place:
 def _actors(rng: np.random.Generator) -> list[Person | Vehicle]:
     people = [
         Person(
-            start=float(rng.uniform(-0.35, 0.35) * depth),
+            start=float((side + rng.uniform(-0.08, 0.08)) * depth),
             depth=depth,
             speed=float(rng.choice((-1, 1)) * rng.uniform(0.8, 1.5)),
             height=float(rng.uniform(1.6, 1.85)),
             warmth=float(rng.uniform(-1.5, 2.5)),
         )
-        for depth in (13.0, 15.5, 17.5, 36.0, 48.0)
+        for depth, side in ((13.0, 0.2), (15.5, -0.1), (17.5, -0.25), (36.0, 0.05), (48.0, -0.15))
     ]
     cars = [
         Vehicle(

@@ -14,7 +14,6 @@ from PIL import Image as Picture
 from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, BagReader, stamp_of
 from difiisr_ros.bag_writer import STORE, image_bytes, write_bag
 from difiisr_ros.demo.live import missing_ros
-from difiisr_ros.demo.scene_bag import write_scene_bag
 
 needs_ros = pytest.mark.skipif(bool(missing_ros()), reason=f"no ROS: {missing_ros()}")
 
@@ -78,18 +77,22 @@ def test_scene_through_dds(tmp_path):
         assert picture.width > picture.height > 300
 
 
-@needs_ros
-def test_own_bag_with_a_topic_of_its_own_and_no_camera_info(tmp_path):
-    frames = np.random.default_rng(0).integers(0, 255, (6, 32, 40), np.uint8)
-    with write_bag(tmp_path / "mine") as writer:
-        topics = [
-            writer.add_connection(name, IMAGE_TYPE, typestore=STORE) for name in ("/ir", "/other")
-        ]
-        for index, pixels in enumerate(frames):
+def write_frames(bag, topics, frames, period):
+    """A mono8 recording of noise; ``period`` in seconds."""
+    noise = np.random.default_rng(0).integers(0, 255, (frames, 32, 40), np.uint8)
+    with write_bag(bag) as writer:
+        connections = [writer.add_connection(t, IMAGE_TYPE, typestore=STORE) for t in topics]
+        for index, pixels in enumerate(noise):
             stamp = STORE.types["builtin_interfaces/msg/Time"](7, index)
             header = STORE.types["std_msgs/msg/Header"](stamp, "boson")
-            for topic in topics:
-                writer.write(topic, index * 200_000_000, image_bytes(header, pixels, "mono8"))
+            for connection in connections:
+                at = round(index * period * 1e9)
+                writer.write(connection, at, image_bytes(header, pixels, "mono8"))
+
+
+@needs_ros
+def test_own_bag_with_a_topic_of_its_own_and_no_camera_info(tmp_path):
+    write_frames(tmp_path / "mine", ["/ir", "/other"], 6, 0.2)
     bag, out = tmp_path / "mine", tmp_path / "out"
     code, _, error = finish(demo("--bag", bag, "--model", "bicubic", "--out", out))
     assert code == 2
@@ -165,7 +168,7 @@ def wait_for_child(process, module):
 @needs_ros
 @pytest.mark.parametrize("module", ["difiisr_ros.sr_node", "difiisr_ros.demo.player"])
 def test_demo_fails_when_a_process_dies_and_leaves_none_behind(tmp_path, module):
-    write_scene_bag(tmp_path / "long", 600)
+    write_frames(tmp_path / "long", ["/ir"], 600, 0.1)
     process = demo("--bag", tmp_path / "long", "--model", "bicubic", "--out", tmp_path / "out")
     wait_for_child(process, "difiisr_ros.demo.player")
     others = children(process.pid)
@@ -178,7 +181,7 @@ def test_demo_fails_when_a_process_dies_and_leaves_none_behind(tmp_path, module)
 
 @needs_ros
 def test_demo_ends_on_sigterm_and_leaves_none_behind(tmp_path):
-    write_scene_bag(tmp_path / "long", 600)
+    write_frames(tmp_path / "long", ["/ir"], 600, 0.1)
     process = demo("--bag", tmp_path / "long", "--model", "bicubic", "--out", tmp_path / "out")
     wait_for_child(process, "difiisr_ros.demo.player")
     others = children(process.pid)

@@ -111,8 +111,9 @@ def test_pip_install_editable(tmp_path, checkout, environment):
 def test_colcon_build(tmp_path, checkout, options):
     run("colcon", "build", "--base-paths", str(checkout), *options, cwd=tmp_path)
     prefix = tmp_path / "install" / "difiisr_ros"
-    look = f"source {tmp_path}/install/setup.bash && cd / && python3 -c '{LOOK}'"
-    found = json.loads(run("bash", "-c", look))
+    (tmp_path / "look.py").write_text(LOOK)
+    look = "source install/setup.bash && python3 look.py"
+    found = json.loads(run("bash", "-c", look, cwd=tmp_path))
     assert found["share"] == str(prefix / "share" / "difiisr_ros")
     assert_found_by_ros(prefix, checkout)
 

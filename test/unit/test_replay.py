@@ -3,12 +3,12 @@ import sqlite3
 
 import numpy as np
 import pytest
-from difiisr_models import load_upscaler
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import ReaderError, StoragePlugin
 from rosbags.typesys import Stores, get_typestore
 from thermal_bags import IMAGE, INFO, WORDS, camera_info, cut, header, messages, pixels, record
 
+from difiisr_models import load_upscaler
 from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE
 from difiisr_ros.bag_writer import STORE, image_bytes, write_bag
 from difiisr_ros.replay import replay, sr_topics

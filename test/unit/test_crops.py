@@ -1,0 +1,109 @@
+"""Training samples: pure functions of their number, in the units that the network sees."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from difiisr_models.radiometry import NETWORK_LIMIT
+from difiisr_models.resample import downsample, pack
+from difiisr_training.crops import CropConfig, CropDataset, crop_side, prepare_frame
+from difiisr_training.degradation import DegradationConfig
+
+CLEAN = DegradationConfig(bicubic=1, thermal=0, second_order=0)
+MIXED = DegradationConfig(bicubic=1, thermal=1, second_order=1)
+
+
+def frame(seed=0, shape=(200, 260), dtype=np.uint16, scale=1.0, side=96):
+    rng = np.random.default_rng(seed)
+    coarse = np.kron(rng.uniform(1000, 9000, (20, 26)), np.ones((10, 10)))
+    return prepare_frame(coarse[: shape[0], : shape[1]].astype(dtype), scale, side)
+
+
+def dataset(degradation=MIXED, seed=5, length=1000, groups=None, **config):
+    groups = groups or [(2.0, [frame(0), frame(1)]), (1.0, [frame(2)])]
+    return CropDataset(groups, CropConfig(16, degradation=degradation, **config), seed, length)
+
+
+def test_a_sample_depends_on_seed_and_number_alone():
+    forward = [dataset()[i] for i in range(20)]
+    other = dataset()
+    for i in reversed(range(20)):
+        for a, b in zip(forward[i], other[i], strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(dataset()[3][0], dataset()[4][0])
+    assert not torch.equal(dataset()[3][0], dataset(seed=6)[3][0])
+
+
+def test_workers_do_not_change_samples():
+    alone, shared = (DataLoader(dataset(length=12), 4, num_workers=n) for n in (0, 2))
+    for a, b in zip(alone, shared, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_shape_dtype_and_range(dtype):
+    data = dataset(groups=[(1.0, [frame(dtype=dtype)])], length=60)
+    for i in range(len(data)):
+        lr, hr = data[i]
+        assert lr.shape == (1, 16, 16)
+        assert hr.shape == (1, 64, 64)
+        assert lr.dtype == hr.dtype == torch.float32
+        for image in (lr, hr):
+            assert torch.isfinite(image).all()
+            assert image.abs().max() <= NETWORK_LIMIT
+
+
+def test_clean_low_resolution_is_the_downsampled_high_resolution():
+    data = dataset(CLEAN)
+    for i in range(20):
+        lr, hr = data[i]
+        own = downsample(pack(hr[None]))[0]
+        inner = (slice(None), slice(2, -2), slice(2, -2))  # D weighs the crop's border otherwise
+        assert torch.allclose(lr[inner], own[inner], atol=1e-3)  # whole counts of 8,000
+
+
+def test_without_jitter_a_frames_range_is_minus_one_to_one():
+    data = dataset(CLEAN, gain_jitter=1.0, offset_jitter=0.0, length=200)
+    values = torch.stack([data[i][1] for i in range(200)])
+    assert values.min() == pytest.approx(-1, abs=0.05)
+    assert values.max() == pytest.approx(1, abs=0.05)
+
+
+def test_jitter_and_polarity_change_contrast_level_and_sign():
+    flat = dataset(CLEAN, groups=[(1.0, [frame()])], length=400)
+    hot = [(data[1].std() * 1.0, data[1].mean()) for data in (flat[i] for i in range(400))]
+    spread = torch.tensor([s for s, _ in hot])
+    assert spread.max() / spread.min() > 2
+    ramp = np.broadcast_to(np.linspace(0, 60000, 96).astype(np.uint16), (96, 96))
+    only = CropDataset(
+        [(1.0, [prepare_frame(ramp, 1.0, 96)])], CropConfig(16, degradation=CLEAN), 0, 99
+    )
+    signs = {float(torch.sign(only[i][1][0, 0, 0] - only[i][1][0, -1, -1])) for i in range(99)}
+    assert signs == {-1.0, 1.0}
+
+
+def test_sources_are_drawn_by_weight():
+    def marked(level):
+        return prepare_frame(np.full((96, 96), level, np.uint16), 1.0, 96)
+
+    # A flat frame is 0 in network units, so tell the sources by their texture.
+    busy, calm = frame(0), marked(500)
+    data = CropDataset([(3.0, [busy]), (1.0, [calm])], CropConfig(16, degradation=CLEAN), 0, 2000)
+    share = np.mean([float(data[i][1].std()) > 0 for i in range(2000)])
+    assert share == pytest.approx(0.75, abs=0.04)
+
+
+def test_frames_too_small_are_left_out_and_exact_ones_are_used():
+    side = crop_side(CropConfig(16))
+    assert side == 96
+    assert frame(shape=(95, 200)) is None
+    assert frame(shape=(190, 200), scale=0.5) is None
+    exact = frame(shape=(96, 96))
+    assert dataset(groups=[(1.0, [exact])])[0][1].shape == (1, 64, 64)
+
+
+def test_frames_stay_in_the_dtype_of_the_file():
+    assert frame(dtype=np.uint16, scale=0.5).counts.dtype == np.uint16
+    assert frame(dtype=np.uint16).counts.shape == (200, 260)

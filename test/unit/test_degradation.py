@@ -1,0 +1,351 @@
+"""Degradations do what their physics and their configuration say, measured on their output."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from difiisr_models.radiometry import CountRange
+from difiisr_models.resample import downsample, pack
+from difiisr_training import blur_kernels, compression, optics, second_order, sensor
+from difiisr_training.config import load_config
+from difiisr_training.degradation import KINDS, DegradationConfig, choose_kind, degrade
+from difiisr_training.thermal_camera import ThermalConfig, thermal_pair
+
+SHOWN = CountRange(1000.0, 3000.0)
+QUIET = {
+    "aberration": (0.0, 0.0), "netd": (1e-9, 1e-9), "column_noise": (0.0, 0.0),
+    "row_noise": (0.0, 0.0), "stuck_share": 0.0, "gain_drift": 0.0, "offset_drift": 0.0,
+    "agc_share": 0.0,
+}  # fmt: skip
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def scene(side=160, dtype=np.uint16):
+    """Smooth shapes and noise between about 1000 and 3000 counts."""
+    y, x = np.mgrid[:side, :side] / side
+    smooth = np.sin(7 * x + 3 * y) + np.sign(np.sin(9 * x * y + 4 * x))
+    return (2000 + 400 * smooth + rng(1).normal(0, 30, (side, side))).astype(dtype)
+
+
+def wave(side, frequency):
+    """A cosine along x of ``frequency`` cycles per pixel."""
+    return np.broadcast_to(np.cos(2 * np.pi * frequency * np.arange(side)), (side, side))
+
+
+def amplitude(image, frequency):
+    """Amplitude of the wave of that frequency along x, away from the borders."""
+    row = image[image.shape[0] // 2]
+    phase = np.exp(-2j * np.pi * frequency * np.arange(len(row)))
+    return 2 * abs((row * phase).mean())
+
+
+# Lens
+
+
+@pytest.mark.parametrize("cycles", [4, 16, 28, 40])
+@pytest.mark.parametrize("sigma", [0.0, 1.2])
+def test_a_lens_attenuates_each_frequency_by_its_mtf(cycles, sigma):
+    cutoff, side = 0.35, 160
+    f = cycles / side
+    r = f / cutoff
+    theory = 2 / math.pi * (math.acos(r) - r * math.sqrt(1 - r * r)) if r < 1 else 0.0
+    theory *= math.exp(-2 * (math.pi * sigma * f) ** 2)
+    blurred = optics.apply_mtf(
+        wave(side, f),
+        lambda f: optics.diffraction_mtf(f, cutoff) * optics.gaussian_mtf(f, sigma),
+    )
+    inner = blurred[:, 40:-40]  # 80 columns hold whole periods of every wave here
+    assert amplitude(inner, f) == pytest.approx(theory, abs=0.01)
+
+
+def test_nothing_passes_beyond_the_cutoff_and_the_mean_is_kept():
+    assert optics.diffraction_mtf(np.array([0.0, 0.36, 0.5]), 0.35).tolist() == [1.0, 0.0, 0.0]
+    assert optics.apply_mtf(np.full((32, 48), 7.0), lambda f: f < 0.01) == pytest.approx(7.0)
+
+
+def test_cutoff_of_a_known_camera():
+    # 10 um, f/1.0: 100 cycles per mm; 12 um pixels: 1.2 cycles per pixel.
+    assert optics.cutoff_frequency(10.0, 1.0, 12.0) == pytest.approx(1.2)
+
+
+# Detectors
+
+
+@pytest.mark.parametrize("fill_factor", [0.4, 0.7, 1.0])
+@pytest.mark.parametrize("cycles", [2, 8, 14])
+def test_detector_sampling_follows_the_aperture_function(fill_factor, cycles):
+    f, width = cycles / 160, 4 * math.sqrt(fill_factor)
+    sampled = sensor.sample_by_detector(wave(160, f), fill_factor)
+    # Pixels are samples here, while sinc assumes a continuous scene: hence the few per cent.
+    assert amplitude(sampled, 4 * f) == pytest.approx(np.sinc(width * f), abs=0.02)
+
+
+def test_detectors_average_and_do_not_shift():
+    blocks = scene(64, np.float32)
+    whole = sensor.sample_by_detector(blocks, 1.0)
+    assert whole == pytest.approx(blocks.reshape(16, 4, 16, 4).mean(axis=(1, 3)), rel=1e-6)
+    ramp = np.broadcast_to(np.arange(64.0), (64, 64))
+    assert sensor.sample_by_detector(ramp, 0.5)[0] == pytest.approx(4 * np.arange(16) + 1.5)
+
+
+# Read-out
+
+
+def test_temporal_noise_is_white_and_as_strong_as_asked():
+    noise = sensor.temporal_noise((400, 400), 3.0, rng())
+    assert noise.std() == pytest.approx(3.0, rel=0.02)
+    assert abs(np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1]) < 0.02
+    assert noise.mean(axis=0).std() < 0.3
+
+
+def test_stripes_are_constant_along_their_line():
+    columns = sensor.stripes((300, 500), 0.0, 2.0, rng())
+    assert (columns == columns[:1]).all()
+    assert columns[0].std() == pytest.approx(2.0, rel=0.1)
+    rows = sensor.stripes((500, 300), 2.0, 0.0, rng())
+    assert (rows == rows[:, :1]).all()
+    assert rows[:, 0].std() == pytest.approx(2.0, rel=0.1)
+
+
+def test_the_share_of_stuck_pixels_and_their_levels():
+    image = np.full((500, 500), 50.0, np.float32)
+    stuck = sensor.stick_pixels(image, 0.01, 100.0, 200.0, rng())
+    changed = stuck != image
+    assert changed.mean() == pytest.approx(0.01, rel=0.1)
+    assert stuck[changed].min() >= 100
+    assert stuck[changed].max() <= 200
+    assert np.unique(stuck[changed]).size > 1000
+
+
+def test_drift_is_slow_and_as_strong_as_asked():
+    fields = np.stack([sensor.drift_field((40, 60), 0.5, rng(i)) for i in range(2000)])
+    assert np.sqrt((fields**2).mean()) == pytest.approx(0.5, rel=0.03)
+    assert fields.mean(axis=(1, 2)).std() == pytest.approx(0.5 / math.sqrt(3), rel=0.05)
+    assert np.abs(np.diff(fields, 2, axis=1)).max() < 1e-5
+
+
+# Eight bit
+
+
+def test_agc_saturates_one_per_cent_at_either_end():
+    frame = rng().permutation(100_00).reshape(100, 100).astype(np.uint16)
+    picture = compression.to_eight_bit(frame, compression.agc_range(frame))
+    # Half a grey level's worth of counts (20 of 10,000) rounds to black and to white as well.
+    assert (picture == 0).mean() == pytest.approx(0.012, abs=0.001)
+    assert (picture == 255).mean() == pytest.approx(0.012, abs=0.001)
+
+
+def test_eight_bit_and_back_is_within_half_a_grey_level():
+    counts = rng().uniform(1000, 3000, (50, 50)).astype(np.float32)
+    back = compression.from_eight_bit(compression.to_eight_bit(counts, SHOWN), SHOWN)
+    assert np.abs(back - counts).max() <= 2000 / 255 / 2 + 1e-3
+
+
+def test_agc_of_a_flat_frame_is_finite():
+    shown = compression.agc_range(np.full((16, 16), 9, np.uint16))
+    assert compression.to_eight_bit(np.full((16, 16), 9, np.uint16), shown).max() == 0
+
+
+def test_jpeg_loses_more_at_lower_quality():
+    picture = compression.to_eight_bit(scene(), SHOWN)
+    errors = [
+        np.abs(compression.jpeg(picture, q).astype(float) - picture).mean() for q in (95, 60, 20)
+    ]
+    assert 0 < errors[0] < errors[1] < errors[2]
+
+
+# Blur kernels
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_kernels_keep_the_mean_and_are_centred(seed):
+    kernel = blur_kernels.random_kernel(blur_kernels.KernelConfig(), rng(seed))
+    side = kernel.shape[0]
+    assert kernel.shape == (side, side)
+    assert side in range(3, 20, 2)
+    assert kernel.sum() == pytest.approx(1)
+    assert kernel == pytest.approx(kernel[::-1, ::-1], abs=1e-9)
+
+
+def test_gaussian_kernel_has_its_widths_along_its_axes():
+    d = blur_kernels.squared_distance(41, 3.0, 1.5, math.pi / 2)  # long axis along y
+    kernel = blur_kernels.generalised_gaussian(d, 1.0)
+    y, x = np.mgrid[:41, :41] - 20.0
+    assert (kernel * y * y).sum() == pytest.approx(9.0, rel=0.01)
+    assert (kernel * x * x).sum() == pytest.approx(2.25, rel=0.01)
+
+
+def test_shape_parameters_flatten_the_top_or_lengthen_the_tail():
+    d = blur_kernels.squared_distance(21, 3.0, 3.0, 0.0)
+    pointed, gaussian, flat = (blur_kernels.generalised_gaussian(d, b)[10] for b in (0.5, 1, 4))
+    assert flat[8:13] == pytest.approx(flat[10], rel=0.05)
+    assert pointed[11] / pointed[10] < gaussian[11] / gaussian[10] < flat[11] / flat[10]
+    assert pointed[18] > gaussian[18] > flat[18]
+    plateau = blur_kernels.plateau(d, 2.0)[10]
+    assert plateau[13] == pytest.approx(plateau[10] / 2)  # at one sigma
+
+
+def test_sinc_kernel_passes_below_its_cutoff_and_stops_above():
+    response = np.abs(np.fft.fft2(blur_kernels.sinc_kernel(63, math.pi / 2), (256, 256)))
+    assert response[0, 20] == pytest.approx(1, abs=0.1)  # 0.16 pi
+    assert response[0, 100] < 0.1  # 0.78 pi
+
+
+# Second order
+
+
+def test_gaussian_noise_of_the_second_order_is_stated_of_255():
+    noisy = second_order.add_gaussian_noise(np.full((300, 300), 0.5, np.float32), 10.0, rng())
+    assert noisy.std() * 255 == pytest.approx(10, rel=0.02)
+
+
+def test_poisson_noise_grows_with_the_root_of_the_level():
+    levels = np.repeat(np.linspace(0.1, 0.9, 9), 20000).reshape(9, 20000).astype(np.float32)
+    noise = (second_order.add_poisson_noise(levels, 0.5, rng()) - levels).std(axis=1)
+    white = 16  # nine levels, rounded up to a power of two
+    assert noise[:5] == pytest.approx(0.5 * np.sqrt(levels[:5, 0] / white), rel=0.1)
+
+
+def test_convolve_mirrors_at_the_borders():
+    flat = np.full((24, 24), 0.3, np.float32)
+    kernel = blur_kernels.random_kernel(blur_kernels.KernelConfig(), rng(3))
+    assert second_order.convolve(flat, kernel) == pytest.approx(0.3, abs=1e-5)
+
+
+# The three degradations
+
+
+def test_bicubic_is_pillows_and_the_models_own_operator():
+    hr = scene(96, np.uint8)
+    lr, target = degrade("bicubic", hr, SHOWN, DegradationConfig(), rng())
+    assert (lr == np.asarray(Image.fromarray(hr).resize((24, 24), Image.BICUBIC))).all()
+    assert (target == hr).all()
+    own = downsample(pack(torch.from_numpy(hr.astype(np.float32))[None, None]))[0, 0].numpy()
+    assert np.abs(lr - own).max() <= 1  # Pillow rounds to whole counts, twice
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_every_degradation_gives_a_pair_on_one_scale_and_only_by_its_seed(kind, dtype):
+    hr = (scene() // (12 if dtype == np.uint8 else 1)).astype(dtype)
+    shown = compression.agc_range(hr)
+    config = DegradationConfig()
+    for seed in range(20):
+        lr, target = degrade(kind, hr, shown, config, rng(seed))
+        again = degrade(kind, hr, shown, config, rng(seed))
+        assert (lr == again[0]).all()
+        assert (target == again[1]).all()
+        assert lr.shape == (40, 40)
+        assert target.shape == (160, 160)
+        assert lr.dtype == target.dtype == np.float32
+        assert np.isfinite(lr).all()
+        coarse_lr = lr.reshape(5, 8, 5, 8).mean(axis=(1, 3))
+        coarse = target.reshape(5, 32, 5, 32).mean(axis=(1, 3))
+        assert np.abs(coarse_lr - coarse).mean() < 0.06 * shown.span
+        assert np.corrcoef(coarse_lr.ravel(), coarse.ravel())[0, 1] > 0.8
+    if kind != "bicubic":
+        assert (degrade(kind, hr, shown, config, rng(98))[0] != lr).any()
+
+
+def test_a_quiet_thermal_camera_only_blurs():
+    hr = scene(dtype=np.float32)
+    lr, target = thermal_pair(hr, SHOWN, ThermalConfig(**QUIET), rng())
+    assert (target == hr).all()
+    clean, _ = degrade("bicubic", hr, SHOWN, DegradationConfig(), rng())
+    inner = (slice(4, -4), slice(4, -4))
+    assert lr.mean() == pytest.approx(clean.mean(), rel=1e-3)
+    assert np.abs(np.diff(lr[inner])).mean() < np.abs(np.diff(clean[inner])).mean()
+
+
+@pytest.mark.parametrize("netd", [0.005, 0.02])
+def test_the_thermal_cameras_noise_is_its_netd(netd):
+    hr = np.full((480, 480), 2000, np.float32)
+    lr, _ = thermal_pair(hr, SHOWN, ThermalConfig(**{**QUIET, "netd": (netd, netd)}), rng())
+    assert lr.std() == pytest.approx(netd * SHOWN.span, rel=0.03)
+
+
+def test_column_noise_of_the_thermal_camera_is_stated_of_its_temporal_noise():
+    hr = np.full((800, 800), 2000, np.float32)
+    stripy = {**QUIET, "netd": (0.01, 0.01), "column_noise": (0.7, 0.7)}
+    lr, _ = thermal_pair(hr, SHOWN, ThermalConfig(**stripy), rng())
+    assert lr.mean(axis=0).std() == pytest.approx(0.7 * 20, rel=0.15)
+    assert lr.mean(axis=1).std() < 3
+
+
+def test_drift_is_in_the_target_too_and_noise_is_not():
+    hr = np.full((160, 160), 2000, np.float32)
+    drifting = {**QUIET, "offset_drift": 0.2, "netd": (0.01, 0.01)}
+    lr, target = thermal_pair(hr, SHOWN, ThermalConfig(**drifting), rng(2))
+    assert abs(target.mean() - 2000) > 10
+    assert abs(lr.mean() - target.mean()) < 5
+    assert np.abs(np.diff(target, 2, axis=0)).max() < 0.01
+
+
+def test_the_gain_control_saturates_both_and_rounds_the_low_resolution_one():
+    hr = scene()
+    shown = CountRange(1800.0, 2200.0)
+    lr, target = thermal_pair(
+        hr, shown, ThermalConfig(**{**QUIET, "agc_share": 1.0, "jpeg_share": 0.0}), rng()
+    )
+    assert target.min() == lr.min() == 1800
+    assert target.max() == lr.max() == 2200
+    grey = (lr - 1800) * 255 / 400
+    assert np.abs(grey - np.rint(grey)).max() < 1e-3
+
+
+def test_degradations_are_drawn_by_their_weights():
+    config = DegradationConfig(bicubic=6, thermal=3, second_order=1)
+    drawn = [choose_kind(config, generator) for generator in [rng()] for _ in range(20000)]
+    shares = [drawn.count(kind) / len(drawn) for kind in KINDS]
+    assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
+
+
+# Settings
+
+
+def test_degradations_are_settings_of_a_run(tmp_path):
+    text = """
+    name: x
+    sources: [{folder: a}]
+    crops:
+      degradation:
+        bicubic: 1
+        thermal: 2
+        camera: {f_number: [1, 2], jpeg_quality: [50, 60]}
+        pipeline: {first: {kernel: {sides: [3, 7]}}}
+    """
+    (tmp_path / "x.yaml").write_text(text)
+    found = load_config(tmp_path / "x.yaml").crops.degradation
+    assert (found.thermal, found.camera.f_number) == (2.0, (1.0, 2.0))
+    assert found.camera.jpeg_quality == (50, 60)
+    assert found.pipeline.first.kernel.sides == (3, 7)
+    assert found.pipeline.second.kernel.sides == (3, 13)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("camera: {netd: [0.02, 0.001]}", "netd.*0.02, 0.001"),
+        ("camera: {netd: [0, 0.01]}", "netd"),
+        ("camera: {pitch_um: [12]}", "pitch_um.*12"),
+        ("pipeline: {first: {resize: [2, 1]}}", "resize"),
+        ("{bicubic: 0, thermal: 0, second_order: 0}", "weights"),
+        ("{bicubic: -1}", "weights"),
+    ],
+)
+def test_wrong_ranges_are_refused_by_name(tmp_path, text, error):
+    crops = {"degradation": yaml.safe_load(text)}
+    config = {"name": "x", "sources": [{"folder": "a"}], "crops": crops}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=error):
+        load_config(tmp_path / "x.yaml")

@@ -1,0 +1,135 @@
+"""Image files are read as stored; damaged ones cost nothing but themselves."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from difiisr_training.images import (
+    ImageSource,
+    crop_to_multiple,
+    list_images,
+    load_images,
+    pillow_resize,
+    read_counts,
+)
+
+
+def gradient(dtype, top=None):
+    top = top or (1.0 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max)
+    return np.linspace(0, top, 24 * 32).reshape(24, 32).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_counts_come_back_as_stored(tmp_path, dtype, suffix):
+    Image.fromarray(gradient(dtype)).save(tmp_path / f"a{suffix}")
+    read = read_counts(tmp_path / f"a{suffix}")
+    assert read.dtype == dtype
+    assert (read == gradient(dtype)).all()
+
+
+def test_kelvin_in_float_stay_kelvin(tmp_path):
+    kelvin = gradient(np.float32) + 290
+    Image.fromarray(kelvin).save(tmp_path / "a.tiff")
+    assert (read_counts(tmp_path / "a.tiff") == kelvin).all()
+
+
+def test_a_colour_file_gives_its_mean_channel(tmp_path):
+    colour = np.zeros((20, 20, 3), np.uint8)
+    colour[...] = (30, 60, 90)
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    assert (read_counts(tmp_path / "a.png") == 60).all()
+
+
+def test_integers_beyond_16_bit_are_refused(tmp_path):
+    Image.fromarray(gradient(np.int32, 70000)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"70000.*16 bit"):
+        read_counts(tmp_path / "a.tif")
+
+
+def test_images_are_found_in_folders_below_in_order_of_their_paths(tmp_path):
+    for name in ("b/1.PNG", "a/2.png", "a/note.txt", "0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)]
+    assert found == ["0.png", "a/2.png", "b/1.PNG"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_images(ImageSource("nowhere"), tmp_path, "train")
+
+
+def damage(good: bytes):
+    """Ways in which files are found broken."""
+    yield "empty", b""
+    yield "text", b"not an image at all"
+    yield "half", good[: len(good) // 2]
+    yield "header", good[:20]
+    for position in range(8, len(good), max(1, len(good) // 40)):
+        yield f"byte{position}", good[:position] + b"\xff\x00\xff\x00" + good[position + 4 :]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(gradient(np.uint8)).save(folder / f"good{i}{suffix}")
+    good = (folder / f"good0{suffix}").read_bytes()
+    for name, data in damage(good):
+        (folder / f"bad_{name}{suffix}").write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        images = load_images(ImageSource("frames", val_share=0.0), tmp_path, "train")
+    # Bytes that are wrong yet readable cannot be told from right ones.
+    files = list_images(folder)
+    skipped = len(files) - len(images)
+    assert 4 <= skipped <= len(files) - 3
+    assert f"skipped {skipped} that were damaged" in caplog.text
+    assert caplog.text.count("skipped damaged image") == skipped
+    for name in ("empty", "text", "half"):
+        assert f"bad_{name}{suffix}" in caplog.text
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "a.png").write_bytes(b"no")
+    with pytest.raises(ValueError, match="nothing to train on among 1 files"):
+        load_images(ImageSource("frames"), tmp_path, "train")
+
+
+def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
+    (tmp_path / "frames").mkdir()
+    for i, value in enumerate((1.0, np.nan)):
+        pixels = np.full((20, 20), 300, np.float32)
+        pixels[3, 3] = value
+        Image.fromarray(pixels).save(tmp_path / "frames" / f"{i}.tif")
+    assert len(load_images(ImageSource("frames"), tmp_path, "train")) == 1
+    assert "skipped 1" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"weight": -1.0}, {"every": 0}, {"val_share": 1.0}])
+def test_impossible_sources_are_refused(change):
+    with pytest.raises(ValueError, match="frames: weight"):
+        ImageSource("frames", **change)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_resizing_keeps_dtype_and_mean(dtype):
+    small = pillow_resize(gradient(dtype), 12, 16)
+    assert small.shape == (12, 16)
+    assert small.dtype == dtype
+    assert small.mean() == pytest.approx(gradient(dtype).mean(), rel=0.01)
+
+
+def test_resizing_16_bit_does_not_wrap_at_the_ends():
+    edge = np.where(np.arange(32) < 16, 0, 65535).astype(np.uint16) * np.ones((32, 1), np.uint16)
+    small = pillow_resize(edge, 8, 8)
+    assert (np.diff(small[0].astype(int)) >= 0).all()
+
+
+def test_cropping_keeps_the_top_left():
+    image = gradient(np.uint16)
+    assert (crop_to_multiple(image, 5) == image[:20, :30]).all()

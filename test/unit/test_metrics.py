@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from difiisr_training.images import list_images, read_counts
+from difiisr_training.metrics import LpipsSqueeze, Niqe, psnr, ssim
+
+WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
+
+
+@pytest.fixture(scope="module")
+def lpips_squeeze():
+    return LpipsSqueeze(
+        WEIGHTS / "squeezenet1_1_features_lpips.pth", WEIGHTS / "lpips_lin_v0.1_squeeze.pth"
+    )
+
+
+@pytest.fixture(scope="module")
+def niqe():
+    return Niqe(WEIGHTS / "niqe_pris_params.npz")
+
+
+@pytest.fixture
+def frame(shared_data):
+    return read_counts(list_images(shared_data / "roadscene" / "train")[3])[:288, :384]
+
+
+def blurred(image, radius):
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def noisy(image, sigma):
+    noise = np.random.default_rng(0).normal(0, sigma, image.shape)
+    return (image + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def random_pair(dtype, high):
+    rng = np.random.default_rng(1)
+    hr = rng.integers(0, high, (40, 33)).astype(dtype)
+    sr = (hr + rng.normal(0, high / 20, hr.shape)).clip(0, high).astype(dtype)
+    return sr, hr
+
+
+@pytest.mark.parametrize(("dtype", "high"), [("uint8", 255), ("uint16", 9000), ("float32", 1)])
+def test_psnr_and_ssim_are_those_of_scikit_image(dtype, high):
+    reference = pytest.importorskip("skimage.metrics")
+    sr, hr = random_pair(dtype, high)
+    wanted = reference.peak_signal_noise_ratio(hr, sr, data_range=high)
+    assert psnr(sr, hr, high) == pytest.approx(wanted, abs=1e-6)
+    wanted = reference.structural_similarity(
+        hr.astype(np.float64), sr.astype(np.float64), data_range=high,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )  # fmt: skip
+    assert ssim(sr, hr, high) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_equal_images_are_perfect():
+    _, hr = random_pair("uint8", 255)
+    assert psnr(hr, hr, 255) == float("inf")
+    assert ssim(hr, hr, 255) == pytest.approx(1)
+
+
+def test_images_of_two_sizes_are_refused():
+    _, hr = random_pair("uint8", 255)
+    for metric in (psnr, ssim):
+        with pytest.raises(ValueError, match="one size"):
+            metric(hr[:-1], hr, 255)
+
+
+def test_ssim_of_an_image_smaller_than_its_window_is_refused():
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(np.zeros((10, 40)), np.zeros((10, 40)), 255)
+
+
+@needs_weights
+def test_lpips_is_that_of_the_lpips_package(lpips_squeeze, frame):
+    pytest.importorskip("torchvision", reason="the lpips package needs torchvision")
+    package = pytest.importorskip("lpips")
+    theirs = package.LPIPS(pretrained=False, net="squeeze", pnet_rand=True, verbose=False).eval()
+    state = torch.load(WEIGHTS / "squeezenet1_1_features_lpips.pth", weights_only=True)
+    for piece in [getattr(theirs.net, f"slice{i}") for i in range(1, 8)]:
+        own = {k: state[k] for k in piece.state_dict()}
+        piece.load_state_dict(own)
+    lin = torch.load(WEIGHTS / "lpips_lin_v0.1_squeeze.pth", map_location="cpu", weights_only=True)
+    theirs.load_state_dict(lin, strict=False)
+    sr = blurred(frame, 1.5)
+    tensors = [torch.from_numpy(i / 127.5 - 1).float().expand(1, 3, -1, -1) for i in (sr, frame)]
+    with torch.no_grad():
+        wanted = theirs(*tensors).item()
+    assert lpips_squeeze(sr, frame, 255) == pytest.approx(wanted, rel=1e-4)
+
+
+@needs_weights
+def test_lpips_grows_with_blur_and_noise(lpips_squeeze, frame):
+    for degrade, strengths in ((blurred, (0.7, 1.5, 3)), (noisy, (4, 12, 30))):
+        values = [lpips_squeeze(degrade(frame, s), frame, 255) for s in strengths]
+        assert 0 < values[0] < values[1] < values[2]
+    assert lpips_squeeze(frame, frame, 255) == 0
+
+
+@needs_weights
+def test_lpips_does_not_depend_on_the_unit(lpips_squeeze, frame):
+    sr = blurred(frame, 1.5)
+    counts = lpips_squeeze(sr.astype(np.uint16) * 40, frame.astype(np.uint16) * 40, 255 * 40)
+    assert counts == pytest.approx(lpips_squeeze(sr, frame, 255), rel=1e-4)
+
+
+@needs_weights
+def test_lpips_refuses_a_file_of_another_network(tmp_path):
+    torch.save({"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, tmp_path / "lin.pth")
+    with pytest.raises(RuntimeError, match="LPIPS-squeeze"):
+        LpipsSqueeze(WEIGHTS / "squeezenet1_1_features_lpips.pth", tmp_path / "lin.pth")
+
+
+@needs_weights
+def test_niqe_grows_with_blur_and_noise(niqe, frame):
+    clean = niqe(frame, 255)
+    for degrade, strengths in ((blurred, (1.5, 3)), (noisy, (12, 30))):
+        values = [niqe(degrade(frame, s), 255) for s in strengths]
+        assert clean < values[0] < values[1]
+
+
+@needs_weights
+def test_niqe_says_when_an_image_is_too_small_or_flat(niqe, frame):
+    for image in (frame[:100, :100], frame[:40], np.full((300, 300), 7, np.uint8)):
+        with pytest.raises(ValueError, match="96x96"):
+            niqe(image, 255)
+
+
+def test_niqe_refuses_another_file(tmp_path):
+    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
+    with pytest.raises(ValueError, match="mu_pris_param"):
+        Niqe(tmp_path / "other.npz")

@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from difiisr_training.perceptual_loss import PerceptualLoss
+
+NORMALISED = Path(__file__).parents[3] / "shared" / "weights" / "vgg19norm_to_relu3_1.pth"
+_WIDTHS = {
+    "vgg16": (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0),
+    "vgg19": (64, 64, 0, 128, 128, 0, *[256] * 4, 0, *[512] * 4, 0, *[512] * 4, 0),
+}
+
+
+def random_vgg(arch, path):
+    """A whole random VGG, named as torchvision names it, with activations of unit size."""
+    rng, state, index, channels = torch.Generator().manual_seed(4), {}, 0, 3
+    for width in _WIDTHS[arch]:
+        if width:
+            weight = torch.randn(width, channels, 3, 3, generator=rng)
+            state[f"features.{index}.weight"] = weight * (2 / (9 * channels)) ** 0.5
+            state[f"features.{index}.bias"] = 0.1 * torch.randn(width, generator=rng)
+            channels = width
+        index += 2 if width else 1
+    state["classifier.0.weight"] = torch.zeros(2, 2)
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    return random_vgg("vgg16", tmp_path_factory.mktemp("vgg") / "vgg16.pth")
+
+
+@pytest.fixture(scope="module")
+def vgg19(tmp_path_factory):
+    return random_vgg("vgg19", tmp_path_factory.mktemp("vgg") / "vgg19.pth")
+
+
+@pytest.fixture
+def normalised():
+    if not NORMALISED.is_file():
+        pytest.skip(f"no weights at {NORMALISED}")
+    return PerceptualLoss("vgg19_relu3_1", NORMALISED)
+
+
+@pytest.fixture
+def pair():
+    rng = torch.Generator().manual_seed(5)
+    hr = F.interpolate(torch.rand(2, 1, 8, 8, generator=rng), scale_factor=4, mode="bilinear")
+    hr = 2 * hr - 1
+    return F.avg_pool2d(hr, 3, stride=1, padding=1), hr
+
+
+def test_equal_images_have_no_loss_and_samples_do_not_mix(vgg16, pair):
+    loss, (sr, hr) = PerceptualLoss("vgg16_relu3_3", vgg16), pair
+    values = loss(torch.cat([sr[:1], hr[:1]]), torch.cat([hr[:1], hr[:1]]))
+    assert values.shape == (2,)
+    assert values[0] > 0
+    assert values[1] == 0
+
+
+def test_one_channel_is_seen_as_three_equal_ones_normalised_as_in_imagenet(vgg16, pair):
+    loss = PerceptualLoss("vgg16_relu3_3", vgg16)
+    state = torch.load(vgg16, weights_only=True)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    h = ((pair[1].repeat(1, 3, 1, 1) + 1) / 2 - mean) / deviation
+    for index in (0, 2, 5, 7, 10, 12, 14):
+        if index in (5, 10):
+            h = F.max_pool2d(h, 2)
+        weight, bias = state[f"features.{index}.weight"], state[f"features.{index}.bias"]
+        h = F.conv2d(h, weight, bias, padding=1).relu()
+    torch.testing.assert_close(loss.features(pair[1]), h)
+
+
+def test_layer_35_of_vgg19_is_relu5_4_of_the_image_as_it_is(vgg19, pair):
+    loss = PerceptualLoss("vgg19_relu5_4", vgg19)
+    features = loss.features(pair[1])
+    assert features.shape == (2, 512, 2, 2)  # after four poolings of 32x32
+    assert features.min() >= 0
+    state = torch.load(vgg19, weights_only=True)
+    h, index = pair[1].repeat(1, 3, 1, 1), 0
+    for width in _WIDTHS["vgg19"][:-1]:  # without the last pooling
+        if width:
+            weight, bias = state[f"features.{index}.weight"], state[f"features.{index}.bias"]
+            h = F.conv2d(h, weight, bias, padding=1).relu()
+        else:
+            h = F.max_pool2d(h, 2)
+        index += 2 if width else 1
+    torch.testing.assert_close(features, h)
+
+
+def test_weights_are_frozen_and_the_gradient_reaches_the_image(vgg16, pair):
+    loss, (sr, hr) = PerceptualLoss("vgg16_relu3_3", vgg16), pair
+    sr.requires_grad_()
+    loss(sr, hr).sum().backward()
+    assert sr.grad.abs().max() > 0
+    assert not any(p.requires_grad for p in loss.parameters())
+    assert not loss.training
+
+
+def test_gradient_agrees_with_finite_differences(vgg16):
+    loss = PerceptualLoss("vgg16_relu3_3", vgg16).double()
+    rng = torch.Generator().manual_seed(6)
+    sr, hr = torch.rand(2, 1, 1, 4, 5, generator=rng, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: loss(x, hr), sr.requires_grad_(), eps=1e-7)
+
+
+def test_true_vgg_features_lose_more_with_more_blur(normalised, pair):
+    _, hr = pair
+    blurred = [hr]
+    for _ in range(3):
+        blurred.append(F.avg_pool2d(F.pad(blurred[-1], (1,) * 4, mode="reflect"), 3, stride=1))
+    values = [normalised(sr, hr).mean().item() for sr in blurred]
+    assert values[0] == 0
+    assert values == sorted(values)
+    assert values[1] > 0
+
+
+def test_normalised_vgg_has_activations_of_unit_mean(normalised, shared_data):
+    """What "normalised" says of this network, on a real frame: the mean activation is about 1."""
+    from difiisr_training.images import list_images, read_counts
+
+    counts = read_counts(list_images(shared_data / "roadscene" / "train")[0])
+    image = torch.from_numpy(counts[:256, :256].astype("float32") / 127.5 - 1)[None, None]
+    assert 0.2 < normalised.features(image).mean().item() < 5
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        PerceptualLoss("vgg16_relu3_3", tmp_path / "absent.pth")
+
+
+def test_a_file_of_another_network_is_refused(vgg16):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+        PerceptualLoss("vgg19_relu5_4", vgg16)
+
+
+def test_an_unknown_layer_is_refused(vgg16):
+    with pytest.raises(ValueError, match="vgg16_relu3_3"):
+        PerceptualLoss("vgg11", vgg16)
