@@ -25,8 +25,8 @@ EXTRAS = {
             "ros-std-srvs",
         )
     ],
-    "train": ["pillow", "pyyaml"],
-    "eval": ["lpips", "matplotlib", "pillow", "scikit-image"],
+    "train": ["accelerate", "pillow", "pyyaml", "segment-anything", "torchvision"],
+    "eval": ["lpips", "matplotlib", "pillow", "scikit-image", "spandrel"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     "dev": [

@@ -27,7 +27,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
         raise ValueError(f"time embedding needs an even number of features, got {dim}")
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=t.device)
-    phase = t.float()[:, None] * torch.exp(index * (-math.log(max_period) / half))
+    phase = t.float()[:, None] * torch.exp(-math.log(max_period) * index / half)
     return torch.cat((phase.cos(), phase.sin()), dim=-1)
 
 

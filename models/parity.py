@@ -122,7 +122,7 @@ def run_parity(
 
     def sampled(steps: int) -> Tensor:
         y = rule_image("sample.y", (1, 3, 64, 64))
-        return model.sample_latent(y, lambda k, _: noises[k], steps)
+        return model.sample_latent(y, noises.__getitem__, steps)
 
     def encoded() -> Tensor:
         return autoencoder.encode(rule_image("vq.image", (1, 3, 128, 128)))

@@ -43,11 +43,14 @@ if ! has_torch; then
     has_gpu || pip install -qq torch==2.13.0+cpu 2>/dev/null || true
     has_torch || install torch
 fi
-# A torch that was there before, such as a Jetson's, is kept too.
+# A torch that was there before, such as a Jetson's, is kept too, with the torchvision it wants.
 "$venv/bin/python" -W ignore - "$constraints" >"$venv/constraints.txt" <<'PYTHON'
 import sys, torch
 lines = open(sys.argv[1]).read().splitlines()
-print(f"torch=={torch.__version__}", *(l for l in lines if not l.startswith("torch==")), sep="\n")
+expected = next(line for line in lines if line.startswith("torch=="))
+if expected != "torch==" + torch.__version__.partition("+")[0]:
+    lines = [line for line in lines if not line.startswith("torchvision==")]
+print(*(line for line in lines if line != expected), f"torch=={torch.__version__}", sep="\n")
 PYTHON
 constraints=$venv/constraints.txt
 
@@ -58,8 +61,8 @@ if [ -z "${ROS_DISTRO:-}" ]; then
     install --no-build-isolation --editable "$here/..[ros]" ||
         echo "No ROS wheels for this machine: make demo runs the offline replay, ROS tests skip."
 fi
-# For tests only, and without their dependencies, which would bring another torch. Tests that need
-# them skip where they cannot be had.
-for package in torchvision einops lpips spandrel; do
+# Without their dependencies, which ask for more than is used. Tests that need them skip where they
+# cannot be had.
+for package in einops lpips spandrel; do
     install --no-deps "$package" || echo "No $package for this machine: tests that need it skip."
 done

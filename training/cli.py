@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from difiisr_models.backends import resolve_device
+from difiisr_models.checkpoint import load_published
 from difiisr_models.compact import CompactNetwork, parameter_count
-from difiisr_models.model_loading import save_compact
+from difiisr_models.model_loading import load_network, save_compact, save_published_unet
 from difiisr_training.config import TrainConfig, as_dict, load_config
-from difiisr_training.loop import CHECKPOINT_NAME, load_weights, train
+from difiisr_training.loop import CHECKPOINT_NAME, train
+from difiisr_training.networks import (
+    TrainingFiles,
+    build_network,
+    build_objective,
+    load_average,
+)
+from difiisr_training.preview import save_preview
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,49 +37,93 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if options.data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
-    run = options.run or Path("runs") / config.name
+    if options.preview:
+        save_preview(config, options.data, options.preview)
+        print(f"{options.preview}: samples of the configured degradations")
+        return 0
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
-    state = train(config, options.data, run, device, options.budget, options.workers)
-    print(f"{run / CHECKPOINT_NAME}: {state.iteration} of {config.iterations} iterations")
-    if options.export:
-        export(run, options.export)
-        print(f"{options.export}: weights of the moving average, ready for load_upscaler")
+    run = options.run or Path("runs") / config.name
+    accelerator = Accelerator(
+        cpu=options.device == "cpu",
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+    )
+    files = TrainingFiles(
+        autoencoder=load_published(options.autoencoder)[1] if options.autoencoder else None,
+        vgg=options.vgg,
+        sam=options.sam,
+        peers=options.peers,
+    )
+    teacher = None
+    if config.stage == "distillation":
+        if options.teacher is None:
+            raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
+        teacher = starting_weights(options.teacher).to(accelerator.device)
+    state = train(
+        config,
+        build_objective(config, files, accelerator.device),
+        options.data,
+        run,
+        accelerator=accelerator,
+        teacher=teacher,
+        initial=starting_weights(options.init) if options.init else teacher,
+        budget_s=options.budget,
+        workers=options.workers,
+    )
+    if accelerator.is_main_process:
+        print(f"{run / CHECKPOINT_NAME}: {state.iteration} of {config.iterations} iterations")
+        if options.export:
+            export(run, options.export, options.autoencoder)
+            print(f"{options.export}: weights of the moving average, ready for load_upscaler")
     return 0
 
 
 def describe(config: TrainConfig) -> str:
     """The resolved settings, the network's size and what an iteration and the run cost."""
-    network = CompactNetwork(config.network)
-    forward = _forward_gflop(network, config.crops.lr_size) * config.batch
+    network = build_network(config)
+    tile = _forward_gflop(network, 64)
+    iteration = 3 * tile * (config.crops.lr_size / 64) ** 2 * config.batch
     lines = [
         json.dumps(as_dict(config), indent=2),
         f"parameters        {parameter_count(network):,}",
-        f"network           {_forward_gflop(network, 64):.2f} GFLOP for 64x64 -> 256x256",
-        f"one iteration     {3 * forward:.1f} GFLOP (forward and backward, batch {config.batch})",
-        f"the whole run     {3 * forward * config.iterations / 1e6:.2f} PFLOP",
+        f"network           {tile:.2f} GFLOP for 64x64 -> 256x256",
+        f"one iteration     {iteration:.1f} GFLOP (forward and backward, batch {config.batch}; "
+        "without teachers, guidance and autoencoder)",
+        f"the whole run     {iteration * config.iterations / 1e6:.2f} PFLOP",
     ]
     return "\n".join(lines)
 
 
-def export(run: Path, folder: Path) -> None:
+def starting_weights(path: Path) -> nn.Module:
+    """Network of a run folder (its moving average) or of a weights folder."""
+    if (path / CHECKPOINT_NAME).is_file():
+        return load_average(path / CHECKPOINT_NAME)[1]
+    return load_network(path)
+
+
+def export(run: Path, folder: Path, published: Path | None) -> None:
     """Write the moving average of a run's checkpoint as a weights folder.
+
+    Args:
+        run: run folder.
+        folder: to write.
+        published: where a published network's autoencoder comes from.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
     """
-    config, network, iteration = load_weights(run / CHECKPOINT_NAME)
-    card = {
-        "name": config["name"],
-        "training": {
-            "iterations": iteration,
-            "batch": config["batch"],
-            "seed": config["seed"],
-            "sources": [source["folder"] for source in config["sources"]],
-        },
+    config, network, iteration = load_average(run / CHECKPOINT_NAME)
+    kept = ("batch", "seed", "stage", "guidance", "image_teacher", "perceptual_weight")
+    training = {
+        "iterations": iteration,
+        "sources": [source["folder"] for source in config["sources"]],
+        **{name: config[name] for name in kept},
     }
-    save_compact(network, folder, card)
+    card = {"name": config["name"], "training": training}
+    if isinstance(network, CompactNetwork):
+        save_compact(network, folder, card)
+    else:
+        save_published_unet(network, published, folder, card)
 
 
 def parse_duration(text: str) -> float:
@@ -80,10 +134,15 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _forward_gflop(network: CompactNetwork, side: int) -> float:
-    packed, lr = torch.zeros(1, 16, side, side), torch.zeros(1, 1, side, side)
+def _forward_gflop(network: nn.Module, side: int) -> float:
+    lr, t = torch.zeros(1, 1, side, side), torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(packed, packed, lr, torch.zeros(1, dtype=torch.int64), torch.ones(1))
+        if isinstance(network, CompactNetwork):
+            packed = torch.zeros(1, 16, side, side)
+            network(packed, packed, lr, t, torch.ones(1))
+        else:
+            latent = torch.zeros(1, 3, side, side)
+            network(latent, t, lr.expand(-1, 3, -1, -1))
     return counter.get_total_flops() / 1e9
 
 
@@ -92,15 +151,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path, help="YAML file, see config/train/")
     parser.add_argument("--data", type=Path, help="folder that the configured sources lie in")
     parser.add_argument("--run", type=Path, help="run folder, continued if it exists (runs/NAME)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
-        "--budget", type=parse_duration, default=float("inf"), help="wall-clock limit: 90s, 30m, 8h"
+        "--init", type=Path, metavar="DIR", help="run or weights folder that a new run starts from"
+    )
+    parser.add_argument(
+        "--teacher", type=Path, metavar="DIR", help="run or weights folder to distil"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu"), help="auto: a GPU")
+    parser.add_argument(
+        "--budget", type=parse_duration, default=math.inf, help="wall-clock limit: 90s, 30m, 8h"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that load samples")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = the default")
+    parser.add_argument("--vgg", type=Path, help="weights of the configured VGG")
+    parser.add_argument("--sam", type=Path, help="checkpoint of a Segment Anything model")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="weights of the image teacher")
+    parser.add_argument(
+        "--autoencoder", type=Path, metavar="DIR",
+        help="converted published model whose autoencoder gives the latent space",
+    )  # fmt: skip
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="write the weights here at the end"
     )
+    parser.add_argument("--preview", type=Path, metavar="PNG", help="draw samples, train nothing")
     parser.add_argument(
         "--dry-run", action="store_true", help="print settings, sizes and cost only"
     )

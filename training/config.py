@@ -7,12 +7,14 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from difiisr_models.compact import CompactConfig
+from difiisr_models.swin_unet import SwinUNetConfig
 from difiisr_training.crops import CropConfig
+from difiisr_training.guidance import GuidanceConfig
 from difiisr_training.images import ImageSource
 
 
@@ -43,13 +45,21 @@ class TrainConfig:
 
     Attributes:
         name: name of the model and of the run's folder.
-        network: sizes of the compact network.
         sources: where high-resolution frames come from.
-        crops: how samples are drawn from them.
+        network: sizes of the compact network.
+        published: sizes of the published UNet, to train that one in its latent space instead.
+        crops: how samples are drawn from the sources.
         optimiser: see :class:`OptimiserConfig`.
+        stage: "diffusion" trains all steps (ResShift), "distillation" one step from a teacher.
+        guidance: the gradient of L_g in the predicted noise (DifIISR).
+        perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched.
+        image_teacher: published network whose outputs the mean estimate is drawn to as well, on
+            samples with the clean degradation.
+        teacher_weight: share of the image teacher in that loss, 0..1.
         iterations: length of the schedule.
         batch: samples per iteration over all processes.
         last_step_share: share of samples trained at t = T; the rest is uniform over 1..T.
+        precision: of the network's convolutions and products (autocast).
         seed: of data, noise and initial weights.
         checkpoint_every: iterations between checkpoints.
         log_every: iterations between lines of statistics.
@@ -58,14 +68,30 @@ class TrainConfig:
     name: str
     sources: tuple[ImageSource, ...]
     network: CompactConfig = field(default_factory=CompactConfig)
+    published: SwinUNetConfig | None = None
     crops: CropConfig = field(default_factory=CropConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    stage: Literal["diffusion", "distillation"] = "diffusion"
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    perceptual_weight: float = 0.0
+    image_teacher: Literal["none", "safmn", "rlfn"] = "none"
+    teacher_weight: float = 0.5
     iterations: int = 20000
     batch: int = 16
     last_step_share: float = 0.6
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.guidance.kind != "none" and self.published is None and not self.perceptual_weight:
+            raise ValueError(
+                f"guidance {self.guidance.kind!r} acts on the fidelity-0 estimate, and "
+                "perceptual_weight 0 does not train that: set it above 0"
+            )
+        if not 0.0 <= self.teacher_weight <= 1.0:
+            raise ValueError(f"teacher_weight must lie in 0..1, got {self.teacher_weight}")
 
 
 def load_config(path: Path) -> TrainConfig:

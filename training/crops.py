@@ -62,7 +62,8 @@ def prepare_frame(counts: np.ndarray, scale: float, min_side: int) -> Frame | No
 class CropDataset(Dataset):
     """Sample ``i`` is the same in every run with the same seed, whatever worker draws it.
 
-    ``dataset[i]`` -> ``(lr, hr)``: float32 ``(1, s, s)`` and ``(1, 4s, 4s)`` in network units.
+    ``dataset[i]`` -> ``(lr, hr, clean)``: float32 ``(1, s, s)`` and ``(1, 4s, 4s)`` in network units,
+    and whether ``lr`` is the plain bicubic /4 of ``hr``.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class CropDataset(Dataset):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, bool]:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, index]))
         frames = self._groups[rng.choice(len(self._groups), p=self._probability)]
         frame = frames[rng.integers(len(frames))]
-        lr, hr = _draw_pair(frame, self._config, rng)
-        return torch.from_numpy(lr)[None], torch.from_numpy(hr)[None]
+        lr, hr, clean = _draw_pair(frame, self._config, rng)
+        return torch.from_numpy(lr)[None], torch.from_numpy(hr)[None], clean
 
 
 def crop_side(config: CropConfig) -> int:
@@ -104,7 +105,7 @@ def _turn(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _draw_pair(
     frame: Frame, config: CropConfig, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, bool]:
     crop = _turn(draw_crop(frame.counts, crop_side(config), rng), rng)
     kind = choose_kind(config.degradation, rng)
     lr, hr = degrade(kind, crop, frame.shown, config.degradation, rng)
@@ -116,4 +117,4 @@ def _draw_pair(
         inner = counts[margin:-margin, margin:-margin]
         return (gain * frame.normal.normalise(inner) + offset).clip(-NETWORK_LIMIT, NETWORK_LIMIT)
 
-    return to_network(lr, _MARGIN), to_network(hr, _MARGIN * SCALE)
+    return to_network(lr, _MARGIN), to_network(hr, _MARGIN * SCALE), kind == "bicubic"

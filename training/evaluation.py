@@ -113,7 +113,14 @@ class Judge:
 
 
 def choose_images(chosen: EvaluationSet, data: Path, limit: int | None) -> list[Path]:
-    """The set's files, sorted by name; with ``limit`` so many of them, evenly spaced."""
+    """The set's files, sorted by name; with ``limit`` so many of them, evenly spaced.
+
+    Raises:
+        FileNotFoundError: no images in the set's folder.
+        ValueError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit is at least 1 image per set, got {limit}")
     paths = list_images(data / chosen.folder)[-chosen.last :]
     if limit is None or limit >= len(paths):
         return paths

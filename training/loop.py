@@ -1,4 +1,8 @@
-"""The training loop: one function to read, resumable to the bit, bounded in wall-clock time."""
+"""The training loop: one function to read, resumable to the bit, bounded in wall-clock time.
+
+Runs on one device or, under `torchrun` or `accelerate launch`, on many: every process takes its
+slice of each batch, so the gradient is that of one process with the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from difiisr_models.compact import CompactConfig, CompactNetwork
-from difiisr_models.diffusion import q_sample
-from difiisr_models.resample import pack, upsample
-from difiisr_models.schedule import Schedule, exponential_schedule
+from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
 from difiisr_training.crops import CropDataset, crop_side, prepare_frame
 from difiisr_training.images import list_images, read_all
+from difiisr_training.networks import build_network
+from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
 
 CHECKPOINT_NAME = "checkpoint.pt"
 STATISTICS_NAME = "statistics.jsonl"
@@ -30,91 +34,145 @@ STATISTICS_NAME = "statistics.jsonl"
 class TrainState:
     """Everything that a resumed run needs."""
 
-    network: CompactNetwork
-    ema: CompactNetwork
+    network: nn.Module
+    ema: nn.Module
     optimiser: torch.optim.Optimizer
     iteration: int = 0
 
 
+class TrainingLoss(nn.Module):
+    """The network under its objective: what data-parallel training wraps and calls."""
+
+    def __init__(self, network: nn.Module, teacher: nn.Module | None, objective: Objective) -> None:
+        """``teacher``: for distillation; it is not trained and not saved."""
+        super().__init__()
+        self.network = network
+        self._teacher = (teacher,)  # a tuple hides it from parameters() and state_dict()
+        self._objective = objective
+
+    def forward(
+        self, lr: Tensor, hr: Tensor, clean: Tensor, index: Tensor, eps: Tensor, guided: bool
+    ) -> Tensor:
+        """Loss of one batch of images; ``index`` and ``eps`` as in :func:`diffusion_loss`."""
+        batch = Batch.of(lr, hr, clean, self._objective.space)
+        (teacher,) = self._teacher
+        if teacher is None:
+            return diffusion_loss(self.network, batch, index, eps, self._objective, guided)
+        return distillation_loss(self.network, teacher, batch, eps, self._objective, guided)
+
+
 def train(
     config: TrainConfig,
+    objective: Objective,
     data: Path,
     run: Path,
-    device: torch.device,
-    budget_s: float,
-    workers: int,
+    *,
+    accelerator: Accelerator,
+    teacher: nn.Module | None = None,
+    initial: nn.Module | None = None,
+    budget_s: float = math.inf,
+    workers: int = 0,
 ) -> TrainState:
     """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
 
     A run folder that holds a checkpoint is continued: sample i, noise i and rate i depend on i
     alone, so the weights are those of an uninterrupted run.
 
+    Args:
+        config: the run.
+        objective: what is minimised, see :func:`difiisr_training.networks.build_objective`.
+        data: folder that the sources lie in.
+        run: run folder.
+        accelerator: device, precision and processes.
+        teacher: the frozen network to distil.
+        initial: network whose weights a new run starts from.
+        budget_s: wall-clock limit.
+        workers: processes that load samples, per training process.
+
     Raises:
-        ValueError: the checkpoint belongs to other settings.
+        ValueError: the checkpoint belongs to other settings, or the batch cannot be shared equally.
     """
     deadline = time.monotonic() + budget_s
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
-    state = _initial_state(config, device)
+    state = _initial_state(config, initial)
     if (run / CHECKPOINT_NAME).exists():
         load_checkpoint(run / CHECKPOINT_NAME, state, config)
-    stop = _StopOnSignal()
-    schedule = exponential_schedule()
-    batches = _batches(config, data, state.iteration, workers)
-    progress = tqdm(total=config.iterations, initial=state.iteration, desc=config.name, unit="it")
+    elif accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
+    state.ema.to(accelerator.device)
+    loss_module = TrainingLoss(state.network, teacher, objective)
+    loss_module, state.optimiser = accelerator.prepare(loss_module, state.optimiser)
+    batches = _batches(config, data, state.iteration, workers, accelerator)
+    progress = tqdm(
+        total=config.iterations, initial=state.iteration, desc=config.name, unit="it",
+        disable=not accelerator.is_main_process,
+    )  # fmt: skip
     losses, started = [], time.monotonic()
-    with (run / STATISTICS_NAME).open("a", encoding="utf-8") as statistics, progress, stop:
-        for lr, hr in batches:
+    with progress, _StopOnSignal() as stop:
+        for lr, hr, clean in batches:
             rate = learning_rate(state.iteration, config.optimiser, config.iterations)
-            losses.append(training_step(state, lr, hr, rate, schedule, config))
+            images = [x.to(accelerator.device) for x in (lr, hr, clean)]
+            losses.append(training_step(state, loss_module, images, rate, config, accelerator))
             state.iteration += 1
             progress.update()
             if state.iteration % config.log_every == 0:
-                loss = torch.stack(losses).mean().item()
+                loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
                 speed = len(losses) / (time.monotonic() - started)
-                line = {"iteration": state.iteration, "loss": loss, "lr": rate, "it_per_s": speed}
-                statistics.write(json.dumps(line) + "\n")
-                statistics.flush()
+                if accelerator.is_main_process:
+                    line = {"iteration": state.iteration, "loss": loss, "lr": rate}
+                    with (run / STATISTICS_NAME).open("a", encoding="utf-8") as statistics:
+                        statistics.write(json.dumps(line | {"it_per_s": speed}) + "\n")
                 progress.set_postfix(loss=f"{loss:.4f}")
                 losses, started = [], time.monotonic()
-            if state.iteration % config.checkpoint_every == 0:
+            if state.iteration % config.checkpoint_every == 0 and accelerator.is_main_process:
                 save_checkpoint(run / CHECKPOINT_NAME, state, config)
-            if stop.requested or time.monotonic() > deadline:
+            if _any_process(stop.requested or time.monotonic() > deadline, accelerator):
                 break
-    save_checkpoint(run / CHECKPOINT_NAME, state, config)
+    if accelerator.is_main_process:
+        save_checkpoint(run / CHECKPOINT_NAME, state, config)
+    accelerator.wait_for_everyone()
     return state
 
 
 def training_step(
-    state: TrainState, lr: Tensor, hr: Tensor, rate: float, schedule: Schedule, config: TrainConfig
+    state: TrainState,
+    loss_module: nn.Module,
+    images: list[Tensor],
+    rate: float,
+    config: TrainConfig,
+    accelerator: Accelerator,
 ) -> Tensor:
-    """One optimiser step on one batch; returns the detached loss.
+    """One optimiser step on one batch ``[lr, hr, clean]``; returns the detached loss.
 
-    The loss is |x_0 - x_0_hat|_1 of the posterior-mean head (fidelity 1), over steps t of which
-    ``last_step_share`` are t = T, the step that one-step sampling uses.
+    Of the steps t a share ``last_step_share`` is t = T, the one that one-step sampling uses.
     """
-    device = next(state.network.parameters()).device
-    lr, x0 = lr.to(device), pack(hr.to(device))
-    y = upsample(lr)
-    rng = torch.Generator().manual_seed((config.seed << 32) + state.iteration)
-    index = torch.randint(schedule.steps, (len(x0),), generator=rng)
-    last = torch.rand(len(x0), generator=rng) < config.last_step_share
-    index = torch.where(last, schedule.steps - 1, index)
-    eps = torch.randn(x0.shape, generator=rng).to(device)
-    eta = torch.from_numpy(schedule.eta).float()[index].view(-1, 1, 1, 1).to(device)
-    x_t = q_sample(x0, y, eta, eps, schedule.kappa)
-    scaled = x_t / (schedule.kappa**2 * eta + 1).sqrt()
-    prediction = state.network(scaled, y, lr, index.to(device), torch.ones(1, device=device))
-    loss = (prediction - x0).abs().mean()
-
+    index, eps = draw_steps_and_noise(config, state.iteration, tuple(images[1].shape[-2:]))
+    own = _own_slice(config.batch, accelerator)
+    index, eps = index[own].to(accelerator.device), eps[own].to(accelerator.device)
+    guided = config.guidance.kind != "none" and state.iteration >= config.guidance.start_iteration
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(state.network.parameters(), config.optimiser.grad_clip)
+    with accelerator.autocast():
+        loss = loss_module(*images, index, eps, guided)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(state.network.parameters(), config.optimiser.grad_clip)
     state.optimiser.step()
     update_ema(state.ema, state.network, config.optimiser.ema, state.iteration)
     return loss.detach()
+
+
+def draw_steps_and_noise(
+    config: TrainConfig, iteration: int, hr_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """t - 1 ``(B,)`` and eps ``(B, C, h, w)`` of the whole batch: a function of the iteration."""
+    rng = torch.Generator().manual_seed((config.seed << 32) + iteration)
+    steps = exponential_schedule().steps
+    index = torch.randint(steps, (config.batch,), generator=rng)
+    last = torch.rand(config.batch, generator=rng) < config.last_step_share
+    channels, shrink = (16, 4) if config.published is None else (3, 4)
+    size = (config.batch, channels, *(side // shrink for side in hr_size))
+    return torch.where(last, steps - 1, index), torch.randn(size, generator=rng)
 
 
 def learning_rate(iteration: int, config: OptimiserConfig, iterations: int) -> float:
@@ -168,31 +226,22 @@ def load_checkpoint(path: Path, state: TrainState, config: TrainConfig) -> None:
     state.iteration = saved["iteration"]
 
 
-def load_weights(path: Path) -> tuple[dict, CompactNetwork, int]:
-    """Settings, moving average and iteration of a checkpoint.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    network = CompactNetwork(CompactConfig(**saved["config"]["network"]))
-    network.load_state_dict(saved["ema"])
-    return saved["config"], network, saved["iteration"]
-
-
-def _initial_state(config: TrainConfig, device: torch.device) -> TrainState:
+def _initial_state(config: TrainConfig, initial: nn.Module | None) -> TrainState:
     torch.manual_seed(config.seed)
-    network = CompactNetwork(config.network)
-    ema = CompactNetwork(config.network)
+    network, ema = build_network(config), build_network(config)
+    if initial is not None:
+        network.load_state_dict(initial.state_dict())
     ema.load_state_dict(network.state_dict())
-    network, ema = (n.to(device, memory_format=torch.channels_last) for n in (network, ema))
+    network, ema = (n.to(memory_format=torch.channels_last) for n in (network, ema))
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay
     )
     return TrainState(network, ema.requires_grad_(False), optimiser)
 
 
-def _batches(config: TrainConfig, data: Path, first_iteration: int, workers: int) -> DataLoader:
+def _batches(
+    config: TrainConfig, data: Path, first_iteration: int, workers: int, accelerator: Accelerator
+) -> DataLoader:
     groups = []
     for source in config.sources:
         paths = list_images(data / source.folder)
@@ -204,12 +253,36 @@ def _batches(config: TrainConfig, data: Path, first_iteration: int, workers: int
             if (frame := prepare_frame(image, scale, crop_side(config.crops))) is not None
         ]
         groups.append((source.weight, frames))
-    length = config.iterations * config.batch
-    dataset = CropDataset(groups, config.crops, config.seed, length)
-    remaining = Subset(dataset, range(first_iteration * config.batch, length))
+    dataset = CropDataset(groups, config.crops, config.seed, config.iterations * config.batch)
+    own = _own_slice(config.batch, accelerator)
+    numbers = [
+        i * config.batch + j
+        for i in range(first_iteration, config.iterations)
+        for j in range(own.start, own.stop)
+    ]
     return DataLoader(
-        remaining, config.batch, num_workers=workers, pin_memory=torch.cuda.is_available()
+        Subset(dataset, numbers),
+        own.stop - own.start,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
     )
+
+
+def _own_slice(batch: int, accelerator: Accelerator) -> slice:
+    """This process's samples of each batch."""
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    if batch % processes:
+        raise ValueError(f"a batch of {batch} cannot be shared equally by {processes} processes")
+    share = batch // processes
+    return slice(rank * share, (rank + 1) * share)
+
+
+def _any_process(stop: bool, accelerator: Accelerator) -> bool:
+    """Whether any process wants to stop, so that all stop after the same iteration."""
+    if accelerator.num_processes == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=accelerator.device)
+    return accelerator.reduce(flag, "sum").item() > 0
 
 
 class _StopOnSignal:

@@ -32,13 +32,14 @@ class Batch:
 
     hr: Tensor
     lr: Tensor
+    clean: Tensor
     x0: Tensor
     y: Tensor
 
     @staticmethod
-    def of(lr: Tensor, hr: Tensor, space: DiffusionSpace) -> Batch:
-        """From images ``(B, 1, h, w)`` and ``(B, 1, 4h, 4w)`` in [-1, 1]."""
-        return Batch(hr, lr, space.encode(hr), space.shift_target(lr))
+    def of(lr: Tensor, hr: Tensor, clean: Tensor, space: DiffusionSpace) -> Batch:
+        """From images ``(B, 1, h, w)``, ``(B, 1, 4h, 4w)`` in [-1, 1] and flags ``(B,)``."""
+        return Batch(hr, lr, clean, space.encode(hr), space.shift_target(lr))
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Objective:
         guidance: how L_g acts.
         guidance_loss: L_g; ``None`` when the guidance is off.
         perceptual_weight: weight of the perceptual estimate's loss beside the mean's.
+        image_teacher: a super-resolver of images in [-1, 1] to imitate, or ``None``.
+        teacher_weight: its share in the mean estimate's loss.
     """
 
     space: DiffusionSpace
@@ -58,6 +61,8 @@ class Objective:
     guidance: GuidanceConfig
     guidance_loss: GuidanceLoss | None
     perceptual_weight: float
+    image_teacher: Callable[[Tensor], Tensor] | None = None
+    teacher_weight: float = 0.0
 
 
 def diffusion_loss(
@@ -80,7 +85,7 @@ def diffusion_loss(
     x_t.requires_grad_(acts)  # Eq. 9 needs the gradient with respect to x_t
     scaled = x_t / (schedule.kappa**2 * eta + 1).sqrt()
     mean, sample = space.estimates(network, scaled, batch.y, batch.lr, index)
-    loss = (mean - batch.x0).abs().mean()
+    loss = mean_loss(mean, batch, objective)
     if objective.perceptual_weight == 0:
         return loss
     if not acts:
@@ -88,6 +93,17 @@ def diffusion_loss(
     guided_to = apply_guidance(x_t, sample, batch.x0, batch, eta, index, objective)
     perceptual = (guided_to.prediction - guided_to.target).abs().mean() + guided_to.penalty
     return loss + objective.perceptual_weight * perceptual
+
+
+def mean_loss(mean: Tensor, batch: Batch, objective: Objective) -> Tensor:
+    """|x_0 - mean|_1, shared with an image teacher where there is one and the sample is clean."""
+    error = (mean - batch.x0).abs().mean(dim=(1, 2, 3))
+    if objective.image_teacher is None:
+        return error.mean()
+    with torch.no_grad():
+        taught = objective.space.encode(objective.image_teacher(batch.lr))
+    share = objective.teacher_weight * batch.clean.to(error)
+    return ((1 - share) * error + share * (mean - taught).abs().mean(dim=(1, 2, 3))).mean()
 
 
 def distillation_loss(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def load_contestant(name: str, weights: Path | None, device: str) -> Contestant:
 
     Raises:
         FileNotFoundError: no such model or file.
-        ValueError: a peer without ``weights``, or a fidelity that is no number in 0..1.
+        ValueError: a peer without ``weights``, or a fidelity outside 0..1.
         ModuleNotFoundError: ``spandrel`` is needed and absent.
     """
     if name == "bicubic":
@@ -65,8 +66,9 @@ def load_contestant(name: str, weights: Path | None, device: str) -> Contestant:
         if weights is None:
             raise ValueError(f"{name} needs the folder that holds {_PUBLISHED[name][0]}")
         return _load_published(name, weights, device)
-    folder, _, fidelity = name.partition("@")
-    settings = {"fidelity": float(fidelity)} if fidelity else {}
+    with_fidelity = re.fullmatch(r"(.+)@(\d*\.?\d+)", name)
+    folder = with_fidelity[1] if with_fidelity else name
+    settings = {"fidelity": float(with_fidelity[2])} if with_fidelity else {}
     up = load_upscaler(folder, device=device, **settings)
 
     def upscale(counts: np.ndarray) -> np.ndarray:
@@ -80,11 +82,37 @@ def _bicubic(counts: np.ndarray) -> np.ndarray:
     return pillow_resize(counts, counts.shape[0] * SCALE, counts.shape[1] * SCALE)
 
 
-def _load_published(name: str, weights: Path, device: str) -> Contestant:
+def load_image_teacher(
+    name: str, weights: Path, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """A published peer as a function of normalised images ``(B, 1, h, w)`` around [-1, 1].
+
+    Returns ``(B, 1, 4h, 4w)`` in the same units; values outside [-1, 1] are shown to it as such.
+
+    Raises:
+        FileNotFoundError: the folder ``weights`` does not hold its file.
+    """
+    network, white = _published_network(name, weights, device)
+
+    def teach(lr: Tensor) -> Tensor:
+        colours = network((lr.expand(-1, 3, -1, -1) + 1) * (white / 2))
+        return colours.mean(dim=1, keepdim=True) * (2 / white) - 1
+
+    return teach
+
+
+def _published_network(
+    name: str, weights: Path, device: str | torch.device
+) -> tuple[nn.Module, float]:
     file, build, white = _PUBLISHED[name]
-    path = Path(weights) / file
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(Path(weights) / file, map_location="cpu", weights_only=True)
     network = build(state.get("params", state)).eval().requires_grad_(False).to(device)
+    return network, white
+
+
+def _load_published(name: str, weights: Path, device: str) -> Contestant:
+    network, white = _published_network(name, weights, device)
+    path = Path(weights) / _PUBLISHED[name][0]
 
     def upscale(counts: np.ndarray) -> np.ndarray:
         lo, span = full_range(counts)

@@ -92,7 +92,8 @@ def test_interrupted_replay_exits_with_130_and_leaves_nothing(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # Python may end by the signal itself after the handler has run; a shell calls both 130.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in error
     assert os.listdir(tmp_path) == ["in"]
 

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.model_loading import save_compact
+from difiisr_training.evaluation import make_pair
+from difiisr_training.images import list_images, read_counts
+from difiisr_training.metrics import psnr
+from difiisr_training.peers import load_contestant
+
+WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small random network, saved as ours are."""
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(8, 1))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_compact(network, tmp_path / "small", {})
+    return tmp_path / "small"
+
+
+def counts_of(seed, dtype="uint8", high=255):
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((5, 6))
+    fine = np.kron(coarse, np.ones((4, 4)))
+    return (fine / fine.max() * high).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_bicubic_is_four_times_larger_in_the_same_unit(dtype):
+    counts = counts_of(0, dtype, 200)
+    result = load_contestant("bicubic", None, "cpu").upscale(counts)
+    assert result.shape == (80, 96)
+    assert result.dtype == counts.dtype
+    assert result.mean() == pytest.approx(counts.mean(), rel=0.02)
+
+
+@needs_weights
+@pytest.mark.parametrize("name", ["safmn", "rlfn"])
+def test_published_peers_beat_bicubic_as_they_do_in_print(name, shared_data):
+    """On thermal frames they gain 1.5 to 3 dB; a wrong network or input range loses instead."""
+    frame = read_counts(list_images(shared_data / "hit_uav" / "test")[0])
+    lr, hr = make_pair(frame[100:356, 100:356])
+    peer = load_contestant(name, WEIGHTS, "cpu")
+    gain = psnr(peer.upscale(lr), hr, 255)
+    gain -= psnr(load_contestant("bicubic", None, "cpu").upscale(lr), hr, 255)
+    assert gain > 1
+    assert len(peer.weights_sha256) == 64
+    assert peer.parameter_count > 200_000
+
+
+@needs_weights
+def test_spandrel_loads_the_third_peer(shared_data):
+    pytest.importorskip("torchvision", reason="spandrel needs torchvision")
+    pytest.importorskip("spandrel", reason="spandrel is not installed")
+    result = load_contestant("realesrgan", WEIGHTS, "cpu").upscale(counts_of(1))
+    assert result.shape == (80, 96)
+    assert result.mean() == pytest.approx(counts_of(1).mean(), rel=0.1)
+
+
+@needs_weights
+@pytest.mark.parametrize("name", ["safmn", "rlfn"])
+def test_a_peer_is_shown_the_full_range_of_a_frame_in_any_unit(name):
+    peer = load_contestant(name, WEIGHTS, "cpu")
+    counts = counts_of(2)
+    counts[0, 0] = 0  # with 255 in it the 8-bit range is the frame's own
+    kelvin = (counts / 255 * 40 + 280).astype(np.float32)
+    raw = counts.astype(np.uint16) * 100 + 3000
+    eight_bit = peer.upscale(counts).astype(float)
+    inside = (eight_bit > 2) & (eight_bit < 253)  # 8 bit clips what overshoots
+    in_kelvin, in_counts = (peer.upscale(frame).astype(float) for frame in (kelvin, raw))
+    np.testing.assert_allclose(((in_kelvin - 280) / 40 * 255)[inside], eight_bit[inside], atol=0.51)
+    np.testing.assert_allclose(((in_counts - 3000) / 100)[inside], eight_bit[inside], atol=0.51)
+
+
+@needs_weights
+def test_a_flat_frame_stays_flat():
+    flat = np.full((24, 24), 4321, np.uint16)
+    assert np.array_equal(
+        load_contestant("safmn", WEIGHTS, "cpu").upscale(flat), np.full((96, 96), 4321)
+    )
+
+
+def test_our_weights_are_taken_at_the_asked_fidelity(folder):
+    high = load_contestant(f"{folder}@1.0", None, "cpu")
+    low = load_contestant(f"{folder}@0", None, "cpu")
+    plain = load_contestant(str(folder), None, "cpu")
+    counts = counts_of(3)
+    assert np.array_equal(plain.upscale(counts), high.upscale(counts))
+    assert not np.array_equal(low.upscale(counts), high.upscale(counts))
+    assert high.weights_sha256 == low.weights_sha256 != ""
+
+
+def test_every_image_is_a_stream_of_its_own(folder):
+    ours = load_contestant(str(folder), None, "cpu")
+    first = ours.upscale(counts_of(4, "uint16", 900))
+    ours.upscale(counts_of(5, "uint16", 60000))
+    assert np.array_equal(ours.upscale(counts_of(4, "uint16", 900)), first)
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path, folder):
+    with pytest.raises(ValueError, match=r"rlfn_x4\.pth"):
+        load_contestant("rlfn", None, "cpu")
+    with pytest.raises(FileNotFoundError, match=r"rlfn_x4\.pth"):
+        load_contestant("rlfn", tmp_path, "cpu")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_contestant(str(tmp_path / "absent"), None, "cpu")
+    with pytest.raises(ValueError, match="fidelity"):
+        load_contestant(f"{folder}@2", None, "cpu")

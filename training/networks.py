@@ -1,0 +1,87 @@
+"""From a configuration to the network, its space and its objective; from a checkpoint to weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.schedule import exponential_schedule
+from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
+from difiisr_models.vq_autoencoder import VQAutoencoder
+from difiisr_training.config import TrainConfig
+from difiisr_training.guidance_loss import build_guidance_loss
+from difiisr_training.objectives import Objective
+from difiisr_training.peers import load_image_teacher
+from difiisr_training.space import LatentSpace, PackedSpace
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """Weights of frozen networks that a run may need; ``None`` where it has none.
+
+    Attributes:
+        autoencoder: the published VQ autoencoder, to train the published network.
+        vgg: weights of the configured VGG.
+        sam: checkpoint of a Segment Anything model.
+        peers: folder with the weights of the image teacher.
+    """
+
+    autoencoder: VQAutoencoder | None = None
+    vgg: Path | None = None
+    sam: Path | None = None
+    peers: Path | None = None
+
+
+def build_network(config: TrainConfig) -> nn.Module:
+    """A network with fresh weights: the compact one, or the published UNet if configured."""
+    if config.published is not None:
+        return SwinUNet(config.published)
+    return CompactNetwork(config.network)
+
+
+def build_objective(config: TrainConfig, files: TrainingFiles, device: torch.device) -> Objective:
+    """What the run minimises.
+
+    Raises:
+        ValueError: the configuration needs a file that is not given; the text names the option.
+    """
+    if config.published is None:
+        space = PackedSpace()
+    elif files.autoencoder is not None:
+        space = LatentSpace(files.autoencoder.to(device))
+    else:
+        raise ValueError("the published network is trained in latents: --autoencoder DIR is needed")
+    teacher = None
+    if config.image_teacher != "none":
+        if files.peers is None:
+            raise ValueError(f"image_teacher {config.image_teacher!r} needs --peers DIR")
+        teacher = load_image_teacher(config.image_teacher, files.peers, device)
+    return Objective(
+        space,
+        exponential_schedule(),
+        config.guidance,
+        build_guidance_loss(config.guidance, files.vgg, files.sam, device),
+        config.perceptual_weight,
+        teacher,
+        config.teacher_weight,
+    )
+
+
+def load_average(path: Path) -> tuple[dict, nn.Module, int]:
+    """Settings, moving average and iteration of a run's checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    settings = saved["config"]
+    if settings.get("published"):
+        network: nn.Module = SwinUNet(SwinUNetConfig(**settings["published"]))
+    else:
+        network = CompactNetwork(CompactConfig(**settings["network"]))
+    network.load_state_dict(saved["ema"])
+    return settings, network.requires_grad_(False), saved["iteration"]
