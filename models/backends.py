@@ -37,3 +37,17 @@ def resolve_backend(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
     return "torch"
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """``"fp32"`` is no autocast; ``"bf16"`` and ``"fp16"`` are its dtype.
+
+    Raises:
+        ValueError: an unknown precision, or one that the device does not compute in.
+    """
+    dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in dtypes:
+        raise ValueError(f"precision {name!r} is not one of {', '.join(dtypes)}")
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use fp16 or fp32")
+    return dtypes[name]

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from difiisr_models import reference_names as names
 from difiisr_models.checkpoint_reader import CheckpointError, read_checkpoint
 from difiisr_models.compact import parameter_count
@@ -25,9 +29,6 @@ from difiisr_models.weights import (
     verify_file,
     write_manifest,
 )
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 SCHEDULE = {
     "steps": 15,

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor, nn
+
 from difiisr_models.blocks import timestep_embedding
 from difiisr_models.resample import PHASES
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from difiisr_models.resample import downsample, downsample_adjoint
 from torch import Tensor
+
+from difiisr_models.resample import downsample, downsample_adjoint
 
 _HALF_WIDTH = 6  # low-resolution pixels on either side of the inverse filter
 _PASSES = 2

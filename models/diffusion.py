@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from difiisr_models.schedule import Schedule
 from torch import Tensor
+
+from difiisr_models.schedule import Schedule
 
 Denoiser = Callable[[Tensor, int], Tensor]
 """``denoiser(x_t, t)`` -> x0 prediction; ``t`` counts 1..T of the schedule in use."""

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.diffusion import latent_input_scale, sample
 from difiisr_models.resample import PHASES, upsample
 from difiisr_models.schedule import Schedule, respace
-from torch import Tensor
 
 
 class FrameModel(Protocol):
@@ -61,8 +62,15 @@ class CompactModel:
     noise_channels = PHASES
     multiple = 1
 
-    def __init__(self, network: CompactNetwork, schedule: Schedule, input_limit: float) -> None:
-        self._network, self._schedule = network, schedule
+    def __init__(
+        self,
+        network: CompactNetwork,
+        schedule: Schedule,
+        input_limit: float,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """``autocast``: dtype of the network's convolutions, ``None`` for float32."""
+        self._network, self._schedule, self._autocast = network, schedule, autocast
         self.input_limit = input_limit
         self.parameter_count = parameter_count(network)
 
@@ -76,6 +84,8 @@ class CompactModel:
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
             step = torch.full((1,), int(schedule.timesteps[t - 1]), device=lr.device)
-            return self._network(x_t * latent_input_scale(t, schedule), y, lr, step, wanted)
+            scaled = x_t * latent_input_scale(t, schedule)
+            with torch.autocast(lr.device.type, self._autocast, self._autocast is not None):
+                return self._network(scaled, y, lr, step, wanted).float()
 
         return sample(denoise, y, schedule, noise)

@@ -20,13 +20,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
 from difiisr_models import reference_names
 from difiisr_models.checkpoint import SCHEDULE, autoencoder_from_reference, unet_from_reference
 from difiisr_models.published import PublishedModel
 from difiisr_models.schedule import exponential_schedule
 from difiisr_models.vq_autoencoder import VQAutoencoder, nearest_codes
-from safetensors.numpy import load_file
-from torch import Tensor
 
 TOLERANCE = 1e-4
 TIE = 2e-5

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from difiisr_models.blocks import GroupNorm, timestep_embedding
 from difiisr_models.window_attention import (
     WindowAttention,
@@ -17,7 +19,6 @@ from difiisr_models.window_attention import (
     shift_mask,
     to_windows,
 )
-from torch import Tensor, nn
 
 EPS = 1e-5
 

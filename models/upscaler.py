@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from difiisr_models.backends import resolve_backend, resolve_device
+from torch import Tensor
+
+from difiisr_models.backends import resolve_backend, resolve_device, resolve_precision
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.diffusion import draw_noise
 from difiisr_models.frame_model import BicubicModel, FrameModel
@@ -21,7 +23,6 @@ from difiisr_models.model_loading import load_model
 from difiisr_models.radiometry import NETWORK_LIMIT, RangeTracker
 from difiisr_models.resample import SCALE, unpack
 from difiisr_models.tiling import Tile, plan_tiles, process_tiles
-from torch import Tensor
 
 MIN_SIDE = 16
 DTYPES = (np.uint8, np.uint16, np.float32)
@@ -158,7 +159,7 @@ class Upscaler:
     def _run_tiles(self, frame: Tensor) -> Tensor:
         model, settings = self._model, self.settings
         height, width = frame.shape[-2:]
-        padded = pad_to_multiple(frame, model.multiple)
+        padded = pad_to_multiple(frame, model.multiple) if model.multiple > 1 else frame
         tiles = plan_tiles(
             *padded.shape[-2:], settings.tile, settings.overlap, balanced=model.multiple == 1
         )
@@ -185,7 +186,12 @@ class Upscaler:
 
 
 def load_upscaler(
-    name: str, *, device: str = "auto", backend: str = "auto", **settings: object
+    name: str,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "fp32",
+    **settings: object,
 ) -> Upscaler:
     """Load a model by name.
 
@@ -194,12 +200,13 @@ def load_upscaler(
             or to a file in one.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         backend: ``"auto"`` or ``"torch"``.
+        precision: ``"fp32"``, or ``"bf16"`` / ``"fp16"`` for the networks' convolutions and products.
         settings: fields of :class:`UpscalerSettings`.
 
     Raises:
         FileNotFoundError: no such model.
         WeightsError: its files are damaged.
-        ValueError: an unknown device, backend or setting, or a value out of range.
+        ValueError: an unknown device, backend, precision or setting, or a value out of range.
     """
     known = {f.name for f in dataclasses.fields(UpscalerSettings)}
     if unknown := sorted(set(settings) - known):
@@ -210,7 +217,7 @@ def load_upscaler(
     where, how = resolve_device(device), resolve_backend(backend)
     if name == "bicubic":
         return Upscaler(name, BicubicModel(NETWORK_LIMIT), "", where, how, checked)
-    model, sha256 = load_model(name, where)
+    model, sha256 = load_model(name, where, resolve_precision(precision, where))
     return Upscaler(Path(name).name, model, sha256, where, how, checked)
 
 
@@ -226,14 +233,12 @@ def check_frame(counts: np.ndarray) -> None:
 
 
 def pad_to_multiple(frame: Tensor, multiple: int) -> Tensor:
-    """Pad ``(1, 1, h, w)`` at the bottom and right by mirror images until both sides fit."""
-    height, width = frame.shape[-2:]
-    below, right = -height % multiple, -width % multiple
-    while below or right:
-        step_below, step_right = min(below, height - 1), min(right, width - 1)
-        frame = F.pad(frame, (0, step_right, 0, step_below), mode="reflect")
-        below, right = below - step_below, right - step_right
-        height, width = frame.shape[-2:]
+    """Pad ``(1, 1, h, w)`` below and right by mirror images until both sides are multiples."""
+    for dim in (2, 3):
+        size = frame.shape[dim]
+        period = 2 * (size - 1)
+        index = torch.arange(size + -size % multiple, device=frame.device) % period
+        frame = frame.index_select(dim, torch.where(index < size, index, period - index))
     return frame
 
 

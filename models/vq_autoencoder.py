@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from difiisr_models.blocks import GroupNorm
 from torch import Tensor, nn
+
+from difiisr_models.blocks import GroupNorm
 
 EPS = 1e-6
 CODES_AT_ONCE = 1024  # distances in memory at a time: this many per latent pixel
@@ -256,7 +257,8 @@ class VQAutoencoder(nn.Module):
         """(B, Z, h, w) -> (B, Z, h, w): each pixel replaced by its nearest code."""
         b, channels, h, w = z.shape
         index = nearest_codes(z.permute(0, 2, 3, 1).reshape(-1, channels), self.codebook)
-        return self.codebook[index].reshape(b, h, w, channels).permute(0, 3, 1, 2)
+        codes = self.codebook[index].reshape(b, h, w, channels).permute(0, 3, 1, 2)
+        return z + (codes - z)  # rounded as the published decoder was given its codes
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, Z, h, w) latent, quantised here -> (B, 3, f h, f w) image around [-1, 1]."""

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from difiisr_models.diffusion import (
     draw_noise,
     latent_input_scale,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from difiisr_models.schedule import exponential_schedule, respace
 
 PUBLISHED_SQRT_ETA = [

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.resample import downsample
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from difiisr_models import WeightsError, load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from difiisr_models.radiometry import CountRange, RangeTracker, robust_range
 
 

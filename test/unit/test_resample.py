@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from difiisr_models.resample import downsample, downsample_adjoint, pack, unpack, upsample
 from PIL import Image
+
+from difiisr_models.resample import downsample, downsample_adjoint, pack, unpack, upsample
 
 
 def image(height: int, width: int) -> np.ndarray:

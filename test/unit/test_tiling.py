@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from difiisr_models.tiling import plan_axis, plan_tiles, process_tiles
 
 

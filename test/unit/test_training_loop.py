@@ -10,12 +10,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from difiisr_models import load_upscaler
 from difiisr_training import cli
 from difiisr_training.config import OptimiserConfig, load_config
-from difiisr_training.loop import learning_rate, load_weights, train, update_ema
+from difiisr_training.loop import learning_rate, train, update_ema
+from difiisr_training.networks import TrainingFiles, build_objective, load_average
 
 CONFIG = """
 name: tiny
@@ -48,7 +50,9 @@ def config(tmp_path):
 
 
 def run(config, data, folder, budget=1e9):
-    return train(config, data, folder, torch.device("cpu"), budget, workers=0)
+    accelerator = Accelerator(cpu=True)
+    objective = build_objective(config, TrainingFiles(), accelerator.device)
+    return train(config, objective, data, folder, accelerator=accelerator, budget_s=budget)
 
 
 def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(config, data, tmp_path):
@@ -57,7 +61,7 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(config, data, t
     while run(config, data, tmp_path / "pieces", budget=0).iteration < config.iterations:
         pieces += 1
     assert pieces > 5
-    _, resumed, iteration = load_weights(tmp_path / "pieces" / "checkpoint.pt")
+    _, resumed, iteration = load_average(tmp_path / "pieces" / "checkpoint.pt")
     assert iteration == 12
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -89,7 +93,7 @@ def test_ctrl_c_saves(config, data, tmp_path):
     state = run(endless, data, tmp_path / "run")
     thread.join()
     assert 0 < state.iteration < 10**6
-    assert load_weights(tmp_path / "run" / "checkpoint.pt")[2] == state.iteration
+    assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == state.iteration
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

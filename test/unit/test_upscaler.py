@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from difiisr_models import RangeTracker, UpscalerSettings, load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
