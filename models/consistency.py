@@ -5,7 +5,7 @@ Of all images x' with D x' = y_0, the one nearest to the network's output x is
     x' = x + D^T (D D^T)^{-1} (y_0 - D x),
 
 an orthogonal projection: where y_0 = D x_true it can only bring x closer to x_true, whatever the
-network. (D D^T)^{-1} is applied as a short separable filter; a second pass settles the frame's borders.
+network. (D D^T)^{-1} is applied as a short separable filter; a second pass settles the borders.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a weights folder to a model that runs, and back: the compact network or the published one."""
+"""From a weights folder to a model that runs, and back: compact and published networks."""
 
 from __future__ import annotations
 

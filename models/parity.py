@@ -164,29 +164,32 @@ def compare_decoded(autoencoder: VQAutoencoder, z: Tensor, recorded: Tensor) -> 
     """Largest difference of the decoded ``z (1, Z, h, w)``, and how many ties had to be settled.
 
     Only pixels whose two nearest codes are a :data:`TIE` may take the second of them.
+
+    Args:
+        autoencoder: decodes.
+        z: before quantisation.
+        recorded: (1, 3, a, b), the image or its upper left corner.
     """
-    image = autoencoder.decode(z)
+
+    def decode(latent: Tensor) -> Tensor:
+        return autoencoder.decode(latent)[..., : recorded.shape[-2], : recorded.shape[-1]]
+
+    image = decode(z)
     codes = autoencoder.codebook
     pixels = z[0].flatten(1).T  # (h w, Z)
     near, index = torch.cdist(pixels.double(), codes.double()).square().topk(2, largest=False)
     ties = torch.nonzero(near[:, 1] - near[:, 0] < TIE)[:, 0].tolist()
+    width, factor = z.shape[-1], autoencoder.config.factor
     settled = 0
     while ties and max_abs_diff(image, recorded) > TOLERANCE:
-        pixel = min(ties, key=lambda tie: _pixels_from_worst(tie, image - recorded, z.shape[-1]))
+        y, x = divmod(int((image - recorded).abs().amax(dim=(0, 1)).argmax()), image.shape[-1])
+        row, column = y // factor, x // factor
+        pixel = min(ties, key=lambda tie: (tie // width - row) ** 2 + (tie % width - column) ** 2)
         ties.remove(pixel)
         taken = nearest_codes(pixels[pixel : pixel + 1], codes)
         other = z.clone()
         other[0].flatten(1)[:, pixel] = codes[index[pixel][index[pixel] != taken][0]]
-        candidate = autoencoder.decode(other)
+        candidate = decode(other)
         if (candidate - recorded).abs().sum() < (image - recorded).abs().sum():
             image, z, settled = candidate, other, settled + 1
     return max_abs_diff(image, recorded), settled
-
-
-def _pixels_from_worst(latent_pixel: int, difference: Tensor, latent_width: int) -> int:
-    """Squared distance, in latent pixels, to where the image differs most."""
-    size = difference.shape[-1] // latent_width
-    worst = int(difference.abs().amax(dim=(0, 1)).argmax())
-    y, x = divmod(worst, difference.shape[-1])
-    row, column = divmod(latent_pixel, latent_width)
-    return (y // size - row) ** 2 + (x // size - column) ** 2

@@ -3,7 +3,7 @@
 A high-resolution image ``(B, 1, 4h, 4w)`` is *packed* as ``(B, 16, h, w)`` (pixel-unshuffle:
 channel 4i + j is the pixel in row i, column j of each 4x4 block). There, resampling by 4 is one
 5x5 convolution at low resolution. Both directions use the cubic convolution kernel of Keys (1981)
-with a = -0.5, pixel centres aligned, weights renormalised at the borders: what Pillow calls BICUBIC,
+with a = -0.5, pixel centres aligned, renormalised at the borders: what Pillow calls BICUBIC,
 and what made the low-resolution images of the published pairs. ``downsample`` is antialiased.
 """
 

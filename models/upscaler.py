@@ -200,7 +200,7 @@ def load_upscaler(
             or to a file in one.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         backend: ``"auto"`` or ``"torch"``.
-        precision: ``"fp32"``, or ``"bf16"`` / ``"fp16"`` for the networks' convolutions and products.
+        precision: ``"fp32"``, or ``"bf16"`` / ``"fp16"`` for convolutions and products.
         settings: fields of :class:`UpscalerSettings`.
 
     Raises:

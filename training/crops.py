@@ -62,7 +62,7 @@ def prepare_frame(counts: np.ndarray, scale: float, min_side: int) -> Frame | No
 class CropDataset(Dataset):
     """Sample ``i`` is the same in every run with the same seed, whatever worker draws it.
 
-    ``dataset[i]`` -> ``(lr, hr, clean)``: float32 ``(1, s, s)`` and ``(1, 4s, 4s)`` in network units,
+    ``dataset[i]`` -> ``(lr, hr, clean)``: float32 ``(1, s, s)``, ``(1, 4s, 4s)`` in network units,
     and whether ``lr`` is the plain bicubic /4 of ``hr``.
     """
 

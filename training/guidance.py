@@ -23,6 +23,11 @@ towards h + rho c_t g, *up* the gradient of L_g. With fixed noise its gradient i
 |f - (h - rho c_t g)|^2: f is pulled *down* the gradient, the objective plus the same term. A
 sampler that corrects its own estimates by Eq. 9 as written moves down too.
 
+L_g is a mean over N pixels and its gradient of order 1 / N. With weights of 0.01 and rho = 1 the
+correction of 128 x 128 crops, measured on the compact model and relative to the error of x_0, is
+at t = T 0.00004 to 0.0001 (network) or 6 to 12 (fixed noise), at t = 8 below 0.00005 or 0.002.
+Choose rho accordingly.
+
 The public reference (github.com/zirui0625/DifIISR) in addition: acts at t = T alone, inside the
 distillation and after 200,000 iterations; decodes x_0_hat and compares it with the high-resolution
 image; takes the mean of L_g over the batch, so that g shrinks with the batch size (here every

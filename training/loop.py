@@ -22,7 +22,7 @@ from tqdm import tqdm
 from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
 from difiisr_training.crops import CropDataset, crop_side, prepare_frame
-from difiisr_training.images import list_images, read_all
+from difiisr_training.images import load_images
 from difiisr_training.networks import build_network
 from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
 
@@ -91,6 +91,7 @@ def train(
 
     Raises:
         ValueError: the checkpoint belongs to other settings, or the batch cannot be shared equally.
+        FloatingPointError: the loss is not finite any more.
     """
     deadline = time.monotonic() + budget_s
     state = _initial_state(config, initial)
@@ -117,6 +118,11 @@ def train(
             progress.update()
             if state.iteration % config.log_every == 0:
                 loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"the loss is {loss} before iteration {state.iteration}; the last "
+                        f"checkpoint in {run} is kept. Lower the learning rate or use fp32"
+                    )
                 speed = len(losses) / (time.monotonic() - started)
                 if accelerator.is_main_process:
                     line = {"iteration": state.iteration, "loss": loss, "lr": rate}
@@ -244,11 +250,9 @@ def _batches(
 ) -> DataLoader:
     groups = []
     for source in config.sources:
-        paths = list_images(data / source.folder)
-        images, _ = read_all(paths[: len(paths) - source.skip_last])
         frames = [
             frame
-            for image in images
+            for image in load_images(source, data, "train")
             for scale in source.scales
             if (frame := prepare_frame(image, scale, crop_side(config.crops))) is not None
         ]

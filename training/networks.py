@@ -1,4 +1,4 @@
-"""From a configuration to the network, its space and its objective; from a checkpoint to weights."""
+"""From a configuration to network, space and objective; from a checkpoint to weights."""
 
 from __future__ import annotations
 

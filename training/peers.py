@@ -85,9 +85,10 @@ def _bicubic(counts: np.ndarray) -> np.ndarray:
 def load_image_teacher(
     name: str, weights: Path, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """A published peer as a function of normalised images ``(B, 1, h, w)`` around [-1, 1].
+    """A published peer as a function of images ``(B, 1, h, w)`` in any unit.
 
-    Returns ``(B, 1, 4h, 4w)`` in the same units; values outside [-1, 1] are shown to it as such.
+    Returns ``(B, 1, 4h, 4w)`` in that unit. Every image is shown to the peer from its own black to
+    its own white: outside the range that it was trained on, its result may be anything.
 
     Raises:
         FileNotFoundError: the folder ``weights`` does not hold its file.
@@ -95,8 +96,10 @@ def load_image_teacher(
     network, white = _published_network(name, weights, device)
 
     def teach(lr: Tensor) -> Tensor:
-        colours = network((lr.expand(-1, 3, -1, -1) + 1) * (white / 2))
-        return colours.mean(dim=1, keepdim=True) * (2 / white) - 1
+        lo, hi = lr.amin(dim=(1, 2, 3), keepdim=True), lr.amax(dim=(1, 2, 3), keepdim=True)
+        span = (hi - lo).clamp(min=1e-6)
+        colours = network(((lr - lo) * (white / span)).expand(-1, 3, -1, -1))
+        return colours.mean(dim=1, keepdim=True) * (span / white) + lo
 
     return teach
 

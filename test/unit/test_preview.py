@@ -54,5 +54,5 @@ def test_the_same_configuration_gives_the_same_picture(data, tmp_path):
 
 
 def test_crops_larger_than_every_frame_are_explained(data, tmp_path):
-    with pytest.raises(ValueError, match=r"160 pixels.*32.*lr_size"):
-        save_preview(config(tmp_path, "{lr_size: 32}"), data, tmp_path / "p.png")
+    with pytest.raises(ValueError, match=r"224 pixels.*48.*lr_size"):
+        save_preview(config(tmp_path, "{lr_size: 48}"), data, tmp_path / "p.png")
