@@ -162,6 +162,7 @@ def _write_weights(sources: Mapping[str, Path], folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {error}") from error
         weights = folder / f"{part}.safetensors"
         save_file(network.state_dict(), weights)
+        weights.chmod(0o644)  # the library makes it readable for its owner alone
         configs[part] = names.as_dict(network.config)
         counts[part] = parameter_count(network)
         files[weights.name] = describe_file(weights)
@@ -211,7 +212,9 @@ def _load_part(
         config = config_type(**{**settings, "multipliers": tuple(settings["multipliers"])})
         with torch.device("meta"):
             network = network_type(config)
-        network.load_state_dict(load_file(path), assign=True)
+        # Copies: tensors mapped from a file are unaligned, which costs time and changes last bits.
+        state = {name: value.clone() for name, value in load_file(path).items()}
+        network.load_state_dict(state, assign=True)
     except WeightsError:
         raise
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -42,7 +42,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a crafted file makes torch raise is not specified
-        raise CheckpointError(f"{path}: torch refuses to read it: {error}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: torch refuses to read it: {reason}") from error
     return _state_dict(content, path)
 
 

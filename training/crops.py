@@ -69,7 +69,16 @@ class CropDataset(Dataset):
     def __init__(
         self, groups: list[tuple[float, list[Frame]]], config: CropConfig, seed: int, length: int
     ) -> None:
-        """``groups``: (weight, frames) per source; ``length``: samples of the whole run."""
+        """``groups``: (weight, frames) per source; ``length``: samples of the whole run.
+
+        Raises:
+            ValueError: a source without frames; the text says which, counted from 0.
+        """
+        if empty := [i for i, (_, frames) in enumerate(groups) if not frames]:
+            raise ValueError(
+                f"no frame of sources {empty} has {crop_side(config)} pixels on a side, which "
+                f"crops of {config.lr_size} low-resolution pixels need; set crops: lr_size lower"
+            )
         weights = np.array([weight for weight, _ in groups], dtype=np.float64)
         self._groups = [frames for _, frames in groups]
         self._probability = weights / weights.sum()

@@ -19,6 +19,7 @@ _HEADER = 48
 _LABEL = 28
 _BACKGROUND, _INK, _FAINT = 24, 235, 150
 _SCENES = 4
+_TRIES = 16
 _DRAWS = {"bicubic": 1, "thermal": 3, "second_order": 3}
 _TITLES = {"bicubic": "bicubic", "thermal": "thermal camera", "second_order": "second order"}
 
@@ -50,7 +51,7 @@ def save_preview(config: TrainConfig, data: Path, out: Path) -> None:
         title = f"{_TITLES[kind]}, {100 * share:.0f} % of samples"
         grid.title(1 + columns.index(kind), columns.count(kind), title)
     for row, (name, frame) in enumerate(scenes):
-        crop = draw_crop(frame.counts, crop_side(config.crops), rng)
+        crop = _busiest_crop(frame, crop_side(config.crops), rng)
         grid.picture(row, 0, to_eight_bit(crop, frame.shown), name)
         for column, kind in enumerate(columns):
             grid.picture(row, 1 + column, _low_resolution(kind, crop, frame, weights, rng), "")
@@ -78,6 +79,11 @@ def _choose_scenes(
         (name, prepare_frame(images[rng.integers(len(images))], 1.0, side))
         for name, images in chosen
     ]
+
+
+def _busiest_crop(frame: Frame, side: int, rng: np.random.Generator) -> np.ndarray:
+    """The one of the highest contrast of a few random crops: much of a frame is plain sky."""
+    return max((draw_crop(frame.counts, side, rng) for _ in range(_TRIES)), key=np.std)
 
 
 def _low_resolution(

@@ -50,7 +50,7 @@ class ThermalConfig:
             calibration (Thomassen, van Rheenen, Proc. SPIE, 2020): 5 % of a span of 12 K.
         agc_share: share of the samples seen through an 8-bit automatic gain control.
         jpeg_share: share of those that are JPEG-compressed too.
-        jpeg_quality: compressed_image_transport's default is 95, formerly 80.
+        jpeg_quality: ROS' image transports default to 80 or to 95.
     """
 
     wavelength_um: Range = (8.0, 12.0)

@@ -59,7 +59,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, help="play only the first so many")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder (%(default)s)")
     parser.add_argument(
-        "--kelvin-per-count", type=float, help="of the recording, for degrees in the picture"
+        "--celsius",
+        nargs=2,
+        type=float,
+        metavar=("SCALE", "OFFSET"),
+        help="degrees in the picture are SCALE x counts + OFFSET (default: counts are shown)",
     )
     return parser.parse_args(argv)
 
@@ -67,11 +71,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    bag, kelvin_per_count = options.bag, options.kelvin_per_count
+    bag, celsius = options.bag, options.celsius
     if bag is None:
-        bag, kelvin_per_count = out / "scene", KELVIN_PER_COUNT
+        bag, celsius = out / "scene", (KELVIN_PER_COUNT, -ZERO_CELSIUS)
         frames = options.frames or SCENE_FRAMES
-        print(f"scene: {frames} frames of 160x120 mono16 at 9 Hz, {kelvin_per_count} K per count")
+        print(f"scene: {frames} frames of 160x120 mono16 at 9 Hz, {KELVIN_PER_COUNT} K per count")
         write_scene_bag(bag, frames, SCENE_SEED, force=True)
     elif bag.resolve() == (out / "sr").resolve():
         raise ValueError(f"{bag} is where the demo records to; choose another folder with --out")
@@ -88,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"playing {topic} of {bag} to the node over DDS (ROS {ros}) ...", flush=True)
         outcome = run_live(bag, topic, options.model, options.device, options.frames, out)
         way = "over DDS"
-    _draw(bag, topic, out, upscaler.name, kelvin_per_count, is_scene=options.bag is None)
+    _draw(bag, topic, out, upscaler.name, celsius, is_scene=options.bag is None)
 
     p50, p90, p99 = np.percentile(outcome.latencies, (50, 90, 99)) * 1e3
     print(f"recorded {out / 'sr'}, picture {out / 'panel.png'}")
@@ -121,7 +125,7 @@ def _run_replay(bag: Path, topic: str, upscaler: Any, frames: int | None, out: P
 
 
 def _draw(
-    bag: Path, topic: str, out: Path, model: str, kelvin_per_count: float | None, is_scene: bool
+    bag: Path, topic: str, out: Path, model: str, celsius: Sequence[float] | None, is_scene: bool
 ) -> None:
     """Save the panel of the result in the middle of the recording."""
     with BagReader(out / "sr") as reader:
@@ -135,12 +139,9 @@ def _draw(
         PanelImage(model, _grey(_frame(out / "sr", SR_TOPIC, stamp))),
     ]
     unit = "counts"
-    if kelvin_per_count is not None:
-        unit = "degrees Celsius"
-        images = [
-            PanelImage(image.title, image.pixels * kelvin_per_count - ZERO_CELSIUS)
-            for image in images
-        ]
+    if celsius is not None:
+        unit, (scale, offset) = "degrees Celsius", celsius
+        images = [PanelImage(image.title, image.pixels * scale + offset) for image in images]
     if is_scene:
         truth = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS
         images[1:] = [

@@ -11,6 +11,7 @@ from difiisr_training.crops import CropConfig, CropDataset, crop_side, prepare_f
 from difiisr_training.degradation import DegradationConfig
 
 CLEAN = DegradationConfig(bicubic=1, thermal=0, second_order=0)
+NONE = {"bicubic": 0, "thermal": 0, "second_order": 0}
 MIXED = DegradationConfig(bicubic=1, thermal=1, second_order=1)
 
 
@@ -30,7 +31,7 @@ def test_a_sample_depends_on_seed_and_number_alone():
     other = dataset()
     for i in reversed(range(20)):
         for a, b in zip(forward[i], other[i], strict=True):
-            assert torch.equal(a, b)
+            assert (a == b) if isinstance(a, bool) else torch.equal(a, b)
     assert not torch.equal(dataset()[3][0], dataset()[4][0])
     assert not torch.equal(dataset()[3][0], dataset(seed=6)[3][0])
 
@@ -100,6 +101,19 @@ def test_frames_too_small_are_left_out_and_exact_ones_are_used():
     assert frame(shape=(190, 200), scale=0.5) is None
     exact = frame(shape=(96, 96))
     assert dataset(groups=[(1.0, [exact])])[0][1].shape == (1, 64, 64)
+
+
+def test_a_source_without_a_frame_that_is_large_enough_is_named():
+    with pytest.raises(ValueError, match=r"sources \[1\] has 96 pixels.*lr_size"):
+        dataset(groups=[(1.0, [frame()]), (1.0, [])])
+
+
+def test_clean_samples_are_marked():
+    marks = {
+        kind: {dataset(DegradationConfig(**{**NONE, kind: 1}))[i][2] for i in range(5)}
+        for kind in NONE
+    }
+    assert marks == {"bicubic": {True}, "thermal": {False}, "second_order": {False}}
 
 
 def test_frames_stay_in_the_dtype_of_the_file():

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import downsample, pack
-from difiisr_training import blur_kernels, compression, optics, second_order, sensor
+from difiisr_training import compression, optics, sensor
 from difiisr_training.config import load_config
 from difiisr_training.degradation import KINDS, DegradationConfig, choose_kind, degrade
 from difiisr_training.thermal_camera import ThermalConfig, thermal_pair
@@ -161,65 +159,6 @@ def test_jpeg_loses_more_at_lower_quality():
         np.abs(compression.jpeg(picture, q).astype(float) - picture).mean() for q in (95, 60, 20)
     ]
     assert 0 < errors[0] < errors[1] < errors[2]
-
-
-# Blur kernels
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_kernels_keep_the_mean_and_are_centred(seed):
-    kernel = blur_kernels.random_kernel(blur_kernels.KernelConfig(), rng(seed))
-    side = kernel.shape[0]
-    assert kernel.shape == (side, side)
-    assert side in range(3, 20, 2)
-    assert kernel.sum() == pytest.approx(1)
-    assert kernel == pytest.approx(kernel[::-1, ::-1], abs=1e-9)
-
-
-def test_gaussian_kernel_has_its_widths_along_its_axes():
-    d = blur_kernels.squared_distance(41, 3.0, 1.5, math.pi / 2)  # long axis along y
-    kernel = blur_kernels.generalised_gaussian(d, 1.0)
-    y, x = np.mgrid[:41, :41] - 20.0
-    assert (kernel * y * y).sum() == pytest.approx(9.0, rel=0.01)
-    assert (kernel * x * x).sum() == pytest.approx(2.25, rel=0.01)
-
-
-def test_shape_parameters_flatten_the_top_or_lengthen_the_tail():
-    d = blur_kernels.squared_distance(21, 3.0, 3.0, 0.0)
-    pointed, gaussian, flat = (blur_kernels.generalised_gaussian(d, b)[10] for b in (0.5, 1, 4))
-    assert flat[8:13] == pytest.approx(flat[10], rel=0.05)
-    assert pointed[11] / pointed[10] < gaussian[11] / gaussian[10] < flat[11] / flat[10]
-    assert pointed[18] > gaussian[18] > flat[18]
-    plateau = blur_kernels.plateau(d, 2.0)[10]
-    assert plateau[13] == pytest.approx(plateau[10] / 2)  # at one sigma
-
-
-def test_sinc_kernel_passes_below_its_cutoff_and_stops_above():
-    response = np.abs(np.fft.fft2(blur_kernels.sinc_kernel(63, math.pi / 2), (256, 256)))
-    assert response[0, 20] == pytest.approx(1, abs=0.1)  # 0.16 pi
-    assert response[0, 100] < 0.1  # 0.78 pi
-
-
-# Second order
-
-
-def test_gaussian_noise_of_the_second_order_is_stated_of_255():
-    noisy = second_order.add_gaussian_noise(np.full((300, 300), 0.5, np.float32), 10.0, rng())
-    assert noisy.std() * 255 == pytest.approx(10, rel=0.02)
-
-
-def test_poisson_noise_grows_with_the_root_of_the_level():
-    levels = np.repeat(np.linspace(0.1, 0.9, 9), 20000).reshape(9, 20000).astype(np.float32)
-    noise = (second_order.add_poisson_noise(levels, 0.5, rng()) - levels).std(axis=1)
-    white = 16  # nine levels, rounded up to a power of two
-    assert noise[:5] == pytest.approx(0.5 * np.sqrt(levels[:5, 0] / white), rel=0.1)
-
-
-def test_convolve_mirrors_at_the_borders():
-    flat = np.full((24, 24), 0.3, np.float32)
-    kernel = blur_kernels.random_kernel(blur_kernels.KernelConfig(), rng(3))
-    assert second_order.convolve(flat, kernel) == pytest.approx(0.3, abs=1e-5)
 
 
 # The three degradations
