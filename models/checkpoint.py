@@ -53,7 +53,7 @@ def unet_from_reference(state: Mapping[str, Tensor]) -> SwinUNet:
         CheckpointError: with every missing name, extra name and wrong shape.
     """
     hint = "it looks like the autoencoder" if "encoder.conv_in.weight" in state else ""
-    return _from_reference(state, names.unet_config, SwinUNet, names.own_unet_name, hint)
+    return _from_reference(state, names.unet_config, SwinUNet, names.reference_unet_name, hint)
 
 
 def autoencoder_from_reference(state: Mapping[str, Tensor]) -> VQAutoencoder:
@@ -63,14 +63,14 @@ def autoencoder_from_reference(state: Mapping[str, Tensor]) -> VQAutoencoder:
         CheckpointError: with every missing name, extra name and wrong shape.
     """
     hint = "it looks like the UNet" if "time_embed.0.weight" in state else ""
-    return _from_reference(state, names.vq_config, VQAutoencoder, names.own_vq_name, hint)
+    return _from_reference(state, names.vq_config, VQAutoencoder, names.reference_vq_name, hint)
 
 
 def _from_reference(
     state: Mapping[str, Tensor],
     infer_config: Callable[[Mapping[str, tuple[int, ...]]], Any],
     network_type: type[_NetworkT],
-    own_name: Callable[[str, Any], str | None],
+    reference_name: Callable[[str, Any], str],
     hint: str,
 ) -> _NetworkT:
     try:
@@ -82,25 +82,23 @@ def _from_reference(
         ) from error
     with torch.device("meta"):
         network = network_type(config)
-    expected = network.state_dict()
     filled: dict[str, Tensor] = {}
     problems: list[str] = []
-    for name, value in state.items():
-        if names.KNOWN_BUFFERS.search(name):
-            continue
-        own = own_name(name, config)
-        if own not in expected:
-            problems.append(f"extra: {name}")
-        elif value.shape != expected[own].shape:
-            wanted = tuple(expected[own].shape)
-            problems.append(f"shape: {name} is {tuple(value.shape)}, expected {wanted}")
-            filled[own] = value
+    extra = {name for name in state if not names.KNOWN_BUFFERS.search(name)}
+    for own, parameter in network.state_dict().items():
+        name = reference_name(own, config)
+        extra.discard(name)
+        value = state.get(name)
+        if value is None:
+            problems.append(f"missing: {name}")
+        elif value.shape != parameter.shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(parameter.shape)}"
+            problems.append(f"shape: {name} is {shapes}")
         elif not _is_plain(value):
             problems.append(f"values: {name} is not a dense tensor of finite real numbers")
-            filled[own] = value
         else:
             filled[own] = value.detach().to(torch.float32, copy=True).contiguous()
-    problems += [f"missing: {own}" for own in expected if own not in filled]
+    problems += [f"extra: {name}" for name in sorted(extra)]
     if problems:
         raise CheckpointError(
             f"{len(problems)} names or shapes do not fit {config}:\n  " + "\n  ".join(problems)

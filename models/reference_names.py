@@ -15,133 +15,108 @@ Shape = tuple[int, ...]
 KNOWN_BUFFERS = re.compile(r"\.(relative_position_index|attn_mask)$")
 """Reference entries that are computed here, not read."""
 
-_LAYERS = {
-    # residual block of the UNet
-    "in_layers.0": "norm_in",
-    "in_layers.2": "conv_in",
-    "emb_layers.1": "time_affine",
-    "out_layers.0": "norm_out",
-    "out_layers.3": "conv_out",
-    "skip_connection": "skip",
-    # Swin stage
-    "patch_embed.proj": "enter",
-    "patch_unembed.proj": "leave",
-    "mlp.fc1": "mlp_in",
-    "mlp.fc2": "mlp_out",
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.project",
-    "attn.relative_position_bias_table": "attention.position_bias",
-}
-_SWIN_NORMS = {"norm1": "norm_attention", "norm2": "norm_mlp"}
 _UNET_ENDS = {
-    "time_embed.0": "time_in",
-    "time_embed.2": "time_out",
-    "input_blocks.0.0": "stem",
-    "out.0": "norm_out",
-    "out.2": "conv_out",
+    "time_in": "time_embed.0",
+    "time_out": "time_embed.2",
+    "stem": "input_blocks.0.0",
+    "mid_in": "middle_block.0",
+    "mid_swin": "middle_block.1",
+    "mid_out": "middle_block.2",
+}
+_UNET_LAYERS = {
+    # residual block
+    "norm_in": "in_layers.0",
+    "conv_in": "in_layers.2",
+    "time_affine": "emb_layers.1",
+    "norm_out": "out_layers.0",
+    "conv_out": "out_layers.3",
+    "skip": "skip_connection",
+    # Swin stage
+    "enter": "patch_embed.proj",
+    "leave": "patch_unembed.proj",
+    "norm_attention": "norm1",
+    "attention.qkv": "attn.qkv",
+    "attention.project": "attn.proj",
+    "attention.position_bias": "attn.relative_position_bias_table",
+    "norm_mlp": "norm2",
+    "mlp_in": "mlp.fc1",
+    "mlp_out": "mlp.fc2",
 }
 _VQ_ENDS = {
-    "quantize.embedding.weight": "codebook",
-    "quant_conv": "to_latent",
-    "post_quant_conv": "from_latent",
+    "codebook": "quantize.embedding.weight",
+    "to_latent": "quant_conv",
+    "from_latent": "post_quant_conv",
 }
 _VQ_LAYERS = {
-    "norm1": "norm_in",
-    "conv1": "conv_in",
-    "norm2": "norm_out",
-    "conv2": "conv_out",
-    "nin_shortcut": "skip",
+    "norm_in": "norm1",
+    "conv_in": "conv1",
+    "norm_out": "norm2",
+    "conv_out": "conv2",
+    "skip": "nin_shortcut",
 }
-_VQ_ATTENTION = {"q": "query", "k": "key", "v": "value", "proj_out": "project"}
+_VQ_ATTENTION = {"norm": "norm", "query": "q", "key": "k", "value": "v", "project": "proj_out"}
 
 
-def _layer_name(rest: str) -> str | None:
-    """Layer inside a residual block or a Swin stage, with its ``.weight`` or ``.bias``."""
-    if match := re.fullmatch(r"(blocks\.\d+)\.(norm[12])\.(weight|bias)", rest):
-        return f"{match[1]}.{_SWIN_NORMS[match[2]]}.{match[3]}"
-    match = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", rest)
-    if match is None or match[2] not in _LAYERS:
-        return None
-    return f"{match[1] or ''}{_LAYERS[match[2]]}{match[3] or ''}"
-
-
-def own_unet_name(name: str, config: SwinUNetConfig) -> str | None:
-    """Our name of the UNet parameter that the reference calls ``name``; None: there is none.
+def reference_unet_name(own: str, config: SwinUNetConfig) -> str:
+    """What the reference calls the UNet parameter that is ``own`` here.
 
     The reference numbers its input blocks through: 0 is the stem, then each level takes
     ``blocks`` residual blocks and one downsampling. Its output blocks take ``blocks + 1`` a level,
-    lowest level first. Inside a numbered block, 0 is the residual block, then come the Swin stage
-    (first of a level) and the upsampling (last of a level).
+    lowest level first. Inside a numbered block, 0 is the residual block (or the downsampling) and
+    1 is the Swin stage (first of a level) or the upsampling (last of a level).
     """
-    prefix, _, leaf = name.rpartition(".")
-    if prefix in _UNET_ENDS:
-        return f"{_UNET_ENDS[prefix]}.{leaf}"
+    top, _, rest = own.partition(".")
+    if top in ("norm_out", "conv_out"):
+        return f"{'out.0' if top == 'norm_out' else 'out.2'}.{rest}"
+    if top.startswith("mid_"):
+        return f"{_UNET_ENDS[top]}.{_unet_layer(rest)}"
+    if top in _UNET_ENDS:
+        return f"{_UNET_ENDS[top]}.{rest}"
 
-    if match := re.fullmatch(r"middle_block\.([012])\.(.+)", name):
-        layer = _layer_name(match[2])
-        return layer and f"{('mid_in', 'mid_swin', 'mid_out')[int(match[1])]}.{layer}"
-
-    if match := re.fullmatch(r"input_blocks\.(\d+)\.([01])\.(.+)", name):
-        level, block = divmod(int(match[1]) - 1, config.blocks + 1)
-        part, rest = match[2], match[3]
-        if block == config.blocks:
-            downsamples = part == "0" and rest in ("op.weight", "op.bias")
-            return f"down_levels.{level}.down.{leaf}" if downsamples else None
-        return _in_level(f"down_levels.{level}", block, part, rest)
-
-    if match := re.fullmatch(r"output_blocks\.(\d+)\.([01])\.(.+)", name):
-        level, block = divmod(int(match[1]), config.blocks + 1)
-        part, rest = match[2], match[3]
-        if part == "1" and rest in ("conv.weight", "conv.bias"):
-            return f"up_levels.{level}.up.{leaf}" if block == config.blocks else None
-        return _in_level(f"up_levels.{level}", block, part, rest)
-
-    return None
+    level, part, rest = rest.split(".", maxsplit=2)
+    first = int(level) * (config.blocks + 1)
+    side = "output_blocks"
+    if top == "down_levels":
+        side, first = "input_blocks", first + 1
+    if part == "down":
+        return f"{side}.{first + config.blocks}.0.op.{rest}"
+    if part == "up":
+        return f"{side}.{first + config.blocks}.1.conv.{rest}"
+    if part == "swin":
+        return f"{side}.{first}.1.{_unet_layer(rest)}"
+    block, rest = rest.split(".", maxsplit=1)
+    return f"{side}.{first + int(block)}.0.{_unet_layer(rest)}"
 
 
-def _in_level(level: str, block: int, part: str, rest: str) -> str | None:
-    layer = _layer_name(rest)
-    if layer is None or (part == "1" and block != 0):
-        return None
-    return f"{level}.swin.{layer}" if part == "1" else f"{level}.blocks.{block}.{layer}"
+def _unet_layer(own: str) -> str:
+    """Layer inside a residual block or a Swin stage, with its ``.weight`` or ``.bias``."""
+    block, layer, leaf = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", own).groups("")
+    return f"{block}{_UNET_LAYERS[layer]}{leaf}"
 
 
-def own_vq_name(name: str, config: VQConfig) -> str | None:
-    """Our name of the autoencoder parameter that the reference calls ``name``; None: none.
+def reference_vq_name(own: str, config: VQConfig) -> str:
+    """What the reference calls the autoencoder parameter that is ``own`` here.
 
     Both number the levels by resolution, 0 the highest; our decoder's are in the order they run.
     """
-    prefix, _, leaf = name.rpartition(".")
-    if name in _VQ_ENDS:
-        return _VQ_ENDS[name]
-    if prefix in _VQ_ENDS:
-        return f"{_VQ_ENDS[prefix]}.{leaf}"
-
-    match = re.fullmatch(r"(encoder|decoder)\.(.+)", prefix)
-    if match is None:
-        return None
-    side, rest = match[1], match[2]
-    if rest in ("conv_in", "norm_out", "conv_out"):
-        return f"{side}.{'stem' if rest == 'conv_in' else rest}.{leaf}"
-    if match := re.fullmatch(r"mid\.block_([12])\.(\w+)", rest):
-        block, layer = ("block_in", "block_out")[int(match[1]) - 1], _VQ_LAYERS.get(match[2])
-        return layer and f"{side}.middle.{block}.{layer}.{leaf}"
-    if match := re.fullmatch(r"mid\.attn_1\.(\w+)", rest):
-        layer = "norm" if match[1] == "norm" else _VQ_ATTENTION.get(match[1])
-        return layer and f"{side}.middle.attention.{layer}.{leaf}"
-
-    match = re.fullmatch(r"(down|up)\.(\d+)\.(.+)", rest)
-    if match is None or match[1] != ("down" if side == "encoder" else "up"):
-        return None
-    direction, level, rest = match[1], int(match[2]), match[3]
-    if direction == "up":
-        level = len(config.multipliers) - 1 - level
-    if rest == f"{direction}sample.conv":
-        return f"{side}.levels.{level}.{direction}.{leaf}"
-    if match := re.fullmatch(r"block\.(\d+)\.(\w+)", rest):
-        layer = _VQ_LAYERS.get(match[2])
-        return layer and f"{side}.levels.{level}.blocks.{match[1]}.{layer}.{leaf}"
-    return None
+    top, _, rest = own.partition(".")
+    if top in _VQ_ENDS:
+        return f"{_VQ_ENDS[top]}.{rest}".rstrip(".")
+    path, leaf = rest.rsplit(".", maxsplit=1)
+    parts = path.split(".")
+    if parts[0] == "middle":
+        if parts[1] == "attention":
+            return f"{top}.mid.attn_1.{_VQ_ATTENTION[parts[2]]}.{leaf}"
+        block = "block_1" if parts[1] == "block_in" else "block_2"
+        return f"{top}.mid.{block}.{_VQ_LAYERS[parts[2]]}.{leaf}"
+    if parts[0] != "levels":
+        return f"{top}.{'conv_in' if path == 'stem' else path}.{leaf}"
+    direction, level = "down", int(parts[1])
+    if top == "decoder":
+        direction, level = "up", len(config.multipliers) - 1 - level
+    if parts[2] == direction:
+        return f"{top}.{direction}.{level}.{direction}sample.conv.{leaf}"
+    return f"{top}.{direction}.{level}.block.{parts[3]}.{_VQ_LAYERS[parts[4]]}.{leaf}"
 
 
 def unet_config(shapes: Mapping[str, Shape]) -> SwinUNetConfig:

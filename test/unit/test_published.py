@@ -71,7 +71,11 @@ def test_noise_decides_and_repeats(model):
     assert not torch.equal(first, model.super_resolve(lr, noise_for(lr, 2), 1))
 
 
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+# Half precision is emulated, very slowly, by CPUs without it.
+HALF = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float16)]
+
+
+@pytest.mark.parametrize("autocast", [None, *HALF])
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
 def test_flat_tiles_stay_finite(networks, autocast, value):
     model = PublishedModel(*networks, exponential_schedule(), autocast)
@@ -81,6 +85,7 @@ def test_flat_tiles_stay_finite(networks, autocast, value):
     assert result.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_an_overflow_in_half_precision_is_computed_again(networks):
     unet, autoencoder = copy.deepcopy(networks)
     unet.stem.weight *= 1e6
