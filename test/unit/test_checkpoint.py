@@ -95,7 +95,7 @@ def test_missing_extra_and_misshapen_parameters_are_all_named(tmp_path, files, s
     with pytest.raises(CheckpointError) as refusal:
         convert(tmp_path / "u.pth", files[1], tmp_path / "out")
     text = str(refusal.value)
-    assert "missing: conv_out.bias" in text  # our name of out.2.bias
+    assert "missing: out.2.bias" in text
     assert "surprise.weight" in text
     assert "(3, 32, 5, 5)" in text
     assert not (tmp_path / "out").exists()
