@@ -26,7 +26,17 @@ EXTRAS = {
         )
     ],
     "train": ["accelerate", "pillow", "pyyaml", "segment-anything", "torchvision"],
-    "eval": ["lpips", "matplotlib", "pillow", "scikit-image", "spandrel"],
+    "eval": [
+        "jinja2",
+        "lpips",
+        "matplotlib",
+        "pillow",
+        "pycocotools",
+        "scikit-image",
+        "spandrel",
+        "torchmetrics",
+        "transformers",
+    ],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     "dev": [

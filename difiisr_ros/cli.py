@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments[:1] == ["train"]:
-            return _train(arguments[1:])
+        if arguments and arguments[0] in _DELEGATED:
+            return _DELEGATED[arguments[0]](arguments[1:])
         options = _parser().parse_args(arguments)
         return options.run(options)
     except KeyboardInterrupt:
@@ -96,7 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--force", action="store_true", help="replace an existing OUT_DIR")
     convert.set_defaults(run=_convert)
 
-    commands.add_parser("train", help="train a model: difiisr train CONFIG [...]", add_help=False)
+    for name, text in (
+        ("export", "write a model as an ONNX graph"),
+        ("build-engine", "build a TensorRT engine for this machine"),
+        ("bench", "time network, upscaler and node, beside other models"),
+        ("evaluate", "judge models on a recording or images: report.html"),
+        ("train", "train a model: difiisr train CONFIG [...]"),
+        ("train-ablation", "train and compare the guidance settings of the paper"),
+        ("train-detector", "fine-tune the detector that judges super-resolved frames"),
+        ("train-segmenter", "fine-tune the segmenter that judges super-resolved frames"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
     return parser
 
 
@@ -205,10 +215,65 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: list[str]) -> int:
+    from difiisr_ros.commands.export import main as export
+
+    return export(arguments)
+
+
+def _build_engine(arguments: list[str]) -> int:
+    from difiisr_ros.commands.build_engine import main as build_engine
+
+    return build_engine(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    from difiisr_ros.bench.cli import main as bench
+
+    return bench(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from difiisr_training.evaluation.cli import main as evaluate
+
+    return evaluate(arguments)
+
+
 def _train(arguments: list[str]) -> int:
     from difiisr_training.cli import main as train
 
     return train(arguments)
+
+
+def _train_ablation(arguments: list[str]) -> int:
+    from difiisr_training.ablation import main as train_ablation
+
+    return train_ablation(arguments)
+
+
+def _train_detector(arguments: list[str]) -> int:
+    from difiisr_training.detection.cli import main as train_detector
+
+    return train_detector(arguments)
+
+
+def _train_segmenter(arguments: list[str]) -> int:
+    from difiisr_training.segmentation.cli import main as train_segmenter
+
+    return train_segmenter(arguments)
+
+
+# Commands with a parser of their own, beside what they run.
+_DELEGATED = {
+    "export": _export,
+    "build-engine": _build_engine,
+    "bench": _bench,
+    "evaluate": _evaluate,
+    "train": _train,
+    "train-ablation": _train_ablation,
+    "train-detector": _train_detector,
+    "train-segmenter": _train_segmenter,
+}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from difiisr_models import UpscalerSettings
-from difiisr_models.backends import BACKENDS
+from difiisr_models.backends.selection import BACKENDS
 
 RELIABILITIES = ("best_effort", "reliable")
 

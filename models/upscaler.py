@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difiisr_models.backends import resolve_backend, resolve_device, resolve_precision
+from difiisr_models.backends.selection import resolve_backend, resolve_device, resolve_precision
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.diffusion import draw_noise
 from difiisr_models.frame_model import BicubicModel, FrameModel

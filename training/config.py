@@ -13,9 +13,9 @@ import yaml
 
 from difiisr_models.compact import CompactConfig
 from difiisr_models.swin_unet import SwinUNetConfig
-from difiisr_training.crops import CropConfig
-from difiisr_training.guidance import GuidanceConfig
-from difiisr_training.images import ImageSource
+from difiisr_training.data.crops import CropConfig
+from difiisr_training.data.images import ImageSource
+from difiisr_training.guidance.injection import GuidanceConfig
 
 
 @dataclass(frozen=True)

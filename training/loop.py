@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
-from difiisr_training.crops import CropDataset, crop_side, prepare_frame
-from difiisr_training.images import load_images
+from difiisr_training.data.crops import CropDataset, crop_side, prepare_frame
+from difiisr_training.data.images import load_images
 from difiisr_training.networks import build_network
 from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
 

@@ -13,9 +13,9 @@ from difiisr_models.schedule import exponential_schedule
 from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.vq_autoencoder import VQAutoencoder
 from difiisr_training.config import TrainConfig
-from difiisr_training.guidance_loss import build_guidance_loss
+from difiisr_training.evaluation.peers import load_image_teacher
+from difiisr_training.guidance.loss import build_guidance_loss
 from difiisr_training.objectives import Objective
-from difiisr_training.peers import load_image_teacher
 from difiisr_training.space import LatentSpace, PackedSpace
 
 

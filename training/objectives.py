@@ -19,7 +19,7 @@ from difiisr_models.diffusion import (
     q_sample,
 )
 from difiisr_models.schedule import Schedule
-from difiisr_training.guidance import GuidanceConfig, Guided, guide
+from difiisr_training.guidance.injection import GuidanceConfig, Guided, guide
 from difiisr_training.space import DiffusionSpace
 
 GuidanceLoss = Callable[[Tensor, Tensor], Tensor]
@@ -153,7 +153,7 @@ def apply_guidance(
     index: Tensor,
     objective: Objective,
 ) -> Guided:
-    """Guide the samples whose t is among the configured ones; see :func:`guidance.guide`."""
+    """Guide the samples whose t is among the configured ones; see ``injection.guide``."""
     guidance, space = objective.guidance, objective.space
     acts = torch.ones(len(index), device=index.device)
     if guidance.timesteps:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from difiisr_training.compression import to_eight_bit
 from difiisr_training.config import TrainConfig
-from difiisr_training.crops import Frame, crop_side, draw_crop, prepare_frame
-from difiisr_training.degradation import KINDS, DegradationConfig, Kind, degrade
-from difiisr_training.images import load_images
+from difiisr_training.data.crops import Frame, crop_side, draw_crop, prepare_frame
+from difiisr_training.data.images import load_images
+from difiisr_training.degradations.compression import to_eight_bit
+from difiisr_training.degradations.mix import KINDS, DegradationConfig, Kind, degrade
 
 _CELL = 256  # pixels on a side
 _GAP = 8
@@ -38,7 +38,7 @@ def save_preview(config: TrainConfig, data: Path, out: Path) -> None:
 
     Raises:
         ValueError: no frame is large enough for the configured crops.
-        FileNotFoundError: as :func:`~difiisr_training.images.load_images`.
+        FileNotFoundError: as :func:`~difiisr_training.data.images.load_images`.
     """
     rng = np.random.Generator(np.random.Philox(config.seed))
     scenes = _choose_scenes(config, data, rng)

@@ -5,8 +5,8 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from difiisr_training.bag_frames import find_recordings
-from difiisr_training.images import ImageSource, load_images
+from difiisr_training.data.bag_frames import find_recordings
+from difiisr_training.data.images import ImageSource, load_images
 
 STORE = get_typestore(Stores.ROS2_KILTED)
 Image = STORE.types["sensor_msgs/msg/Image"]

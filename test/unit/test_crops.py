@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 
 from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import downsample, pack
-from difiisr_training.crops import CropConfig, CropDataset, crop_side, prepare_frame
-from difiisr_training.degradation import DegradationConfig
+from difiisr_training.data.crops import CropConfig, CropDataset, crop_side, prepare_frame
+from difiisr_training.degradations.mix import DegradationConfig
 
 CLEAN = DegradationConfig(bicubic=1, thermal=0, second_order=0)
 NONE = {"bicubic": 0, "thermal": 0, "second_order": 0}

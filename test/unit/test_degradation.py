@@ -10,10 +10,10 @@ from PIL import Image
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import downsample, pack
-from difiisr_training import compression, optics, sensor
 from difiisr_training.config import load_config
-from difiisr_training.degradation import KINDS, DegradationConfig, choose_kind, degrade
-from difiisr_training.thermal_camera import ThermalConfig, thermal_pair
+from difiisr_training.degradations import compression, optics, sensor
+from difiisr_training.degradations.mix import KINDS, DegradationConfig, choose_kind, degrade
+from difiisr_training.degradations.thermal_camera import ThermalConfig, thermal_pair
 
 SHOWN = CountRange(1000.0, 3000.0)
 QUIET = {

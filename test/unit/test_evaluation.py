@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difiisr_training.evaluation import (
+from difiisr_training.evaluation.harness import (
     HELD_OUT,
     EvaluationSet,
     Judge,
@@ -15,8 +15,8 @@ from difiisr_training.evaluation import (
     make_pair,
     markdown_table,
 )
-from difiisr_training.metrics import psnr
-from difiisr_training.peers import Contestant
+from difiisr_training.evaluation.metrics import psnr
+from difiisr_training.evaluation.peers import Contestant
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 

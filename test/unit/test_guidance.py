@@ -3,7 +3,7 @@ import torch
 
 from difiisr_models.diffusion import q_sample
 from difiisr_models.schedule import exponential_schedule
-from difiisr_training.guidance import (
+from difiisr_training.guidance.injection import (
     GuidanceConfig,
     guidance_gradient,
     guide,
@@ -11,7 +11,7 @@ from difiisr_training.guidance import (
     predicted_noise,
     x0_from_noise,
 )
-from difiisr_training.guidance_loss import GuidanceLoss, build_guidance_loss
+from difiisr_training.guidance.loss import GuidanceLoss, build_guidance_loss
 
 SCHEDULE = exponential_schedule()
 KAPPA = SCHEDULE.kappa

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difiisr_training.images import (
+from difiisr_training.data.images import (
     ImageSource,
     crop_to_multiple,
     list_images,

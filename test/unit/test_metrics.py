@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from difiisr_training.images import list_images, read_counts
-from difiisr_training.metrics import LpipsSqueeze, Niqe, psnr, ssim
+from difiisr_training.data.images import list_images, read_counts
+from difiisr_training.evaluation.metrics import LpipsSqueeze, Niqe, psnr, ssim
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")

@@ -6,10 +6,10 @@ import torch
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
-from difiisr_training.evaluation import make_pair
-from difiisr_training.images import list_images, read_counts
-from difiisr_training.metrics import psnr
-from difiisr_training.peers import load_contestant
+from difiisr_training.data.images import list_images, read_counts
+from difiisr_training.evaluation.harness import make_pair
+from difiisr_training.evaluation.metrics import psnr
+from difiisr_training.evaluation.peers import load_contestant
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")

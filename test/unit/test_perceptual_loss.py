@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from difiisr_training.perceptual_loss import PerceptualLoss
+from difiisr_training.guidance.perceptual_loss import PerceptualLoss
 
 NORMALISED = Path(__file__).parents[3] / "shared" / "weights" / "vgg19norm_to_relu3_1.pth"
 _WIDTHS = {
@@ -121,7 +121,7 @@ def test_true_vgg_features_lose_more_with_more_blur(normalised, pair):
 
 def test_normalised_vgg_has_activations_of_unit_mean(normalised, shared_data):
     """What "normalised" says of this network, on a real frame: the mean activation is about 1."""
-    from difiisr_training.images import list_images, read_counts
+    from difiisr_training.data.images import list_images, read_counts
 
     counts = read_counts(list_images(shared_data / "roadscene" / "train")[0])
     image = torch.from_numpy(counts[:256, :256].astype("float32") / 127.5 - 1)[None, None]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from difiisr_training.guidance import GuidanceConfig
-from difiisr_training.guidance_loss import build_guidance_loss
-from difiisr_training.sam_loss import SamLoss, load_sam
+from difiisr_training.guidance.injection import GuidanceConfig
+from difiisr_training.guidance.loss import build_guidance_loss
+from difiisr_training.guidance.sam_loss import SamLoss, load_sam
 
 pytest.importorskip("torchvision", reason="segment-anything needs torchvision")
 pytest.importorskip("segment_anything", reason="the SAM package is not installed")
@@ -132,7 +132,7 @@ def test_checkpoint_becomes_a_guidance_term(tmp_path, monkeypatch, caplog, pair)
     """The whole path from file to L_g, with a small network in the place of ViT-B."""
     import segment_anything
 
-    from difiisr_training import sam_loss
+    from difiisr_training.guidance import sam_loss
 
     sam = tiny_sam()
     torch.save(sam.state_dict(), tmp_path / "sam.pth")

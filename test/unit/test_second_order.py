@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difiisr_training import blur_kernels, second_order
+from difiisr_training.degradations import blur_kernels, second_order
 
 
 def rng(seed=0):

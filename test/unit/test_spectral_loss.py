@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from difiisr_training.spectral_loss import log_spectrum, spectral_loss
+from difiisr_training.guidance.spectral_loss import log_spectrum, spectral_loss
 
 
 @pytest.fixture

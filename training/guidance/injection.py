@@ -59,8 +59,8 @@ class GuidanceConfig:
         rho: strength of the injection.
         start_iteration: first iteration that is guided.
         timesteps: the t in 1..T that are guided; empty = all.
-        vgg: feature map phi_l, see :mod:`difiisr_training.perceptual_loss`.
-        sam: what S is, see :mod:`difiisr_training.sam_loss`.
+        vgg: feature map phi_l, see :mod:`difiisr_training.guidance.perceptual_loss`.
+        sam: what S is, see :mod:`difiisr_training.guidance.sam_loss`.
     """
 
     kind: Literal["none", "visual", "perceptual", "both"] = "none"

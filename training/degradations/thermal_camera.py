@@ -13,16 +13,21 @@ import numpy as np
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import SCALE
-from difiisr_training.compression import from_eight_bit, jpeg, to_eight_bit
-from difiisr_training.optics import apply_mtf, cutoff_frequency, diffraction_mtf, gaussian_mtf
-from difiisr_training.ranges import IntRange, Range, check_ranges
-from difiisr_training.sensor import (
+from difiisr_training.degradations.compression import from_eight_bit, jpeg, to_eight_bit
+from difiisr_training.degradations.optics import (
+    apply_mtf,
+    cutoff_frequency,
+    diffraction_mtf,
+    gaussian_mtf,
+)
+from difiisr_training.degradations.sensor import (
     drift_field,
     sample_by_detector,
     stick_pixels,
     stripes,
     temporal_noise,
 )
+from difiisr_training.ranges import IntRange, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def thermal_pair(
 
     Args:
         hr: ``(4h, 4w)`` uint8, uint16 or float32 counts.
-        shown: :func:`~difiisr_training.compression.agc_range` of the whole frame.
+        shown: :func:`~difiisr_training.degradations.compression.agc_range` of the whole frame.
         config: ranges to draw from.
         rng: where everything random comes from.
 

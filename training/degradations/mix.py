@@ -9,9 +9,9 @@ import numpy as np
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import SCALE
-from difiisr_training.images import pillow_resize
-from difiisr_training.second_order import SecondOrderConfig, second_order_pair
-from difiisr_training.thermal_camera import ThermalConfig, thermal_pair
+from difiisr_training.data.images import pillow_resize
+from difiisr_training.degradations.second_order import SecondOrderConfig, second_order_pair
+from difiisr_training.degradations.thermal_camera import ThermalConfig, thermal_pair
 
 Kind = Literal["bicubic", "thermal", "second_order"]
 KINDS: tuple[Kind, ...] = ("bicubic", "thermal", "second_order")
@@ -59,7 +59,7 @@ def degrade(
     Args:
         kind: which degradation.
         hr: ``(4h, 4w)`` uint8, uint16 or float32 counts.
-        shown: :func:`~difiisr_training.compression.agc_range` of the frame that ``hr`` is cut from.
+        shown: ``compression.agc_range`` of the frame that ``hr`` is cut from.
         config: ranges to draw from.
         rng: where everything random comes from; "bicubic" draws nothing.
 

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from difiisr_training.bag_frames import find_recordings, read_recordings
-from difiisr_training.sequences import sequence_names, validation_sequences
+from difiisr_training.data.bag_frames import find_recordings, read_recordings
+from difiisr_training.data.sequences import sequence_names, validation_sequences
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, robust_range
 from difiisr_models.resample import SCALE
-from difiisr_training.compression import agc_range
-from difiisr_training.degradation import DegradationConfig, choose_kind, degrade
-from difiisr_training.images import crop_to_multiple, pillow_resize
+from difiisr_training.data.images import crop_to_multiple, pillow_resize
+from difiisr_training.degradations.compression import agc_range
+from difiisr_training.degradations.mix import DegradationConfig, choose_kind, degrade
 
 _MARGIN = 4  # low-resolution pixels cut off again, so that no crop shows a border of its own
 

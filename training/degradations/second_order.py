@@ -18,8 +18,13 @@ import torch.nn.functional as F
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import SCALE
-from difiisr_training.blur_kernels import KernelConfig, random_kernel, random_side, sinc_kernel
-from difiisr_training.compression import from_eight_bit, jpeg, to_eight_bit
+from difiisr_training.degradations.blur_kernels import (
+    KernelConfig,
+    random_kernel,
+    random_side,
+    sinc_kernel,
+)
+from difiisr_training.degradations.compression import from_eight_bit, jpeg, to_eight_bit
 from difiisr_training.ranges import IntRange, Range, check_ranges
 
 _WHITE = 255
@@ -90,7 +95,7 @@ def second_order_pair(
 
     Args:
         hr: ``(4h, 4w)`` uint8, uint16 or float32 counts.
-        shown: what the picture shows, :func:`~difiisr_training.compression.agc_range` of the frame.
+        shown: what the picture shows, ``compression.agc_range`` of the frame.
         config: probabilities and ranges.
         rng: where everything random comes from.
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from difiisr_training.guidance import GuidanceConfig
-from difiisr_training.perceptual_loss import PerceptualLoss
-from difiisr_training.sam_loss import SamLoss, load_sam
-from difiisr_training.spectral_loss import spectral_loss
+from difiisr_training.guidance.injection import GuidanceConfig
+from difiisr_training.guidance.perceptual_loss import PerceptualLoss
+from difiisr_training.guidance.sam_loss import SamLoss, load_sam
+from difiisr_training.guidance.spectral_loss import spectral_loss
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from difiisr_models import load_upscaler
 from difiisr_models.resample import SCALE
-from difiisr_training.images import pillow_resize
-from difiisr_training.peer_networks import Rlfn, Safmn
+from difiisr_training.data.images import pillow_resize
+from difiisr_training.evaluation.peer_networks import Rlfn, Safmn
 
 Upscale = Callable[[np.ndarray], np.ndarray]
 """``(H, W)`` uint8, uint16 or float32 counts -> ``(4H, 4W)`` of the same dtype and unit."""

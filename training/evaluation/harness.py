@@ -1,4 +1,4 @@
-"""Every model on every held-out set: ``python -m difiisr_training.evaluation --help``.
+"""Every model on every held-out set: ``python -m difiisr_training.evaluation.harness --help``.
 
 Low-resolution frames are made from the high-resolution ones (cut to multiples of 4) by antialiased
 bicubic /4, rounded to the file's type; results are compared with the whole high-resolution frame.
@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from difiisr_models.resample import SCALE
-from difiisr_training.images import crop_to_multiple, list_images, pillow_resize, read_counts
-from difiisr_training.metrics import LpipsSqueeze, Niqe, psnr, ssim
-from difiisr_training.peers import Contestant, full_range, load_contestant
+from difiisr_training.data.images import crop_to_multiple, list_images, pillow_resize, read_counts
+from difiisr_training.evaluation.metrics import LpipsSqueeze, Niqe, psnr, ssim
+from difiisr_training.evaluation.peers import Contestant, full_range, load_contestant
 
 METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")
 _DIGITS = {"psnr": 3, "ssim": 4, "lpips_squeeze": 4, "niqe": 3, "seconds": 3}
@@ -143,7 +143,7 @@ def evaluate(
     """Run every model on every set, images outermost.
 
     Args:
-        models: from :func:`~difiisr_training.peers.load_contestant`.
+        models: from :func:`~difiisr_training.evaluation.peers.load_contestant`.
         sets: e.g. :data:`HELD_OUT`.
         data: root of the sets' folders.
         judge: the metrics.
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     known = {chosen.name: chosen for chosen in HELD_OUT}
     parser = argparse.ArgumentParser(
-        prog="python -m difiisr_training.evaluation", description=__doc__
+        prog="python -m difiisr_training.evaluation.harness", description=__doc__
     )
     parser.add_argument(
         "--models",

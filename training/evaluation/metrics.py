@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difiisr_training.images import pillow_resize
+from difiisr_training.data.images import pillow_resize
 
 _SSIM_SIGMA, _SSIM_RADIUS, _K1, _K2 = 1.5, 5, 0.01, 0.03
 _NIQE_BLOCK = 96

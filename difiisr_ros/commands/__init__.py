@@ -1,0 +1,1 @@
+"""Subcommands of ``difiisr`` that have a parser of their own."""

@@ -1,0 +1,1 @@
+"""High-resolution frames: where they come from, how they are split and cut."""

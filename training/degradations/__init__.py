@@ -1,0 +1,1 @@
+"""How a low-resolution frame comes about from a high-resolution one."""

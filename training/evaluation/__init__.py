@@ -1,0 +1,1 @@
+"""How good the results are, for pictures and for what reads them."""
