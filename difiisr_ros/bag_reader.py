@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from rosbags.rosbag2 import Reader, ReaderError, StoragePlugin
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from difiisr_models.message_header import stamp_of as stamp_of
 from difiisr_ros.bag_remains import McapRemains, Message, SqliteRemains
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
@@ -142,18 +142,6 @@ def choose_info_topic(
         raise ValueError(f"the bag has no camera_info topic {wanted!r}; it has: {listed}")
     beside = f"{image_topic.rpartition('/')[0]}/camera_info"
     return wanted or (beside if beside in topics else None)
-
-
-def stamp_of(raw: bytes) -> int:
-    """Header stamp in nanoseconds of the CDR bytes of any message that begins with a header.
-
-    Raises:
-        ValueError: there are too few bytes for a stamp.
-    """
-    if len(raw) < 12:
-        raise ValueError(f"{len(raw)} bytes are too few for a message with a header")
-    seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
-    return seconds * 1_000_000_000 + nanoseconds
 
 
 def definition_of(connection: Connection, store: Typestore) -> tuple[str, str]:

@@ -12,16 +12,11 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
+from difiisr_models import image_encoding
+
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 
 _STORAGE_SUFFIXES = {".mcap", ".db3"}
-_DTYPES = {
-    "mono8": np.uint8,
-    "8UC1": np.uint8,
-    "mono16": np.uint16,
-    "16UC1": np.uint16,
-    "32FC1": np.float32,
-}
 _STORE = get_typestore(Stores.ROS2_KILTED)
 
 log = logging.getLogger(__name__)
@@ -79,16 +74,17 @@ def decode(message: Any) -> np.ndarray:
     Raises:
         ValueError: an encoding that is no thermal image's, or fields that contradict each other.
     """
-    if message.encoding not in _DTYPES:
-        raise ValueError(f"encoding {message.encoding!r} is not one of {', '.join(_DTYPES)}")
-    dtype = np.dtype(_DTYPES[message.encoding])
-    height, width, step = message.height, message.width, message.step
-    row, size = width * dtype.itemsize, len(message.data)
-    if not row or step < row or not height or size < height * step:
-        raise ValueError(f"{width}x{height} with step {step} does not fit {size} bytes of data")
-    rows = np.frombuffer(message.data, np.uint8, height * step).reshape(height, step)[:, :row]
-    stored = dtype.newbyteorder(">" if message.is_bigendian else "<")
-    return np.ascontiguousarray(rows).view(stored).astype(dtype)
+    pixels = image_encoding.decode(
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
+        message.is_bigendian,
+        message.data,
+    )
+    if pixels.ndim != 2:
+        raise ValueError(f"encoding {message.encoding!r} has colours; a thermal image has counts")
+    return pixels.copy()
 
 
 def _messages(
