@@ -1,0 +1,146 @@
+"""Pixels of recorded results: against their camera frames, and against the same model run again.
+
+The result of a node depends on the frames that it processed before, through the tracked range. The
+offline run therefore takes the frames that have a recorded result, in the order of the results, as
+the node's one worker took them; frames without a result are taken as not processed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from difiisr_models import RangeTracker, Upscaler
+from difiisr_models.resample import SCALE, downsample, pack
+from difiisr_training.evaluation.recorded_bag import RecordedMessage, parse_image
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """One camera frame, or one result without; what could not be measured is ``None``.
+
+    Attributes:
+        stamp: header stamp, ns.
+        camera_logged: when the camera's message was recorded, ns.
+        sr_logged: when the result was recorded, ns.
+        detections_logged: when the detections were recorded, ns.
+        consistency_mean: mean of |D(SR) - LR|, counts.
+        consistency_max: its maximum.
+        exact: whether the result has the very pixels of the offline run.
+        difference_mean: mean of |SR - offline SR|, counts.
+        difference_max: its maximum.
+        faults: "size", "encoding", "frame_id", "unreadable".
+    """
+
+    stamp: int
+    camera_logged: int | None = None
+    sr_logged: int | None = None
+    detections_logged: int | None = None
+    consistency_mean: float | None = None
+    consistency_max: float | None = None
+    exact: bool | None = None
+    difference_mean: float | None = None
+    difference_max: float | None = None
+    faults: tuple[str, ...] = ()
+
+
+class OfflineRun:
+    """The node's stream, computed again: one tracker for each channel, frames in order."""
+
+    def __init__(self, upscaler: Upscaler) -> None:
+        self._upscaler = upscaler
+        self._trackers = tuple(RangeTracker() for _ in range(3))
+
+    def __call__(self, planes: np.ndarray) -> np.ndarray:
+        """``(C, h, w)`` -> ``(C, 4h, 4w)``, C = 1 or 3."""
+        channels = zip(planes, self._trackers, strict=False)
+        return np.stack([self._upscaler(plane, tracker=t) for plane, t in channels])
+
+
+def compare_frames(
+    pairs: Iterable[tuple[RecordedMessage | None, RecordedMessage]],
+    total: int,
+    upscaler: Upscaler | None,
+) -> dict[int, FrameResult]:
+    """Pixels of every result, by stamp; of results with the same stamp, the first counts.
+
+    A terminal shows a progress bar.
+
+    Args:
+        pairs: of :func:`~difiisr_training.evaluation.recorded_bag.match_frames`.
+        total: how many pairs there are.
+        upscaler: of the offline run; ``None``: no run.
+    """
+    offline = OfflineRun(upscaler) if upscaler is not None else None
+    compared: dict[int, FrameResult] = {}
+    for frame, result in tqdm(pairs, total=total, unit="frame", disable=not sys.stderr.isatty()):
+        found = FrameResult(result.stamp)
+        if frame is not None:
+            found = _compare_frame(result.stamp, frame.raw, result.raw, offline)
+        compared.setdefault(result.stamp, found)
+    return compared
+
+
+def disagreement(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
+    """|D(SR) - LR| in counts, D = antialiased bicubic /4.
+
+    Args:
+        sr: ``(C, 4h, 4w)``, any real dtype.
+        lr: ``(C, h, w)``.
+
+    Returns:
+        ``(C, h, w)`` float64; not a number where a value that is none went in.
+    """
+    shrunk = downsample(pack(torch.from_numpy(sr.astype(np.float64))[:, None]))[:, 0].numpy()
+    return np.abs(shrunk - lr.astype(np.float64))
+
+
+def _compare_frame(
+    stamp: int, frame_raw: bytes, result_raw: bytes, offline: OfflineRun | None
+) -> FrameResult:
+    try:
+        frame, pixels = parse_image(frame_raw)
+        planes = _planes(pixels)
+        expected = offline(planes) if offline is not None else None
+        result, sr_pixels = parse_image(result_raw)
+    except ValueError:
+        return FrameResult(stamp, faults=("unreadable",))
+    sr = _planes(sr_pixels)
+    faults = {
+        "size": sr_pixels.shape[:2] != tuple(SCALE * side for side in pixels.shape[:2]),
+        "encoding": result.encoding != frame.encoding,
+        "frame_id": result.header.frame_id != frame.header.frame_id,
+    }
+    names = tuple(name for name, present in faults.items() if present)
+    if faults["size"] or faults["encoding"]:
+        return FrameResult(stamp, faults=names)
+    channels = max(len(sr), len(planes))  # equal channels on one side may differ on the other
+    sr, planes = (np.broadcast_to(x, (channels, *x.shape[1:])) for x in (sr, planes))
+    apart = disagreement(sr, planes)
+    apart = apart[np.isfinite(apart)]
+    measured = {"faults": names}
+    if apart.size:
+        measured |= {"consistency_mean": float(apart.mean()), "consistency_max": float(apart.max())}
+    if expected is not None:
+        equal = (sr == expected) | (np.isnan(sr) & np.isnan(expected))
+        difference = np.abs(sr.astype(np.float64) - expected)[~equal]
+        difference = difference[np.isfinite(difference)]
+        measured |= {
+            "exact": bool(equal.all()),
+            "difference_mean": float(difference.sum() / equal.size),
+            "difference_max": float(difference.max(initial=0.0)),
+        }
+    return FrameResult(stamp, **measured)
+
+
+def _planes(pixels: np.ndarray) -> np.ndarray:
+    """``(C, H, W)``: C = 1 for a grey image and for three equal channels, as the node does."""
+    if pixels.ndim == 2:
+        return pixels[None]
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    return planes[:1] if (planes == planes[:1]).all() else planes
