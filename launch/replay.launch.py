@@ -1,6 +1,10 @@
-"""Play a bag through the live node and record its result with ros2 bag.
+"""Play a bag through the live node and record camera and result with ros2 bag.
 
 ros2 launch difiisr_ros replay.launch.py bag:=recording output:=recording_sr
+difiisr evaluate recording_sr --recorded --out report
+
+The node and its diagnostics live in simulated time, the bag's; the recorder in the machine's own,
+so that the time from a camera message to its result is what the node took.
 """
 
 from pathlib import Path
@@ -21,6 +25,12 @@ from launch import LaunchDescription
 
 SR_LAUNCH = Path(__file__).resolve().with_name("sr.launch.py")
 
+# True for diagnostics of a node that is active, or that cannot be (the text says why).
+NODE_HAS_STARTED = (
+    "any('super-resolution' in s.name and s.message not in ('unconfigured', 'inactive') "
+    "for s in m.status)"
+)
+
 # name: (default, description); None: must be given
 ARGUMENTS = {
     "bag": (None, "rosbag2 to play"),
@@ -31,13 +41,13 @@ ARGUMENTS = {
     "model": ("", "model name or path; empty leaves it to config/sr.yaml"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty leaves it to config/sr.yaml"),
     "rate": ("1.0", "speed of playing; below 1 gives a slow model time for every frame"),
-    "delay": ("10.0", "seconds before playing, for the model to load"),
+    "delay": ("3.0", "seconds between the player's start and its first message, for discovery"),
     "linger": ("5.0", "seconds to go on recording after the last message was played"),
 }
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Declare the arguments, include the node, play, record, and shut down when all is played."""
+    """Declare the arguments; node and recorder, then the player, then the end."""
     value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SR_LAUNCH)),
@@ -50,16 +60,26 @@ def generate_launch_description() -> LaunchDescription:
             "use_sim_time": "true",
         }.items(),
     )
+    # The recorder takes each topic with the QoS that is offered, once there is a publisher.
+    topics = ["^(", value["image"], "|", value["camera_info"], "|", value["result"]]
     record = ExecuteProcess(
         cmd=[
-            *("ros2", "bag", "record", "--storage", "mcap", "--output", value["output"]),
-            *("--regex", ["^", value["result"], "(/camera_info)?$"]),
+            *("ros2", "bag", "record", "--output", value["output"]),
+            *("--regex", [*topics, "(/camera_info)?|/diagnostics)$"]),
+        ],
+        output="screen",
+    )
+    wait = ExecuteProcess(
+        cmd=[
+            *("ros2", "topic", "echo", "--once", "--filter", NODE_HAS_STARTED),
+            *("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray"),
         ],
         output="screen",
     )
     play = ExecuteProcess(
         cmd=[
             *("ros2", "bag", "play", value["bag"], "--clock", "--rate", value["rate"]),
+            *("--delay", value["delay"], "--disable-keyboard-controls"),
             *("--topics", value["image"], value["camera_info"]),
         ],
         output="screen",
@@ -75,7 +95,8 @@ def generate_launch_description() -> LaunchDescription:
             ),
             node,
             record,
-            TimerAction(period=value["delay"], actions=[play]),
+            wait,
+            RegisterEventHandler(OnProcessExit(target_action=wait, on_exit=[play])),
             RegisterEventHandler(OnProcessExit(target_action=play, on_exit=[finish])),
         ]
     )

@@ -1,9 +1,11 @@
 """The launch files, run against stand-ins for the launch packages, which pip does not have."""
 
 import importlib.util
+import re
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,7 +96,9 @@ def test_every_argument_is_documented(load, name):
 
 def test_stock_result_is_on_thermal_sr(load):
     node = started_node(load)
-    assert (node["package"], node["executable"]) == ("difiisr_ros", "sr_node")
+    assert (node["package"], node["executable"], node["name"]) == (
+        "difiisr_ros", "sr_node", "sr_node"
+    )  # fmt: skip
     assert dict(node["remappings"]) == {
         "image_raw": "/thermal/image_raw",
         "camera_info": "/thermal/camera_info",
@@ -104,21 +108,20 @@ def test_stock_result_is_on_thermal_sr(load):
 
 
 def test_result_can_be_where_image_transport_looks_for_its_info(load):
-    remaps = dict(started_node(load, output_image_raw="true")["remappings"])
-    assert remaps["sr/image_raw"] == "/thermal/sr/image_raw"
-    assert remaps["sr/camera_info"] == "/thermal/sr/camera_info"
+    node = started_node(load, output_image_raw="true", output="/front/sr/")
+    remaps = dict(node["remappings"])
+    assert remaps["sr/image_raw"] == "/front/sr/image_raw"
+    assert remaps["sr/camera_info"] == "/front/sr/camera_info"
 
 
 def test_node_parameters_come_from_file_then_arguments(load):
     file, overrides = started_node(load)["parameters"]
-    assert Path(file).is_file()
+    assert (Path(file).name, Path(file).is_file()) == ("sr.yaml", True)
+    # Nothing of the file is overridden unasked but what launch stands for.
     assert overrides == {"autostart": True, "use_sim_time": False}
-    _, overrides = started_node(load, model="bicubic", device="cpu", autostart="false")[
-        "parameters"
-    ]
-    assert overrides["model"] == "bicubic"
-    assert overrides["device"] == "cpu"
-    assert overrides["autostart"] is False
+    chosen = {"model": "bicubic", "device": "cpu", "backend": "torch"}
+    _, overrides = started_node(load, **chosen, autostart="false")["parameters"]
+    assert overrides == {**chosen, "autostart": False, "use_sim_time": False}
 
 
 def test_node_log_level_and_namespace(load):
@@ -127,14 +130,18 @@ def test_node_log_level_and_namespace(load):
     assert node["arguments"][-2:] == ["--log-level", "debug"]
 
 
-def test_dds_profile_is_set_unless_the_user_has_one(load, monkeypatch):
+def test_dds_profile_is_set(load):
     actions = node_actions(load)
     variables = dict(entity.positional for entity in of_kind(actions, "SetEnvironmentVariable"))
     assert set(variables) == set(DDS_VARIABLES)
     assert all(Path(profile).is_file() for profile in variables.values())
     # The variables must be set before the node starts.
     assert type(actions[-1]).__name__ == "LifecycleNode"
-    monkeypatch.setenv(DDS_VARIABLES[0], "/my/profile.xml")
+
+
+@pytest.mark.parametrize("variable", DDS_VARIABLES)
+def test_the_users_own_dds_profile_stays(load, monkeypatch, variable):
+    monkeypatch.setenv(variable, "/my/profile.xml")
     assert not of_kind(node_actions(load), "SetEnvironmentVariable")
 
 
@@ -165,25 +172,76 @@ def test_replay_hands_over_only_arguments_that_the_node_knows(load, replay):
     assert handed["use_sim_time"] == "true"
 
 
-def test_replay_records_the_result_with_its_info(replay):
-    (record,) = of_kind(replay, "ExecuteProcess")
-    command = texts(record.named["cmd"])
-    assert command[:3] == ["ros2", "bag", "record"]
+def process(replay, *verbs):
+    """The command of the process that begins so, wherever it is started."""
+    handlers = [e.positional[0].named["on_exit"] for e in of_kind(replay, "RegisterEventHandler")]
+    found = of_kind([*replay, *(action for actions in handlers for action in actions)],
+                    "ExecuteProcess")  # fmt: skip
+    (chosen,) = (e for e in found if texts(e.named["cmd"])[: len(verbs)] == list(verbs))
+    return chosen, texts(chosen.named["cmd"])
+
+
+def following(replay, action):
+    """What is started when the process has ended."""
+    handlers = [entity.positional[0].named for entity in of_kind(replay, "RegisterEventHandler")]
+    (actions,) = (named["on_exit"] for named in handlers if named["target_action"] is action)
+    return actions
+
+
+def test_replay_records_camera_and_result(replay):
+    record, command = process(replay, "ros2", "bag", "record")
+    assert record in replay  # from the beginning
     assert command[command.index("--output") + 1] == "<output>"
-    assert command[-1] == "^<result>(/camera_info)?$"
+    pattern = command[command.index("--regex") + 1]
+    names = {"image": "/t/image_raw", "camera_info": "/t/camera_info", "result": "/t/sr"}
+    for name, topic in names.items():
+        pattern = pattern.replace(f"<{name}>", topic)
+    for topic in (*names.values(), "/t/sr/camera_info", "/diagnostics"):
+        assert re.fullmatch(pattern, topic), topic
+    for topic in ("/t/sr/other", "/x/t/sr", "/clock", "/t/image_raw/camera_info"):
+        assert not re.fullmatch(pattern, topic), topic
+    # Log times of the machine's clock: the bag's clock moves in steps.
+    assert "--use-sim-time" not in command
 
 
-def test_replay_plays_after_a_delay_and_then_ends(replay):
-    (timer,) = of_kind(replay, "TimerAction")
-    (play,) = timer.named["actions"]
-    command = texts(play.named["cmd"])
-    assert command[:4] == ["ros2", "bag", "play", "<bag>"]
+def test_replay_plays_when_the_node_has_started(replay):
+    wait, command = process(replay, "ros2", "topic", "echo")
+    assert wait in replay
+    assert command[-2:] == ["/diagnostics", "diagnostic_msgs/msg/DiagnosticArray"]
+    (play,) = following(replay, wait)
+    assert texts(play.named["cmd"])[:4] == ["ros2", "bag", "play", "<bag>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "started"),
+    [
+        ("sr_node: super-resolution", "unconfigured", False),
+        ("sr_node: super-resolution", "inactive", False),
+        ("sr_node: super-resolution", "waiting for a subscriber of the result", True),
+        ("sr_node: super-resolution", "on_configure failed: no model 'x'", True),
+        ("motor driver", "9.0 Hz", False),
+    ],
+)
+def test_replay_knows_a_started_node_by_its_diagnostics(load, name, message, started):
+    expression = load("replay.launch.py").NODE_HAS_STARTED
+    status = SimpleNamespace(name=name, message=message)
+    # As `ros2 topic echo --filter` evaluates it.
+    evaluated = (lambda m: eval(expression))(SimpleNamespace(status=[status]))
+    assert evaluated is started
+
+
+def test_replay_gives_the_bags_clock_and_time_for_discovery(replay):
+    _, command = process(replay, "ros2", "bag", "play")
     assert "--clock" in command
-    assert command[-2:] == ["<image>", "<camera_info>"]
-    (handler,) = of_kind(replay, "RegisterEventHandler")
-    (on_exit,) = handler.positional
-    assert on_exit.named["target_action"] is play
-    (finish,) = on_exit.named["on_exit"]
+    assert command[command.index("--rate") + 1] == "<rate>"
+    assert command[command.index("--delay") + 1] == "<delay>"
+    assert command[-3:] == ["--topics", "<image>", "<camera_info>"]
+
+
+def test_replay_ends_when_the_bag_ends(replay):
+    play, _ = process(replay, "ros2", "bag", "play")
+    (finish,) = following(replay, play)
+    assert finish.named["period"].positional == ("linger",)
     assert [type(action).__name__ for action in finish.named["actions"]] == ["Shutdown"]
 
 
