@@ -20,6 +20,7 @@ from difiisr_training.evaluation.recorded_bag import (
     match_frames,
 )
 from difiisr_training.evaluation.recorded_camera_info import check_camera_infos
+from difiisr_training.evaluation.recorded_page import write_page
 from difiisr_training.evaluation.recorded_pixels import FrameResult, compare_frames
 from difiisr_training.evaluation.recorded_report import (
     Consistency,
@@ -74,11 +75,9 @@ def evaluate_recorded(
         settings: fields of ``UpscalerSettings``: those that the node had.
 
     Raises:
-        FileNotFoundError, ReaderError: there is no recording, or it cannot be opened.
-        ValueError: a topic is not there or not clear, a setting is not allowed.
+        FileNotFoundError: there is no recording.
+        ValueError: it cannot be opened, a topic is not there or not clear, a setting not allowed.
     """
-    from difiisr_training.evaluation.recorded_page import write_page
-
     upscaler = None
     if model is not None:
         upscaler = load_upscaler(model, device=device, backend=backend, **settings)
@@ -210,7 +209,7 @@ def _measure(
             *_timing_notes(camera_bag, latency, offset, one_clock),
             *_exactness_notes(offline, drops, node),
         ),
-        fault="; ".join(dict.fromkeys(b.fault for b in (results, camera) if b.fault)),
+        fault="; ".join(dict.fromkeys([*results.faults, *camera.faults])),
         frames=rows,
     )
 

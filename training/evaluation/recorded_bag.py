@@ -59,18 +59,25 @@ class RecordedTopics:
 class RecordedBag:
     """A rosbag2 folder or storage file, opened for reading; use it as a context manager.
 
-    ``fault`` says what is wrong with the recording ("" while nothing is); reading messages may
-    set it. ``unreadable`` counts messages that are too short for a header.
+    ``faults`` says what is wrong with the recording; reading messages may add to it.
 
     Raises:
-        FileNotFoundError, ReaderError: there is no recording at the path, or it cannot be opened.
+        FileNotFoundError: there is nothing at the path.
+        ValueError: what is there is no recording, or one without its end.
     """
 
     def __init__(self, path: Path) -> None:
-        self.fault = ""
-        self.unreadable = 0
-        self._reader = Reader(path)
-        self._reader.open()
+        self.faults: list[str] = []
+        try:
+            self._reader = Reader(path)
+            self._reader.open()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # damaged files raise whatever their parser raises
+            raise ValueError(
+                f"{path} cannot be opened as a recording ({error}); if it lacks its end, repair it "
+                "first with `mcap recover` or `ros2 bag reindex`"
+            ) from error
         self.connections: list[Connection] = list(self._reader.connections)
 
     def messages(self, topic: str | None) -> Iterator[RecordedMessage]:
@@ -78,14 +85,17 @@ class RecordedBag:
         wanted = [c for c in self.connections if c.topic == topic]
         if not wanted:
             return
+        number = -1
         try:
-            for _, logged, raw in self._reader.messages(wanted):
+            for number, (_, logged, raw) in enumerate(self._reader.messages(wanted)):
                 try:
-                    yield RecordedMessage(stamp_of(raw), logged, raw)
-                except ValueError:
-                    self.unreadable += 1
-        except Exception as error:  # damaged files raise whatever their parser raises
-            self.fault = f"unreadable beyond a message of {topic}: {error}"
+                    stamp = stamp_of(raw)
+                except ValueError as error:
+                    self._note(f"message {number} of {topic}: {error}")
+                    continue
+                yield RecordedMessage(stamp, logged, raw)
+        except Exception as error:  # as above
+            self._note(f"{topic} is unreadable after message {number}: {error}")
 
     def times(self, topic: str | None) -> Times:
         """Stamps and log times of one topic; empty for ``None``."""
@@ -103,6 +113,10 @@ class RecordedBag:
                         if NODE_STATUS in status.name:
                             values |= {pair.key: pair.value for pair in status.values}
         return values
+
+    def _note(self, fault: str) -> None:
+        if fault not in self.faults:  # topics are read more than once
+            self.faults.append(fault)
 
     def __enter__(self) -> RecordedBag:
         return self

@@ -124,7 +124,7 @@ def find_gaps(stamps: np.ndarray) -> tuple[Gap, ...]:
         return ()
     median = float(np.median(intervals))
     return tuple(
-        Gap(int(stamps[i]), intervals[i] / 1e9, round(intervals[i] / median) - 1)
+        Gap(int(stamps[i]), float(intervals[i]) / 1e9, round(intervals[i] / median) - 1)
         for i in np.flatnonzero(intervals > GAP * median)
     )
 
