@@ -19,7 +19,7 @@ from difiisr_training.evaluation.recorded_timing import find_drops, find_gaps, s
 pytest.importorskip("jinja2", reason="the page needs the extra eval")
 pytest.importorskip("matplotlib", reason="the page needs the extra eval")
 
-from difiisr_training.evaluation.recorded import evaluate_recorded, main  # noqa: E402
+from difiisr_training.evaluation.recorded import evaluate_recorded, main
 
 FRAMES = 12
 PERIOD = 10**9 / 9  # ns

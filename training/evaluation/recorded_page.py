@@ -185,6 +185,7 @@ def _svg(salt: str, draw: Callable[[Axes], None]) -> str:
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    axes.margins(y=0.18)
     draw(axes)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
@@ -224,7 +225,7 @@ def _draw_histogram(axes: Axes, report: RecordedReport) -> None:
     for name in ("p50", "p90", "p99"):
         at = getattr(report.latency_ms, name)
         axes.axvline(at, color="#555555", lw=1, ls="--")
-        axes.annotate(name, (at, 1), xycoords=("data", "axes fraction"), ha="left", va="top")
+        axes.annotate(name, (at, 1), (3, 0), ("data", "axes fraction"), "offset points", va="top")
     axes.set(xlabel="camera message to result, ms", ylabel="frames")
 
 
