@@ -73,8 +73,13 @@ def sample(denoiser: Denoiser, y: Tensor, schedule: Schedule, noise: NoiseSource
     for k, t in enumerate(range(schedule.steps, 0, -1), start=1):
         x0 = denoiser(x, t)
         mean, variance = posterior(x, x0, t, schedule)
-        x = mean if t == 1 else mean + math.sqrt(variance) * noise(k)
+        x = mean if t == 1 else mean + _deviation(variance) * noise(k)
     return x
+
+
+def _deviation(variance: float) -> float:
+    """sqrt(variance), rounded as the reference rounds it: exp of half the float32 logarithm."""
+    return float(torch.exp(0.5 * torch.tensor(math.log(variance), dtype=torch.float32)))
 
 
 def draw_noise(shape: tuple[int, ...], seed: int | None, k: int) -> Tensor:

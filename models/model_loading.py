@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from difiisr_models.backends import PRECISIONS, NetworkSource
+from difiisr_models.backends.selection import BackendChoice, select_backend, torch_only
 from difiisr_models.checkpoint import load_published
-from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact
+from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact, parameter_count
 from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.published import PublishedModel
 from difiisr_models.radiometry import NETWORK_LIMIT
@@ -29,17 +32,32 @@ NETWORK_FILE = "network.safetensors"
 UNET_FILE = "unet.safetensors"
 
 
-def load_model(
-    name: str, device: torch.device, autocast: torch.dtype | None
-) -> tuple[FrameModel, str]:
-    """Load by name or path; returns the model and the sha256 of its network's file.
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that runs.
+
+    Attributes:
+        model: super-resolves tiles.
+        weights_sha256: hash of its network's file.
+        backend: what runs the network, and why others do not.
+    """
+
+    model: FrameModel
+    weights_sha256: str
+    backend: BackendChoice
+
+
+def load_model(name: str, device: torch.device, backend: str, **options: object) -> LoadedModel:
+    """Load by name or path.
 
     Args:
         name: a shipped model, a weights folder, or a file in one.
         device: where it runs.
-        autocast: dtype of its convolutions and products, ``None`` for float32.
+        backend: one of ``selection.BACKENDS``.
+        options: further fields of :class:`difiisr_models.backends.NetworkSource`.
 
     Raises:
+        BackendUnavailable: the backend asked for does not work here.
         FileNotFoundError: no such model.
         WeightsError: damaged files, or a kind of model that this version does not know.
     """
@@ -48,12 +66,16 @@ def load_model(
     schedule = exponential_schedule()
     if manifest.get("kind") == "compact":
         network, sha256 = _load_compact(folder, manifest)
-        network = network.to(device, memory_format=torch.channels_last)
-        return CompactModel(network, schedule, NETWORK_LIMIT, autocast), sha256
+        source = NetworkSource(network, sha256, device, **options)
+        runner, choice = select_backend(backend, source)
+        model = CompactModel(runner, parameter_count(network), schedule, NETWORK_LIMIT)
+        return LoadedModel(model, sha256, choice)
     if manifest.get("kind") == "published":
         unet, autoencoder, _ = load_published(folder)
+        autocast = PRECISIONS[options.get("precision", "fp32")]
         model = PublishedModel(unet.to(device), autoencoder.to(device), schedule, autocast)
-        return model, manifest["files"][UNET_FILE]["sha256"]
+        choice = torch_only(backend, "the published model")
+        return LoadedModel(model, manifest["files"][UNET_FILE]["sha256"], choice)
     raise WeightsError(
         f"{folder} holds a model of kind {manifest.get('kind')!r}; known: compact, published"
     )
@@ -105,7 +127,9 @@ def _load_compact(folder: Path, manifest: dict) -> tuple[CompactNetwork, str]:
     except (KeyError, TypeError) as error:
         raise WeightsError(f"the manifest of {folder} is incomplete: {error}") from error
     verify_file(folder / NETWORK_FILE, sha256)
+    # A copy: the tensors read are the mapped file, which someone may write over.
+    state = {key: value.clone() for key, value in load_file(folder / NETWORK_FILE).items()}
     try:
-        return build_compact(config, load_file(folder / NETWORK_FILE)), sha256
+        return build_compact(config, state), sha256
     except RuntimeError as error:
         raise WeightsError(f"{folder / NETWORK_FILE} does not fit its manifest: {error}") from error

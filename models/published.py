@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +29,7 @@ class PublishedModel:
     """
 
     input_limit = 1.0  # of the 8-bit images that the networks were trained with
+    tile_shape = None
 
     def __init__(
         self,
@@ -67,18 +67,17 @@ class PublishedModel:
         """
         if lr.ndim != 4 or lr.shape[1] != 1:
             raise ValueError(f"expected tiles (B, 1, h, w), got {tuple(lr.shape)}")
-        lq = lr.float().expand(-1, 3, -1, -1)
-        image = self._generate(lq, noise, steps, self.autocast)
+        lr = lr.float()
+        with torch.autocast(lr.device.type, self.autocast, self.autocast is not None):
+            image = self.generate(lr, noise, steps)
         if self.autocast is not None and not bool(torch.isfinite(image).all()):
-            image = self._generate(lq, noise, steps, None)
-        return pack(image.mean(dim=1, keepdim=True))
+            image = self.generate(lr, noise, steps)
+        return pack(image)
 
-    def _generate(
-        self, lq: Tensor, noise: Callable[[int], Tensor], steps: int, autocast: torch.dtype | None
-    ) -> Tensor:
-        """(B, 3, h, w) -> (B, 3, 4h, 4w) float32."""
-        with nullcontext() if autocast is None else torch.autocast(lq.device.type, autocast):
-            return self.autoencoder.decode(self.sample_latent(lq, noise, steps)).float()
+    def generate(self, lr: Tensor, noise: Callable[[int], Tensor], steps: int) -> Tensor:
+        """Tiles (B, 1, h, w) -> images (B, 1, 4h, 4w) float32, in the precision of the caller."""
+        latent = self.sample_latent(lr.expand(-1, 3, -1, -1), noise, steps)
+        return self.autoencoder.decode(latent).float().mean(dim=1, keepdim=True)
 
     def sample_latent(self, lq: Tensor, noise: Callable[[int], Tensor], steps: int) -> Tensor:
         """Encode the bicubic image and sample x_0.

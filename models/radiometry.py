@@ -23,7 +23,11 @@ _MIN_SPAN_RELATIVE = 1e-4  # of the largest magnitude, for float frames: 0.03 K 
 
 @dataclass(frozen=True)
 class CountRange:
-    """The counts that the network sees as -1 (``lo``) and +1 (``hi``)."""
+    """The counts that the network sees as -1 (``lo``) and +1 (``hi``).
+
+    n = (counts - centre) gain and counts = n half_span + centre, all rounded to float32 at every
+    operation, on whatever device.
+    """
 
     lo: float
     hi: float
@@ -33,17 +37,28 @@ class CountRange:
         """``hi - lo`` in counts, always positive."""
         return self.hi - self.lo
 
+    @property
+    def centre(self) -> float:
+        """The middle in counts, a float32."""
+        return float(np.float32(0.5 * (self.lo + self.hi)))
+
+    @property
+    def gain(self) -> float:
+        """Network units per count, a float32."""
+        return float(np.float32(2 / self.span))
+
+    @property
+    def half_span(self) -> float:
+        """Counts per network unit, a float32."""
+        return float(np.float32(self.span / 2))
+
     def normalise(self, counts: np.ndarray) -> np.ndarray:
         """Counts of any dtype -> float32 of the same shape, -1..1 over the range."""
-        centre = 0.5 * (self.lo + self.hi)
-        return (
-            (counts.astype(np.float32) - np.float32(centre)) * np.float32(2 / self.span)
-        ).astype(np.float32)
+        return (counts.astype(np.float32) - self.centre) * self.gain
 
     def denormalise(self, values: np.ndarray) -> np.ndarray:
         """The inverse of :meth:`normalise`: float32 values -> float32 counts."""
-        centre = 0.5 * (self.lo + self.hi)
-        return values * np.float32(self.span / 2) + np.float32(centre)
+        return values * self.half_span + self.centre
 
 
 def robust_range(counts: np.ndarray) -> CountRange:

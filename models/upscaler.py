@@ -14,18 +14,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import record_function
 
-from difiisr_models.backends.selection import resolve_backend, resolve_device, resolve_precision
+from difiisr_models.backends import ENGINE_MISMATCH
+from difiisr_models.backends.selection import (
+    check_precision,
+    resolve_device,
+    torch_only,
+)
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.diffusion import draw_noise
 from difiisr_models.frame_model import BicubicModel, FrameModel
-from difiisr_models.model_loading import load_model
-from difiisr_models.radiometry import NETWORK_LIMIT, RangeTracker
+from difiisr_models.model_loading import LoadedModel, load_model
+from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, RangeTracker
 from difiisr_models.resample import SCALE, unpack
-from difiisr_models.tiling import Tile, plan_tiles, process_tiles
+from difiisr_models.tiling import Tile, plan_axis, process_tiles
 
 MIN_SIDE = 16
-DTYPES = (np.uint8, np.uint16, np.float32)
+DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
+WARM_UP_SIDE = 64
+
+STAGE = "difiisr: "
+"""Begins the name of each stage of a frame in a torch profile; see ``frame_profile``."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,8 @@ class Upscaler:
         name: the model's name or path, as asked for.
         scale: 4.
         device: torch device in words.
-        backend: what runs the network.
+        backend: what runs the network, one of ``selection.BACKENDS`` but auto.
+        passed_over: (backend, reason) of each that would have come before it.
         weights_sha256: hash of the weights, "" without any.
         parameter_count: trainable values of the network.
         settings: :class:`UpscalerSettings`.
@@ -91,9 +102,11 @@ class Upscaler:
         device: torch.device,
         backend: str,
         settings: UpscalerSettings,
+        passed_over: tuple[tuple[str, str], ...] = (),
     ) -> None:
         """Use :func:`load_upscaler` unless the model is your own."""
         self.name, self.settings, self.backend = name, settings, backend
+        self.passed_over = passed_over
         self.device, self.weights_sha256 = str(device), weights_sha256
         self.parameter_count = model.parameter_count
         self._model = model
@@ -125,6 +138,11 @@ class Upscaler:
             return np.where(np.kron(missing, block), np.kron(counts, block), result)
         return self._upscale(counts, counts, tracker)
 
+    def warm_up(self) -> None:
+        """Run once on a frame of no meaning: what is slow only the first time is over."""
+        _, height, width = self._model.tile_shape or (1, WARM_UP_SIDE, WARM_UP_SIDE)
+        self(np.arange(height * width).reshape(height, width).astype(np.uint16), RangeTracker())
+
     def reset(self) -> None:
         """Forget the stream seen so far; the next frame sets the radiometric range."""
         self._tracker.reset()
@@ -138,40 +156,62 @@ class Upscaler:
     def _upscale(
         self, filled: np.ndarray, counts: np.ndarray, tracker: RangeTracker | None
     ) -> np.ndarray:
-        found = (tracker or self._tracker).update(counts)
-        frame = torch.from_numpy(found.normalise(filled)).to(self.device)[None, None]
+        with record_function(STAGE + "range"):
+            found = (tracker or self._tracker).update(counts)
+            ends = found.normalise(np.array([filled.min(), filled.max()]))
+            inside = bool(np.abs(ends).max() <= self._model.input_limit)
         with torch.inference_mode():
-            values = self._super_resolve(frame)[0, 0].cpu().numpy()
-        return _to_dtype(found.denormalise(values), counts.dtype)
+            with record_function(STAGE + "to device"):
+                # The one copy in; torch warns of arrays that it might not write to.
+                frame = torch.from_numpy(np.require(filled, requirements=("C", "W")))
+                frame = _normalise(frame.to(self.device), found)
+            image = self._super_resolve(frame[None, None], inside)[0, 0]
+            with record_function(STAGE + "to counts"):
+                return _to_host(_to_counts(image, found, DTYPES[counts.dtype.type])).numpy()
 
-    def _super_resolve(self, frame: Tensor) -> Tensor:
-        """``(1, 1, h, w)`` in network units -> ``(1, 1, 4h, 4w)``."""
+    def _super_resolve(self, frame: Tensor, inside: bool) -> Tensor:
+        """``(1, 1, h, w)`` in network units -> ``(1, 1, 4h, 4w)``.
+
+        ``inside``: no pixel lies beyond what the model is shown.
+        """
         limit, settings = self._model.input_limit, self.settings
-        shown = frame.clamp(-limit, limit)
-        packed = self._run_tiles(shown)
-        packed = enforce_consistency(packed, shown, settings.consistency)
-        image = unpack(packed)
-        excess = frame - shown
-        if excess.any():  # dead pixels, the sun: carried by an interpolation that does not ring
+        shown = frame if inside else frame.clamp(-limit, limit)
+        with record_function(STAGE + "tiles"):
+            packed = self._run_tiles(shown)
+        with record_function(STAGE + "consistency"):
+            packed = enforce_consistency(packed, shown, settings.consistency)
+            image = unpack(packed)
+        if not inside:  # dead pixels, the sun: carried by an interpolation that does not ring
+            excess = frame - shown
             image = image + F.interpolate(excess, scale_factor=SCALE, mode="bilinear")
         return image
 
     def _run_tiles(self, frame: Tensor) -> Tensor:
         model, settings = self._model, self.settings
         height, width = frame.shape[-2:]
-        padded = pad_to_multiple(frame, model.multiple) if model.multiple > 1 else frame
-        tiles = plan_tiles(
-            *padded.shape[-2:], settings.tile, settings.overlap, balanced=model.multiple == 1
+        if model.tile_shape is None:
+            batch, sides = settings.tile_batch, (settings.tile, settings.tile)
+            padded = pad_to(frame, *(n + -n % model.multiple for n in (height, width)))
+        else:
+            batch, *sides = model.tile_shape
+            padded = pad_to(frame, max(height, sides[0]), max(width, sides[1]))
+        overlap = min(settings.overlap, (min(sides) - 1) // 2)
+        balanced = model.tile_shape is None and model.multiple == 1
+        rows, columns = (
+            plan_axis(length, side, overlap, balanced)
+            for length, side in zip(padded.shape[-2:], sides, strict=True)
         )
+        tiles = [Tile(*row, *column) for row in rows for column in columns]
 
         def process(lr: Tensor, places: list[Tile]) -> Tensor:
             def noise(k: int) -> Tensor:
                 field = self._noise_field(k, padded.shape[-2:])
                 return torch.cat([place.cut(field) for place in places])
 
-            return model.super_resolve(lr, noise, settings.steps, settings.fidelity)
+            with record_function(STAGE + "network"):
+                return model.super_resolve(lr, noise, settings.steps, settings.fidelity)
 
-        packed = process_tiles(padded, tiles, process, settings.tile_batch, settings.overlap)
+        packed = process_tiles(padded, tiles, process, batch, overlap)
         return packed[..., :height, :width]
 
     def _noise_field(self, k: int, size: tuple[int, int]) -> Tensor:
@@ -191,21 +231,34 @@ def load_upscaler(
     device: str = "auto",
     backend: str = "auto",
     precision: str = "fp32",
+    compile: bool = False,
+    engine: str | Path = "",
+    engine_mismatch: str = "fallback",
     **settings: object,
 ) -> Upscaler:
     """Load a model by name.
+
+    The network gets as many CPU threads as torch has (``torch.set_num_threads``) at this call.
 
     Args:
         name: a shipped model (``"difiisr-rt-x4"``), ``"bicubic"``, or a path to a weights folder
             or to a file in one.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        backend: ``"auto"`` or ``"torch"``.
+        backend: ``"auto"`` for the fastest that works here, or ``"tensorrt"``,
+            ``"torch_tensorrt"``, ``"onnxruntime"``, ``"torch"``. The first export for ONNX Runtime
+            takes seconds; its graph is kept in the user's cache folder.
         precision: ``"fp32"``, or ``"bf16"`` / ``"fp16"`` for convolutions and products.
+        compile: let the torch backend compile the network; each new frame size takes up to a
+            minute.
+        engine: TensorRT engine file, as ``difiisr build-engine`` writes it; "" for none.
+        engine_mismatch: when that file does not fit network, machine and runtime: ``"rebuild"``
+            it, ``"fallback"`` to another backend, or ``"fail"``.
         settings: fields of :class:`UpscalerSettings`.
 
     Raises:
         FileNotFoundError: no such model.
         WeightsError: its files are damaged.
+        BackendUnavailable: the backend asked for does not work here (a ValueError).
         ValueError: an unknown device, backend, precision or setting, or a value out of range.
     """
     known = {f.name for f in dataclasses.fields(UpscalerSettings)}
@@ -213,12 +266,36 @@ def load_upscaler(
         raise ValueError(
             f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
+    if engine_mismatch not in ENGINE_MISMATCH:
+        raise ValueError(
+            f"engine_mismatch {engine_mismatch!r} is not one of {', '.join(ENGINE_MISMATCH)}"
+        )
     checked = UpscalerSettings(**settings)
-    where, how = resolve_device(device), resolve_backend(backend)
+    where = resolve_device(device)
+    check_precision(precision, where)
     if name == "bicubic":
-        return Upscaler(name, BicubicModel(NETWORK_LIMIT), "", where, how, checked)
-    model, sha256 = load_model(name, where, resolve_precision(precision, where))
-    return Upscaler(Path(name).name, model, sha256, where, how, checked)
+        loaded = LoadedModel(BicubicModel(NETWORK_LIMIT), "", torch_only(backend, "bicubic"))
+    else:
+        loaded = load_model(
+            name,
+            where,
+            backend,
+            precision=precision,
+            compile=compile,
+            engine=Path(engine).expanduser() if engine else None,
+            engine_mismatch=engine_mismatch,
+            tile=checked.tile,
+            tile_batch=checked.tile_batch,
+        )
+    return Upscaler(
+        Path(name).name,
+        loaded.model,
+        loaded.weights_sha256,
+        where,
+        loaded.backend.name,
+        checked,
+        loaded.backend.passed_over,
+    )
 
 
 def check_frame(counts: np.ndarray) -> None:
@@ -226,24 +303,42 @@ def check_frame(counts: np.ndarray) -> None:
     if not isinstance(counts, np.ndarray) or counts.ndim != 2:
         shape = getattr(counts, "shape", type(counts).__name__)
         raise ValueError(f"a frame is a two-dimensional array (H, W), got {shape}")
-    if counts.dtype not in DTYPES:
+    if counts.dtype.type not in DTYPES or not counts.dtype.isnative:
         raise ValueError(f"a frame is uint8, uint16 or float32, got {counts.dtype}")
     if min(counts.shape) < MIN_SIDE:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {counts.shape}")
 
 
-def pad_to_multiple(frame: Tensor, multiple: int) -> Tensor:
-    """Pad ``(1, 1, h, w)`` below and right by mirror images until both sides are multiples."""
-    for dim in (2, 3):
+def pad_to(frame: Tensor, height: int, width: int) -> Tensor:
+    """Pad ``(1, 1, h, w)`` below and right by mirror images to at least its own size."""
+    for dim, wanted in ((2, height), (3, width)):
         size = frame.shape[dim]
-        period = 2 * (size - 1)
-        index = torch.arange(size + -size % multiple, device=frame.device) % period
-        frame = frame.index_select(dim, torch.where(index < size, index, period - index))
+        if wanted > size:
+            period = 2 * (size - 1)
+            index = torch.arange(wanted, device=frame.device) % period
+            frame = frame.index_select(dim, torch.where(index < size, index, period - index))
     return frame
 
 
-def _to_dtype(counts: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype == np.float32:
+def _normalise(counts: Tensor, found: CountRange) -> Tensor:
+    """Counts to network units, float32."""
+    return (counts.float() - found.centre) * found.gain
+
+
+def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:
+    """The inverse, rounded half to even and clipped for integer counts."""
+    counts = values * found.half_span + found.centre
+    if dtype == torch.float32:
         return counts
-    limits = np.iinfo(dtype)
-    return np.rint(counts).clip(limits.min, limits.max).astype(dtype)
+    limits = torch.iinfo(dtype)
+    return counts.round().clamp(limits.min, limits.max).to(dtype)
+
+
+def _to_host(result: Tensor) -> Tensor:
+    """The one copy out, into memory that a GPU reaches by itself."""
+    if result.device.type == "cpu":
+        return result
+    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+    host.copy_(result, non_blocking=True)
+    torch.cuda.current_stream(result.device).synchronize()
+    return host

@@ -30,6 +30,14 @@ def declare_torchvision_operators() -> torch.library.Library | None:
 _operators = declare_torchvision_operators()  # they vanish with this object
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_this_run(tmp_path_factory):
+    """Exported graphs go to a folder of the test run, not to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real thermal images beside the checkout; skips where there is none."""

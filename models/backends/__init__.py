@@ -15,7 +15,11 @@ from torch import Tensor
 
 from difiisr_models.compact import CompactNetwork
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of convolutions and matrix products; None leaves them in float32, as all else always is."""
+
 ENGINE_MISMATCH = ("rebuild", "fallback", "fail")
+"""What can be done about an engine that does not fit."""
 
 
 class BackendUnavailable(ValueError):
@@ -53,7 +57,7 @@ class NetworkSource:
         network: float32, in evaluation mode, on the CPU; a backend that changes it copies it.
         weights_sha256: of the file that the network was read from.
         device: where the runner's tensors will lie.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``, of convolutions and products.
+        precision: one of :data:`PRECISIONS`.
         compile: whether the torch backend runs ``torch.compile``.
         engine: the TensorRT engine file to run, None for none given.
         engine_mismatch: what to do when it does not fit: one of :data:`ENGINE_MISMATCH`.

@@ -2,9 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
-BACKENDS = ("auto", "torch")
+from difiisr_models.backends import (
+    PRECISIONS,
+    BackendUnavailable,
+    EngineRefused,
+    NetworkRunner,
+    NetworkSource,
+)
+
+BACKENDS = ("auto", "tensorrt", "torch_tensorrt", "onnxruntime", "torch")
+
+_FASTEST_FIRST = {
+    "cuda": ("tensorrt", "torch_tensorrt", "torch"),
+    "cpu": ("onnxruntime", "torch"),
+}
+_PROBE = (1, 24, 32)
+# Largest difference to torch on a CPU, over the largest value: half a unit in TF32, which GPUs use
+# for float32 convolutions, is as coarse as in fp16.
+_TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
+_CPU_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """Which backend runs, and why others do not.
+
+    Attributes:
+        name: one of :data:`BACKENDS` but auto.
+        passed_over: (backend, reason) of each that would have come first.
+    """
+
+    name: str
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, BackendChoice]:
+    """Build the backend asked for; ``"auto"`` takes the fastest that really works here.
+
+    A backend works when it can be built and agrees with torch on a small tile. An engine that is
+    refused lets the backends of ``"auto"`` take over if ``engine_mismatch`` is ``"fallback"``.
+
+    Raises:
+        BackendUnavailable: the backend asked for does not work here; the text says what to do.
+        ValueError: an unknown backend.
+    """
+    check_backend(name)
+    automatic = _FASTEST_FIRST[source.device.type]
+    passed_over: list[tuple[str, str]] = []
+    if name == "auto" and source.device.type == "cpu":
+        passed_over += [(other, "needs a CUDA GPU") for other in ("tensorrt", "torch_tensorrt")]
+    candidates = list(automatic if name == "auto" else (name,))
+    while candidates:
+        candidate = candidates.pop(0)
+        try:
+            runner = _builder(candidate)(source)
+            if candidate != "torch":
+                _check_agreement(runner, source)
+        except Exception as error:
+            refused = isinstance(error, EngineRefused)
+            if refused and source.engine_mismatch == "fail":
+                raise
+            if name == candidate and refused:
+                candidates += [other for other in automatic if other != name]
+            elif name == candidate:
+                raise BackendUnavailable(f"backend {name}: {error}") from error
+            elif not candidates:
+                raise
+            passed_over.append((candidate, _reason(error)))
+        else:
+            return runner, BackendChoice(candidate, tuple(passed_over))
+    raise AssertionError("torch is the last candidate and either runs or raises")
+
+
+def torch_only(name: str, model: str) -> BackendChoice:
+    """The choice for a model that runs in torch whatever backend ``name`` was asked for.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+    check_backend(name)
+    reason = f"{model} always runs in torch"
+    return BackendChoice("torch", () if name in ("auto", "torch") else ((name, reason),))
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError unless ``name`` is one of :data:`BACKENDS`."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,26 +117,49 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_backend(name: str) -> str:
-    """``"auto"`` takes the best that is present.
-
-    Raises:
-        ValueError: an unknown backend.
-    """
-    if name not in BACKENDS:
-        raise ValueError(f"backend {name!r} is not one of {', '.join(BACKENDS)}")
-    return "torch"
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """``"fp32"`` is no autocast; ``"bf16"`` and ``"fp16"`` are its dtype.
-
-    Raises:
-        ValueError: an unknown precision, or one that the device does not compute in.
-    """
-    dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"precision {name!r} is not one of {', '.join(dtypes)}")
+def check_precision(name: str, device: torch.device) -> None:
+    """Raise ValueError for an unknown precision, or one that the device does not compute in."""
+    if name not in PRECISIONS:
+        raise ValueError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use fp16 or fp32")
-    return dtypes[name]
+
+
+def _builder(name: str) -> Callable[[NetworkSource], NetworkRunner]:
+    """``build_runner`` of a backend's module, imported only now: it may need other packages."""
+    if name == "tensorrt":
+        from difiisr_models.backends.tensorrt_runner import build_runner
+    elif name == "torch_tensorrt":
+        from difiisr_models.backends.torch_tensorrt_runner import build_runner
+    elif name == "onnxruntime":
+        from difiisr_models.backends.onnxruntime_runner import build_runner
+    else:
+        from difiisr_models.backends.torch_runner import build_runner
+    return build_runner
+
+
+@torch.inference_mode()
+def _check_agreement(runner: NetworkRunner, source: NetworkSource) -> None:
+    """Raise BackendUnavailable unless ``runner`` gives what torch gives, on one random tile."""
+    batch, height, width = runner.shape or _PROBE
+    generator = torch.Generator().manual_seed(0)
+    x_t, y, lr = (
+        torch.randn(batch, channels, height, width, generator=generator) for channels in (16, 16, 1)
+    )
+    inputs = (x_t, y, lr, torch.tensor([14]), torch.tensor([0.5]))
+    expected = source.network(*inputs)
+    result = runner(*(value.to(source.device) for value in inputs)).cpu()
+    difference = float((result - expected).abs().max() / expected.abs().max())
+    exact = source.device.type == "cpu" and source.precision == "fp32"
+    tolerance = _CPU_TOLERANCE if exact else _TOLERANCE[source.precision]
+    if not difference <= tolerance:
+        raise BackendUnavailable(
+            f"its result differs from torch by {difference:.1e} of the largest value, "
+            f"more than {tolerance:.1e}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    expected = isinstance(error, (BackendUnavailable, ModuleNotFoundError))
+    return text if expected else f"{type(error).__name__}: {text}"

@@ -1,0 +1,94 @@
+"""The network in ONNX Runtime: on the CPU, or on a GPU through its CUDA provider."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difiisr_models.backends import BackendUnavailable, NetworkSource
+from difiisr_models.graph_cache import network_graph
+from difiisr_models.onnx_graph import NETWORK_INPUTS, NETWORK_OUTPUT, require_packages
+
+_NUMPY = {torch.float32: np.float32, torch.int64: np.int64}
+
+
+class OnnxRuntimeRunner:
+    """See :class:`difiisr_models.backends.NetworkRunner`; takes tiles of every shape.
+
+    Tensors are bound where they lie: nothing is copied between torch and ONNX Runtime.
+    """
+
+    shape = None
+
+    def __init__(self, graph: bytes, device: torch.device, threads: int) -> None:
+        """Open a session.
+
+        Args:
+            graph: as ``onnx_graph.export_network`` writes it.
+            device: CPU or CUDA.
+            threads: of the session on the CPU. They sleep between frames; spinning would take the
+                robot's other cores for nothing.
+
+        Raises:
+            BackendUnavailable: this build of ONNX Runtime does not run on the device.
+        """
+        import onnxruntime
+
+        self._device, self._index = device.type, device.index or 0
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        provider: str | tuple[str, dict[str, str]] = "CPUExecutionProvider"
+        if device.type == "cuda":
+            present = onnxruntime.get_available_providers()
+            if "CUDAExecutionProvider" not in present:
+                raise BackendUnavailable(
+                    f"onnxruntime {onnxruntime.__version__} has no CUDA provider, only "
+                    f"{', '.join(present)}: pip install onnxruntime-gpu"
+                )
+            stream = torch.cuda.current_stream(device).cuda_stream
+            provider = (
+                "CUDAExecutionProvider",
+                {"device_id": str(self._index), "user_compute_stream": str(stream)},
+            )
+        self._session = onnxruntime.InferenceSession(graph, options, [provider])
+        if device.type == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise BackendUnavailable(
+                f"onnxruntime {onnxruntime.__version__} could not start its CUDA provider: "
+                "install the CUDA and cuDNN that it was built for"
+            )
+
+    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+        """See :class:`difiisr_models.backends.NetworkRunner`."""
+        inputs = [value.contiguous() for value in (x_t, y, lr, t, fidelity)]
+        result = torch.empty(y.shape, device=y.device)
+        binding = self._session.io_binding()
+        for name, value in zip(NETWORK_INPUTS, inputs, strict=True):
+            binding.bind_input(name, *self._placed(value))
+        binding.bind_output(NETWORK_OUTPUT, *self._placed(result))
+        self._session.run_with_iobinding(binding)
+        return result
+
+    def _placed(self, value: Tensor) -> tuple:
+        dtype = _NUMPY[value.dtype]
+        return self._device, self._index, dtype, tuple(value.shape), value.data_ptr()
+
+
+def build_runner(source: NetworkSource) -> OnnxRuntimeRunner:
+    """See :mod:`difiisr_models.backends`; the session has as many threads as torch.
+
+    Raises:
+        BackendUnavailable: a package is missing, or the precision or device is not served.
+    """
+    if source.device.type == "cpu" and source.precision != "fp32":
+        raise BackendUnavailable(
+            f"on a CPU ONNX Runtime computes in fp32 only, {source.precision} was asked for"
+        )
+    try:
+        require_packages(("onnxruntime",))
+        graph = network_graph(source)
+    except (ModuleNotFoundError, OSError) as error:
+        raise BackendUnavailable(str(error)) from error
+    return OnnxRuntimeRunner(graph, source.device, torch.get_num_threads())

@@ -1,0 +1,88 @@
+"""The network in torch itself: eager or compiled, half by autocast, CUDA graphs on a GPU."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from difiisr_models.backends import PRECISIONS, NetworkSource
+
+_GRAPHS = 4  # shapes whose CUDA graphs are kept; each holds the activations of one call
+_WARM_UP_CALLS = 3
+
+
+class TorchRunner:
+    """See :class:`difiisr_models.backends.NetworkRunner`; takes tiles of every shape."""
+
+    shape = None
+
+    def __init__(self, source: NetworkSource) -> None:
+        network = copy.deepcopy(source.network)
+        network = network.to(source.device, memory_format=torch.channels_last)
+        self._device_type = source.device.type
+        self._autocast = PRECISIONS[source.precision]
+        self._network = torch.compile(network) if source.compile else network
+        self._run = CudaGraphs(self._compute) if source.device.type == "cuda" else self._compute
+
+    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+        """See :class:`difiisr_models.backends.NetworkRunner`."""
+        with torch.inference_mode():
+            return self._run(x_t, y, lr, t, fidelity)
+
+    def _compute(self, *inputs: Tensor) -> Tensor:
+        with torch.autocast(self._device_type, self._autocast, self._autocast is not None):
+            return self._network(*inputs).float()
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+
+class CudaGraphs:
+    """A function of CUDA tensors, recorded once per shape and replayed: one launch per call.
+
+    The result is overwritten by the next call of the same shape.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function = function
+        self._captured: OrderedDict[tuple[torch.Size, ...], _Captured] = OrderedDict()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Copy the inputs to where the recording reads them, and replay."""
+        key = tuple(value.shape for value in inputs)
+        if key not in self._captured:
+            if len(self._captured) == _GRAPHS:
+                self._captured.popitem(last=False)
+            self._captured[key] = self._capture(inputs)
+        self._captured.move_to_end(key)
+        captured = self._captured[key]
+        for static, value in zip(captured.inputs, inputs, strict=True):
+            static.copy_(value)
+        captured.graph.replay()
+        return captured.output
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
+        static = tuple(value.clone() for value in inputs)
+        side = torch.cuda.Stream(inputs[0].device)
+        side.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_CALLS):
+                self._function(*static)
+        torch.cuda.current_stream(inputs[0].device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self._function(*static)
+        return _Captured(graph, static, output)
+
+
+def build_runner(source: NetworkSource) -> TorchRunner:
+    """See :mod:`difiisr_models.backends`."""
+    return TorchRunner(source)
