@@ -11,6 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difiisr_ros.commands.arguments import image_size, positive
+
+if TYPE_CHECKING:
+    from difiisr_models import Upscaler
 
 DEFAULT_MODEL = "difiisr-rt-x4"
 EXIT_FAULT = 2  # bad usage, bad input, or a recording that was not readable to its end
@@ -68,13 +74,20 @@ def _parser() -> argparse.ArgumentParser:
 
     scene = commands.add_parser("scene", help="record the procedural thermal scene of the demo")
     scene.add_argument("target", metavar="OUT_BAG", type=Path, help="rosbag2 folder to make")
-    scene.add_argument("--frames", type=_positive, default=90, help="at 9 Hz (default: 90)")
+    scene.add_argument("--frames", type=positive, default=90, help="at 9 Hz (default: 90)")
     scene.add_argument("--seed", type=int, default=0, help="another seed, another scene")
     scene.add_argument("--force", action="store_true", help="replace an existing OUT_BAG")
     scene.set_defaults(run=_scene)
 
     info = commands.add_parser("info", help="what a model is, and what a frame costs")
     info.add_argument("model", metavar="MODEL", help="model name, or path of weights")
+    _add_runtime_options(info)
+    info.add_argument(
+        "--profile",
+        type=image_size,
+        metavar="HxW",
+        help="also time each stage of mono16 frames of this size, as in 120x160",
+    )
     info.add_argument(
         "--parity",
         choices=("tiny", "full"),
@@ -112,18 +125,34 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or path (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
-    parser.add_argument("--backend", default="auto", help="what runs the network (%(default)s)")
-    parser.add_argument("--steps", type=_positive, default=1, help="diffusion steps (%(default)s)")
+    _add_runtime_options(parser)
+    parser.add_argument("--steps", type=positive, default=1, help="diffusion steps (%(default)s)")
     parser.add_argument("--fidelity", type=float, default=1.0, help="0 to 1 (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; -1: none (%(default)s)")
     parser.add_argument("--consistency", type=float, default=1.0, help="0 to 1 (%(default)s)")
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
+def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        help="auto, tensorrt, torch_tensorrt, onnxruntime or torch (%(default)s)",
+    )
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, in backend torch")
+    parser.add_argument("--engine", default="", metavar="FILE", help="TensorRT engine to run")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
+
+
+def _runtime(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of load_upscaler that say where and how; sets torch's threads."""
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    names = ("device", "backend", "precision", "compile", "engine")
+    return {name: getattr(options, name) for name in names} | {"engine_mismatch": "fail"}
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -132,8 +161,7 @@ def _replay(options: argparse.Namespace) -> int:
 
     upscaler = load_upscaler(
         options.model,
-        device=options.device,
-        backend=options.backend,
+        **_runtime(options),
         steps=options.steps,
         fidelity=options.fidelity,
         seed=None if options.seed < 0 else options.seed,
@@ -184,17 +212,34 @@ def _info(options: argparse.Namespace) -> int:
 
     from difiisr_models import load_upscaler
 
-    upscaler = load_upscaler(options.model)
+    upscaler = load_upscaler(options.model, **_runtime(options))
+    in_torch = upscaler  # where the operations can be counted
+    if upscaler.backend != "torch":
+        in_torch = load_upscaler(options.model, device="cpu", backend="torch")
     frame = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     with FlopCounterMode(display=False) as counter:
-        upscaler(frame)
+        in_torch(frame)
     print(f"name        {upscaler.name}")
     print(f"scale       {upscaler.scale}")
     print(f"parameters  {upscaler.parameter_count:,}")
     print(f"sha256      {upscaler.weights_sha256 or '(no weights)'}")
     print(f"cost        {counter.get_total_flops() / 1e9:.2f} GFLOP for a 64x64 frame")
     print(f"backend     {upscaler.backend} on {upscaler.device}")
+    for backend, reason in upscaler.passed_over:
+        print(f"            not {backend}: {reason}")
+    if options.profile:
+        _profile(upscaler, *options.profile)
     return _parity(options.parity, options.parity_data) if options.parity else 0
+
+
+def _profile(upscaler: Upscaler, height: int, width: int) -> None:
+    from difiisr_models.frame_profile import profile_stages
+
+    print(f"profile     {height}x{width} mono16, median ms per frame with the profiler running")
+    print(f"            {'stage':<12} {'CPU':>8} {'GPU':>8}")
+    for stage in profile_stages(upscaler, height, width):
+        device = f"{stage.device_ms:8.2f}" if stage.device_ms else f"{'-':>8}"
+        print(f"            {stage.name:<12} {stage.host_ms:8.2f} {device}")
 
 
 def _parity(size: str, folder: Path) -> int:
@@ -202,7 +247,9 @@ def _parity(size: str, folder: Path) -> int:
 
     rows = run_parity(size, folder, lambda name: print(f"parity      {name} ...", file=sys.stderr))
     for row in rows:
-        print(f"parity      {row.name}: {row.max_abs_diff:.1e} {'ok' if row.passed else 'FAILED'}")
+        ties = f", {row.ties_settled} ties settled as recorded" if row.ties_settled else ""
+        verdict = "ok" if row.passed else "FAILED"
+        print(f"parity      {row.name}: {row.max_abs_diff:.1e} {verdict}{ties}")
     print(f"            largest absolute difference allowed: {TOLERANCE:.0e}")
     return 0 if all(row.passed for row in rows) else 1
 

@@ -17,8 +17,9 @@ from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact,
 from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.published import PublishedModel
 from difiisr_models.radiometry import NETWORK_LIMIT
-from difiisr_models.schedule import exponential_schedule
+from difiisr_models.schedule import Schedule, exponential_schedule
 from difiisr_models.swin_unet import SwinUNet
+from difiisr_models.vq_autoencoder import VQAutoencoder
 from difiisr_models.weights import (
     WeightsError,
     describe_file,
@@ -61,24 +62,54 @@ def load_model(name: str, device: torch.device, backend: str, **options: object)
         FileNotFoundError: no such model.
         WeightsError: damaged files, or a kind of model that this version does not know.
     """
+    parts = load_parts(name)
+    precision = options.get("precision", "fp32")
+    if parts.autoencoder is not None:
+        networks = (part.to(device) for part in (parts.network, parts.autoencoder))
+        model = PublishedModel(*networks, parts.schedule, PRECISIONS[precision])
+        choice = torch_only(backend, "the published model")
+    else:
+        source = NetworkSource(parts.network, parts.weights_sha256, device, **options)
+        runner, choice = select_backend(backend, source)
+        count = parameter_count(parts.network)
+        model = CompactModel(runner, count, parts.schedule, NETWORK_LIMIT)
+    return LoadedModel(model, parts.weights_sha256, choice)
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The networks of a model, float32 and on the CPU, to be exported.
+
+    Attributes:
+        kind: ``"compact"`` or ``"published"``.
+        network: the denoiser.
+        autoencoder: of the published model, else None.
+        schedule: all T levels.
+        weights_sha256: hash of the denoiser's file.
+    """
+
+    kind: str
+    network: CompactNetwork | SwinUNet
+    autoencoder: VQAutoencoder | None
+    schedule: Schedule
+    weights_sha256: str
+
+
+def load_parts(name: str) -> ModelParts:
+    """Load a model's networks by name or path; raises as :func:`load_model` does."""
+    if name == "bicubic":
+        raise ValueError("bicubic has no network: nothing to export")
     folder = find_weights_folder(name)
     manifest = read_manifest(folder)
-    schedule = exponential_schedule()
-    if manifest.get("kind") == "compact":
+    kind, schedule = manifest.get("kind"), exponential_schedule()
+    if kind == "compact":
         network, sha256 = _load_compact(folder, manifest)
-        source = NetworkSource(network, sha256, device, **options)
-        runner, choice = select_backend(backend, source)
-        model = CompactModel(runner, parameter_count(network), schedule, NETWORK_LIMIT)
-        return LoadedModel(model, sha256, choice)
-    if manifest.get("kind") == "published":
+        return ModelParts(kind, network, None, schedule, sha256)
+    if kind == "published":
         unet, autoencoder, _ = load_published(folder)
-        autocast = PRECISIONS[options.get("precision", "fp32")]
-        model = PublishedModel(unet.to(device), autoencoder.to(device), schedule, autocast)
-        choice = torch_only(backend, "the published model")
-        return LoadedModel(model, manifest["files"][UNET_FILE]["sha256"], choice)
-    raise WeightsError(
-        f"{folder} holds a model of kind {manifest.get('kind')!r}; known: compact, published"
-    )
+        sha256 = manifest["files"][UNET_FILE]["sha256"]
+        return ModelParts(kind, unet, autoencoder, schedule, sha256)
+    raise WeightsError(f"{folder} holds a model of kind {kind!r}; known: compact, published")
 
 
 def load_network(folder: Path) -> nn.Module:

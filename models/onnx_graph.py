@@ -71,13 +71,15 @@ class Exported:
 
     Attributes:
         path: the file.
-        difference: to torch in float32 on a random input: the largest, or the mean where a
-            codebook turns rounding into jumps (the published sampler in half precision).
+        difference: to torch in float32 on a random input.
+        quantity: whether that is the ``"largest"`` difference, or the ``"mean"`` where a codebook
+            turns rounding into jumps (the published sampler in half precision).
         tolerance: above which the graph would have been refused.
     """
 
     path: Path
     difference: float
+    quantity: str
     tolerance: float
 
 
@@ -278,6 +280,7 @@ def _export(
         program.save(written, external_data=False)
         difference = (_run(written, precision, checked) - expected).abs()
         quantised = isinstance(module, PublishedSampler) and precision != "fp32"
+        quantity = "mean" if quantised else "largest"
         found = float(difference.mean() if quantised else difference.max())
         tolerance = TOLERANCES[precision] * max(1.0, float(expected.abs().max()))
         if not found <= tolerance:
@@ -286,7 +289,7 @@ def _export(
                 f"nothing was written to {path}. Another precision may serve, or another torch."
             )
         os.replace(written, path)
-    return Exported(path, found, tolerance)
+    return Exported(path, found, quantity, tolerance)
 
 
 def _run(path: Path, precision: str, inputs: Mapping[str, Tensor]) -> Tensor:

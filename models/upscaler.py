@@ -129,6 +129,10 @@ class Upscaler:
             ValueError: another rank, dtype, or a smaller frame.
         """
         check_frame(counts)
+        with record_function(STAGE + "frame"):
+            return self._fill_and_upscale(counts, tracker)
+
+    def _fill_and_upscale(self, counts: np.ndarray, tracker: RangeTracker | None) -> np.ndarray:
         missing = ~np.isfinite(counts) if counts.dtype == np.float32 else None
         if missing is not None and missing.any():
             known = counts[~missing]
