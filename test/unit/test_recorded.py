@@ -10,7 +10,7 @@ import pytest
 from difiisr_models import load_upscaler
 from difiisr_models.image_encoding import encode
 from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, BagReader
-from difiisr_ros.bag_writer import STORE, copy_connections, write_bag
+from difiisr_ros.bag_writer import STORE, copy_connections, image_bytes, write_bag
 from difiisr_ros.demo.scene_bag import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 from difiisr_ros.replay import replay
 from difiisr_training.evaluation.recorded_bag import RecordedMessage, match_frames
@@ -114,6 +114,43 @@ def test_the_compact_model_is_bit_exact_with_itself(tmp_path, whole):
     other = evaluate(tmp_path / "bag", tmp_path / "b", model="difiisr-rt-x4", fidelity=1.0)
     assert other.offline.exact == 0
     assert any("settings" in note for note in other.notes)
+
+
+def coloured(counts):
+    """8-bit colours that differ from channel to channel."""
+    grey = ((counts - counts.min()) >> 3).clip(0, 200).astype(np.uint8)
+    return np.stack([grey, grey + 20, 255 - grey], axis=-1)
+
+
+def with_holes(counts):
+    """Kelvin with a pixel that is none."""
+    kelvin = counts.astype(np.float32) * 0.01
+    kelvin[30, 40] = np.nan
+    return kelvin
+
+
+@pytest.mark.parametrize(
+    ("encoding", "convert"),
+    [
+        ("rgb8", coloured),
+        ("rgb8", lambda counts: np.repeat(coloured(counts)[..., :1], 3, axis=-1)),
+        ("32FC1", with_holes),
+        ("mono8", lambda counts: coloured(counts)[..., 0]),
+    ],
+)
+def test_every_encoding_is_compared(tmp_path, whole, bicubic, encoding, convert):
+    def change(topic, number, at, raw):
+        if topic == IMAGE_TOPIC and number < 3:
+            message = STORE.deserialize_cdr(raw, IMAGE_TYPE)
+            counts = message.data.view("<u2").reshape(message.height, message.width)
+            yield at, image_bytes(message.header, convert(counts), encoding)
+
+    camera = doctor(whole.parent / "scene", tmp_path / "camera", change)
+    replay(camera, tmp_path / "both", bicubic)
+    report = evaluate(tmp_path / "both", tmp_path / "out")
+    assert (report.offline.exact, report.offline.frames) == (3, 3)
+    assert report.consistency.frames == 3
+    assert report.mismatches == {}
 
 
 def test_latency_is_from_message_to_message(tmp_path, whole):

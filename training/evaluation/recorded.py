@@ -313,5 +313,9 @@ def _exactness_notes(
             f"the node ran {where[0]} on {where[1]}, the offline run {offline.backend} on "
             f"{offline.device}: sums are rounded differently"
         )
-    notes.append("settings (steps, fidelity, seed, consistency, tile) are not recorded: give them")
+    if sha is None:
+        notes.append(
+            "no diagnostics of the node are recorded: its model, backend and device are not known"
+        )
+    notes.append("the node's settings are not recorded: give those it had (steps, fidelity, ...)")
     return notes

@@ -19,6 +19,7 @@ from difiisr_training.evaluation.recorded_timing import GAP
 
 _CAMERA, _RESULT, _BAD = "#4477aa", "#228833", "#cc3311"
 _LISTED_GAPS = 20
+_LEGEND = {"loc": "lower right", "bbox_to_anchor": (1, 0.99), "frameon": False, "ncols": 3}
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -48,7 +49,8 @@ in {{ report.bag }}{% if report.camera_bag %}, camera in {{ report.camera_bag }}
 </div>
 {% if report.notes or report.fault %}<div class="notes">
 {% if report.fault %}<p><b>Damaged:</b> {{ report.fault }}</p>{% endif %}
-{% for note in report.notes %}<p>{{ note }}.</p>{% endfor %}</div>{% endif %}
+{% for note in report.notes %}<p>{{ note[0] | upper }}{{ note[1:] }}.</p>{% endfor %}
+</div>{% endif %}
 {% for title, svg in plots %}<h2>{{ title }}</h2>{{ svg | safe }}{% endfor %}
 <h2>Streams</h2><div class="scroll"><table>
 <tr><th>topic</th><th>messages</th><th>Hz by log time</th><th>Hz by stamp</th>
@@ -73,12 +75,12 @@ in {{ report.bag }}{% if report.camera_bag %}, camera in {{ report.camera_bag }}
 <h2>Pixels</h2><table>
 <tr><th></th><th>frames</th><th>bit-exact</th><th>mean, counts</th><th>max, counts</th></tr>
 <tr><td>|D(SR) - LR|</td>{% if report.consistency %}<td>{{ report.consistency.frames }}</td>
-<td></td><td>{{ report.consistency.mean | number(4) }}</td>
-<td>{{ report.consistency.max | number(4) }}</td>
+<td></td><td>{{ report.consistency.mean | counts }}</td>
+<td>{{ report.consistency.max | counts }}</td>
 {% else %}<td colspan="4">not measured</td>{% endif %}</tr>
 <tr><td>|SR - offline SR|</td>{% if report.offline %}<td>{{ report.offline.frames }}</td>
-<td>{{ report.offline.exact }}</td><td>{{ report.offline.difference_mean | number(4) }}</td>
-<td>{{ report.offline.difference_max | number(4) }}</td>
+<td>{{ report.offline.exact }}</td><td>{{ report.offline.difference_mean | counts }}</td>
+<td>{{ report.offline.difference_max | counts }}</td>
 {% else %}<td colspan="4">not run</td>{% endif %}</tr></table>
 {% if report.offline %}<p>Offline: <code>{{ report.offline.model }}</code>
 {{ report.offline.weights_sha256[:12] }}, {{ report.offline.backend }} on
@@ -108,7 +110,7 @@ def write_page(report: RecordedReport, path: Path) -> None:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "counts": _counts}
     text = environment.from_string(_PAGE).render(
         report=report,
         cards=_cards(report),
@@ -122,9 +124,11 @@ def write_page(report: RecordedReport, path: Path) -> None:
 
 
 def _number(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if not value or abs(value) >= 10**-digits else f"{value:.1e}"
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _counts(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _cards(report: RecordedReport) -> list[tuple[str, str, bool]]:
@@ -216,7 +220,7 @@ def _draw_latency(axes: Axes, frames: tuple[FrameResult, ...], begin: int) -> No
     axes.set(xlabel="header stamp, s after the first", ylabel="ms")
     axes.set_ylim(bottom=0)
     if dropped:
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(**_LEGEND)
 
 
 def _draw_histogram(axes: Axes, report: RecordedReport) -> None:
@@ -247,4 +251,4 @@ def _draw_intervals(axes: Axes, report: RecordedReport) -> None:
             axes.axhline(limit, color=_BAD, lw=1, ls="--", label=f"gap: above {limit:.0f} ms")
     axes.set(xlabel="header stamp, s after the first", ylabel="ms between stamps")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right", frameon=False, ncols=3)
+    axes.legend(**_LEGEND)
