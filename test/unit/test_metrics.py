@@ -5,8 +5,18 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from difiisr_models.consistency import enforce_consistency
+from difiisr_models.resample import pack, unpack
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.evaluation.metrics import LpipsSqueeze, Niqe, psnr, ssim
+from difiisr_training.evaluation.metrics import (
+    LpipsSqueeze,
+    Niqe,
+    _fit_asymmetric_gaussian,
+    consistency,
+    psnr,
+    spectral_distance,
+    ssim,
+)
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
@@ -74,6 +84,53 @@ def test_images_of_two_sizes_are_refused():
 def test_ssim_of_an_image_smaller_than_its_window_is_refused():
     with pytest.raises(ValueError, match="11x11"):
         ssim(np.zeros((10, 40)), np.zeros((10, 40)), 255)
+
+
+@pytest.mark.parametrize(("dtype", "high"), [("uint8", 255), ("uint16", 9000)])
+def test_spectral_distance_is_that_of_the_papers_equations(dtype, high):
+    sr, hr = random_pair(dtype, high)
+
+    def spectrum(image):  # Eq. 10, in NumPy
+        log = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(image / high * 2 - 1))))
+        return (log - log.mean()) / log.std()
+
+    wanted = np.square(spectrum(sr) - spectrum(hr)).mean()
+    assert spectral_distance(sr, hr, high) == pytest.approx(wanted, rel=1e-6)
+    assert spectral_distance(hr, hr, high) == 0
+
+
+def test_a_projected_result_is_consistent_and_an_offset_is_seen_as_such():
+    rng = np.random.default_rng(2)
+    lr = rng.integers(7000, 7900, (20, 24)).astype(np.float64)
+    packed = pack(torch.from_numpy(rng.uniform(7000, 7900, (1, 1, 80, 96))))
+    for _ in range(8):  # white noise to the border needs more than one
+        packed = enforce_consistency(packed, torch.from_numpy(lr)[None, None])
+    exact = unpack(packed)[0, 0].numpy()
+    assert consistency(exact, lr).max() < 1e-2
+    np.testing.assert_allclose(consistency(exact + 5, lr), 5, atol=1e-2)
+
+
+def test_consistency_downsamples_as_pillow_does():
+    rng = np.random.default_rng(3)
+    sr = rng.integers(0, 9000, (64, 48)).astype(np.uint16)
+    lr = rng.integers(0, 9000, (16, 12)).astype(np.uint16)
+    small = Image.fromarray(sr.astype(np.float32)).resize((12, 16), Image.BICUBIC)
+    np.testing.assert_allclose(consistency(sr, lr), np.abs(np.asarray(small) - lr), atol=0.01)
+    with pytest.raises(ValueError, match="x4"):
+        consistency(sr[:-4], lr)
+
+
+def test_niqe_fits_the_shape_and_the_sides_of_a_generalised_gaussian():
+    stats = pytest.importorskip("scipy.stats")
+    for shape in (0.8, 2.0, 3.5):
+        sample = stats.gennorm.rvs(shape, scale=1.5, size=(1, 300, 300), random_state=4)
+        skewed = np.where(sample > 0, 2 * sample, sample)  # right side twice as wide
+        keep = np.random.default_rng(5).random(sample.shape) < np.where(sample > 0, 1, 0.5)
+        skewed = skewed[keep][None]  # a side has weight in proportion to its width
+        for values, right in ((sample.reshape(1, -1), 1.5), (skewed, 3.0)):
+            alpha, a, b = (float(found[0]) for found in _fit_asymmetric_gaussian(values[..., None]))
+            assert alpha == pytest.approx(shape, rel=0.05)
+            assert (a, b) == (pytest.approx(1.5, rel=0.05), pytest.approx(right, rel=0.05))
 
 
 @needs_weights

@@ -1,14 +1,17 @@
+import hashlib
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.evaluation.harness import make_pair
 from difiisr_training.evaluation.metrics import psnr
+from difiisr_training.evaluation.pairs import make_pair
 from difiisr_training.evaluation.peers import load_contestant
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
@@ -98,11 +101,110 @@ def test_our_weights_are_taken_at_the_asked_fidelity(folder):
     assert high.weights_sha256 == low.weights_sha256 != ""
 
 
-def test_every_image_is_a_stream_of_its_own(folder):
+def test_settings_follow_the_name(folder):
+    one = load_contestant(f"{folder}@0@seed=1", None, "cpu")
+    other = load_contestant(f"{folder}@seed=2@fidelity=0", None, "cpu")
+    steps = load_contestant(f"{folder}@steps=3", None, "cpu")
+    assert not np.array_equal(one.upscale(counts_of(3)), other.upscale(counts_of(3)))
+    plain = load_contestant(str(folder), None, "cpu").upscale(counts_of(3))
+    assert not np.array_equal(steps.upscale(counts_of(3)), plain)
+    assert one.title == "small@0@seed=1"
+
+
+def test_a_reset_forgets_the_stream(folder):
     ours = load_contestant(str(folder), None, "cpu")
     first = ours.upscale(counts_of(4, "uint16", 900))
-    ours.upscale(counts_of(5, "uint16", 60000))
+    ours.upscale(counts_of(5, "uint16", 1100))
+    assert not np.array_equal(ours.upscale(counts_of(4, "uint16", 900)), first)
+    ours.reset()
     assert np.array_equal(ours.upscale(counts_of(4, "uint16", 900)), first)
+
+
+@pytest.fixture
+def architectures():
+    pytest.importorskip("torchvision", reason="spandrel needs torchvision")
+    return pytest.importorskip("spandrel.architectures.Compact").Compact
+
+
+def small_peer(architecture, scale=4, channels=3):
+    torch.manual_seed(1)
+    return architecture(
+        num_in_ch=channels, num_out_ch=channels, num_feat=4, num_conv=2, upscale=scale
+    ).eval()
+
+
+@pytest.mark.parametrize("wrapper", ["params_ema", "params", None])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_published_networks_file_is_run(architectures, tmp_path, wrapper, legacy):
+    network = small_peer(architectures)
+    state = {wrapper: network.state_dict()} if wrapper else network.state_dict()
+    path = tmp_path / "compact_x4.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    peer = load_contestant(str(path), None, "cpu")
+    counts = counts_of(6)
+    shown = torch.from_numpy(counts / np.float32(255)).expand(1, 3, -1, -1)
+    with torch.no_grad():
+        wanted = network(shown).clamp(0, 1)[0].mean(0).numpy() * 255
+    assert np.array_equal(peer.upscale(counts), np.rint(wanted).astype(np.uint8))
+    assert peer.title == "compact_x4"
+    assert peer.parameter_count == sum(p.numel() for p in network.parameters())
+    assert peer.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_large_frame_goes_through_a_peer_in_tiles_without_a_seam(architectures, tmp_path):
+    path = tmp_path / "compact.safetensors"
+    network = small_peer(architectures)
+    save_file(network.state_dict(), path)
+    counts = np.kron(np.random.default_rng(7).integers(0, 255, (40, 75)), np.ones((8, 8)))
+    with torch.no_grad():
+        shown = torch.from_numpy(counts.astype(np.float32) / 255).expand(1, 3, -1, -1)
+        whole = network(shown).clamp(0, 1)[0].mean(0).numpy() * 255
+    result = load_contestant(str(path), None, "cpu").upscale(counts.astype(np.uint8))
+    assert np.abs(result - whole).max() <= 0.51
+
+
+TABLE_1 = {
+    # ESRGAN, RealSR-JPEG, BSRGAN and Real-ESRGAN are one architecture
+    "ESRGAN": {"num_filters": 8, "num_blocks": 1},
+    "SwinIR": {
+        "embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 4,
+        "upsampler": "nearest+conv", "mlp_ratio": 2.0,
+    },
+    "HAT": {
+        "embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 4,
+        "compress_ratio": 3, "squeeze_factor": 6, "mlp_ratio": 2.0,
+    },
+    "DAT": {
+        "embed_dim": 12, "depth": [2], "num_heads": [2], "split_size": [8, 16], "upscale": 4,
+        "expansion_factor": 2.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_the_architectures_of_the_papers_table_run_on_any_frame(architectures, tmp_path, name):
+    package = importlib.import_module(f"spandrel.architectures.{name}")
+    torch.manual_seed(2)
+    network = getattr(package, name)(**TABLE_1[name])
+    path = tmp_path / f"{name}_x4.pth"
+    torch.save({"params_ema": network.state_dict()}, path)
+    peer = load_contestant(str(path), None, "cpu")
+    result = peer.upscale(counts_of(8, "uint16", 9000)[:19, :22])  # no multiples of a window
+    assert result.shape == (76, 88)
+    assert result.dtype == np.uint16
+    assert peer.parameter_count == sum(p.numel() for p in network.parameters())
+
+
+def test_peers_of_another_scale_or_another_kind_are_refused(architectures, tmp_path):
+    torch.save(small_peer(architectures, scale=2).state_dict(), tmp_path / "x2.pth")
+    with pytest.raises(ValueError, match="x2 .* x4"):
+        load_contestant(str(tmp_path / "x2.pth"), None, "cpu")
+    torch.save({"something": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="no such network"):
+        load_contestant(str(tmp_path / "other.pth"), None, "cpu")
+    torch.save({"run": print}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="print"):
+        load_contestant(str(tmp_path / "code.pth"), None, "cpu")
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path, folder):
@@ -112,5 +214,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path, folder):
         load_contestant("rlfn", tmp_path, "cpu")
     with pytest.raises(FileNotFoundError, match="absent"):
         load_contestant(str(tmp_path / "absent"), None, "cpu")
+    with pytest.raises(FileNotFoundError, match=r"swinir\.pth"):
+        load_contestant(str(tmp_path / "swinir.pth"), None, "cpu")
     with pytest.raises(ValueError, match="fidelity"):
         load_contestant(f"{folder}@2", None, "cpu")

@@ -57,15 +57,20 @@ def read_recordings(
     frames: list[np.ndarray] = []
     skipped: list[Path] = []
     for recording in recordings:
-        for number, raw in _messages(recording, topic, skipped):
+        for number, raw in messages(recording, topic, skipped):
             if number % every:
                 continue
             try:
-                frames.append(decode(_STORE.deserialize_cdr(raw, IMAGE_TYPE)))
+                frames.append(parse(raw))
             except Exception as error:  # damaged bytes raise whatever their parser raises
                 log.warning("skipped message %d of %s: %s", number, recording, error)
                 skipped.append(recording)
     return frames, skipped
+
+
+def parse(raw: bytes) -> np.ndarray:
+    """Pixels of a serialised ``sensor_msgs/Image``; damaged bytes raise whatever they lead to."""
+    return decode(_STORE.deserialize_cdr(raw, IMAGE_TYPE))
 
 
 def decode(message: Any) -> np.ndarray:
@@ -87,10 +92,16 @@ def decode(message: Any) -> np.ndarray:
     return pixels.copy()
 
 
-def _messages(
+def messages(
     recording: Path, topic: str | None, skipped: list[Path]
 ) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each message; the end of what is readable is logged and noted."""
+    """Number and bytes of each message of a topic, in recorded order.
+
+    The end of what is readable is logged, and noted in ``skipped``.
+
+    Raises:
+        TopicError: as :func:`read_recordings`.
+    """
     number = 0
     try:
         with Reader(recording) as reader:

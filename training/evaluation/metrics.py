@@ -1,4 +1,4 @@
-"""Image quality of one-channel images: PSNR, SSIM, LPIPS-squeeze, and NIQE without reference.
+"""Image quality of one-channel images: PSNR, SSIM, LPIPS-squeeze, spectra, consistency, NIQE.
 
 Images are ``(H, W)`` arrays of any real dtype in counts; ``data_range`` is the width of the scale
 that they live on (255 for 8 bit). Everything is computed on whole images, no border is cut off.
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difiisr_models.resample import SCALE, downsample, pack
 from difiisr_training.data.images import pillow_resize
+from difiisr_training.guidance.spectral_loss import spectral_loss
 
 _SSIM_SIGMA, _SSIM_RADIUS, _K1, _K2 = 1.5, 5, 0.01, 0.03
 _NIQE_BLOCK = 96
@@ -52,6 +54,38 @@ def ssim(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
     luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
     structure = (2 * (xy - mx * my) + c2) / (xx - mx * mx + yy - my * my + c2)
     return float((luminance * structure).mean())
+
+
+def spectral_distance(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
+    """L_visual of the paper (Eq. 10-11) between images scaled to [-1, 1]; 0 to 4, lower is better.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_pair(sr, hr)
+    a, b = (
+        torch.from_numpy(image.astype(np.float64) * (2 / data_range) - 1)[None, None]
+        for image in (sr, hr)
+    )
+    return float(spectral_loss(a, b))
+
+
+def consistency(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
+    """|D(SR) - LR| in counts, ``(h, w)`` float64; D is antialiased bicubic /4.
+
+    Rounding alone leaves some tenths of a count: ``sr`` is rounded, and ``lr`` may be.
+
+    Args:
+        sr: ``(4h, 4w)`` counts.
+        lr: ``(h, w)`` counts.
+
+    Raises:
+        ValueError: the sizes do not fit.
+    """
+    if sr.shape != (lr.shape[0] * SCALE, lr.shape[1] * SCALE):
+        raise ValueError(f"an image x{SCALE} of {lr.shape} is compared, got {sr.shape}")
+    packed = pack(torch.from_numpy(sr.astype(np.float64))[None, None])
+    return np.abs(downsample(packed)[0, 0].numpy() - lr)
 
 
 class LpipsSqueeze(nn.Module):

@@ -9,7 +9,7 @@
     OUT/frames/SET/MODEL/FRAME.png          what they made of it
     OUT/finished/SET/MODEL.json             a model that need not run again
 
-SET and MODEL are the :func:`slug` of their names. Frames are 8 or 16 bit PNG, float32 ones ``.npy``.
+SET and MODEL are the :func:`slug` of their names. Frames are 8 or 16 bit PNG, or float32 ``.npy``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from thermal_bags import header, image_bytes, pixels, record
+
+from difiisr_training.evaluation.inputs import HELD_OUT, Selection, resolve_inputs
+from difiisr_training.evaluation.outputs import OutputFolder, read_output
+from difiisr_training.evaluation.pairs import make_pair
+
+ALL = Selection()
+
+
+def write_images(folder, number, dtype=np.uint8, size=(64, 80)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(number):
+        pattern = np.random.default_rng(index).integers(0, 200, size).astype(dtype)
+        Image.fromarray(pattern).save(folder / f"{index:02}.png")
+    return folder
+
+
+def names(chosen):
+    return [name for name, _ in chosen.frames()]
+
+
+def test_low_resolution_is_the_antialiased_bicubic_quarter_of_the_cut_frame():
+    frame = np.random.default_rng(1).integers(0, 256, (67, 130)).astype(np.uint8)
+    lr, hr = make_pair(frame)
+    assert hr.shape == (64, 128)
+    assert np.array_equal(hr, frame[:64, :128])
+    wanted = Image.fromarray(frame[:64, :128]).resize((32, 16), Image.BICUBIC)
+    assert np.array_equal(lr, np.asarray(wanted))
+
+
+@pytest.mark.parametrize("degradation", ["thermal", "second_order"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_random_degradations_depend_on_the_frames_name_alone(degradation, dtype):
+    frame = np.kron(np.random.default_rng(1).integers(20, 250, (8, 8)), np.ones((8, 8)))
+    lr, hr = make_pair(frame.astype(dtype), degradation, "a")
+    again, _ = make_pair(frame.astype(dtype), degradation, "a")
+    other, _ = make_pair(frame.astype(dtype), degradation, "b")
+    assert lr.shape == (16, 16)
+    assert hr.shape == (64, 64)
+    assert lr.dtype == hr.dtype == dtype
+    assert np.array_equal(lr, again)
+    assert not np.array_equal(lr, other)
+
+
+@pytest.mark.parametrize(
+    ("selection", "wanted"),
+    [
+        (Selection(), list(range(12))),
+        (Selection(every=5), [0, 5, 10]),
+        (Selection(last=3), [9, 10, 11]),
+        (Selection(every=2, last=2), [8, 10]),
+        (Selection(limit=3), [0, 6, 11]),
+        (Selection(limit=3, spread=False), [0, 1, 2]),
+        (Selection(limit=99), list(range(12))),
+    ],
+)
+def test_frames_are_selected(selection, wanted):
+    assert selection.choose(12) == wanted
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"every": 0}, {"last": -1}])
+def test_a_selection_of_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="1 or more"):
+        Selection(**wrong)
+
+
+def test_images_are_named_by_their_path_and_keep_their_depth(tmp_path):
+    write_images(tmp_path / "a" / "sub", 2, np.uint16)
+    (chosen,) = resolve_inputs([str(tmp_path / "a")], None, None, ALL)
+    assert chosen.kind == "images"
+    assert names(chosen) == ["sub__00", "sub__01"]
+    assert all(counts.dtype == np.uint16 for _, counts in chosen.frames())
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    folder = write_images(tmp_path / "a", 1)
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / "00.bmp")
+    with pytest.raises(ValueError, match="one name"):
+        names(*resolve_inputs([str(folder)], None, None, ALL))
+
+
+def test_a_held_out_set_is_found_below_the_data(tmp_path):
+    write_images(tmp_path / "roadscene" / "train", 25)
+    write_images(tmp_path / "mine", 2)
+    held_out, mine = resolve_inputs(["roadscene/last20", "mine"], tmp_path, None, ALL)
+    assert names(held_out) == [f"{i:02}" for i in range(5, 25)]
+    assert names(mine) == ["00", "01"]
+    with pytest.raises(FileNotFoundError, match="--data"):
+        resolve_inputs(["roadscene/last20"], None, None, ALL)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        resolve_inputs(["absent"], tmp_path, None, ALL)
+
+
+def test_held_out_sets_exist_in_the_shared_data(shared_data):
+    for chosen in HELD_OUT:
+        assert (shared_data / chosen.path).is_dir()
+
+
+def test_a_recording_is_read_by_message_number_and_damaged_ones_are_left_out(tmp_path, caplog):
+    record(tmp_path / "bag", frames=6, images={2: b"damaged"})
+    (chosen,) = resolve_inputs([str(tmp_path / "bag")], None, None, ALL)
+    assert chosen.kind == "bag"
+    assert names(chosen) == ["000000", "000001", "000003", "000004", "000005"]
+    assert "message 2" in caplog.text
+    assert np.array_equal(dict(chosen.frames())["000003"], pixels(3))
+    (sparse,) = resolve_inputs([str(tmp_path / "bag")], None, "/cam/image_raw", Selection(every=3))
+    assert names(sparse) == ["000000", "000003"]
+
+
+def test_a_topic_that_is_not_there_is_said(tmp_path):
+    record(tmp_path / "bag")
+    (chosen,) = resolve_inputs([str(tmp_path / "bag")], None, "/other", ALL)
+    with pytest.raises(ValueError, match="/cam/image_raw"):
+        names(chosen)
+
+
+def test_frames_with_nan_are_left_out(tmp_path, caplog):
+    bad = np.ones((18, 24), np.float32)
+    bad[3, 3] = np.nan
+    images = {
+        0: image_bytes(header(0), bad, "32FC1"),
+        1: image_bytes(header(1), bad[:3], "32FC1"),
+    }
+    record(tmp_path / "bag", frames=2, images=images)
+    (chosen,) = resolve_inputs([str(tmp_path / "bag")], None, None, ALL)
+    assert names(chosen) == ["000001"]
+    assert "NaN" in caplog.text
+
+
+def test_each_recording_of_a_folder_is_a_set(tmp_path):
+    record(tmp_path / "bags" / "one")
+    record(tmp_path / "bags" / "two")
+    found = resolve_inputs([str(tmp_path / "bags")], None, None, ALL)
+    assert [Path(chosen.name).name for chosen in found] == ["one", "two"]
+    with pytest.raises(ValueError, match="give each once"):
+        resolve_inputs([str(tmp_path / "bags")] * 2, None, None, ALL)
+
+
+def test_outputs_are_found_by_the_name_of_the_frame(tmp_path):
+    write_images(tmp_path / "out", 3, size=(64, 80))
+    method = OutputFolder.parse(f"CoRPLE={tmp_path / 'out'}")
+    found = method.images("a set", ["00", "02"], [(16, 20)] * 2)
+    assert [path.name for path in found.values()] == ["00.png", "02.png"]
+    write_images(tmp_path / "out" / "a-set", 1, size=(64, 80))
+    assert method.images("a set", ["00"], [(16, 20)])["00"].parent.name == "a-set"
+
+
+def test_missing_and_wrong_outputs_are_listed(tmp_path):
+    method = OutputFolder("M", write_images(tmp_path / "out", 2))
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 frames of s: 07, 08; it has 00, 01"):
+        method.images("s", ["00", "07", "08"], [(16, 20)] * 3)
+    with pytest.raises(ValueError, match=r"1 images .* 01.png is 80x64, wanted 80x80"):
+        method.images("s", ["00", "01"], [(16, 20), (20, 20)])
+    with pytest.raises(ValueError, match="uint8, its frame uint16"):
+        read_output(tmp_path / "out" / "00.png", np.dtype(np.uint16))
+    with pytest.raises(ValueError, match="NAME=DIR"):
+        OutputFolder.parse("folder")
