@@ -8,6 +8,7 @@ from pathlib import Path
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from difiisr_models import Upscaler
 from difiisr_ros.stream_statistics import WINDOW, Summary
 
 # Reasons for which a frame gets no answer.
@@ -66,6 +67,14 @@ def stream_values(summary: Summary) -> dict[str, str]:
     for reason in (STALE, MALFORMED, TOO_LARGE, FAILED):
         values[f"dropped {reason}"] = str(summary.dropped.get(reason, 0))
     return values | {"last error": summary.last_error}
+
+
+def model_values(upscaler: Upscaler) -> dict[str, str]:
+    """Return what is loaded, what runs it and why not something faster, and its memory."""
+    values = {"model": upscaler.name, "backend": upscaler.backend, "device": upscaler.device}
+    values |= {f"not {backend}": reason for backend, reason in upscaler.passed_over}
+    values["weights sha256"] = upscaler.weights_sha256
+    return values | memory_values(upscaler.device)
 
 
 def memory_values(device: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from difiisr_models import UpscalerSettings
+from difiisr_models.backends import ENGINE_MISMATCH, PRECISIONS
 from difiisr_models.backends.selection import BACKENDS
 
 RELIABILITIES = ("best_effort", "reliable")
@@ -61,10 +62,41 @@ class Parameters:
         choices=("auto", "cpu", "cuda", "cuda:N"),
     )
     backend: str = _parameter(
-        "auto", CONFIGURE, "what runs the network; auto takes the best present", choices=BACKENDS
+        "auto",
+        CONFIGURE,
+        "what runs the network; auto takes the fastest that works here",
+        choices=BACKENDS,
+    )
+    precision: str = _parameter(
+        "fp32",
+        CONFIGURE,
+        "of convolutions and matrix products; half is for GPUs",
+        choices=tuple(PRECISIONS),
+    )
+    compile: bool = _parameter(
+        False, CONFIGURE, "backend torch compiles the network: a minute for each new frame size"
     )
     threads: int = _parameter(
-        0, CONFIGURE, "CPU threads of the network; 0 leaves the default", minimum=0, maximum=256
+        0,
+        CONFIGURE,
+        "CPU threads of the network in every backend; 0 leaves the default",
+        minimum=0,
+        maximum=256,
+    )
+    engine: str = _parameter(
+        "", CONFIGURE, "TensorRT engine file made by difiisr build-engine; empty for none"
+    )
+    engine_mismatch: str = _parameter(
+        "fallback",
+        CONFIGURE,
+        "when the engine file does not fit this machine and model: build it anew, take another "
+        "backend, or fail",
+        choices=ENGINE_MISMATCH,
+    )
+    build_only: bool = _parameter(
+        False,
+        CONFIGURE,
+        "configure builds the engine file where it does not fit, then the node ends",
     )
     steps: int = _parameter(
         UpscalerSettings.steps, LIVE, "diffusion steps per frame", minimum=1, maximum=15
@@ -132,10 +164,20 @@ class Parameters:
     def __post_init__(self) -> None:
         for parameter in fields(self):
             check(parameter, getattr(self, parameter.name))
+        if self.build_only and not self.engine:
+            raise ParameterError("build_only needs 'engine': the file to build")
         try:
             UpscalerSettings(**self.frame_settings())
         except ValueError as error:  # values that do not go together
             raise ParameterError(str(error)) from error
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `load_upscaler`."""
+        names = ("device", "backend", "precision", "compile", "engine", "engine_mismatch")
+        arguments = {name: getattr(self, name) for name in names} | self.frame_settings()
+        if self.build_only:
+            arguments |= {"backend": "tensorrt", "engine_mismatch": "rebuild"}
+        return arguments
 
     def frame_settings(self) -> dict[str, Any]:
         """Return the keyword arguments of `Upscaler.with_settings`."""
@@ -242,6 +284,8 @@ def config_yaml() -> str:
 
 
 def _yaml(value: Any) -> str:
+    if value == "":
+        return '""'
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -35,7 +35,7 @@ from difiisr_ros.diagnostics import (
     TOO_LARGE,
     assess,
     diagnostic_array,
-    memory_values,
+    model_values,
     stream_values,
 )
 from difiisr_ros.frame_worker import FrameWorker, any_computing
@@ -104,11 +104,11 @@ class SrNode(LifecycleNode):
         self._statistics = StreamStatistics()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Timers of the machine's own clock: simulated time may stand still.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         period = self._settings.diagnostics_period
-        self.create_timer(period, self._publish_diagnostics, clock=steady)
+        self.create_timer(period, self._publish_diagnostics, clock=self._steady)
         if self._settings.autostart:
-            self._autostart = self.create_timer(0.0, self._start, clock=steady)
+            self._autostart = self.create_timer(0.0, self._start, clock=self._steady)
 
     # Transitions
 
@@ -118,19 +118,17 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         settings = self._settings
         torch.set_num_threads(settings.threads or DEFAULT_THREADS)
-        self._upscaler = load_upscaler(
-            settings.model,
-            device=settings.device,
-            backend=settings.backend,
-            **settings.frame_settings(),
-        )
-        self._upscaler(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
-        self._upscaler.reset()
+        self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
+        self._upscaler.warm_up()
         self._results = ResultPublisher(self, settings.output_reliability, self._upscaler.scale)
+        passed_over = [f"; not {name}: {why}" for name, why in self._upscaler.passed_over]
         self.get_logger().info(
             f"configured {self._upscaler.name} ({self._upscaler.backend} on "
-            f"{self._upscaler.device}) in {time.monotonic() - started:.1f} s"
+            f"{self._upscaler.device}{''.join(passed_over)}) in {time.monotonic() - started:.1f} s"
         )
+        if settings.build_only:
+            self.get_logger().info(f"build_only: {settings.engine} is ready, the node ends")
+            self.create_timer(0.0, self.context.try_shutdown, clock=self._steady)
         return super().on_configure(state)
 
     @_with_reason
@@ -204,7 +202,8 @@ class SrNode(LifecycleNode):
 
     def _start(self) -> None:
         self._autostart.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+        configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        if configured and not self._settings.build_only:
             self.trigger_activate()
 
     # Parameters
@@ -255,13 +254,7 @@ class SrNode(LifecycleNode):
         summary, upscaler = self._statistics.summary(), self._upscaler
         values = stream_values(summary)
         if upscaler is not None:
-            values |= {
-                "model": upscaler.name,
-                "backend": upscaler.backend,
-                "device": upscaler.device,
-                "weights sha256": upscaler.weights_sha256,
-                **memory_values(upscaler.device),
-            }
+            values |= model_values(upscaler)
         if self._fault:
             level, text = DiagnosticStatus.ERROR, self._fault
         elif self._worker is None:

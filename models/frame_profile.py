@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from difiisr_models.radiometry import RangeTracker
@@ -34,7 +35,7 @@ class StageTime:
 def profile_stages(
     upscaler: Upscaler, height: int, width: int, frames: int = 15
 ) -> list[StageTime]:
-    """Profile mono16 frames of ``(height, width)``; the last row, ``frame``, is the whole.
+    """Profile mono16 frames of ``(height, width)``; the row ``frame`` is the whole.
 
     The profiler itself costs a little at every operation.
     """
@@ -47,18 +48,23 @@ def profile_stages(
     stream = (counts + noise).astype(np.uint16)
     for frame in stream[:_WARM_UP_FRAMES]:
         upscaler(frame, tracker)
-    times: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for frame in stream[_WARM_UP_FRAMES:]:
-        with profile(activities=activities) as profiler:
+    with profile(activities=activities) as profiler:
+        for frame in stream[_WARM_UP_FRAMES:]:
             upscaler(frame, tracker)
-        spent: dict[tuple[str, bool], float] = defaultdict(float)
-        for event in profiler.events():
-            if event.name.startswith(STAGE):
-                on_device = event.device_type == DeviceType.CUDA
-                spent[event.name[len(STAGE) :], on_device] += event.time_range.elapsed_us() / 1e3
-        for (name, on_device), milliseconds in spent.items():
-            times[name][on_device].append(milliseconds)
-    medians = {
-        name: [float(np.median(v)) if v else 0.0 for v in both] for name, both in times.items()
-    }
-    return [StageTime(name, *both) for name, both in medians.items()]
+    return _medians(profiler.events())
+
+
+def _medians(events: Iterable[FunctionEvent]) -> list[StageTime]:
+    stages = [event for event in events if event.name.startswith(STAGE)]
+    whole = [e for e in stages if e.name == STAGE + "frame" and e.device_type == DeviceType.CPU]
+    names = list(dict.fromkeys(event.name for event in stages))
+    totals = np.zeros((len(whole), len(names), 2))  # a stage may come several times per frame
+    for event in stages:
+        inside = [e.time_range.start <= event.time_range.start <= e.time_range.end for e in whole]
+        on_device = int(event.device_type == DeviceType.CUDA)
+        totals[inside, names.index(event.name), on_device] += event.time_range.elapsed_us() / 1e3
+    medians = np.median(totals, axis=0)
+    return [
+        StageTime(name[len(STAGE) :], *(float(value) for value in both))
+        for name, both in zip(names, medians, strict=True)
+    ]

@@ -9,10 +9,12 @@ nothing more.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -259,8 +261,7 @@ def _export(
         else None
         for name, value in traced.items()
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+    with _quiet_exporter():
         program = torch.onnx.export(
             with_precision(module, precision).eval(),
             tuple(traced.values()),
@@ -290,6 +291,20 @@ def _export(
             )
         os.replace(written, path)
     return Exported(path, found, quantity, tolerance)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep what the exporter says about itself from the user."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _run(path: Path, precision: str, inputs: Mapping[str, Tensor]) -> Tensor:
