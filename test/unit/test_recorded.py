@@ -184,16 +184,23 @@ def test_frames_without_result_are_counted_where_they_are(tmp_path, whole):
     assert report.offline is None
 
 
-def test_a_range_that_followed_other_frames_is_explained(tmp_path, whole):
-    """Results made with every frame, of which some are lost: only the first ones can be exact."""
-    lost = 4
-    keep = lambda topic, number, at, raw: [(at, raw)] if (topic, number) != (SR, lost) else []  # noqa: E731
+def test_lost_results_are_told_from_dropped_frames(tmp_path, whole):
+    """The node processed every frame; the results of some did not reach the recorder."""
+    lost = (4, 7, 8)
+    keep = lambda topic, number, at, raw: [] if topic == SR and number in lost else [(at, raw)]  # noqa: E731
     report = evaluate(doctor(whole, tmp_path / "bag", keep), tmp_path)
-    exact = [frame.exact for frame in report.frames if frame.exact is not None]
-    assert exact[:lost] == [True] * lost
-    assert not exact[lost]
+    assert report.drops.between == report.offline.lost_results == len(lost)
+    assert report.offline.exact == report.offline.frames == FRAMES - len(lost)
+    assert any(note.startswith("3 frames without a result were processed") for note in report.notes)
+
+
+def test_a_range_from_before_the_recording_is_explained(tmp_path, whole):
+    first = 5  # the node saw four frames that nobody recorded
+    keep = lambda topic, number, at, raw: [(at, raw)] if number >= first else []  # noqa: E731
+    report = evaluate(doctor(whole, tmp_path / "bag", keep), tmp_path)
+    assert report.offline.exact < report.offline.frames == FRAMES - first
     assert 0 < report.offline.difference_max <= 2  # the ranges differ by little
-    assert any("1 frames between" in note for note in report.notes)
+    assert any("before the recording began" in note for note in report.notes)
 
 
 def test_results_of_a_node_that_dropped_frames_are_bit_exact(tmp_path, whole, bicubic):
@@ -205,6 +212,7 @@ def test_results_of_a_node_that_dropped_frames_are_bit_exact(tmp_path, whole, bi
     report = evaluate(tmp_path / "answers", tmp_path, camera_bag=whole.parent / "scene")
     assert (report.offline.exact, report.offline.frames) == (len(kept), len(kept))
     assert report.drops.total == FRAMES - len(kept)
+    assert report.offline.lost_results == 0
     assert report.latency_ms is None
     assert "two recordings" in report.notes[0]
 
@@ -375,8 +383,8 @@ def test_frames_wait_for_late_results_and_no_longer():
 
     frames, results = messages(1, 2, 3, 4, 5), messages(2, 1, 9, 4, 4, 5)
     stamps = [np.array([m.stamp for m in some]) for some in (frames, results)]
-    pairs = [(f and f.stamp, r.stamp) for f, r in match_frames(frames, results, *stamps)]
-    assert pairs == [(2, 2), (1, 1), (None, 9), (4, 4), (4, 4), (5, 5)]
+    pairs = [(f and f.stamp, r and r.stamp) for f, r in match_frames(frames, results, *stamps)]
+    assert pairs == [(2, 2), (1, 1), (None, 9), (3, None), (4, 4), (4, 4), (5, 5)]
 
 
 def test_timing_of_few_messages():

@@ -20,6 +20,7 @@ from difiisr_training.evaluation.recorded_bag import (
     match_frames,
 )
 from difiisr_training.evaluation.recorded_camera_info import check_camera_infos
+from difiisr_training.evaluation.recorded_offline import OfflineRun
 from difiisr_training.evaluation.recorded_page import write_page
 from difiisr_training.evaluation.recorded_pixels import FrameResult, compare_frames
 from difiisr_training.evaluation.recorded_report import (
@@ -171,14 +172,16 @@ def _measure(
     pairs = match_frames(
         camera.messages(topics.image), results.messages(topics.sr), frames.stamps, answers.stamps
     )
-    compared = compare_frames(pairs, len(answers.stamps), upscaler)
+    run = OfflineRun(upscaler) if upscaler is not None else None
+    compared = compare_frames(pairs, len(answers.stamps), run)
     rows = _rows(taken, given, detected, compared)
     timing, drops = stream_timing(*answers), find_drops(frames.stamps, answers.stamps)
     offset = spread((frames.logged - frames.stamps) / 1e6)
     one_clock = offset is not None and abs(offset.p50) <= CLOCK_TOLERANCE_MS
     stamped = spread((answers.logged - answers.stamps) / 1e6)
     latency = spread(latencies_ms(taken, given)) if camera_bag is None else None
-    offline, node = _offline_summary(upscaler, rows), results.node_status()
+    offline = _offline_summary(upscaler, rows, run.lost) if upscaler is not None else None
+    node = results.node_status()
     detections = None
     if topics.detections:
         detections = DetectionTiming(
@@ -243,10 +246,8 @@ def _consistency_summary(rows: Sequence[FrameResult]) -> Consistency | None:
 
 
 def _offline_summary(
-    upscaler: Upscaler | None, rows: Sequence[FrameResult]
-) -> OfflineComparison | None:
-    if upscaler is None:
-        return None
+    upscaler: Upscaler, rows: Sequence[FrameResult], lost: int
+) -> OfflineComparison:
     compared = [row for row in rows if row.exact is not None]
     exact = sum(row.exact for row in compared)
     return OfflineComparison(
@@ -260,6 +261,7 @@ def _offline_summary(
         exact_share=exact / len(compared) if compared else None,
         difference_mean=float(np.mean([r.difference_mean for r in compared])) if compared else None,
         difference_max=max((r.difference_max for r in compared), default=None),
+        lost_results=lost,
     )
 
 
@@ -288,21 +290,27 @@ def _timing_notes(
 def _exactness_notes(
     offline: OfflineComparison | None, drops: Drops, node: dict[str, str]
 ) -> list[str]:
-    """Why the recorded results may rightly differ from the offline run; none where they do not."""
-    if offline is None or not offline.frames or offline.exact == offline.frames:
+    """What the offline run shows, and why results may rightly differ from it."""
+    if offline is None or not offline.frames:
         return []
-    notes = [
+    notes = []
+    if offline.lost_results:
+        notes.append(
+            f"{offline.lost_results} frames without a result were processed by the node, as the "
+            "results after them show: their results were lost on the way to the recorder"
+        )
+    if offline.exact == offline.frames:
+        return notes
+    notes.append(
         "the node's range may have followed frames from before the recording began; the results "
         "then differ until the tracked range has caught up (5 % of the way with each frame)"
-    ]
+    )
     if drops.between:
-        stale = (
-            f"; it counted {node['dropped stale']} stale ones" if "dropped stale" in node else ""
-        )
+        said = f" ({node['dropped stale']} by its own count)" if "dropped stale" in node else ""
         notes.append(
-            f"{drops.between} frames between the first and the last result have none. The offline "
-            "run takes them as never processed, which is true of frames that the node dropped as "
-            f"stale{stale}, but not of results that were lost on the way to the recorder"
+            f"{drops.between} frames between the first and the last result have none: some may "
+            f"have been dropped as stale{said}, the results of others lost on the way to the "
+            "recorder; a mixture of both in one gap is not recognised"
         )
     sha = node.get("weights sha256")
     if sha is not None and sha != offline.weights_sha256:

@@ -202,10 +202,11 @@ def match_frames(
     results: Iterable[RecordedMessage],
     frame_stamps: np.ndarray,
     result_stamps: np.ndarray,
-) -> Iterator[tuple[RecordedMessage | None, RecordedMessage]]:
+) -> Iterator[tuple[RecordedMessage | None, RecordedMessage | None]]:
     """Yield each result, in recorded order, with the camera frame of its stamp (``None``: none).
 
-    Only frames that still wait for a result are kept in memory.
+    Frames without a result come between, with ``None`` in its place, as far as there are results
+    after them. Only frames that still wait for a result are kept in memory.
 
     Args:
         frames: messages of the camera.
@@ -224,6 +225,8 @@ def match_frames(
                 break
             if wanted[frame.stamp]:
                 waiting.setdefault(frame.stamp, frame)
+            else:
+                yield frame, None
         wanted[result.stamp] -= 1
         frame = waiting.get(result.stamp)
         if not wanted[result.stamp]:

@@ -1,23 +1,19 @@
-"""Pixels of recorded results: against their camera frames, and against the same model run again.
-
-The result of a node depends on the frames that it processed before, through the tracked range. The
-offline run therefore takes the frames that have a recorded result, in the order of the results, as
-the node's one worker took them; frames without a result are taken as not processed.
-"""
+"""Pixels of recorded results: against their camera frames, and against the same model run again."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from difiisr_models import RangeTracker, Upscaler
 from difiisr_models.resample import SCALE, downsample, pack
 from difiisr_training.evaluation.recorded_bag import RecordedMessage, parse_image
+from difiisr_training.evaluation.recorded_offline import OfflineRun, same_pixels
 
 
 @dataclass(frozen=True)
@@ -49,23 +45,10 @@ class FrameResult:
     faults: tuple[str, ...] = ()
 
 
-class OfflineRun:
-    """The node's stream, computed again: one tracker for each channel, frames in order."""
-
-    def __init__(self, upscaler: Upscaler) -> None:
-        self._upscaler = upscaler
-        self._trackers = tuple(RangeTracker() for _ in range(3))
-
-    def __call__(self, planes: np.ndarray) -> np.ndarray:
-        """``(C, h, w)`` -> ``(C, 4h, 4w)``, C = 1 or 3."""
-        channels = zip(planes, self._trackers, strict=False)
-        return np.stack([self._upscaler(plane, tracker=t) for plane, t in channels])
-
-
 def compare_frames(
-    pairs: Iterable[tuple[RecordedMessage | None, RecordedMessage]],
+    pairs: Iterable[tuple[RecordedMessage | None, RecordedMessage | None]],
     total: int,
-    upscaler: Upscaler | None,
+    offline: OfflineRun | None,
 ) -> dict[int, FrameResult]:
     """Pixels of every result, by stamp; of results with the same stamp, the first counts.
 
@@ -73,16 +56,20 @@ def compare_frames(
 
     Args:
         pairs: of :func:`~difiisr_training.evaluation.recorded_bag.match_frames`.
-        total: how many pairs there are.
-        upscaler: of the offline run; ``None``: no run.
+        total: how many results there are.
+        offline: a run that has not seen a frame yet; ``None``: no run.
     """
-    offline = OfflineRun(upscaler) if upscaler is not None else None
     compared: dict[int, FrameResult] = {}
-    for frame, result in tqdm(pairs, total=total, unit="frame", disable=not sys.stderr.isatty()):
-        found = FrameResult(result.stamp)
-        if frame is not None:
-            found = _compare_frame(result.stamp, frame.raw, result.raw, offline)
-        compared.setdefault(result.stamp, found)
+    with tqdm(total=total, unit="frame", disable=not sys.stderr.isatty()) as progress:
+        for frame, result in pairs:
+            if result is None:
+                _skip_frame(frame.raw, offline)
+                continue
+            found = FrameResult(result.stamp)
+            if frame is not None:
+                found = _compare_frame(result.stamp, frame.raw, result.raw, offline)
+            compared.setdefault(result.stamp, found)
+            progress.update()
     return compared
 
 
@@ -100,24 +87,35 @@ def disagreement(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
     return np.abs(shrunk - lr.astype(np.float64))
 
 
+def _skip_frame(raw: bytes, offline: OfflineRun | None) -> None:
+    if offline is not None:
+        with suppress(ValueError):  # what is no frame, the node did not process
+            offline.skip(_planes(parse_image(raw)[1]))
+
+
 def _compare_frame(
     stamp: int, frame_raw: bytes, result_raw: bytes, offline: OfflineRun | None
 ) -> FrameResult:
     try:
         frame, pixels = parse_image(frame_raw)
-        planes = _planes(pixels)
-        expected = offline(planes) if offline is not None else None
-        result, sr_pixels = parse_image(result_raw)
     except ValueError:
         return FrameResult(stamp, faults=("unreadable",))
-    sr = _planes(sr_pixels)
-    faults = {
-        "size": sr_pixels.shape[:2] != tuple(SCALE * side for side in pixels.shape[:2]),
-        "encoding": result.encoding != frame.encoding,
-        "frame_id": result.header.frame_id != frame.header.frame_id,
-    }
-    names = tuple(name for name, present in faults.items() if present)
-    if faults["size"] or faults["encoding"]:
+    planes, sr, expected = _planes(pixels), None, None
+    try:
+        result, sr_pixels = parse_image(result_raw)
+        faults = {
+            "size": sr_pixels.shape[:2] != tuple(SCALE * side for side in pixels.shape[:2]),
+            "encoding": result.encoding != frame.encoding,
+            "frame_id": result.header.frame_id != frame.header.frame_id,
+        }
+        names = tuple(name for name, present in faults.items() if present)
+        if not faults["size"] and not faults["encoding"]:
+            sr = _planes(sr_pixels)
+    except ValueError:
+        names = ("unreadable",)
+    if offline is not None:
+        expected = offline.expect(planes, sr)
+    if sr is None:
         return FrameResult(stamp, faults=names)
     channels = max(len(sr), len(planes))  # equal channels on one side may differ on the other
     sr, planes = (np.broadcast_to(x, (channels, *x.shape[1:])) for x in (sr, planes))
@@ -127,7 +125,7 @@ def _compare_frame(
     if apart.size:
         measured |= {"consistency_mean": float(apart.mean()), "consistency_max": float(apart.max())}
     if expected is not None:
-        equal = (sr == expected) | (np.isnan(sr) & np.isnan(expected))
+        equal = same_pixels(sr, expected)
         difference = np.abs(sr.astype(np.float64) - expected)[~equal]
         difference = difference[np.isfinite(difference)]
         measured |= {

@@ -27,7 +27,11 @@ class Consistency:
 
 @dataclass(frozen=True)
 class OfflineComparison:
-    """The recorded results against a run of ``model`` on this machine; differences in counts."""
+    """The recorded results against a run of ``model`` on this machine; differences in counts.
+
+    ``lost_results``: frames without a recorded result that the node processed all the same, as
+    the pixels of the results after them show.
+    """
 
     model: str
     weights_sha256: str
@@ -39,6 +43,7 @@ class OfflineComparison:
     exact_share: float | None
     difference_mean: float | None
     difference_max: float | None
+    lost_results: int
 
 
 @dataclass(frozen=True)
