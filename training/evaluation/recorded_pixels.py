@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from difiisr_models.resample import SCALE, downsample, pack
+from difiisr_models.resample import SCALE
+from difiisr_training.evaluation.metrics import consistency
 from difiisr_training.evaluation.recorded_bag import RecordedMessage, parse_image
 from difiisr_training.evaluation.recorded_offline import OfflineRun, same_pixels
 
@@ -73,20 +73,6 @@ def compare_frames(
     return compared
 
 
-def disagreement(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
-    """|D(SR) - LR| in counts, D = antialiased bicubic /4.
-
-    Args:
-        sr: ``(C, 4h, 4w)``, any real dtype.
-        lr: ``(C, h, w)``.
-
-    Returns:
-        ``(C, h, w)`` float64; not a number where a value that is none went in.
-    """
-    shrunk = downsample(pack(torch.from_numpy(sr.astype(np.float64))[:, None]))[:, 0].numpy()
-    return np.abs(shrunk - lr.astype(np.float64))
-
-
 def _skip_frame(raw: bytes, offline: OfflineRun | None) -> None:
     if offline is not None:
         with suppress(ValueError):  # what is no frame, the node did not process
@@ -119,7 +105,7 @@ def _compare_frame(
         return FrameResult(stamp, faults=names)
     channels = max(len(sr), len(planes))  # equal channels on one side may differ on the other
     sr, planes = (np.broadcast_to(x, (channels, *x.shape[1:])) for x in (sr, planes))
-    apart = disagreement(sr, planes)
+    apart = np.stack([consistency(x, y) for x, y in zip(sr, planes, strict=True)])
     apart = apart[np.isfinite(apart)]
     measured = {"faults": names}
     if apart.size:
