@@ -11,6 +11,7 @@ from difiisr_models import load_upscaler
 from difiisr_models.image_encoding import encode
 from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, BagReader
 from difiisr_ros.bag_writer import STORE, copy_connections, image_bytes, write_bag
+from difiisr_ros.cli import main as difiisr
 from difiisr_ros.demo.scene_bag import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 from difiisr_ros.replay import replay
 from difiisr_training.evaluation.recorded_bag import RecordedMessage, match_frames
@@ -363,7 +364,8 @@ def test_damaged_messages_cost_only_themselves(tmp_path, whole, capsys):
         yield at, raw[:8] if (topic, number) == (SR, 3) else raw
 
     bag = doctor(whole, tmp_path / "bag", change)
-    assert main([str(bag), "--out", str(tmp_path / "out"), "--model", "none"]) == 2
+    command = ["evaluate", str(bag), "--recorded", "--out", str(tmp_path / "out")]
+    assert difiisr([*command, "--model", "none"]) == 2
     assert f"message 3 of {SR}: 8 bytes" in capsys.readouterr().err
     written = json.loads((tmp_path / "out" / "recorded.json").read_text())
     assert (written["sr"]["messages"], written["drops"]["total"]) == (FRAMES - 1, 1)

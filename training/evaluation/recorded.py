@@ -99,12 +99,12 @@ def evaluate_recorded(
 def main(argv: Sequence[str] | None = None) -> int:
     """``difiisr evaluate BAG --recorded``; 2 when the recording was not readable to its end."""
     parser = argparse.ArgumentParser(
-        prog="difiisr evaluate",
+        prog="difiisr evaluate --recorded",
         description="Measure what a node recorded: rate, latency, drops, consistency, and the "
         "difference from an offline run of the same model.",
     )
     parser.add_argument("bag", metavar="BAG", type=Path, help="rosbag2 with camera and results")
-    parser.add_argument("--recorded", action="store_true", help="choose this mode")
+    parser.add_argument("--recorded", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, required=True, help="folder for recorded.html, .json")
     parser.add_argument("--topic", help="camera topic (default: the only one that is no result)")
     parser.add_argument("--sr-topic", help="result topic (default: the only .../sr)")
