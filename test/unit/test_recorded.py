@@ -107,12 +107,13 @@ def test_an_offline_replay_is_bit_exact(tmp_path, whole):
 
 
 def test_the_compact_model_is_bit_exact_with_itself(tmp_path, whole):
-    upscaler = load_upscaler("difiisr-rt-x4", device="cpu", fidelity=0.5)
+    upscaler = load_upscaler("difiisr-rt-x4", device="cpu", backend="torch", fidelity=0.5)
     replay(whole.parent / "scene", tmp_path / "bag", upscaler, frames=4)
-    same = evaluate(tmp_path / "bag", tmp_path / "a", model="difiisr-rt-x4", fidelity=0.5)
+    ours = {"model": "difiisr-rt-x4", "backend": "torch"}
+    same = evaluate(tmp_path / "bag", tmp_path / "a", **ours, fidelity=0.5)
     assert same.offline.exact == 4
     assert same.offline.weights_sha256 == upscaler.weights_sha256
-    other = evaluate(tmp_path / "bag", tmp_path / "b", model="difiisr-rt-x4", fidelity=1.0)
+    other = evaluate(tmp_path / "bag", tmp_path / "b", **ours, fidelity=1.0)
     assert other.offline.exact == 0
     assert any("settings" in note for note in other.notes)
 
