@@ -205,7 +205,8 @@ def with_precision(module: nn.Module, precision: str) -> nn.Module:
     """A copy whose convolutions and linear layers hold and compute half; fp32 copies as it is.
 
     Each such layer casts what it is given; all else computes in what reaches it, and the networks
-    cast to float32 by themselves where they must (norms, softmax, code distances).
+    cast to float32 by themselves where they must (norms, softmax, code distances). The module's
+    own result is float32.
     """
     dtype = PRECISIONS[precision]
     module = copy.deepcopy(module)
@@ -215,6 +216,7 @@ def with_precision(module: nn.Module, precision: str) -> nn.Module:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.to(dtype)
             layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+    module.register_forward_hook(lambda _, inputs, output: output.float())
     return module
 
 

@@ -65,13 +65,11 @@ def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, Bac
                 _check_agreement(runner, source)
         except Exception as error:
             refused = isinstance(error, EngineRefused)
-            if refused and source.engine_mismatch == "fail":
-                raise
-            if name == candidate and refused:
+            if name == candidate and refused and source.engine_mismatch == "fallback":
                 candidates += [other for other in automatic if other != name]
             elif name == candidate:
-                raise BackendUnavailable(f"backend {name}: {error}") from error
-            elif not candidates:
+                raise BackendUnavailable(f"backend {name}: {_reason(error)}") from error
+            elif not candidates or (refused and source.engine_mismatch == "fail"):
                 raise
             passed_over.append((candidate, _reason(error)))
         else:

@@ -11,6 +11,8 @@ from rclpy.parameter import Parameter
 from ros_peer import DOMAIN, NodeProcess, Peer, spin_in_thread, wait_until
 from rosgraph_msgs.msg import Clock
 
+from difiisr_models import load_upscaler
+from difiisr_ros import sr_node
 from difiisr_ros.sr_node import SrNode, main
 
 
@@ -30,7 +32,7 @@ def make_node():
     for node in nodes:
         node.stop_stream()
         node.destroy_node()
-    rclpy.shutdown(context=context)
+    rclpy.try_shutdown(context=context)
 
 
 def test_a_terminated_node_ends_with_0(tmp_path):
@@ -62,6 +64,20 @@ def test_a_qos_override_changes_its_topic_alone(make_node):
         wait_until(lambda topic=topic: node.get_publishers_info_by_topic(f"/sr/{topic}"))
         (publisher,) = node.get_publishers_info_by_topic(f"/sr/{topic}")
         assert publisher.qos_profile.reliability.name == reliability
+
+
+def test_build_only_ends_the_node_once_the_engine_is_there(make_node, monkeypatch):
+    given = {}
+
+    def load(name, **arguments):
+        given.update(arguments)
+        return load_upscaler("bicubic")
+
+    monkeypatch.setattr(sr_node, "load_upscaler", load)
+    node = make_node(build_only=True, engine="/tmp/network.plan", autostart=True)
+    spin_in_thread(node)
+    wait_until(lambda: not node.context.ok())
+    assert (given["backend"], given["engine_mismatch"]) == ("tensorrt", "rebuild")
 
 
 def test_without_autostart_it_waits_unconfigured(make_node):

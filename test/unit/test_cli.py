@@ -78,6 +78,15 @@ def test_info_names_model_and_cost(capsys):
     assert float(lines["cost"].split()[0]) < 1.0
 
 
+def test_info_says_what_runs_the_model_and_where_the_time_goes(capsys):
+    assert cli.main(["info", "bicubic", "--backend", "tensorrt", "--profile", "24x32"]) == 0
+    output = capsys.readouterr().out
+    assert "backend     torch on cpu\n            not tensorrt: bicubic always" in output
+    rows = [line.split() for line in output.splitlines()]
+    (frame,) = (row for row in rows if row[0] == "frame")
+    assert float(frame[1]) > 0
+
+
 def test_interrupted_replay_exits_with_130_and_leaves_nothing(tmp_path):
     source = record(tmp_path / "in", frames=4000)
     process = subprocess.Popen(

@@ -8,10 +8,12 @@ pytest.importorskip("diagnostic_msgs", reason="needs ROS messages")
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus as Status
 
+from difiisr_models import load_upscaler
 from difiisr_ros.diagnostics import (
     assess,
     diagnostic_array,
     memory_values,
+    model_values,
     stream_values,
 )
 from difiisr_ros.stream_statistics import Summary
@@ -59,6 +61,12 @@ def test_the_values_a_dashboard_reads():
     assert (values["dropped stale"], values["dropped malformed"]) == ("2", "1")
     assert values["dropped failed"] == "0"
     assert stream_values(Summary())["latency p50 (ms)"] == "nan"
+
+
+def test_the_backend_and_what_was_passed_over_are_told():
+    values = model_values(load_upscaler("bicubic", device="cpu", backend="onnxruntime"))
+    assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
+    assert values["not onnxruntime"] == "bicubic always runs in torch"
 
 
 def test_memory_is_that_of_this_process():

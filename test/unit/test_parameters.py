@@ -32,7 +32,14 @@ CONFIG = ROOT / "config" / "sr.yaml"
         ("model", None, "'model' is of type string, but None is NoneType"),
         ("device", "gpu", "'device' is 'gpu', but must be one of auto, cpu, cuda, cuda:N"),
         ("device", "cuda:x", "'device' is 'cuda:x'"),
-        ("backend", "caffe", "'backend' is 'caffe', but must be one of auto, torch"),
+        (
+            "backend",
+            "caffe",
+            "'backend' is 'caffe', but must be one of auto, tensorrt, torch_tensorrt,",
+        ),
+        ("precision", "int8", "'precision' is 'int8', but must be one of fp32, bf16, fp16"),
+        ("engine_mismatch", "ignore", "but must be one of rebuild, fallback, fail"),
+        ("build_only", True, "build_only needs 'engine'"),
         ("input_reliability", "maybe", "one of best_effort, reliable"),
         ("overlap", 128, "less than half the tile (256), got 128"),
     ],
@@ -50,6 +57,23 @@ def test_devices_are_accepted(device):
 
 def test_without_parameters_the_node_does_what_load_upscaler_does():
     assert UpscalerSettings(**Parameters().frame_settings()) == UpscalerSettings()
+
+
+def test_the_model_is_loaded_as_the_parameters_say():
+    parameters = Parameters(backend="torch", precision="fp16", engine="a.plan", steps=2)
+    arguments = parameters.load_arguments()
+    assert (arguments["backend"], arguments["precision"], arguments["steps"]) == (
+        "torch",
+        "fp16",
+        2,
+    )
+    assert (arguments["engine"], arguments["engine_mismatch"]) == ("a.plan", "fallback")
+    assert not {"model", "threads", "build_only", "lazy"} & set(arguments)
+
+
+def test_build_only_builds_with_tensorrt_and_nothing_else():
+    arguments = Parameters(build_only=True, engine="a.plan", backend="torch").load_arguments()
+    assert (arguments["backend"], arguments["engine_mismatch"]) == ("tensorrt", "rebuild")
 
 
 def test_parameters_are_frozen():

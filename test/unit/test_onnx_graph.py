@@ -1,0 +1,217 @@
+"""Exported graphs: the same numbers as torch in ONNX Runtime, plain operators, or no file."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytest.importorskip("onnxscript", reason="needs the extra onnx")
+
+import onnx
+import onnxruntime as ort
+
+from difiisr_models import onnx_graph
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.model_loading import save_compact
+from difiisr_models.onnx_graph import (
+    CompactSampler,
+    GraphShape,
+    PublishedSampler,
+    export_network,
+    export_sampler,
+)
+from difiisr_models.resample import upsample
+from difiisr_models.schedule import exponential_schedule
+from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
+from difiisr_models.vq_autoencoder import VQAutoencoder, VQConfig
+from difiisr_models.weights import sha256_file
+from difiisr_ros import cli
+
+# What TensorRT 10.3 (JetPack 6.2) and later parse, and ONNX Runtime runs.
+COMPACT_OPERATORS = {
+    "Add", "Cast", "Concat", "Conv", "Cos", "Gemm", "LeakyRelu", "Mul", "Sigmoid", "Sin", "Split",
+    "Sub", "Unsqueeze",
+}  # fmt: skip
+SAMPLER_OPERATORS = COMPACT_OPERATORS | {"DepthToSpace", "Reshape", "Transpose", "Slice"}
+PUBLISHED_OPERATORS = SAMPLER_OPERATORS | {
+    "ArgMin", "Div", "Expand", "Gather", "GatherND", "Gelu", "GroupNormalization", "Less", "MatMul",
+    "Pad", "Pow", "ReduceMean", "ReduceMin", "ReduceSum", "Resize", "Shape", "Softmax", "Squeeze",
+    "Where",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(channels=16, blocks=1))
+    network.detail_head.weight.data.normal_(std=0.05)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(0)
+    unet = SwinUNet(
+        SwinUNetConfig(
+            channels=32, multipliers=(1,), blocks=1, swin_channels=32, heads=2, swin_depth=1,
+            mlp_ratio=1, latent_size=8,
+        )
+    )  # fmt: skip
+    autoencoder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64))
+    return tuple(part.eval().requires_grad_(False) for part in (unet, autoencoder))
+
+
+@pytest.fixture(scope="module")
+def folder(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    save_compact(network, path, {})
+    return path
+
+
+def session(path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+
+def operators(path):
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def network_feeds(batch, height, width):
+    generator = torch.Generator().manual_seed(7)
+    lr = torch.rand(batch, 1, height, width, generator=generator) * 2 - 1
+    x_t = torch.randn(batch, 16, height, width, generator=generator)
+    return {"x_t": x_t, "y": upsample(lr), "lr": lr, "t": torch.tensor([3]),
+            "fidelity": torch.tensor([0.25])}  # fmt: skip
+
+
+def run(path, feeds):
+    return session(path).run(None, {name: value.numpy() for name, value in feeds.items()})[0]
+
+
+def test_the_network_of_any_size_is_the_network_in_torch(network, tmp_path):
+    done = export_network(network, tmp_path / "n.onnx", GraphShape(batch=None))
+    assert done.difference < 1e-4
+    assert set(operators(done.path)) <= COMPACT_OPERATORS
+    assert onnx.load(done.path).opset_import[0].version >= 21
+    for size in ((1, 17, 33), (4, 32, 16)):
+        feeds = network_feeds(*size)
+        expected = network(*feeds.values()).numpy()
+        np.testing.assert_allclose(run(done.path, feeds), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "held"), [("fp16", 10), ("bf16", 16)])
+def test_half_precision_is_in_the_weights_and_not_at_the_border(network, tmp_path, precision, held):
+    done = export_network(network, tmp_path / "n.onnx", GraphShape(1, 20, 24), precision)
+    graph = onnx.load(done.path).graph
+    types = {value.name: value.data_type for value in graph.initializer}
+    weights = [name for name in types if name.endswith(".weight")]
+    assert weights
+    assert {types[name] for name in weights} == {held}
+    ends = [*graph.input, *graph.output]
+    assert {v.name: v.type.tensor_type.elem_type for v in ends}["x_0"] == onnx.TensorProto.FLOAT
+    assert 0 < done.difference <= done.tolerance
+    if precision == "fp16":  # ONNX Runtime has no bfloat16 convolution on the CPU
+        feeds = network_feeds(1, 20, 24)
+        expected = network(*feeds.values()).numpy()
+        np.testing.assert_allclose(run(done.path, feeds), expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_sampler_goes_from_tile_to_tile(network, tmp_path, steps):
+    sampler = CompactSampler(network, exponential_schedule(), steps)
+    done = export_sampler(sampler, tmp_path / "s.onnx", GraphShape(None, 16, 24))
+    assert set(operators(done.path)) <= SAMPLER_OPERATORS
+    lr = torch.rand(3, 1, 16, 24) * 2 - 1
+    feeds = {"lr": lr, "noise": torch.randn(3, 16 * steps, 16, 24), "fidelity": torch.zeros(1)}
+    sr = run(done.path, feeds)
+    assert sr.shape == (3, 1, 64, 96)
+    np.testing.assert_allclose(sr, sampler(*feeds.values()).numpy(), atol=1e-4)
+
+
+def test_the_published_sampler_goes_from_tile_to_tile(published, tmp_path):
+    sampler = PublishedSampler(*published, exponential_schedule(), 1)
+    done = export_sampler(sampler, tmp_path / "s.onnx", GraphShape(1, 16, 32))
+    found = operators(done.path)
+    assert set(found) <= PUBLISHED_OPERATORS
+    assert found["GroupNormalization"] > 20  # not taken to pieces
+    feeds = {"lr": torch.rand(1, 1, 16, 32) * 2 - 1, "noise": torch.randn(1, 3, 16, 32)}
+    with torch.no_grad():
+        expected = sampler(*feeds.values()).numpy()
+    np.testing.assert_allclose(run(done.path, feeds), expected, atol=1e-4)
+
+
+def test_published_norms_and_softmax_stay_in_float32(published, tmp_path):
+    unet, _ = published
+    done = export_network(unet, tmp_path / "u.onnx", GraphShape(1, 16, 16), "fp16")
+    model = onnx.shape_inference.infer_shapes(onnx.load(done.path))
+    values = [*model.graph.value_info, *model.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    assert types["x_0"] == onnx.TensorProto.FLOAT
+    kinds = {"GroupNormalization": set(), "Softmax": set(), "Conv": set()}
+    for node in model.graph.node:
+        if node.op_type in kinds:
+            kinds[node.op_type].add(types[node.output[0]])
+    assert kinds == {"GroupNormalization": {1}, "Softmax": {1}, "Conv": {10}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_published_sampler_in_half_precision(published, tmp_path, precision):
+    sampler = PublishedSampler(*published, exponential_schedule(), 1)
+    done = export_sampler(sampler, tmp_path / "s.onnx", GraphShape(1, 16, 16), precision)
+    assert (done.quantity, done.difference <= done.tolerance) == ("mean", True)
+
+
+def test_a_graph_that_differs_is_refused_and_not_left(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "_run", lambda *_: torch.full((1, 16, 20, 24), torch.nan))
+    with pytest.raises(ValueError, match=r"differs from torch by nan, more than"):
+        export_network(network, tmp_path / "n.onnx", GraphShape(1, 20, 24))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_what_the_graph_is(folder, tmp_path, capsys):
+    target = tmp_path / "n.onnx"
+    arguments = ["export", str(folder), str(target), "--input-size", "20x24", "--batch", "2"]
+    assert cli.main(arguments) == 0
+    assert "largest difference to torch" in capsys.readouterr().out
+    opened = session(target)
+    assert {i.name: i.shape for i in opened.get_inputs()}["lr"] == [2, 1, 20, 24]
+    told = opened.get_modelmeta().custom_metadata_map
+    assert told["weights_sha256"] == sha256_file(folder / "network.safetensors")
+    assert (told["precision"], told["kind"], told["what"]) == ("fp32", "compact", "network")
+    assert told["shape"] == "2x20x24"
+    assert cli.main(arguments) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["bicubic", "--input-size", "20x24"], "no network"),
+        (["no-such-model", "--input-size", "20x24"], "no-such-model"),
+        (["MODEL", "--input-size", "20x24", "--steps", "2"], "--what sampler"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(folder, tmp_path, capsys, arguments, text):
+    model, *rest = (str(folder) if argument == "MODEL" else argument for argument in arguments)
+    assert cli.main(["export", model, str(tmp_path / "n.onnx"), *rest]) == 2
+    assert text in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["160", "0x160", "120x", "120*160"])
+def test_a_size_is_height_x_width(size, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", "difiisr-rt-x4", "out.onnx", "--input-size", size])
+    assert "120x160" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None if name == "onnxscript" else 1)
+    with pytest.raises(ModuleNotFoundError, match=r"onnxscript.*difiisr_ros\[onnx\]"):
+        export_network(network, tmp_path / "n.onnx", GraphShape(1, 20, 24))
