@@ -236,7 +236,7 @@ def test_outputs_of_another_method_are_judged_as_a_model_is(data):
     assert read_results(data / "again").sets[0].models[1].mean["psnr"] is None  # infinite
     assert all(r.values["psnr"] == np.inf for r in read_per_frame(data / "again")[5:])
     (theirs / "03.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 5 frames .* 03"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 5 frames .* 03"):
         evaluate(*arguments, "--out", data / "again", "--outputs", f"Bi-DiffSR={theirs}")
 
 
