@@ -1,0 +1,1 @@
+"""Object detectors that judge super-resolved frames: training, inference, average precision."""
