@@ -42,7 +42,7 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
         raise ValueError(f"consistency must lie in 0..1, got {strength}")
     if strength == 0.0:
         return packed
-    target = torch.lerp(downsample(packed), lr, strength)
+    target = lr if strength == 1.0 else torch.lerp(downsample(packed), lr, strength)
     for _ in range(_PASSES):
         residual = target - downsample(packed)
         packed = packed + downsample_adjoint(_inverse_filter(residual))
