@@ -25,7 +25,7 @@ EXTRAS = {
             "ros-std-srvs",
         )
     ],
-    "train": ["accelerate", "pillow", "pyyaml", "segment-anything", "torchvision"],
+    "train": ["accelerate", "matplotlib", "pillow", "pyyaml", "segment-anything", "torchvision"],
     "eval": [
         "jinja2",
         "lpips",
@@ -85,6 +85,7 @@ setup(
     packages=list(package_folders()),
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
+    package_data={"difiisr_training.evaluation.report": ["page.*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),

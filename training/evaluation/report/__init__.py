@@ -1,0 +1,1 @@
+"""``report.html``: what an evaluation found, on one page that opens offline."""
