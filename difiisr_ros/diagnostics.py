@@ -72,7 +72,7 @@ def stream_values(summary: Summary) -> dict[str, str]:
 def model_values(upscaler: Upscaler) -> dict[str, str]:
     """Return what is loaded, what runs it and why not something faster, and its memory."""
     values = {"model": upscaler.name, "backend": upscaler.backend, "device": upscaler.device}
-    values |= {f"not {backend}": reason for backend, reason in upscaler.passed_over}
+    values |= {f"passed over {backend}": reason for backend, reason in upscaler.passed_over}
     values["weights sha256"] = upscaler.weights_sha256
     return values | memory_values(upscaler.device)
 

@@ -11,8 +11,9 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 from difiisr_models import UpscalerSettings
-from difiisr_models.backends import ENGINE_MISMATCH, PRECISIONS
+from difiisr_models.backends import ENGINE_MISMATCH
 from difiisr_models.backends.selection import BACKENDS
+from difiisr_models.precision import PRECISIONS
 
 RELIABILITIES = ("best_effort", "reliable")
 

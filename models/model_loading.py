@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from difiisr_models.backends import PRECISIONS, NetworkSource
+from difiisr_models.backends import NetworkSource
 from difiisr_models.backends.selection import BackendChoice, select_backend, torch_only
 from difiisr_models.checkpoint import load_published
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact, parameter_count
 from difiisr_models.frame_model import CompactModel, FrameModel
+from difiisr_models.precision import PRECISIONS
 from difiisr_models.published import PublishedModel
 from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.schedule import Schedule, exponential_schedule

@@ -8,7 +8,6 @@ nothing more.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import tempfile
@@ -22,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from difiisr_models.backends import PRECISIONS
 from difiisr_models.compact import CompactNetwork
 from difiisr_models.frame_model import sample_compact
+from difiisr_models.precision import PRECISIONS, with_precision
 from difiisr_models.published import PublishedModel
 from difiisr_models.resample import PHASES, unpack
 from difiisr_models.schedule import Schedule
@@ -199,25 +198,6 @@ def export_sampler(
         return tensors | ({"fidelity": torch.tensor([0.5])} if compact else {})
 
     return _export(sampler, inputs, "sr", path, shape, precision, properties or {})
-
-
-def with_precision(module: nn.Module, precision: str) -> nn.Module:
-    """A copy whose convolutions and linear layers hold and compute half; fp32 copies as it is.
-
-    Each such layer casts what it is given; all else computes in what reaches it, and the networks
-    cast to float32 by themselves where they must (norms, softmax, code distances). The module's
-    own result is float32.
-    """
-    dtype = PRECISIONS[precision]
-    module = copy.deepcopy(module)
-    if dtype is None:
-        return module
-    for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.to(dtype)
-            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
-    module.register_forward_hook(lambda _, inputs, output: output.float())
-    return module
 
 
 def require_packages(packages: tuple[str, ...] = REQUIRED) -> None:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from difiisr_models.backends import PRECISIONS
 from difiisr_models.model_loading import load_parts
 from difiisr_models.onnx_graph import (
     CompactSampler,
@@ -16,6 +15,7 @@ from difiisr_models.onnx_graph import (
     export_sampler,
     require_packages,
 )
+from difiisr_models.precision import PRECISIONS
 from difiisr_models.weights import sha256_file
 from difiisr_ros.commands.arguments import image_size, positive
 

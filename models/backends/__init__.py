@@ -15,9 +15,6 @@ from torch import Tensor
 
 from difiisr_models.compact import CompactNetwork
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of convolutions and matrix products; None leaves them in float32, as all else always is."""
-
 ENGINE_MISMATCH = ("rebuild", "fallback", "fail")
 """What can be done about an engine that does not fit."""
 
@@ -57,7 +54,7 @@ class NetworkSource:
         network: float32, in evaluation mode, on the CPU; a backend that changes it copies it.
         weights_sha256: of the file that the network was read from.
         device: where the runner's tensors will lie.
-        precision: one of :data:`PRECISIONS`.
+        precision: one of ``precision.PRECISIONS``.
         compile: whether the torch backend runs ``torch.compile``.
         engine: the TensorRT engine file to run, None for none given.
         engine_mismatch: what to do when it does not fit: one of :data:`ENGINE_MISMATCH`.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from difiisr_models.backends import (
-    PRECISIONS,
     BackendUnavailable,
     EngineRefused,
     NetworkRunner,
     NetworkSource,
 )
+from difiisr_models.precision import PRECISIONS
 
 BACKENDS = ("auto", "tensorrt", "torch_tensorrt", "onnxruntime", "torch")
 

@@ -1,8 +1,7 @@
-"""The network in torch itself: eager or compiled, half by autocast, CUDA graphs on a GPU."""
+"""The network in torch itself: eager or compiled, CUDA graphs on a GPU."""
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from difiisr_models.backends import PRECISIONS, NetworkSource
+from difiisr_models.backends import NetworkSource
+from difiisr_models.precision import with_precision
 
 _GRAPHS = 4  # shapes whose CUDA graphs are kept; each holds the activations of one call
 _WARM_UP_CALLS = 3
@@ -22,21 +22,15 @@ class TorchRunner:
     shape = None
 
     def __init__(self, source: NetworkSource) -> None:
-        network = copy.deepcopy(source.network)
+        network = with_precision(source.network, source.precision)
         network = network.to(source.device, memory_format=torch.channels_last)
-        self._device_type = source.device.type
-        self._autocast = PRECISIONS[source.precision]
-        self._network = torch.compile(network) if source.compile else network
-        self._run = CudaGraphs(self._compute) if source.device.type == "cuda" else self._compute
+        run = torch.compile(network) if source.compile else network
+        self._run = CudaGraphs(run) if source.device.type == "cuda" else run
 
     def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
         """See :class:`difiisr_models.backends.NetworkRunner`."""
         with torch.inference_mode():
             return self._run(x_t, y, lr, t, fidelity)
-
-    def _compute(self, *inputs: Tensor) -> Tensor:
-        with torch.autocast(self._device_type, self._autocast, self._autocast is not None):
-            return self._network(*inputs).float()
 
 
 class _Captured(NamedTuple):

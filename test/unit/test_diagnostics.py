@@ -66,7 +66,7 @@ def test_the_values_a_dashboard_reads():
 def test_the_backend_and_what_was_passed_over_are_told():
     values = model_values(load_upscaler("bicubic", device="cpu", backend="onnxruntime"))
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
-    assert values["not onnxruntime"] == "bicubic always runs in torch"
+    assert values["passed over onnxruntime"] == "bicubic always runs in torch"
 
 
 def test_memory_is_that_of_this_process():
