@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +18,10 @@ from difiisr_models.checkpoint import load_published
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.model_loading import load_network, save_compact, save_published_unet
 from difiisr_training.config import TrainConfig, as_dict, load_config
+from difiisr_training.curves import save_learning_curve
+from difiisr_training.evaluation.judge import SQUEEZE_FILE, SQUEEZE_LINEAR_FILE
+from difiisr_training.evaluation.metrics import LpipsSqueeze
+from difiisr_training.journal import STATISTICS_NAME, read_journal
 from difiisr_training.loop import CHECKPOINT_NAME, train
 from difiisr_training.networks import (
     TrainingFiles,
@@ -26,6 +30,7 @@ from difiisr_training.networks import (
     load_average,
 )
 from difiisr_training.preview import save_preview
+from difiisr_training.validation import Validator
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
     accelerator = Accelerator(
         cpu=options.device == "cpu",
         mixed_precision="no" if config.precision == "fp32" else config.precision,
+        # the detail head has no gradient while perceptual_weight is 0
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     files = TrainingFiles(
         autoencoder=load_published(options.autoencoder)[1] if options.autoencoder else None,
@@ -59,6 +66,9 @@ def main(argv: Sequence[str]) -> int:
         if options.teacher is None:
             raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
         teacher = starting_weights(options.teacher).to(accelerator.device)
+    validator = None
+    if config.validate_every:
+        validator = Validator(config, options.data, run, files.autoencoder, _lpips(options.lpips))
     state = train(
         config,
         build_objective(config, files, accelerator.device),
@@ -67,11 +77,15 @@ def main(argv: Sequence[str]) -> int:
         accelerator=accelerator,
         teacher=teacher,
         initial=starting_weights(options.init) if options.init else teacher,
+        validate=validator,
+        tensorboard=options.tensorboard,
         budget_s=options.budget,
         workers=options.workers,
     )
     if accelerator.is_main_process:
         print(f"{run / CHECKPOINT_NAME}: {state.iteration} of {config.iterations} iterations")
+        if read_journal(run, STATISTICS_NAME):
+            save_learning_curve(run, run / "learning_curve.png")
         if options.export:
             export(run, options.export, options.autoencoder)
             print(f"{options.export}: weights of the moving average, ready for load_upscaler")
@@ -126,6 +140,12 @@ def export(run: Path, folder: Path, published: Path | None) -> None:
         save_published_unet(network, published, folder, card)
 
 
+def _lpips(weights: Path | None) -> LpipsSqueeze | None:
+    if weights is None:
+        return None
+    return LpipsSqueeze(weights / SQUEEZE_FILE, weights / SQUEEZE_LINEAR_FILE)
+
+
 def parse_duration(text: str) -> float:
     """``90``, ``90s``, ``30m`` or ``1.5h`` -> seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
@@ -165,11 +185,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = the default")
     parser.add_argument("--vgg", type=Path, help="weights of the configured VGG")
     parser.add_argument("--sam", type=Path, help="checkpoint of a Segment Anything model")
+    parser.add_argument(
+        "--lpips", type=Path, metavar="DIR", help="LPIPS-squeeze networks, for the validation"
+    )
     parser.add_argument("--peers", type=Path, metavar="DIR", help="weights of the image teacher")
     parser.add_argument(
         "--autoencoder", type=Path, metavar="DIR",
         help="converted published model whose autoencoder gives the latent space",
     )  # fmt: skip
+    parser.add_argument("--tensorboard", action="store_true", help="write event files too")
     parser.add_argument(
         "--export", type=Path, metavar="DIR", help="write the weights here at the end"
     )

@@ -63,6 +63,8 @@ class TrainConfig:
         seed: of data, noise and initial weights.
         checkpoint_every: iterations between checkpoints.
         log_every: iterations between lines of statistics.
+        validate_every: iterations between validations; 0 = none.
+        validation_frames: frames that each of them looks at.
     """
 
     name: str
@@ -83,6 +85,8 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 500
     log_every: int = 50
+    validate_every: int = 0
+    validation_frames: int = 12
 
     def __post_init__(self) -> None:
         if self.guidance.kind != "none" and self.published is None and not self.perceptual_weight:

@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
 from difiisr_training.data.crops import CropDataset, crop_side, prepare_frame
 from difiisr_training.data.images import load_images
+from difiisr_training.journal import STATISTICS_NAME, VALIDATION_NAME, Journal
 from difiisr_training.networks import build_network
 from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
 
 CHECKPOINT_NAME = "checkpoint.pt"
-STATISTICS_NAME = "statistics.jsonl"
+
+Validate = Callable[[nn.Module, int], dict[str, float]]
+"""Scores the moving average at an iteration; draws no random number of the training."""
 
 
 @dataclass
@@ -70,6 +74,8 @@ def train(
     accelerator: Accelerator,
     teacher: nn.Module | None = None,
     initial: nn.Module | None = None,
+    validate: Validate | None = None,
+    tensorboard: bool = False,
     budget_s: float = math.inf,
     workers: int = 0,
 ) -> TrainState:
@@ -86,6 +92,8 @@ def train(
         accelerator: device, precision and processes.
         teacher: the frozen network to distil.
         initial: network whose weights a new run starts from.
+        validate: called every ``validate_every`` iterations and at the end of the schedule.
+        tensorboard: write event files too.
         budget_s: wall-clock limit.
         workers: processes that load samples, per training process.
 
@@ -108,9 +116,12 @@ def train(
         total=config.iterations, initial=state.iteration, desc=config.name, unit="it",
         disable=not accelerator.is_main_process,
     )  # fmt: skip
-    losses, started = [], time.monotonic()
+    journal = Journal(run, tensorboard) if accelerator.is_main_process else None
+    losses, waited, started = [], 0.0, time.monotonic()
     with progress, _StopOnSignal() as stop:
+        asked = time.monotonic()
         for lr, hr, clean in batches:
+            waited += time.monotonic() - asked
             rate = learning_rate(state.iteration, config.optimiser, config.iterations)
             images = [x.to(accelerator.device) for x in (lr, hr, clean)]
             losses.append(training_step(state, loss_module, images, rate, config, accelerator))
@@ -123,17 +134,22 @@ def train(
                         f"the loss is {loss} before iteration {state.iteration}; the last "
                         f"checkpoint in {run} is kept. Lower the learning rate or use fp32"
                     )
-                speed = len(losses) / (time.monotonic() - started)
-                if accelerator.is_main_process:
-                    line = {"iteration": state.iteration, "loss": loss, "lr": rate}
-                    with (run / STATISTICS_NAME).open("a", encoding="utf-8") as statistics:
-                        statistics.write(json.dumps(line | {"it_per_s": speed}) + "\n")
+                elapsed = time.monotonic() - started
+                if journal:
+                    speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
+                    values = {"loss": loss, "lr": rate, **speed}
+                    journal.write(STATISTICS_NAME, state.iteration, values)
                 progress.set_postfix(loss=f"{loss:.4f}")
-                losses, started = [], time.monotonic()
+                losses, waited, started = [], 0.0, time.monotonic()
             if state.iteration % config.checkpoint_every == 0 and accelerator.is_main_process:
                 save_checkpoint(run / CHECKPOINT_NAME, state, config)
+            if journal and validate and _validates_at(state.iteration, config):
+                journal.write(
+                    VALIDATION_NAME, state.iteration, validate(state.ema, state.iteration)
+                )
             if _any_process(stop.requested or time.monotonic() > deadline, accelerator):
                 break
+            asked = time.monotonic()
     if accelerator.is_main_process:
         save_checkpoint(run / CHECKPOINT_NAME, state, config)
     accelerator.wait_for_everyone()
@@ -270,6 +286,11 @@ def _batches(
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+
+def _validates_at(iteration: int, config: TrainConfig) -> bool:
+    every = config.validate_every
+    return every > 0 and (iteration % every == 0 or iteration == config.iterations)
 
 
 def _own_slice(batch: int, accelerator: Accelerator) -> slice:
