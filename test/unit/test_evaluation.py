@@ -151,6 +151,25 @@ def test_a_recording_of_high_resolution_frames_can_be_the_reference(tmp_path):
     assert results.sets[0].models[0].mean["psnr"] > 10
 
 
+def test_a_recording_in_kelvin_stays_float(tmp_path):
+    rng = np.random.default_rng(4)
+    scenes = [np.kron(rng.uniform(280, 310, (12, 16)), np.ones((8, 8))) for _ in range(2)]
+    images = {
+        i: image_bytes(header(i), s.astype(np.float32), "32FC1") for i, s in enumerate(scenes)
+    }
+    record(tmp_path / "bag", frames=2, images=images)
+    out = tmp_path / "out"
+    evaluate(tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4", "--out", out,
+             "--radiometry", "kelvin=1*counts")  # fmt: skip
+    (chosen,) = read_results(out).sets
+    assert read_frame(frames_folder(out, chosen.name, "hr"), "000001").dtype == np.float32
+    for model in chosen.models:
+        assert model.mean["kelvin_p95"] == model.mean["error_p95"] < 15
+        assert model.mean["psnr"] > 15
+    assert chosen.models[1].mean["consistency_max"] < 0.5
+    assert chosen.temperature_bins[0].low >= 270
+
+
 def test_the_same_again_gives_the_same_numbers(data):
     tables = []
     for name in ("one", "two"):
@@ -218,6 +237,26 @@ def test_a_run_that_was_killed_goes_on_with_the_model_that_was_running(data, cou
     assert [m.name for m in read_results(data / "out").sets[0].models] == [
         "bicubic", "difiisr-rt-x4",
     ]  # fmt: skip
+
+
+def test_a_detector_judges_the_frames_of_every_set(data, monkeypatch):
+    from difiisr_training.detection import judge
+
+    asked = []
+
+    def note(out, folder, detector, annotations, series):
+        assert (out / "frames" / folder / "hr").is_dir()
+        asked.append((folder, detector.name, annotations.name, series))
+        return {"sets": {folder: {}}}
+
+    monkeypatch.setattr(judge, "judge_detection", note)
+    arguments = [data / "eight", data / "deep", "--models", "bicubic", "--metrics", "psnr"]
+    evaluate(*arguments, "--out", data / "out", "--detector", "d.onnx", "--annotations", "a.json")
+    folders = [slug(str(data / name)) for name in ("eight", "deep")]
+    assert asked == [(one, "d.onnx", "a.json", ["bicubic", "hr"]) for one in folders]
+    assert read_results(data / "out").detection == {"sets": {folders[1]: {}}}
+    with pytest.raises(ValueError, match="--annotations"):
+        evaluate(*arguments, "--out", data / "out", "--detector", "d.onnx")
 
 
 def test_outputs_of_another_method_are_judged_as_a_model_is(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from difiisr_training.evaluation.judge import METRICS, Judge
 from difiisr_training.evaluation.outputs import OutputFolder
 from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_contestant
 from difiisr_training.evaluation.results import (
+    HR_FOLDER,
     PER_FRAME_FILE,
     RESULTS_FILE,
     Results,
+    slug,
     write_per_frame,
     write_results,
 )
@@ -43,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return evaluate_recorded(arguments)
     options = _parser().parse_args(arguments)
+    if options.detector and not options.annotations:
+        raise ValueError("--detector needs --annotations, a COCO or HIT-UAV file")
     results = run(options, arguments)
     print(markdown_table(results))
     for name, reason in results.not_run.items():
@@ -82,6 +87,30 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> Results:
     )
     write_per_frame(found.rows, list(found.metrics), options.out)
     write_results(results, options.out)
+    results = _with_readers(results, options)
+    write_results(results, options.out)
+    return results
+
+
+def _with_readers(results: Results, options: argparse.Namespace) -> Results:
+    """Let the detector and the segmenter, where given, judge the frames of every set."""
+    series = [slug(model.name) for chosen in results.sets[:1] for model in chosen.models]
+    series += [HR_FOLDER] if results.mode == "reference" else []
+    for chosen in results.sets:
+        if options.detector:
+            from difiisr_training.detection.judge import judge_detection
+
+            found = judge_detection(
+                options.out, slug(chosen.name), options.detector, options.annotations, series
+            )
+            results = replace(results, detection=found)
+        if options.segmenter:
+            from difiisr_training.segmentation.judge import judge_segmentation
+
+            found = judge_segmentation(
+                options.out, slug(chosen.name), options.segmenter, options.labels, series
+            )
+            results = replace(results, segmentation=found)
     return results
 
 
@@ -178,6 +207,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--radiometry", metavar="FORMULA", help="of the counts, e.g. 'kelvin=0.1*counts+173.15'"
+    )
+    parser.add_argument(
+        "--detector", type=Path, metavar="ONNX", help="judge by detections too; see --annotations"
+    )
+    parser.add_argument(
+        "--annotations", type=Path, metavar="JSON", help="boxes in the frames of every set"
+    )
+    parser.add_argument("--segmenter", type=Path, metavar="DIR", help="judge by segmentation too")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="DIR",
+        help="label maps of the frames; without: agreement with the segmentation of HR",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
     parser.add_argument("--no-report", action="store_true", help="write no report.html")

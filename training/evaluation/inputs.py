@@ -145,8 +145,9 @@ def _resolve(
     if not path.exists():
         held_out = next((chosen for chosen in HELD_OUT if chosen.name == name), None)
         if data is None:
-            hint = "a held-out set: say where the sets are with --data" if held_out else "no file"
-            raise FileNotFoundError(f"{name}: {hint}")
+            raise FileNotFoundError(
+                f"{name}: no such file or folder; the name of a set needs their root, --data"
+            )
         if held_out:
             kept = replace(selection, last=selection.last or held_out.selection.last)
             return [replace(held_out, path=data / held_out.path, selection=kept)]
