@@ -52,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
     accelerator = Accelerator(
         cpu=options.device == "cpu",
         mixed_precision="no" if config.precision == "fp32" else config.precision,
-        # the detail head has no gradient while perceptual_weight is 0
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=_has_idle_head(config))
+        ],
     )
     files = TrainingFiles(
         autoencoder=load_published(options.autoencoder)[1] if options.autoencoder else None,
@@ -138,6 +139,11 @@ def export(run: Path, folder: Path, published: Path | None) -> None:
         save_compact(network, folder, card)
     else:
         save_published_unet(network, published, folder, card)
+
+
+def _has_idle_head(config: TrainConfig) -> bool:
+    """Whether the fidelity-0 head gets no gradient: processes must not wait for one."""
+    return config.stage == "diffusion" and config.perceptual_weight == 0
 
 
 def _lpips(weights: Path | None) -> LpipsSqueeze | None:
