@@ -3,10 +3,7 @@
 import argparse
 import dataclasses
 import json
-import os
 import signal
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from difiisr_models import load_upscaler
-from difiisr_training import cli
+from difiisr_training import cli, loop
 from difiisr_training.config import OptimiserConfig, load_config
 from difiisr_training.loop import learning_rate, train, update_ema
 from difiisr_training.networks import TrainingFiles, build_objective, load_average
@@ -80,22 +77,20 @@ def test_training_lowers_the_loss_and_writes_statistics(config, data, tmp_path):
     assert all(line["it_per_s"] > 0 for line in lines)
 
 
-def test_ctrl_c_saves(config, data, tmp_path):
-    endless = dataclasses.replace(config, iterations=10**6, checkpoint_every=10**6)
+def test_ctrl_c_saves(config, data, tmp_path, monkeypatch):
+    """The signal comes from within the seventh iteration, which is still finished."""
 
-    def interrupt():
-        while not (tmp_path / "run" / "statistics.jsonl").exists():
-            time.sleep(0.05)
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted_rate(iteration, *settings):
+        if iteration == 6:
+            signal.raise_signal(signal.SIGINT)
+        return learning_rate(iteration, *settings)
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    state = run(endless, data, tmp_path / "run")
-    thread.join()
-    assert 0 < state.iteration < 10**6
-    assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == state.iteration
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(loop, "learning_rate", interrupted_rate)
+    handler = signal.getsignal(signal.SIGINT)
+    longer = dataclasses.replace(config, iterations=100, checkpoint_every=100)
+    assert run(longer, data, tmp_path / "run").iteration == 7
+    assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == 7
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_run_folder_of_other_settings_is_refused_by_name(config, data, tmp_path):

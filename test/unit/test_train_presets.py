@@ -1,0 +1,20 @@
+"""Every preset in config/train is complete and describes itself."""
+
+import pytest
+from conftest import REPOSITORY
+
+from difiisr_training import cli
+from difiisr_training.config import load_config
+
+PRESETS = sorted((REPOSITORY / "config" / "train").glob("*.yaml"))
+BUDGETS = {"difiisr-rt-x4": 5.0, "difiisr-rt-l-x4": 25.0}
+"""GFLOP for a tile of 64x64, by the name of the model."""
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_read_described_and_within_the_budget_of_its_model(path, capsys):
+    config = load_config(path)
+    assert cli.main([str(path), "--dry-run"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("network "))
+    gflop = float(line.split()[1])
+    assert 0 < gflop <= BUDGETS.get(config.name, float("inf"))
