@@ -70,7 +70,7 @@ def load_model(name: str, device: torch.device, backend: str, **options: object)
         model = PublishedModel(*networks, parts.schedule, PRECISIONS[precision])
         choice = torch_only(backend, "the published model")
     else:
-        source = NetworkSource(parts.network, parts.weights_sha256, device, **options)
+        source = NetworkSource(parts.network, parts.weights_sha256, device, model=name, **options)
         runner, choice = select_backend(backend, source)
         count = parameter_count(parts.network)
         model = CompactModel(runner, count, parts.schedule, NETWORK_LIMIT)

@@ -14,6 +14,16 @@ import torch
 from torch import Tensor
 
 from difiisr_models.compact import CompactNetwork
+from difiisr_models.precision import PRECISIONS
+
+__all__ = [
+    "ENGINE_MISMATCH",
+    "PRECISIONS",
+    "BackendUnavailable",
+    "EngineRefused",
+    "NetworkRunner",
+    "NetworkSource",
+]
 
 ENGINE_MISMATCH = ("rebuild", "fallback", "fail")
 """What can be done about an engine that does not fit."""
@@ -54,13 +64,14 @@ class NetworkSource:
         network: float32, in evaluation mode, on the CPU; a backend that changes it copies it.
         weights_sha256: of the file that the network was read from.
         device: where the runner's tensors will lie.
-        precision: one of ``precision.PRECISIONS``.
+        precision: one of :data:`PRECISIONS`.
         compile: whether the torch backend runs ``torch.compile``.
         engine: the TensorRT engine file to run, None for none given.
         engine_mismatch: what to do when it does not fit: one of :data:`ENGINE_MISMATCH`.
             ``rebuild`` is done by the backend; it raises :class:`EngineRefused` for the others.
         tile: side of the largest tile, low-resolution pixels.
         tile_batch: tiles per call, at most.
+        model: its name or path, for commands that errors suggest.
     """
 
     network: CompactNetwork
@@ -72,3 +83,4 @@ class NetworkSource:
     engine_mismatch: str = "fallback"
     tile: int = 256
     tile_batch: int = 1
+    model: str = "MODEL"
