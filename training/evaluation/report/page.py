@@ -40,7 +40,7 @@ _KELVIN = 273.15
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG, and what it shows in words."""
+    """An SVG; ``text``: what it shows, "" where the title says it."""
 
     title: str
     svg: str
@@ -79,12 +79,12 @@ class SetSection:
 
     anchor: str
     result: SetResult
-    strips: Mapping[tuple[str, str], str]
+    strips: Mapping[tuple[str, str], Sequence[str]]
     findings: Sequence[Finding]
     tables: Sequence[tables.Table]
     differences: tables.Table | None
     panels: Sequence[panels.Panel]
-    whole: panels.Panel
+    whole: panels.SideBySide
     trade_off: Plot | None
     spectra: Plot
     curves: Sequence[Plot]
@@ -216,7 +216,7 @@ def _findings(
 
 def _strips(
     chosen: SetResult, metrics: Mapping[str, MetricInfo], rows: Sequence[FrameRow]
-) -> dict[tuple[str, str], str]:
+) -> dict[tuple[str, str], list[str]]:
     keys = tables.headline_metrics(metrics)[:2]
     found = {}
     for row in rows:
@@ -225,7 +225,7 @@ def _strips(
                 f"{metrics[key].label} {_counts(row.values[key])} {metrics[key].unit}".strip()
                 for key in keys
             ]
-            found[row.frame, row.model] = " · ".join(parts)
+            found[row.frame, row.model] = parts
     return found
 
 
@@ -314,7 +314,7 @@ def _curves(
     for key in tables.headline_metrics(metrics):
         label = tables.column(key, metrics[key]).head
         lines = tables.values_by_frame(rows, chosen, key)
-        found.append(Plot(label, plots.curves(lines, look, label), f"{label} of every frame."))
+        found.append(Plot(label, plots.curves(lines, look, label), ""))
     return found
 
 

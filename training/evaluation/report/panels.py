@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -71,37 +70,49 @@ class FrameImages:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a panel: who made it, the result, and an error map if it has one."""
+    """What a model made, and its error map."""
 
-    role: Literal["input", "model", "reference"]
     name: str
     picture: Picture
-    error: Picture | None
+    error: Picture
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """One place as all see it, in one gray scale, and error maps in one colour scale.
+
+    Attributes:
+        frame: its name.
+        shown: counts that are black and white.
+        limit: counts at the ends of the error maps' colours.
+        input: what the models saw.
+        results: what they made of it.
+        reference: what they should have made of it, if known.
+    """
+
+    frame: str
+    shown: GrayRange
+    limit: float
+    input: Picture
+    results: Sequence[Tile]
+    reference: Picture | None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One frame, side by side.
+    """A crop, and where it lies.
 
     Attributes:
-        frame: its name.
         context: the whole frame.
-        window: where the crop lies, in percent of the frame: left, top, width, height.
-        place: the same in pixels, and its disagreement, in words.
-        side: of the crop, pixels; of a whole frame its height.
-        shown: counts that are black and white.
-        limit: counts at the ends of the error maps' colours.
-        tiles: input, models, reference.
+        percent: the crop's left, top, width and height in percent of the frame.
+        window: the same in pixels.
+        tiles: the crop.
     """
 
-    frame: str
     context: Picture
-    window: tuple[float, float, float, float]
-    place: str
-    side: int
-    shown: GrayRange
-    limit: float
-    tiles: Sequence[Tile]
+    percent: tuple[float, float, float, float]
+    window: Window
+    tiles: SideBySide
 
 
 def read_images(out: Path, chosen: SetResult, frame: str) -> FrameImages:
@@ -160,70 +171,52 @@ def choose_frames(out: Path, chosen: SetResult, most: int) -> list[tuple[str, Wi
 
 
 def make_panel(images: FrameImages, window: Window) -> Panel:
-    """Crops of one window, one gray scale for all, and error maps with one colour scale."""
+    """What lies in ``window``, in exact pixels; gray scale and colours are those of the window."""
     scale = images.scale
     low = Window(window.top // scale, window.left // scale, window.side // scale, window.score)
-    reference = images.interpolated() if images.hr is None else images.hr
-    shown = gray_range(window.cut(reference))
-    place_of_error = window if images.hr is not None else low
-    errors = {name: place_of_error.cut(error) for name, error in images.errors().items()}
-    limit = _limit(errors)
-    tiles = [Tile("input", "", exact_picture(to_gray(low.cut(images.lr), shown)), None)]
-    tiles += [
-        Tile(
-            "model",
-            name,
-            exact_picture(to_gray(window.cut(sr), shown)),
-            exact_picture(to_signed_colour(errors[name], limit)),
-        )
-        for name, sr in images.results.items()
-    ]
-    if images.hr is not None:
-        tiles.append(
-            Tile("reference", "", exact_picture(to_gray(window.cut(images.hr), shown)), None)
-        )
-    height, width = reference.shape
-    return Panel(
+    cropped = FrameImages(
         images.name,
-        compact_picture(to_gray(reference, gray_range(reference))),
+        low.cut(images.lr),
+        None if images.hr is None else window.cut(images.hr),
+        {name: window.cut(sr) for name, sr in images.results.items()},
+    )
+    of_errors = low if images.hr is None else window
+    errors = {name: of_errors.cut(error) for name, error in images.errors().items()}
+    whole = images.interpolated() if images.hr is None else images.hr
+    height, width = whole.shape
+    return Panel(
+        compact_picture(to_gray(whole, gray_range(whole))),
         (
             100 * window.left / width,
             100 * window.top / height,
             100 * window.side / width,
             100 * window.side / height,
         ),
-        f"{window.side}×{window.side} pixels at column {window.left}, row {window.top}; "
-        f"spread {window.score:.3g} counts",
-        window.side,
-        shown,
-        limit,
-        tiles,
+        window,
+        _side_by_side(cropped, errors, exact_picture),
     )
 
 
-def whole_frames(images: FrameImages) -> Panel:
-    """The whole frame as every model shows it, with whole error maps."""
-    reference = images.interpolated() if images.hr is None else images.hr
-    shown = gray_range(reference)
-    errors = images.errors()
+def whole_frames(images: FrameImages) -> SideBySide:
+    """The whole frame, stored with a little loss."""
+    return _side_by_side(images, images.errors(), compact_picture)
+
+
+def _side_by_side(
+    images: FrameImages, errors: Mapping[str, np.ndarray], encode: Callable[[np.ndarray], Picture]
+) -> SideBySide:
+    shown = gray_range(images.lr if images.hr is None else images.hr)
     limit = _limit(errors)
-    tiles = [
-        Tile("input", "", compact_picture(to_gray(images.lr, shown)), None),
-        *(
-            Tile(
-                "model",
-                name,
-                compact_picture(to_gray(sr, shown)),
-                compact_picture(to_signed_colour(errors[name], limit)),
-            )
+    return SideBySide(
+        images.name,
+        shown,
+        limit,
+        encode(to_gray(images.lr, shown)),
+        [
+            Tile(name, encode(to_gray(sr, shown)), encode(to_signed_colour(errors[name], limit)))
             for name, sr in images.results.items()
-        ),
-    ]
-    if images.hr is not None:
-        tiles.append(Tile("reference", "", compact_picture(to_gray(images.hr, shown)), None))
-    whole = (0.0, 0.0, 100.0, 100.0)
-    return Panel(
-        images.name, tiles[-1].picture, whole, "whole frame", len(reference), shown, limit, tiles
+        ],
+        None if images.hr is None else encode(to_gray(images.hr, shown)),
     )
 
 

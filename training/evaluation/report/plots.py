@@ -19,6 +19,7 @@ _COLOURS = (
     "#3b82c4", "#d9722e", "#2f9a57", "#c2498a", "#8467cf", "#a88a1e", "#2197a0", "#cf4a44",
 )  # fmt: skip
 _MARKERS = "os^DvPX*"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names are shown as they are
@@ -131,6 +132,7 @@ def spectrum(
         )
         if any((power > 0).any() for power, _, _ in lines):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_power_of_ten)
 
     return _svg("spectrum", draw, (6.4, 4.2))
 
@@ -149,6 +151,10 @@ def curves(lines: Mapping[str, Sequence[float]], look: Mapping[str, Look], label
         axes.set(xlabel="frame", ylabel=label)
 
     return _svg(f"curves {label}", draw, (6.4, 3.1))
+
+
+def _power_of_ten(value: float, _: int) -> str:
+    return "10" + str(round(np.log10(value))).translate(_RAISED)
 
 
 def _arms(value: float, interval: tuple[float | None, float | None]) -> list[list[float]] | None:

@@ -15,7 +15,7 @@ _GROUPS = (
 )
 _OTHERS = "Picture quality"
 _HEADLINES = (
-    ("psnr",), ("lpips_squeeze", "lpips_alex", "lpips_vgg"), ("niqe",), ("flicker",),
+    ("psnr", "niqe"), ("lpips_squeeze", "lpips_alex", "lpips_vgg"), ("flicker",),
     ("consistency_mean",),
 )  # fmt: skip
 _MOST_HEADLINES = 3
