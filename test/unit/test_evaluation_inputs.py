@@ -114,9 +114,10 @@ def test_a_recording_is_read_by_message_number_and_damaged_ones_are_left_out(tmp
 
 def test_a_topic_that_is_not_there_is_said(tmp_path):
     record(tmp_path / "bag")
-    (chosen,) = resolve_inputs([str(tmp_path / "bag")], None, "/other", ALL)
     with pytest.raises(ValueError, match="/cam/image_raw"):
-        names(chosen)
+        resolve_inputs([str(tmp_path / "bag")], None, "/other", ALL)
+    (chosen,) = resolve_inputs([str(tmp_path / "bag")], None, None, ALL)
+    assert chosen.topic == "/cam/image_raw"
 
 
 def test_frames_with_nan_are_left_out(tmp_path, caplog):

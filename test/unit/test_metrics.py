@@ -8,6 +8,7 @@ from PIL import Image, ImageFilter
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.resample import pack, unpack
 from difiisr_training.data.images import list_images, read_counts
+from difiisr_training.evaluation.external_metrics import LpipsPackage, load_musiq
 from difiisr_training.evaluation.metrics import (
     LpipsSqueeze,
     Niqe,
@@ -192,3 +193,35 @@ def test_niqe_refuses_another_file(tmp_path):
     np.savez(tmp_path / "other.npz", mean=np.zeros(3))
     with pytest.raises(ValueError, match="mu_pris_param"):
         Niqe(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("net", ["alex", pytest.param("vgg", marks=pytest.mark.slow)])
+def test_lpips_on_another_backbone_is_that_of_the_lpips_package(tmp_path, net):
+    """With random backbones: the file is read into the right layers, in the right order."""
+    models = pytest.importorskip("torchvision.models")
+    package = pytest.importorskip("lpips")
+    torch.manual_seed(0)
+    backbone = models.alexnet() if net == "alex" else models.vgg16()
+    torch.save(backbone.state_dict(), tmp_path / "backbone.pth")
+    ours = LpipsPackage(net, tmp_path / "backbone.pth")
+    theirs = package.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+    layers = [layer for i in range(1, 6) for layer in getattr(theirs.net, f"slice{i}")]
+    for own, layer in zip(backbone.features, layers, strict=False):
+        layer.load_state_dict(own.state_dict())
+    hr = np.random.default_rng(5).integers(0, 255, (72, 80)).astype(np.uint8)
+    for strength in (0.5, 1, 2):
+        sr = blurred(hr, strength)
+        pair = [torch.from_numpy(i / 127.5 - 1).float().expand(1, 3, -1, -1) for i in (sr, hr)]
+        with torch.no_grad():
+            assert ours(sr, hr, 255) == pytest.approx(theirs(*pair).item(), rel=1e-4)
+    assert ours(hr, hr, 255) == 0
+    assert 0 < ours(noisy(hr, 5), hr, 255) < ours(noisy(hr, 40), hr, 255)
+
+
+def test_musiq_reads_a_file_of_its_own_network(tmp_path):
+    network = pytest.importorskip("pyiqa.archs.musiq_arch").MUSIQ(pretrained=False).eval()
+    torch.save(network.state_dict(), tmp_path / "musiq.pth")
+    image = np.random.default_rng(6).integers(0, 255, (96, 128)).astype(np.uint8)
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(image / np.float32(255)).expand(1, 3, -1, -1)).item()
+    assert load_musiq(tmp_path / "musiq.pth", "cpu")(image, 255) == pytest.approx(wanted, rel=1e-5)

@@ -35,6 +35,17 @@ def find_recordings(path: Path) -> list[Path]:
     return sorted({f.parent if (f.parent / "metadata.yaml").exists() else f for f in storage})
 
 
+def find_topic(recording: Path, topic: str | None) -> str:
+    """The image topic that is read: ``topic`` itself, or without it the only one there is.
+
+    Raises:
+        TopicError: there is no such topic, or no single one to choose.
+        ReaderError: the recording cannot be opened.
+    """
+    with Reader(recording) as reader:
+        return _choose(reader.connections, topic, recording)[0].topic
+
+
 def read_recordings(
     recordings: list[Path], topic: str | None, every: int
 ) -> tuple[list[np.ndarray], list[Path]]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from difiisr_training.data.bag_frames import find_recordings, messages, parse
+from difiisr_training.data.bag_frames import find_recordings, find_topic, messages, parse
 from difiisr_training.data.images import list_images, read_counts
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class InputSet:
         name: in tables.
         path: the folder or recording.
         kind: what it is.
-        topic: image topic of a recording; ``None``: its only one.
+        topic: image topic of a recording.
         selection: which of its frames.
     """
 
@@ -79,7 +79,7 @@ class InputSet:
         Raises:
             FileNotFoundError: the folder holds no image.
             OSError: an image is damaged.
-            ValueError: two images have one name, or the recording has no such topic.
+            ValueError: two images have one name.
         """
         for name, counts in self._images() if self.kind == "images" else self._messages():
             if counts.dtype.kind == "f" and not np.isfinite(counts).all():
@@ -127,7 +127,7 @@ def resolve_inputs(
 
     Raises:
         FileNotFoundError: there is no such file, folder or set.
-        ValueError: two sets have one name.
+        ValueError: two sets have one name, or a recording has no such topic or several.
     """
     found: list[InputSet] = []
     for name in given:
@@ -159,10 +159,14 @@ def _resolve(
     recordings = find_recordings(path)
     if not recordings:
         return [InputSet(name, path, "images", selection=selection)]
-    if len(recordings) == 1:
-        return [InputSet(name, recordings[0], "bag", topic, selection)]
     return [
-        InputSet(f"{name}/{one.relative_to(path).as_posix()}", one, "bag", topic, selection)
+        InputSet(
+            name if len(recordings) == 1 else f"{name}/{one.relative_to(path).as_posix()}",
+            one,
+            "bag",
+            find_topic(one, topic),
+            selection,
+        )
         for one in recordings
     ]
 

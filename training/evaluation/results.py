@@ -115,7 +115,7 @@ class SetResult:
         name: as asked for.
         path: folder or recording.
         kind: ``"images"`` or ``"bag"``.
-        topic: of a bag, where one was named.
+        topic: of a bag.
         frames: number of frames that were judged.
         sha256: of the frames' names, dtypes, shapes and pixels, as read.
         models: in the order asked for.
