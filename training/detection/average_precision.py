@@ -88,9 +88,7 @@ def average_precision(
     )
 
 
-def _precision(
-    truth: Sequence[Boxes], found: Sequence[Detections], class_count: int
-) -> np.ndarray:
+def _precision(truth: Sequence[Boxes], found: Sequence[Detections], class_count: int) -> np.ndarray:
     """Precision ``(IoU thresholds, recalls, classes)`` at all areas and 100 detections."""
     objects, results = [], []
     for image, boxes in enumerate(truth):

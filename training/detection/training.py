@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from difiisr_training.detection.annotations import Boxes
 from difiisr_training.detection.average_precision import Precision, average_precision
 from difiisr_training.detection.network import MULTIPLE, CentreDetector, PeakScores
 from difiisr_training.detection.peaks import Detections, decode_peaks

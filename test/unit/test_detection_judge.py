@@ -1,0 +1,154 @@
+"""A detector judges the frames that an evaluation left, and says how."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pycocotools")
+pytest.importorskip("onnxruntime")
+
+from difiisr_training.detection import judge
+from difiisr_training.detection.judge import judge_detection, match_classes
+from difiisr_training.detection.onnx_detector import OnnxDetector, decode_fastestdet
+from difiisr_training.detection.peaks import Detections
+from difiisr_training.evaluation.results import write_frame
+
+
+class BrightDetector:
+    """Finds the bounding box of what is brighter than 200."""
+
+    classes = ("person",)
+    sha256 = "0" * 64
+    input_size = None
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, counts):
+        rows, columns = np.nonzero(counts > 200)
+        if not rows.size:
+            return Detections(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+        x, y = columns.min(), rows.min()
+        box = [[x, y, columns.max() + 1 - x, rows.max() + 1 - y]]
+        return Detections(np.array(box, float), np.zeros(1, np.int64), np.ones(1))
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """One frame with a bright object: HR shows it, "sharp" too, "blind" does not."""
+    monkeypatch.setattr(judge, "OnnxDetector", BrightDetector)
+    out = tmp_path / "out"
+    bright = np.zeros((64, 64), np.uint8)
+    bright[8:28, 12:24] = 255
+    for series, counts in {"hr": bright, "sharp": bright, "blind": bright // 4}.items():
+        write_frame(out / "frames" / "scene" / series, "a", counts)
+        write_frame(out / "frames" / "scene" / series, "unlabelled", counts)
+    write_frame(out / "frames" / "scene" / "lr", "a", bright[::4, ::4])
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(
+        json.dumps(
+            {
+                "categories": [{"id": 0, "name": "Person"}],
+                "images": [{"id": 0, "filename": "a.jpg"}],
+                "annotation": [{"image_id": 0, "category_id": 0, "bbox": [12, 8, 12, 20]}],
+            }
+        )
+    )
+    return out, boxes
+
+
+def test_every_model_and_hr_are_judged_on_the_annotated_frames(evaluated):
+    out, boxes = evaluated
+    result = judge_detection(out, "scene", out / "d.onnx", boxes)
+    assert result == json.loads((out / "detection.json").read_text())
+    models = result["sets"]["scene"]
+    assert list(models) == ["blind", "sharp", "HR"]
+    assert models["sharp"]["map"] == models["HR"]["map"] == pytest.approx(1.0)
+    assert models["blind"]["map"] == 0
+    assert models["HR"]["images"] == models["HR"]["boxes"] == 1
+    assert models["HR"]["per_class"]["Person"]["ap50"] == pytest.approx(1.0)
+    overlay = result["overlays"]["scene"]["a"]
+    assert overlay["truth"] == [{"box": [12, 8, 12, 20], "class": "Person"}]
+    assert overlay["sharp"] == [{"box": [12, 8, 12, 20], "class": "Person", "score": 1.0}]
+    assert overlay["blind"] == []
+
+
+def test_a_second_set_joins_the_first_unless_the_detector_changed(evaluated, monkeypatch):
+    out, boxes = evaluated
+    (out / "frames" / "scene").rename(out / "frames" / "first")
+    judge_detection(out, "first", out / "d.onnx", boxes)
+    (out / "frames" / "first").rename(out / "frames" / "second")
+    assert set(judge_detection(out, "second", out / "d.onnx", boxes)["sets"]) == {"first", "second"}
+    monkeypatch.setattr(BrightDetector, "sha256", "1" * 64)
+    assert set(judge_detection(out, "second", out / "d.onnx", boxes)["sets"]) == {"second"}
+
+
+def test_boxes_of_a_cameras_own_frames_are_enlarged_with_them(evaluated):
+    out, boxes = evaluated
+    for series in ("hr", "sharp", "blind"):
+        for path in (out / "frames" / "scene" / series).iterdir():
+            path.unlink()
+    (out / "frames" / "scene" / "hr").rmdir()
+    large = np.zeros((256, 256), np.uint8)
+    large[32:112, 48:96] = 255
+    for series in ("sharp", "blind"):
+        write_frame(out / "frames" / "scene" / series, "a", large)
+    models = judge_detection(out, "scene", out / "d.onnx", boxes)["sets"]["scene"]
+    assert models["sharp"]["map"] == pytest.approx(1.0)
+
+
+def test_a_set_without_annotations_is_refused(evaluated):
+    out, boxes = evaluated
+    content = json.loads(boxes.read_text())
+    content["images"][0]["filename"] = "b.jpg"
+    boxes.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"no boxes for the frames of scene.*b\.jpg"):
+        judge_detection(out, "scene", out / "d.onnx", boxes)
+
+
+def test_coco_classes_find_their_places_in_hit_uav():
+    hit_uav = ("Person", "Car", "Bicycle", "OtherVehicle")
+    assert match_classes(("person", "bicycle", "car", "bus"), hit_uav).tolist() == [0, 2, 1, 3]
+    assert match_classes(("person", "dog"), ("People", "Truck")).tolist() == [0, -1]
+    with pytest.raises(ValueError, match="no class in common"):
+        match_classes(("dog",), hit_uav)
+
+
+def test_fastestdet_maps_are_decoded():
+    maps = np.zeros((85, 22, 22), np.float32)
+    maps[1:5] = -5
+    maps[0, 10, 4], maps[5 + 2, 10, 4] = 0.8, 0.9  # a car
+    maps[1:5, 10, 4] = [0.0, np.arctanh(0.5), np.log(0.25 / 0.75), np.log(0.5 / 0.5)]
+    maps[0, 3, 3], maps[5 + 60, 3, 3] = 0.9, 0.9  # furniture
+    found = decode_fastestdet(maps, (220, 440))
+    assert found.classes.tolist() == [2]
+    assert found.scores[0] == pytest.approx(0.8**0.6 * 0.9**0.4)
+    np.testing.assert_allclose(found.xywh[0], [4 * 20 - 55, 50, 110, 110], atol=1e-3)
+
+
+def test_what_is_no_detector_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no detector"):
+        OnnxDetector(tmp_path / "absent.onnx")
+    (tmp_path / "wrong.onnx").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no ONNX file"):
+        OnnxDetector(tmp_path / "wrong.onnx")
+
+
+def test_fastestdet_finds_the_car_of_a_thermal_street(shared_data):
+    path = shared_data.parent / "weights" / "fastestdet_coco.onnx"
+    if not path.is_file():
+        pytest.skip(f"no {path.name}")
+    from difiisr_training.data.images import read_counts
+
+    detector = OnnxDetector(path)
+    assert detector.input_size == (352, 352)
+    frame = shared_data / "roadscene" / "train" / "FLIR_04285.png"
+    found = detector(read_counts(frame))
+    assert detector.classes[found.classes[0]] == "car"
+    assert found.scores[0] > 0.7
+    x, y, width, height = found.xywh[0]
+    assert 320 < x < 400
+    assert 220 < y < 280
+    assert 190 < width < 290
+    assert 50 < height < 110

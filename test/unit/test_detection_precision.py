@@ -1,0 +1,141 @@
+"""Annotations are read as they are meant, and average precision is COCO's."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pycocotools")
+
+from difiisr_training.detection.annotations import Boxes, read_annotations
+from difiisr_training.detection.average_precision import average_precision
+from difiisr_training.detection.peaks import Detections
+
+CLASSES = ("Person", "Car")
+
+
+def objects(*rows, ignored=None):
+    """Rows of (x, y, w, h, class)."""
+    array = np.array(rows, float).reshape(-1, 5)
+    flags = np.zeros(len(array), bool) if ignored is None else np.array(ignored)
+    return Boxes(array[:, :4], array[:, 4].astype(int), flags)
+
+
+def found(*rows):
+    """Rows of (x, y, w, h, class, score)."""
+    array = np.array(rows, float).reshape(-1, 6)
+    return Detections(array[:, :4], array[:, 4].astype(int), array[:, 5])
+
+
+def test_perfect_boxes_give_one():
+    truth = [objects((10, 10, 20, 30, 0), (50, 60, 40, 20, 1)), objects((5, 5, 9, 9, 0))]
+    hits = [found((10, 10, 20, 30, 0, 0.9), (50, 60, 40, 20, 1, 0.8)), found((5, 5, 9, 9, 0, 0.7))]
+    result = average_precision(truth, hits, CLASSES)
+    assert result.map == pytest.approx(1.0)
+    assert result.map50 == pytest.approx(1.0)
+    assert (result.images, result.boxes) == (2, 3)
+    assert result.per_class["Person"].boxes == 2
+
+
+def test_one_of_two_found_gives_precision_up_to_half_the_recall():
+    truth = [objects((10, 10, 20, 20, 0), (100, 100, 20, 20, 0))]
+    result = average_precision(truth, [found((10, 10, 20, 20, 0, 0.9))], CLASSES)
+    # 51 of COCO's 101 recall levels lie at or below 0.5.
+    assert result.map == pytest.approx(51 / 101)
+
+
+def test_a_shifted_box_counts_at_half_overlap_but_not_at_nearly_all():
+    truth = [objects((0, 0, 100, 100, 0))]
+    result = average_precision(truth, [found((20, 0, 100, 100, 0, 0.9))], CLASSES)  # IoU 80/120
+    assert result.map50 == pytest.approx(1.0)
+    assert result.map == pytest.approx(0.4)  # at 0.50, 0.55, 0.60 and 0.65 of the ten thresholds
+
+
+def test_a_false_alarm_with_a_higher_score_halves_the_precision():
+    truth = [objects((10, 10, 20, 20, 0))]
+    hits = [found((200, 200, 20, 20, 0, 0.9), (10, 10, 20, 20, 0, 0.5))]
+    assert average_precision(truth, hits, CLASSES).map == pytest.approx(0.5)
+
+
+def test_detections_in_ignored_regions_are_no_mistakes():
+    any_class = objects((10, 10, 20, 20, 0), (100, 100, 80, 80, -1), ignored=[False, True])
+    alarm = (120, 120, 20, 20, 0, 0.9)
+    hits = [found(alarm, (10, 10, 20, 20, 0, 0.5))]
+    result = average_precision([any_class], hits, CLASSES)
+    assert result.map == pytest.approx(1.0)
+    assert result.boxes == 1
+
+
+def test_a_class_without_objects_has_no_precision_and_is_not_in_the_mean():
+    result = average_precision(
+        [objects((10, 10, 20, 20, 0))],
+        [found((10, 10, 20, 20, 0, 0.9), (1, 1, 5, 5, 1, 0.9))],
+        CLASSES,
+    )
+    assert result.per_class["Car"].ap is None
+    assert result.map == pytest.approx(1.0)
+
+
+def test_without_any_object_there_is_no_precision():
+    result = average_precision([Boxes.none()], [found((1, 1, 5, 5, 0, 0.9))], CLASSES)
+    assert result.map is None
+    assert result.map50 is None
+
+
+def hit_uav(**changes):
+    content = {
+        "categories": [
+            {"id": 0, "name": "Person"},
+            {"id": 1, "name": "Car"},
+            {"id": 4, "name": "DontCare"},
+        ],
+        "images": [{"id": 7, "filename": "a.jpg"}, {"id": 9, "filename": "b.jpg"}],
+        "annotation": [
+            {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]},
+            {"image_id": 7, "category_id": 4, "bbox": [5, 6, 7, 8]},
+        ],
+    }
+    return content | changes
+
+
+def test_hit_uav_files_are_read(tmp_path):
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps(hit_uav()))
+    truth = read_annotations(path)
+    assert truth.classes == CLASSES
+    assert truth.images["a.jpg"].xywh.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert truth.images["a.jpg"].classes.tolist() == [1, -1]
+    assert truth.images["a.jpg"].ignored.tolist() == [False, True]
+    assert len(truth.images["b.jpg"].classes) == 0
+
+
+def test_plain_coco_files_are_read(tmp_path):
+    path = tmp_path / "coco.json"
+    content = {
+        "categories": [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}],
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 1}],
+    }
+    path.write_text(json.dumps(content))
+    truth = read_annotations(path)
+    assert truth.classes == ("person", "car")
+    assert truth.images["a.png"].classes.tolist() == [1]
+    assert truth.images["a.png"].ignored.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", json.dumps(hit_uav(annotation=[{"image_id": 1, "category_id": 0}]))],
+)
+def test_what_is_no_annotation_file_is_named(tmp_path, text):
+    path = tmp_path / "wrong.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"wrong\.json is no COCO annotation file"):
+        read_annotations(path)
+
+
+def test_the_shared_boxes_are_understood(shared_data):
+    truth = read_annotations(shared_data / "hit_uav" / "annotations" / "test.json")
+    assert truth.classes == ("Person", "Car", "Bicycle", "OtherVehicle")
+    assert len(truth.images) == 130
+    assert sum(int((~boxes.ignored).sum()) for boxes in truth.images.values()) == 1009
