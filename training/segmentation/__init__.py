@@ -1,0 +1,1 @@
+"""Semantic segmentation of super-resolved frames: training of SegFormer, mean IoU."""
