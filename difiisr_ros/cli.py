@@ -151,6 +151,8 @@ def _runtime(options: argparse.Namespace) -> dict[str, Any]:
         import torch
 
         torch.set_num_threads(options.threads)
+    if options.engine and options.backend == "auto":
+        options.backend = "tensorrt"
     names = ("device", "backend", "precision", "compile", "engine")
     return {name: getattr(options, name) for name in names} | {"engine_mismatch": "fail"}
 

@@ -71,7 +71,7 @@ class Parameters:
     precision: str = _parameter(
         "fp32",
         CONFIGURE,
-        "of convolutions and matrix products; half is for GPUs",
+        "of convolutions and matrix products; half for GPUs, bf16 for CPUs that compute in it too",
         choices=tuple(PRECISIONS),
     )
     compile: bool = _parameter(

@@ -39,6 +39,7 @@ def test_replay_of_a_damaged_recording_exits_with_2(tmp_path, capsys):
         (["replay", "IN", "out", "--model", "no-such-model"], "no-such-model"),
         (["replay", "IN", "out", "--model", "bicubic", "--fidelity", "7"], "fidelity"),
         (["info", "no-such-model"], "no-such-model"),
+        (["info", "difiisr-rt-x4", "--device", "cpu", "--engine", "no.plan"], "needs a CUDA GPU"),
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),

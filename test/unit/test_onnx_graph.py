@@ -121,8 +121,8 @@ def test_half_precision_is_in_the_weights_and_not_at_the_border(network, tmp_pat
         np.testing.assert_allclose(run(done.path, feeds), expected, atol=2e-2)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_the_sampler_goes_from_tile_to_tile(network, tmp_path, steps):
+def test_the_sampler_goes_from_tile_to_tile(network, tmp_path):
+    steps = 2
     sampler = CompactSampler(network, exponential_schedule(), steps)
     done = export_sampler(sampler, tmp_path / "s.onnx", GraphShape(None, 16, 24))
     assert set(operators(done.path)) <= SAMPLER_OPERATORS
