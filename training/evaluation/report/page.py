@@ -18,7 +18,7 @@ from difiisr_training.evaluation.report.pictures import colour_bar
 from difiisr_training.evaluation.report.plots import Look, Point, looks
 from difiisr_training.evaluation.report.ranking import Mark
 from difiisr_training.evaluation.report.spectra import radial_power
-from difiisr_training.evaluation.report.tasks import SERIES, make_task, read_task
+from difiisr_training.evaluation.report.tasks import make_task, read_task
 from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,
@@ -29,6 +29,7 @@ from difiisr_training.evaluation.results import (
     TemperatureBin,
     read_per_frame,
     read_results,
+    slug,
 )
 
 REPORT_FILE = "report.html"
@@ -122,7 +123,9 @@ def write_report(out: Path) -> Path:
     ]
     parts = {"detection": results.detection, "segmentation": results.segmentation}
     found = {name: read_task(out, name, part) for name, part in parts.items()}
-    tasks = [make_task(out, name, part, titles) for name, part in found.items() if part]
+    by_folder = {slug(name): title for name, title in titles.items()}
+    by_folder |= {slug(chosen.name): chosen.name for chosen in results.sets}
+    tasks = [make_task(out, name, part, by_folder) for name, part in found.items() if part]
     page = _environment().get_template("page.html.j2")
     text = page.render(
         results=results,
@@ -131,7 +134,6 @@ def write_report(out: Path) -> Path:
         tasks=tasks,
         models=list(models.values()),
         titles=titles,
-        series=SERIES,
         look=look,
         bar=colour_bar(),
         command=shlex.join(results.command),

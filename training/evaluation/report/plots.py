@@ -138,7 +138,7 @@ def spectrum(
 
 
 def curves(lines: Mapping[str, Sequence[float]], look: Mapping[str, Look], label: str) -> str:
-    """One value per frame and model, in the frames' order."""
+    """One value per frame and model, in the frames' order; ``label``: what they are."""
 
     def draw(axes: Axes) -> None:
         for name, values in lines.items():
@@ -148,9 +148,9 @@ def curves(lines: Mapping[str, Sequence[float]], look: Mapping[str, Look], label
                 marker=look[name].marker, ms=4 if len(shown) <= 60 else 0,
             )  # fmt: skip
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel="frame", ylabel=label)
+        axes.set(xlabel="frame")
 
-    return _svg(f"curves {label}", draw, (6.4, 3.1))
+    return _svg(f"curves {label}", draw, (4.8, 2.9))
 
 
 def _power_of_ten(value: float, _: int) -> str:

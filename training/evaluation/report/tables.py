@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A model's cells."""
+    """A model's cells, headed by its title."""
 
     model: str
     cells: Sequence[Cell]
@@ -123,7 +123,7 @@ def mean_tables(
         digits = {key: decimals([m.mean.get(key) for m in chosen.models]) for key in keys}
         rows = [
             Row(
-                model.name,
+                model.title,
                 [
                     Cell(
                         number(model.mean.get(key), digits[key]),
@@ -159,7 +159,7 @@ def difference_table(chosen: SetResult, metrics: Mapping[str, MetricInfo]) -> Ta
                     verdict,
                 )
             )
-        rows.append(Row(model.name, cells))
+        rows.append(Row(model.title, cells))
     return Table("Against bicubic", [column(k, i) for k, i in metrics.items()], rows)
 
 

@@ -3,16 +3,14 @@
 Read from the parts ``detection`` and ``segmentation`` of the results, or from ``detection.json``
 and ``segmentation.json`` beside them::
 
-    {"detector": {...}, "sets": [{"name": ..., "models": [
-        {"name": "hr", "map": 0.41, "map50": 0.73,
-         "per_class": {"Person": {"ap": 0.3, "ap50": 0.6, "boxes": 120}, ...}}, ...],
-      "overlays": [{"frame": ..., "boxes": {"hr": [
-        {"xywh": [x, y, w, h], "class": "Person", "score": 0.9}, ...], ...}}]}]}
-    {"segmenter": {...}, "sets": [{"name": ..., "models": [
-        {"name": ..., "miou": 0.52, "per_class": {"car": 0.7, ...}}, ...]}]}
+    {"detector": {...}, "sets": {SET: {MODEL: {"map": 0.41, "map50": 0.73,
+                                               "per_class": {CLASS: {"ap": 0.3, ...}}}}},
+     "overlays": {SET: {FRAME: {MODEL: [{"box": [left, top, width, height], "class": CLASS,
+                                         "score": 0.9}], "truth": [...]}}}}
+    {"segmenter": {...}, "sets": {SET: {MODEL: {"miou": 0.52, "per_class": {CLASS: 0.7}}}}}
 
-``models`` may name ``hr`` and ``lr`` beside the models; "truth" among the boxes are the annotated
-ones. Other entries of numbers and text are shown as notes. What is absent is left out.
+SET and MODEL are names of folders; ``HR`` is the reference, and ``truth`` what was annotated.
+Other entries of numbers and text are shown as notes. What is absent is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from difiisr_training.data.images import pillow_resize
 from difiisr_training.evaluation.report.pictures import (
     Picture,
     compact_picture,
@@ -43,6 +40,7 @@ _DIGITS = 3
 _UP = "\N{UPWARDS ARROW}"
 _SCORES = {"map": "mAP@.5:.95", "map50": "mAP@.5", "miou": "mIoU"}
 SERIES = {
+    "HR": "Reference (HR)",
     HR_FOLDER: "Reference (HR)",
     LR_FOLDER: "Input (LR)",
     "truth": "Annotated",
@@ -83,26 +81,28 @@ def read_task(out: Path, name: str, part: Mapping[str, Any] | None) -> Mapping[s
 
 
 def make_task(out: Path, name: str, content: Mapping[str, Any], titles: Mapping[str, str]) -> Task:
-    """The section about a task; ``titles``: of the models."""
-    sets = content.get("sets", [])
+    """The section about a task; ``titles``: of sets and models, by the names of their folders."""
     overlays = [
-        _overlay(out, chosen["name"], entry, titles)
-        for chosen in sets
-        for entry in chosen.get("overlays", [])
+        _overlay(out, chosen, frame, boxes, titles)
+        for chosen, frames in content.get("overlays", {}).items()
+        for frame, boxes in list(frames.items())[:_MOST_OVERLAYS]
     ]
     return Task(
         anchor=name,
         title=name.capitalize(),
-        notes=list(_notes(content)),
-        tables=[_table(chosen) for chosen in sets if chosen.get("models")],
-        overlays=overlays[:_MOST_OVERLAYS],
+        notes=_notes(content),
+        tables=[
+            _table(titles.get(chosen, chosen), models, titles)
+            for chosen, models in content.get("sets", {}).items()
+        ],
+        overlays=overlays,
     )
 
 
 def _notes(content: Mapping[str, Any]) -> list[str]:
     found = []
     for key, value in content.items():
-        if key in ("sets", "version"):
+        if key in ("sets", "overlays", "version"):
             continue
         if isinstance(value, Mapping):
             parts = [f"{k} {v}" for k, v in value.items() if isinstance(v, (str, int, float))]
@@ -112,17 +112,16 @@ def _notes(content: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _table(chosen: Mapping[str, Any]) -> Table:
-    """Scores of a set, per class behind them; best and second among the models alone."""
-    models = chosen["models"]
-    keys = [key for key in _SCORES if any(model.get(key) is not None for model in models)]
-    classes = list(dict.fromkeys(c for model in models for c in model.get("per_class", {})))
+def _table(name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> Table:
+    """Scores of a set, and per class behind them; marks among the models alone."""
+    keys = [key for key in _SCORES if any(m.get(key) is not None for m in models.values())]
+    classes = list(dict.fromkeys(c for m in models.values() for c in m.get("per_class", {})))
     columns = [Column(key, _SCORES[key], _UP) for key in keys]
-    columns += [Column(name, name, _UP) for name in classes]
+    columns += [Column(one, one, _UP) for one in classes]
     values = {
-        model["name"]: [model.get(key) for key in keys]
-        + [_of_class(model.get("per_class", {}).get(name)) for name in classes]
-        for model in models
+        model: [scores.get(key) for key in keys]
+        + [_of_class(scores.get("per_class", {}).get(one)) for one in classes]
+        for model, scores in models.items()
     }
     ranked = [
         places({m: cells[i] for m, cells in values.items() if m not in SERIES}, "higher")
@@ -130,7 +129,7 @@ def _table(chosen: Mapping[str, Any]) -> Table:
     ]
     rows = [
         Row(
-            model,
+            _title(model, titles),
             [
                 Cell(number(value, _DIGITS), "", Mark(ranked[i].get(model, 0)))
                 for i, value in enumerate(cells)
@@ -138,7 +137,11 @@ def _table(chosen: Mapping[str, Any]) -> Table:
         )
         for model, cells in values.items()
     ]
-    return Table(chosen["name"], columns, rows)
+    return Table(name, columns, rows)
+
+
+def _title(model: str, titles: Mapping[str, str]) -> str:
+    return SERIES.get(model) or titles.get(model, model)
 
 
 def _of_class(entry: Mapping[str, Any] | float | None) -> float | None:
@@ -148,24 +151,33 @@ def _of_class(entry: Mapping[str, Any] | float | None) -> float | None:
 
 
 def _overlay(
-    out: Path, set_name: str, entry: Mapping[str, Any], titles: Mapping[str, str]
+    out: Path,
+    set_slug: str,
+    frame: str,
+    boxes: Mapping[str, Sequence[Mapping[str, Any]]],
+    titles: Mapping[str, str],
 ) -> Overlay:
-    boxes = entry["boxes"]
-    shown = {series: _frame_of(out, set_name, series, entry["frame"]) for series in boxes}
-    size = max(image.shape for image in shown.values())
+    order = sorted(boxes, key=lambda series: series != "truth")
+    results = [series for series in order if series not in SERIES]
     classes = sorted({box["class"] for found in boxes.values() for box in found})
     tiles = []
-    for series, found in boxes.items():
-        image = shown[series]
-        if image.shape != size:
-            image = pillow_resize(image, *size)
-        picture = compact_picture(_draw(to_gray(image, gray_range(image)), found, classes))
-        tiles.append(({**titles, **SERIES}.get(series, series), picture))
-    return Overlay(entry["frame"], f"{set_name}. Boxes: {', '.join(classes) or 'none'}.", tiles)
+    for series in order:
+        image = _frame_of(out, set_slug, series, frame, results)
+        drawn = _draw(to_gray(image, gray_range(image)), boxes[series], classes)
+        tiles.append((_title(series, titles), compact_picture(drawn)))
+    text = f"{titles.get(set_slug, set_slug)}. Boxes: {', '.join(classes) or 'none'}."
+    return Overlay(frame, text, tiles)
 
 
-def _frame_of(out: Path, set_name: str, series: str, frame: str) -> np.ndarray:
-    folder = frames_folder(out, set_name, HR_FOLDER if series == "truth" else series)
+def _frame_of(
+    out: Path, set_slug: str, series: str, frame: str, results: Sequence[str]
+) -> np.ndarray:
+    """The frame that boxes are drawn on; annotations lie on HR, or on a result without it."""
+    folder = frames_folder(out, set_slug, HR_FOLDER)
+    if series not in ("HR", "truth"):
+        folder = frames_folder(out, set_slug, series)
+    elif not folder.is_dir():
+        folder = frames_folder(out, set_slug, results[0])
     return read_frame(folder, frame)
 
 
@@ -175,7 +187,7 @@ def _draw(
     image = Image.fromarray(gray).convert("RGB")
     brush = ImageDraw.Draw(image)
     for box in boxes:
-        left, top, width, height = box["xywh"]
+        left, top, width, height = box["box"]
         colour = colour_of(classes.index(box["class"]))
         brush.rectangle((left, top, left + width, top + height), outline=colour, width=2)
         score = f" {box['score']:.2f}" if "score" in box else ""
