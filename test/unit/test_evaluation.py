@@ -259,6 +259,23 @@ def test_a_detector_judges_the_frames_of_every_set(data, monkeypatch):
         evaluate(*arguments, "--out", data / "out", "--detector", "d.onnx")
 
 
+def test_a_segmenter_judges_with_and_without_labels(data, monkeypatch):
+    from difiisr_training.segmentation import judge
+
+    asked = []
+
+    def note(out, folder, segmenter, labels, series, device):
+        asked.append((segmenter.name, labels and labels.name, series, device))
+        return {"sets": {folder: {}}}
+
+    monkeypatch.setattr(judge, "judge_segmentation", note)
+    arguments = [data / "eight", "--models", "bicubic", "--metrics", "psnr", "--out", data / "out"]
+    evaluate(*arguments, "--segmenter", "b1")
+    evaluate(*arguments, "--segmenter", "b1", "--labels", "Label")
+    assert asked == [("b1", name, ["bicubic", "hr"], "cpu") for name in (None, "Label")]
+    assert read_results(data / "out").segmentation["sets"]
+
+
 def test_outputs_of_another_method_are_judged_as_a_model_is(data):
     out = data / "out"
     arguments = [data / "eight", "--models", "bicubic", "--metrics", "psnr,consistency"]

@@ -108,7 +108,12 @@ def _with_readers(results: Results, options: argparse.Namespace) -> Results:
             from difiisr_training.segmentation.judge import judge_segmentation
 
             found = judge_segmentation(
-                options.out, slug(chosen.name), options.segmenter, options.labels, series
+                options.out,
+                slug(chosen.name),
+                options.segmenter,
+                options.labels,
+                series,
+                str(resolve_device(options.device)),
             )
             results = replace(results, segmentation=found)
     return results
