@@ -1,0 +1,62 @@
+"""Training shared by processes gives the weights of one process."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from difiisr_training import cli
+from difiisr_training.networks import load_average
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no distributed package"
+)
+
+CONFIG = """
+name: tiny
+network: {channels: 8, blocks: 1, time_features: 16}
+sources: [{folder: frames, val_share: 0.0}]
+crops: {lr_size: 16}
+optimiser: {lr: 0.001, warmup: 2}
+iterations: 8
+batch: 4
+log_every: 4
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Arguments of a tiny run on two frames; the run's folder is still to be added."""
+    frames = tmp_path / "data" / "frames"
+    frames.mkdir(parents=True)
+    y, x = np.mgrid[:128, :160]
+    for i in range(2):
+        waves = 127 + 120 * np.sin(x / (3 + i)) * np.cos(y / (5 - i))
+        Image.fromarray(waves.astype(np.uint8)).save(frames / f"{i}.png")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(CONFIG)
+    data = ["--data", str(tmp_path / "data")]
+    return [str(config), *data, "--device", "cpu", "--workers", "0"]
+
+
+def test_two_processes_train_the_weights_of_one(command, tmp_path):
+    assert cli.main([*command, "--run", str(tmp_path / "one")]) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    difiisr = ["--", "difiisr_ros.cli", "train", *command, "--run", str(tmp_path / "two")]
+    finished = subprocess.run(
+        [sys.executable, *torchrun, *difiisr],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    _, one, _ = load_average(tmp_path / "one" / "checkpoint.pt")
+    _, two, iteration = load_average(tmp_path / "two" / "checkpoint.pt")
+    assert iteration == 8
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
