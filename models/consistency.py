@@ -20,7 +20,6 @@ from torch import Tensor
 from difiisr_models.resample import downsample, downsample_adjoint
 
 _HALF_WIDTH = 6  # low-resolution pixels on either side of the inverse filter
-_PASSES = 2
 
 
 def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Tensor:
@@ -43,10 +42,12 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
     if strength == 0.0:
         return packed
     target = lr if strength == 1.0 else torch.lerp(downsample(packed), lr, strength)
-    for _ in range(_PASSES):
-        residual = target - downsample(packed)
-        packed = packed + downsample_adjoint(_inverse_filter(residual))
-    return packed
+    residual = target - downsample(packed)
+    correction = _inverse_filter(residual)
+    # The second pass: D is linear, so its residual needs no corrected image.
+    residual = residual - downsample(downsample_adjoint(correction))
+    correction = correction + _inverse_filter(residual)
+    return downsample_adjoint(correction).add_(packed)  # in place: large frames are mostly memory
 
 
 def _inverse_filter(residual: Tensor) -> Tensor:

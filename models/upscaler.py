@@ -331,11 +331,11 @@ def _normalise(counts: Tensor, found: CountRange) -> Tensor:
 
 def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:
     """The inverse, rounded half to even and clipped for integer counts."""
-    counts = values * found.half_span + found.centre
+    counts = (values * found.half_span).add_(found.centre)
     if dtype == torch.float32:
         return counts
     limits = torch.iinfo(dtype)
-    return counts.round().clamp(limits.min, limits.max).to(dtype)
+    return counts.round_().clamp_(limits.min, limits.max).to(dtype)
 
 
 def _to_host(result: Tensor) -> Tensor:
