@@ -81,17 +81,20 @@ def make_out(
     return out
 
 
-def test_everything_that_was_measured_is_named(tmp_path):
-    make_out(tmp_path, sets=("road", "hit_uav/test"))
-    page = write_report(tmp_path).read_text()
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    out = make_out(tmp_path_factory.mktemp("out"), sets=("road", "hit_uav/test"))
+    return write_report(out).read_text()
+
+
+def test_everything_that_was_measured_is_named(page):
     wanted = ["road", "hit_uav/test", "bicubic title", "ours title", "no file", "ab" * 32, "9.9"]
     wanted += [info.label for info in REFERENCE.values()]
     wanted.append("difiisr evaluate &#39;a b&#39; --out")  # as a shell takes it
     assert [text for text in wanted if text not in page] == []
 
 
-def test_nothing_is_fetched(tmp_path):
-    page = write_report(make_out(tmp_path)).read_text()
+def test_nothing_is_fetched(page):
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
     assert sources
     assert all(source.startswith(("data:image/", "#")) for source in sources)
@@ -99,8 +102,7 @@ def test_nothing_is_fetched(tmp_path):
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_every_picture_has_a_text(tmp_path):
-    page = write_report(make_out(tmp_path)).read_text()
+def test_every_picture_has_a_text(page):
     shown = re.findall(r"<img [^>]*src=[^>]*>", page)
     assert shown
     assert all(re.search(r'alt="[^"]+"', tag) for tag in shown)
@@ -117,23 +119,19 @@ def test_names_are_text_and_not_markup(tmp_path):
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):
-    make_out(tmp_path)
+    make_out(tmp_path, frames=2, dtype="float32")
     first = write_report(tmp_path).read_bytes()
+    assert b">Reference<" in first
     assert write_report(tmp_path).read_bytes() == first
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_one_model_and_one_frame_without_reference(tmp_path, dtype):
     make_out(tmp_path, models=("ours",), frames=1, dtype=dtype, metrics=CAMERA)
     page = write_report(tmp_path).read_text()
     assert "Without reference" in page
     assert "one frame has no interval" in page
     assert ">Reference<" not in page
-
-
-def test_float_frames_with_reference(tmp_path):
-    page = write_report(make_out(tmp_path, dtype="float32")).read_text()
-    assert ">Reference<" in page
 
 
 def test_best_and_second_stand_out_in_the_table(tmp_path):
