@@ -137,7 +137,7 @@ def read_sidecar(plan: Path) -> EngineDescription:
     for part in (description.machine, description):
         for field in dataclasses.fields(part):
             value, wanted = getattr(part, field.name), field.type
-            if wanted in _TYPES and not isinstance(value, _TYPES[wanted]):
+            if wanted in _TYPES and type(value) not in _TYPES[wanted]:
                 raise EngineRefused(f"{path}: {field.name} is {value!r}, no {wanted}")
     if min(description.shape) < 1:
         raise EngineRefused(f"{path}: the shape {description.shape} has a size below 1")
@@ -204,7 +204,7 @@ def build_command(plan: Path, description: EngineDescription | None, precision: 
     return shlex.join(words)
 
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float)}  # of annotations as text
+_TYPES = {"str": (str,), "int": (int,), "float": (int, float)}  # of annotations, which are text
 
 
 def _machine_rows(found: Machine, wanted: Machine) -> list[tuple[str, str, str]]:
@@ -230,18 +230,25 @@ def _read_private(path: Path) -> bytes:
         raise
     except OSError as error:
         raise EngineRefused(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        _check_private(os.fstat(descriptor), path)
+    except EngineRefused:
+        os.close(descriptor)
+        raise
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise EngineRefused(f"{path} is not a file")
-        if status.st_uid not in (0, os.geteuid()):
-            raise EngineRefused(
-                f"{path} belongs to user {status.st_uid}, not to this user ({os.geteuid()}) or root"
-            )
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            mode = stat.S_IMODE(status.st_mode)
-            raise EngineRefused(f"{path} has mode {mode:03o}: others may write it (chmod go-w)")
         return file.read()
+
+
+def _check_private(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise EngineRefused(f"{path} is not a file")
+    if status.st_uid not in (0, os.geteuid()):
+        raise EngineRefused(
+            f"{path} belongs to user {status.st_uid}, not to this user ({os.geteuid()}) or root"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise EngineRefused(f"{path} has mode {mode:03o}: others may write it (chmod go-w)")
 
 
 def _replace(path: Path, content: bytes) -> None:
