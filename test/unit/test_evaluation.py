@@ -250,13 +250,19 @@ def test_a_detector_judges_the_frames_of_every_set(data, monkeypatch):
         return {"sets": {folder: {}}}
 
     monkeypatch.setattr(judge, "judge_detection", note)
+    detector, boxes = data / "d.onnx", data / "a.json"
     arguments = [data / "eight", data / "deep", "--models", "bicubic", "--metrics", "psnr"]
-    evaluate(*arguments, "--out", data / "out", "--detector", "d.onnx", "--annotations", "a.json")
+    arguments += ["--out", data / "out", "--detector", detector]
+    with pytest.raises(FileNotFoundError, match=r"d\.onnx"):
+        evaluate(*arguments, "--annotations", boxes)
+    detector.touch()
+    boxes.touch()
+    evaluate(*arguments, "--annotations", boxes)
     folders = [slug(str(data / name)) for name in ("eight", "deep")]
     assert asked == [(one, "d.onnx", "a.json", ["bicubic", "hr"]) for one in folders]
     assert read_results(data / "out").detection == {"sets": {folders[1]: {}}}
     with pytest.raises(ValueError, match="--annotations"):
-        evaluate(*arguments, "--out", data / "out", "--detector", "d.onnx")
+        evaluate(*arguments)
 
 
 def test_a_segmenter_judges_with_and_without_labels(data, monkeypatch):
@@ -270,8 +276,10 @@ def test_a_segmenter_judges_with_and_without_labels(data, monkeypatch):
 
     monkeypatch.setattr(judge, "judge_segmentation", note)
     arguments = [data / "eight", "--models", "bicubic", "--metrics", "psnr", "--out", data / "out"]
-    evaluate(*arguments, "--segmenter", "b1")
-    evaluate(*arguments, "--segmenter", "b1", "--labels", "Label")
+    for name in ("b1", "Label"):
+        (data / name).mkdir()
+    evaluate(*arguments, "--segmenter", data / "b1")
+    evaluate(*arguments, "--segmenter", data / "b1", "--labels", data / "Label")
     assert asked == [("b1", name, ["bicubic", "hr"], "cpu") for name in (None, "Label")]
     assert read_results(data / "out").segmentation["sets"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
+_BLOCK = 100  # resamples at a time; bounds the memory
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
@@ -28,6 +29,9 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
         return mean, (float("nan"), float("nan"))
     rng = np.random.default_rng(SEED)
     count = len(values)
-    means = [values[rng.integers(0, count, count)].mean() for _ in range(RESAMPLES)]
+    means = [
+        values[rng.integers(0, count, (_BLOCK, count))].mean(axis=1)
+        for _ in range(RESAMPLES // _BLOCK)
+    ]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return mean, (float(low), float(high))

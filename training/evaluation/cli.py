@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.detector and not options.annotations:
         raise ValueError("--detector needs --annotations, a COCO or HIT-UAV file")
+    for path in (options.detector, options.annotations, options.segmenter, options.labels):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"no file or folder {path}")
     results = run(options, arguments)
     print(markdown_table(results))
     for name, reason in results.not_run.items():

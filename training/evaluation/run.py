@@ -229,6 +229,10 @@ def evaluate(
         for source in sets:
             progress.set_description(f"{source.name}: reading")
             work.append(prepare(source, protocol, out))
+        for prepared in work:  # a missing image is said before hours of work, not after
+            for model in models:
+                if isinstance(model, OutputFolder):
+                    model.images(prepared.source.name, prepared.frames, prepared.sizes)
         progress.reset(total=sum(len(one.frames) for one in work) * len(models))
         for prepared in work:
             measured.append({})
