@@ -20,10 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from difiisr_models import Upscaler, UpscalerSettings, load_upscaler
-from difiisr_models.published import PublishedModel
-from difiisr_models.schedule import exponential_schedule
-from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
-from difiisr_models.vq_autoencoder import VQAutoencoder, VQConfig
+from difiisr_ros.bench.contenders import PUBLISHED, published_model
 
 
 def gflop(run: Callable[[], object]) -> float:
@@ -52,8 +49,7 @@ def peak_mib() -> float:
 def main(out: Path) -> None:
     """Measure both models on one 64x64 frame and write the results."""
     frame = (np.random.default_rng(0).random((64, 64)) * 2000 + 7000).astype(np.uint16)
-    cpu = torch.device("cpu")
-    compact = load_upscaler("difiisr-rt-x4", device="cpu")
+    compact = load_upscaler("difiisr-rt-x4", device="cpu", backend="torch")
     results = {
         "difiisr-rt-x4": {
             "parameters": compact.parameter_count,
@@ -62,13 +58,12 @@ def main(out: Path) -> None:
             "peak_mib": peak_mib(),
         }
     }
-    torch.manual_seed(0)
-    unet = SwinUNet(SwinUNetConfig()).eval().requires_grad_(False)
-    coder = VQAutoencoder(VQConfig()).eval().requires_grad_(False)
-    model = PublishedModel(unet, coder, exponential_schedule())
-    published = Upscaler("published", model, "", cpu, "torch", UpscalerSettings())
+    cpu = torch.device("cpu")
+    model = published_model(cpu)
+    unet, coder = model.unet, model.autoencoder
+    published = Upscaler(PUBLISHED, model, "", cpu, "torch", UpscalerSettings())
     latent, image = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 256, 256)
-    results["published (random weights)"] = {
+    results[PUBLISHED] = {
         "parameters": published.parameter_count,
         "gflop": {
             "unet": gflop(lambda: unet(latent, torch.zeros(1, dtype=torch.int64), latent)),

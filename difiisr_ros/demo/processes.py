@@ -46,6 +46,10 @@ class Processes:
         """Log file of a process."""
         return self._logs / f"{name}.log"
 
+    def pid(self, name: str) -> int:
+        """Number of a running process."""
+        return self._running[name].pid
+
     def wait_until(self, done: Callable[[], bool], patience: float, what: str) -> None:
         """Poll ``done`` while all processes live.
 

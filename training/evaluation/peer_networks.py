@@ -97,10 +97,11 @@ class _Modulation(nn.Module):
         h, w = x.shape[-2:]
         parts = []
         for part, conv, shrink in zip(x.chunk(4, 1), self.mfr, (1, 4, 8, 16), strict=True):
-            pooled = (
-                part if shrink == 1 else F.adaptive_max_pool2d(part, (h // shrink, w // shrink))
-            )
-            parts.append(F.interpolate(conv(pooled), size=(h, w), mode="nearest"))
+            if h % shrink or w % shrink:
+                part = F.adaptive_max_pool2d(part, (h // shrink, w // shrink))
+            elif shrink > 1:  # the same, in an operator that exports
+                part = F.max_pool2d(part, shrink)
+            parts.append(F.interpolate(conv(part), size=(h, w), mode="nearest"))
         return F.gelu(self.aggr(torch.cat(parts, 1))) * x
 
 

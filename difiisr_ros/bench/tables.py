@@ -1,0 +1,109 @@
+"""A benchmark's results as Markdown and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from difiisr_ros.bench.targets import Row, Target
+
+
+def markdown(rows: Sequence[Row], targets: Sequence[Target], own: str) -> str:
+    """Tables of the calls and of the node, then the targets.
+
+    "x ours" is a model's p50 over that of ``own`` in the same runtime and at the same size.
+    """
+    calls = [row for row in rows if row["stage"] != "node"]
+    streams = [row for row in rows if row["stage"] == "node"]
+    parts = []
+    if calls:
+        head = [
+            "stage",
+            "size",
+            "model",
+            "runtime",
+            "p50 ms",
+            "p90",
+            "p99",
+            "jitter",
+            "fps",
+            "x ours",
+        ]
+        parts.append(_table(head, [_call_cells(row, calls, own) for row in calls]))
+    if streams:
+        head = [
+            "size", "model", "rate in", "fps out", "loss", "p50 ms", "p90", "p99", "jitter",
+            "cores", "MiB",
+        ]  # fmt: skip
+        parts.append(_table(head, [_stream_cells(row) for row in streams]))
+    judged = [[target.text, target.found or "-", target.verdict] for target in targets]
+    parts.append(_table(["target", "measured", ""], judged))
+    return "\n\n".join(parts) + "\n"
+
+
+def save_plot(rows: Sequence[Row], out: Path) -> None:
+    """p50 of every call by size, and the node's latency by rate, logarithmic."""
+    calls = [row for row in rows if row["stage"] == "upscaler"]
+    streams = [row for row in rows if row["stage"] == "node"]
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in dict.fromkeys(f"{row['model']}, {row['runtime']}" for row in calls):
+        own = [row for row in calls if f"{row['model']}, {row['runtime']}" == name]
+        left.plot(
+            [row["pixels"] for row in own],
+            [1e3 * row["p50"] for row in own],
+            marker="o",
+            label=name,
+        )
+    left.set(
+        xscale="log", yscale="log", xlabel="input pixels", ylabel="ms a frame (p50)",
+        title="upscaler",
+    )  # fmt: skip
+    for name in dict.fromkeys(f"{row['model']}, {row['size']}" for row in streams):
+        own = sorted(
+            (row for row in streams if f"{row['model']}, {row['size']}" == name),
+            key=lambda row: row["rate"],
+        )
+        p50, p99 = ([1e3 * row[key] for row in own] for key in ("p50", "p99"))
+        rates = [row["rate"] for row in own]
+        (line,) = right.plot(rates, p50, marker="o", label=name)
+        right.fill_between(rates, p50, p99, alpha=0.15, color=line.get_color())
+    right.set(
+        yscale="log", xlabel="frames/s sent", ylabel="latency, ms (p50 to p99)",
+        title="node over DDS",
+    )  # fmt: skip
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    figure.savefig(out, dpi=120)
+
+
+def _call_cells(row: Row, rows: Sequence[Row], own: str) -> list[str]:
+    same = [
+        other
+        for other in rows
+        if other["model"] == own
+        and all(other[key] == row[key] for key in ("stage", "size", "runtime"))
+    ]
+    ratio = f"{row['p50'] / same[0]['p50']:.2f}" if same else ""
+    times = [f"{1e3 * row[key]:.2f}" for key in ("p50", "p90", "p99", "jitter")]
+    return [
+        row["stage"], row["size"], row["model"], row["runtime"], *times, f"{row['fps']:.1f}", ratio,
+    ]  # fmt: skip
+
+
+def _stream_cells(row: Row) -> list[str]:
+    rate = f"{row['rate']:.1f}" + (" (peak)" if row["search"] else "")
+    times = [f"{1e3 * row[key]:.1f}" for key in ("p50", "p90", "p99", "jitter")]
+    return [
+        row["size"], row["model"], rate, f"{row['fps']:.1f}", f"{100 * row['loss']:.1f} %", *times,
+        f"{row['cpu']:.2f}", f"{row['memory_mib']:.0f}",
+    ]  # fmt: skip
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
