@@ -126,7 +126,7 @@ def load_image_teacher(
     Raises:
         FileNotFoundError: the folder ``weights`` does not hold its file.
     """
-    network, white = _published_network(name, weights, device)
+    network, white = load_published_network(name, weights, device)
 
     def teach(lr: Tensor) -> Tensor:
         lo, hi = lr.amin(dim=(1, 2, 3), keepdim=True), lr.amax(dim=(1, 2, 3), keepdim=True)
@@ -137,9 +137,14 @@ def load_image_teacher(
     return teach
 
 
-def _published_network(
+def load_published_network(
     name: str, weights: Path, device: str | torch.device
 ) -> tuple[nn.Module, float]:
+    """The bare network of a published peer, three channels, and the value of white in its input.
+
+    Raises:
+        FileNotFoundError: the folder ``weights`` does not hold its file.
+    """
     file, build, white = _PUBLISHED[name]
     state = torch.load(Path(weights) / file, map_location="cpu", weights_only=True)
     network = build(state.get("params", state)).eval().requires_grad_(False).to(device)
@@ -147,7 +152,7 @@ def _published_network(
 
 
 def _load_published(name: str, weights: Path, device: str) -> Contestant:
-    network, white = _published_network(name, weights, device)
+    network, white = load_published_network(name, weights, device)
     path = Path(weights) / _PUBLISHED[name][0]
     return _photographic(name, path, network, network, 3, white, device)
 
