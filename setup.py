@@ -86,7 +86,6 @@ setup(
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={"difiisr_training.evaluation.report": ["page.*"]},
-    package_data={"difiisr_training.evaluation.report": ["*.html.j2", "*.css", "*.js"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
