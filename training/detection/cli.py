@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from difiisr_models.backends.selection import resolve_device
 from difiisr_training.cli import parse_duration
 from difiisr_training.detection.annotations import read_annotations
 from difiisr_training.detection.onnx_detector import export_detector
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         val_frames,
         options.out,
         initial=load_file(options.init) if options.init else None,
-        device=options.device,
+        device=str(resolve_device(options.device)),
         budget_s=options.budget,
     )
     network = state.result().cpu()
@@ -120,6 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--validate-every", type=int, default=500, help="steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (0: all)")
     return parser

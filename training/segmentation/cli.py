@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from difiisr_models.backends.selection import resolve_device
 from difiisr_training.cli import parse_duration
 from difiisr_training.segmentation.labels import pair_with_labels
 from difiisr_training.segmentation.segformer import build_segformer, load_segformer
@@ -45,15 +46,15 @@ def main(argv: Sequence[str]) -> int:
         else build_segformer(config.classes)
     )
     pairs = pair_with_labels(options.data, options.labels)
+    device = str(resolve_device(options.device))
     done = train_segmenter(
-        config, model, pairs, options.out, device=options.device, budget_s=options.budget
+        config, model, pairs, options.out, device=device, budget_s=options.budget
     )
-    model.eval().cpu().save_pretrained(options.out)
+    model.eval().save_pretrained(options.out)
     print(f"{options.out}: {done} of {config.iterations} iterations on {len(pairs)} images")
     if options.val_data:
-        judged = validate(
-            model, pair_with_labels(options.val_data, options.val_labels), config.classes
-        )
+        val_pairs = pair_with_labels(options.val_data, options.val_labels)
+        judged = validate(model, val_pairs, config.classes, device)
         mean = "no" if judged.miou is None else f"{100 * judged.miou:.1f} %"
         print(f"validation, {judged.images} images: {mean} mIoU")
     return 0
@@ -88,6 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=6e-5, help="of AdamW (%(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU (0: all)")
     return parser
