@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript", reason="needs the extra onnx")
 import onnx
 import tensorrt_rtx as trt
 
-from difiisr_models.backends import EngineRefused, engine_build, tensorrt_module
+from difiisr_models.backends import EngineRefused, engine_build, engine_file, tensorrt_module
 from difiisr_models.backends.engine_build import BuildError, EngineSettings, build_engine
 from difiisr_models.backends.engine_file import Machine, read_engine, read_sidecar, this_machine
 from difiisr_models.compact import CompactConfig, CompactNetwork
@@ -28,10 +28,7 @@ SIZE = ("--input-size", "24x32")
 def _only_rtx():
     """These tests are of tensorrt_rtx, also where there is a TensorRT or a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (
-            engine_build,
-            importlib.import_module("difiisr_models.backends.engine_file"),
-        ):
+        for module in (engine_build, engine_file, tensorrt_module):
             patch.setattr(module, "import_tensorrt", lambda: trt)
         patch.setattr(torch.cuda, "is_available", lambda: False)
         tensorrt_module.tensorrt_logger.cache_clear()
@@ -199,7 +196,6 @@ def test_tensorrt_itself_needs_its_gpu(graph, settings, tmp_path, monkeypatch):
         __name__ = "tensorrt"
 
     monkeypatch.setattr(engine_build, "import_tensorrt", TensorRT)
-    monkeypatch.setattr(TensorRT, "__name__", "tensorrt")
     with pytest.raises(BuildError, match="only where their GPU is"):
         build_engine(graph, tmp_path / "x.plan", settings, this_machine(None), ignore)
 
