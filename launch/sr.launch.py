@@ -31,6 +31,8 @@ ARGUMENTS = {
     "model": ("", "model name or path, over params_file"),
     "device": ("", "auto, cpu, cuda or cuda:N, over params_file"),
     "backend": ("", "what runs the network, over params_file"),
+    "precision": ("", "fp32, bf16 or fp16, over params_file"),
+    "engine": ("", "TensorRT engine file, over params_file"),
     "autostart": ("true", "configure and activate by itself; false waits for transitions"),
     "use_sim_time": ("false", "take the time from /clock"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
@@ -40,7 +42,8 @@ ARGUMENTS = {
 def sr_node(context) -> list:  # noqa: ANN001
     """Return the actions, from the values of the launch arguments."""
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    overrides = {name: value[name] for name in ("model", "device", "backend") if value[name]}
+    named = ("model", "device", "backend", "precision", "engine")
+    overrides = {name: value[name] for name in named if value[name]}
     overrides |= {name: value[name] == "true" for name in ("autostart", "use_sim_time")}
     output = value["output"].rstrip("/")
     image_name = f"{output}/image_raw" if value["output_image_raw"] == "true" else output

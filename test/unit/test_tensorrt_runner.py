@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from difiisr_models import load_upscaler
 from difiisr_models.backends import (
     BackendUnavailable,
     EngineRefused,
@@ -30,7 +31,10 @@ from difiisr_models.backends.engine_file import (
 from difiisr_models.backends.tensorrt_module import Complaints
 from difiisr_models.backends.tensorrt_runner import TensorRTRunner, build_runner
 from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.model_loading import load_network
 from difiisr_models.onnx_graph import NETWORK_INPUTS, NETWORK_OUTPUT
+from difiisr_models.weights import find_weights_folder, read_manifest
+from difiisr_training.data.images import list_images, read_counts
 
 CPU = torch.device("cpu")
 SHAPE = (2, 24, 32)
@@ -475,3 +479,27 @@ def test_a_real_engine_is_the_same_with_and_without_cuda_graph(engine):
     for seed in range(3):
         inputs = frames(seed, "cuda")
         torch.testing.assert_close(with_graph(*inputs), without(*inputs), rtol=0, atol=0)
+
+
+@needs_gpu
+def test_real_frames_through_an_fp16_engine_are_those_of_torch(shared_data, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    folder = find_weights_folder("difiisr-rt-x4")
+    network = load_network(folder)
+    sha256 = read_manifest(folder)["files"]["network.safetensors"]["sha256"]
+    try:
+        machine = this_machine(torch.device("cuda"))
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    settings = EngineSettings("difiisr-rt-x4", sha256, 1, 128, 160, "fp16")
+    build_from_network(network, tmp_path / "rt.plan", settings, machine, lambda *_: None)
+    engine = load_upscaler(
+        "difiisr-rt-x4", device="cuda", backend="tensorrt", precision="fp16",
+        engine=str(tmp_path / "rt.plan"), engine_mismatch="fail",
+    )  # fmt: skip
+    reference = load_upscaler("difiisr-rt-x4", device="cpu", backend="torch")
+    for path in list_images(shared_data / "hit_uav" / "test")[:5]:
+        frame = read_counts(path)[:128, :160]
+        expected = reference(frame).astype(np.float64)
+        error = engine(frame).astype(np.float64) - expected
+        assert np.linalg.norm(error) <= 1e-2 * np.linalg.norm(expected)
