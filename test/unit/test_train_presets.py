@@ -1,12 +1,13 @@
 """Every preset in config/train is complete and describes itself."""
 
+from pathlib import Path
+
 import pytest
-from conftest import REPOSITORY
 
 from difiisr_training import cli
 from difiisr_training.config import load_config
 
-PRESETS = sorted((REPOSITORY / "config" / "train").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[2] / "config" / "train").glob("*.yaml"))
 BUDGETS = {"difiisr-rt-x4": 5.0, "difiisr-rt-l-x4": 25.0}
 """GFLOP for a tile of 64x64, by the name of the model."""
 
