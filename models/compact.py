@@ -71,6 +71,10 @@ class CompactNetwork(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
         self.mean_head = nn.Conv2d(c, PHASES, 3, padding=1)
         self.detail_head = nn.Conv2d(c, PHASES, 3, padding=1)
+        self.reset_detail()
+
+    def reset_detail(self) -> None:
+        """Make the perceptual sample equal to the posterior mean, as before any training."""
         nn.init.zeros_(self.detail_head.weight)
         nn.init.zeros_(self.detail_head.bias)
 

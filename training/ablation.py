@@ -1,7 +1,8 @@
 """``difiisr train-ablation``: what the guidance does, as in Tables 3 and 4 of the paper.
 
-Every variant starts from the same weights and sees the same samples, noise and steps; only L_g and
-the way it acts differ. All are then judged at fidelity 0, the estimate that the guidance shapes.
+Every variant starts from the same weights, with a fresh head for fidelity 0, and sees the same
+samples, noise and steps; only L_g and the way it acts differ. All are then judged at fidelity 0,
+the estimate that the guidance shapes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
+from difiisr_models.compact import CompactNetwork
 from difiisr_training.cli import export, parse_duration, starting_weights
 from difiisr_training.config import TrainConfig, as_dict, load_config
 from difiisr_training.evaluation.cli import main as evaluate
@@ -25,6 +28,7 @@ from difiisr_training.evaluation.results import (
     frames_folder,
     read_frame,
     read_results,
+    slug,
 )
 from difiisr_training.guidance.injection import GuidanceConfig
 from difiisr_training.loop import train
@@ -82,12 +86,19 @@ def train_variant(config: TrainConfig, options: argparse.Namespace) -> bool:
         options.data,
         options.out / "runs" / config.name,
         accelerator=accelerator,
-        initial=starting_weights(options.init) if options.init else None,
+        initial=_unguided(starting_weights(options.init)) if options.init else None,
         budget_s=options.budget,
         workers=options.workers,
     )
     export(options.out / "runs" / config.name, options.out / config.name, None)
     return state.iteration == config.iterations
+
+
+def _unguided(network: nn.Module) -> nn.Module:
+    """Weights that no guidance has shaped yet: fidelity 0 of the compact network starts anew."""
+    if isinstance(network, CompactNetwork):
+        network.reset_detail()
+    return network
 
 
 def judge_variants(names: Sequence[str], options: argparse.Namespace) -> None:
@@ -108,15 +119,24 @@ def write_table(config: TrainConfig, results: Results, out: Path) -> None:
     """``ablation.md`` and ``ablation.json``: means per set, and what everything was made with."""
     lines = []
     for chosen in results.sets:
+        precision = ((results.detection or {}).get("sets", {})).get(slug(chosen.name), {})
+        heads = [results.metrics[name].label for name in METRICS]
+        heads += ["mAP@.5:.95", "mAP@.5"] if precision else []
         lines += [
             f"{chosen.name}, {chosen.frames} frames:",
             "",
-            "| L_g | " + " | ".join(results.metrics[name].label for name in METRICS) + " |",
-            "|---|" + "---|" * len(METRICS),
+            "| L_g | " + " | ".join(heads) + " |",
+            "|---|" + "---|" * len(heads),
         ]
         for model in chosen.models:
-            cells = (_cell(model.mean[name]) for name in METRICS)
-            lines.append(f"| {model.title.removesuffix('@0')} | " + " | ".join(cells) + " |")
+            values = [model.mean[name] for name in METRICS]
+            values += [precision[slug(model.name)][k] for k in ("map", "map50") if precision]
+            cells = " | ".join(map(_cell, values))
+            lines.append(f"| {model.title.removesuffix('@0')} | {cells} |")
+        if precision:
+            found = [precision["HR"][key] for key in ("map", "map50")]
+            cells = " | ".join([""] * len(METRICS) + [_cell(value) for value in found])
+            lines.append(f"| high resolution | {cells} |")
         lines.append("")
     (out / "ablation.md").write_text("\n".join(lines), encoding="utf-8")
     settings = {"config": as_dict(config), "environment": results.environment}
@@ -168,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=int, help="frames per set, evenly spaced (default: all)")
     parser.add_argument("--detector", type=Path, help="ONNX detector, for mAP")
-    parser.add_argument("--annotations", type=Path, help="boxes of the sets")
+    parser.add_argument("--annotations", type=Path, help="boxes of one or more of the sets")
     parser.add_argument("--seed", type=int, help="instead of the configuration's")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu"), help="auto: a GPU")
     parser.add_argument(

@@ -10,6 +10,8 @@ import numpy as np
 from torch import nn
 
 from difiisr_models import Upscaler, UpscalerSettings
+from difiisr_models.backends import NetworkSource
+from difiisr_models.backends.torch_runner import TorchRunner
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.published import PublishedModel
@@ -102,7 +104,8 @@ class Validator:
         schedule = exponential_schedule()
         model: FrameModel
         if isinstance(frozen, CompactNetwork):
-            model = CompactModel(frozen, parameter_count(frozen), schedule, NETWORK_LIMIT)
+            runner = TorchRunner(NetworkSource(frozen, "", device))
+            model = CompactModel(runner, parameter_count(frozen), schedule, NETWORK_LIMIT)
         else:
             model = PublishedModel(frozen, self._autoencoder.to(device), schedule)
         return Upscaler("validation", model, "", device, "torch", UpscalerSettings())

@@ -265,6 +265,27 @@ def test_a_detector_judges_the_frames_of_every_set(data, monkeypatch):
         evaluate(*arguments)
 
 
+def test_sets_without_annotations_are_named_as_not_run(data, monkeypatch):
+    from difiisr_training.detection import judge
+
+    def refuse_deep(out, folder, *_):
+        if "deep" in folder:
+            raise judge.NotAnnotated("no boxes here")
+        return {"sets": {folder: {}}}
+
+    monkeypatch.setattr(judge, "judge_detection", refuse_deep)
+    for name in ("d.onnx", "a.json"):
+        (data / name).touch()
+    judges = ["--detector", data / "d.onnx", "--annotations", data / "a.json"]
+    rest = ["--models", "bicubic", "--metrics", "psnr", "--out", data / "out", *judges]
+    evaluate(data / "eight", data / "deep", *rest)
+    results = read_results(data / "out")
+    assert results.detection == {"sets": {slug(str(data / "eight")): {}}}
+    assert results.not_run[f"detection on {data / 'deep'}"] == "no boxes here"
+    with pytest.raises(judge.NotAnnotated):
+        evaluate(data / "deep", *rest)
+
+
 def test_a_segmenter_judges_with_and_without_labels(data, monkeypatch):
     from difiisr_training.segmentation import judge
 

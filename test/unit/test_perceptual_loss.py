@@ -3,29 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from random_vgg import WIDTHS, random_vgg
 
 from difiisr_training.guidance.perceptual_loss import PerceptualLoss
 
 NORMALISED = Path(__file__).parents[3] / "shared" / "weights" / "vgg19norm_to_relu3_1.pth"
-_WIDTHS = {
-    "vgg16": (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0),
-    "vgg19": (64, 64, 0, 128, 128, 0, *[256] * 4, 0, *[512] * 4, 0, *[512] * 4, 0),
-}
-
-
-def random_vgg(arch, path):
-    """A whole random VGG, named as torchvision names it, with activations of unit size."""
-    rng, state, index, channels = torch.Generator().manual_seed(4), {}, 0, 3
-    for width in _WIDTHS[arch]:
-        if width:
-            weight = torch.randn(width, channels, 3, 3, generator=rng)
-            state[f"features.{index}.weight"] = weight * (2 / (9 * channels)) ** 0.5
-            state[f"features.{index}.bias"] = 0.1 * torch.randn(width, generator=rng)
-            channels = width
-        index += 2 if width else 1
-    state["classifier.0.weight"] = torch.zeros(2, 2)
-    torch.save(state, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +64,7 @@ def test_layer_35_of_vgg19_is_relu5_4_of_the_image_as_it_is(vgg19, pair):
     assert features.min() >= 0
     state = torch.load(vgg19, weights_only=True)
     h, index = pair[1].repeat(1, 3, 1, 1), 0
-    for width in _WIDTHS["vgg19"][:-1]:  # without the last pooling
+    for width in WIDTHS["vgg19"][:-1]:  # without the last pooling
         if width:
             weight, bias = state[f"features.{index}.weight"], state[f"features.{index}.bias"]
             h = F.conv2d(h, weight, bias, padding=1).relu()

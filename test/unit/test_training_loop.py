@@ -116,6 +116,31 @@ def test_the_exported_weights_are_the_moving_average(config, data, tmp_path, cap
     assert manifest["training"]["sources"] == ["frames"]
 
 
+def test_validation_scores_both_ends_on_frames_that_training_never_sees(tmp_path, data):
+    for i, sequence in enumerate("abcd"):
+        y, x = np.mgrid[:256, :256]
+        scene = 127 + 100 * np.sin(x / (3 + i)) * np.cos(y / (3 + i))
+        (data / "scenes" / sequence).mkdir(parents=True)
+        Image.fromarray(scene.astype(np.uint8)).save(data / "scenes" / sequence / "0.png")
+    path = tmp_path / "judged.yaml"
+    path.write_text(
+        CONFIG.replace("folder: frames, val_share: 0.0", "folder: scenes, val_share: 0.5").replace(
+            "iterations: 12", "iterations: 4"
+        )
+        + "perceptual_weight: 0.5\nvalidate_every: 3\n"
+    )
+    arguments = [str(path), "--data", str(data), "--run", str(tmp_path / "run"), "--workers", "0"]
+    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    lines = (tmp_path / "run" / "validation.jsonl").read_text().splitlines()
+    judged = [json.loads(line) for line in lines]
+    assert [line["iteration"] for line in judged] == [3, 4]
+    assert judged[0]["psnr_bicubic"] == judged[1]["psnr_bicubic"] > 30
+    assert judged[0]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_1"]
+    assert judged[1]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_0"]
+    pictures = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert pictures == ["0000003.png", "0000004.png"]
+
+
 def test_dry_run_prints_settings_sizes_and_cost(tmp_path, config, capsys):
     assert cli.main([str(tmp_path / "tiny.yaml"), "--dry-run"]) == 0
     text = capsys.readouterr().out

@@ -42,6 +42,10 @@ _OTHER_VEHICLE = "othervehicle"
 _VEHICLES = {"motorcycle", "airplane", "bus", "train", "truck", "boat"}
 
 
+class NotAnnotated(ValueError):
+    """The annotations hold no box for any frame of a set."""
+
+
 def judge_detection(
     out: Path, set_slug: str, detector: Path, annotations: Path, models: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -74,7 +78,8 @@ def judge_detection(
 
     Raises:
         OSError: a file or folder is missing.
-        ValueError: the detector or the annotations are not understood, or no frame is annotated.
+        NotAnnotated: no frame of the set is annotated.
+        ValueError: the detector or the annotations are not understood.
     """
     finder, truth = OnnxDetector(detector), read_annotations(annotations)
     places = match_classes(finder.classes, truth.classes)
@@ -83,7 +88,7 @@ def judge_detection(
     scale = 1 if (root / HR_FOLDER).is_dir() else SCALE
     boxes = _boxes_of_frames(truth, frame_names(folders[0]), scale)
     if not boxes:
-        raise ValueError(
+        raise NotAnnotated(
             f"{annotations} has no boxes for the frames of {set_slug}: they are named e.g. "
             f"{frame_names(folders[0])[0]}, its images e.g. {next(iter(truth.images), 'none')}"
         )

@@ -99,17 +99,12 @@ def _with_readers(results: Results, options: argparse.Namespace) -> Results:
     """Let the detector and the segmenter, where given, judge the frames of every set."""
     series = [slug(model.name) for chosen in results.sets[:1] for model in chosen.models]
     series += [HR_FOLDER] if results.mode == "reference" else []
-    for chosen in results.sets:
-        if options.detector:
-            from difiisr_training.detection.judge import judge_detection
+    if options.detector:
+        results = _with_detector(results, options, series)
+    if options.segmenter:
+        from difiisr_training.segmentation.judge import judge_segmentation
 
-            found = judge_detection(
-                options.out, slug(chosen.name), options.detector, options.annotations, series
-            )
-            results = replace(results, detection=found)
-        if options.segmenter:
-            from difiisr_training.segmentation.judge import judge_segmentation
-
+        for chosen in results.sets:
             found = judge_segmentation(
                 options.out,
                 slug(chosen.name),
@@ -120,6 +115,30 @@ def _with_readers(results: Results, options: argparse.Namespace) -> Results:
             )
             results = replace(results, segmentation=found)
     return results
+
+
+def _with_detector(results: Results, options: argparse.Namespace, series: Sequence[str]) -> Results:
+    """Judge the annotated sets; the others are named among what was not run.
+
+    Raises:
+        NotAnnotated: there is no annotated set.
+    """
+    from difiisr_training.detection.judge import NotAnnotated, judge_detection
+
+    skipped: dict[str, NotAnnotated] = {}
+    for chosen in results.sets:
+        try:
+            found = judge_detection(
+                options.out, slug(chosen.name), options.detector, options.annotations, series
+            )
+        except NotAnnotated as error:
+            skipped[chosen.name] = error
+        else:
+            results = replace(results, detection=found)
+    if results.detection is None:
+        raise skipped[results.sets[0].name]
+    reasons = {f"detection on {name}": str(error) for name, error in skipped.items()}
+    return replace(results, not_run={**results.not_run, **reasons})
 
 
 def markdown_table(results: Results) -> str:

@@ -82,8 +82,9 @@ def read_task(out: Path, name: str, part: Mapping[str, Any] | None) -> Mapping[s
 
 def make_task(out: Path, name: str, content: Mapping[str, Any], titles: Mapping[str, str]) -> Task:
     """The section about a task; ``titles``: of sets and models, by the names of their folders."""
+    classes = _classes(content)
     overlays = [
-        _overlay(out, chosen, frame, boxes, titles)
+        _overlay(out, chosen, frame, boxes, titles, classes)
         for chosen, frames in content.get("overlays", {}).items()
         for frame, boxes in list(frames.items())[:_MOST_OVERLAYS]
     ]
@@ -97,6 +98,17 @@ def make_task(out: Path, name: str, content: Mapping[str, Any], titles: Mapping[
         ],
         overlays=overlays,
     )
+
+
+def _classes(content: Mapping[str, Any]) -> list[str]:
+    """All classes that boxes are drawn of, so that each has one colour on the whole page."""
+    return sorted({
+        box["class"]
+        for frames in content.get("overlays", {}).values()
+        for boxes in frames.values()
+        for found in boxes.values()
+        for box in found
+    })  # fmt: skip
 
 
 def _notes(content: Mapping[str, Any]) -> list[str]:
@@ -113,11 +125,11 @@ def _notes(content: Mapping[str, Any]) -> list[str]:
 
 
 def _table(name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> Table:
-    """Scores of a set, and per class behind them; marks among the models alone."""
+    """Scores of a set, and the first of them per class; marks among the models alone."""
     keys = [key for key in _SCORES if any(m.get(key) is not None for m in models.values())]
     classes = list(dict.fromkeys(c for m in models.values() for c in m.get("per_class", {})))
     columns = [Column(key, _SCORES[key], _UP) for key in keys]
-    columns += [Column(one, one, _UP) for one in classes]
+    columns += [Column(one, f"{one}, {_of_one_class(keys)}", _UP) for one in classes]
     values = {
         model: [scores.get(key) for key in keys]
         + [_of_class(scores.get("per_class", {}).get(one)) for one in classes]
@@ -140,6 +152,11 @@ def _table(name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[s
     return Table(name, columns, rows)
 
 
+def _of_one_class(keys: Sequence[str]) -> str:
+    """What a score is called when it is not a mean over classes: AP of mAP, IoU of mIoU."""
+    return _SCORES[keys[0]][1:] if keys else ""
+
+
 def _title(model: str, titles: Mapping[str, str]) -> str:
     return SERIES.get(model) or titles.get(model, model)
 
@@ -156,16 +173,18 @@ def _overlay(
     frame: str,
     boxes: Mapping[str, Sequence[Mapping[str, Any]]],
     titles: Mapping[str, str],
+    classes: Sequence[str],
 ) -> Overlay:
     order = sorted(boxes, key=lambda series: series != "truth")
     results = [series for series in order if series not in SERIES]
-    classes = sorted({box["class"] for found in boxes.values() for box in found})
+    drawn_classes = {box["class"] for found in boxes.values() for box in found}
     tiles = []
     for series in order:
         image = _frame_of(out, set_slug, series, frame, results)
         drawn = _draw(to_gray(image, gray_range(image)), boxes[series], classes)
         tiles.append((_title(series, titles), compact_picture(drawn)))
-    text = f"{titles.get(set_slug, set_slug)}. Boxes: {', '.join(classes) or 'none'}."
+    named = ", ".join(sorted(drawn_classes)) or "none"
+    text = f"{titles.get(set_slug, set_slug)}. Boxes: {named}."
     return Overlay(frame, text, tiles)
 
 
