@@ -10,7 +10,7 @@ from difiisr_ros.demo.live import missing_ros
 pytest.importorskip("jinja2", reason="the page needs the extra eval")
 pytest.importorskip("matplotlib", reason="the page needs the extra eval")
 
-from difiisr_training.evaluation.recorded import evaluate_recorded
+from difiisr_training.evaluation.recorded.cli import evaluate_recorded
 
 
 @pytest.mark.skipif(bool(missing_ros()), reason=f"no ROS: {missing_ros()}")

@@ -14,13 +14,13 @@ from difiisr_ros.bag_writer import STORE, copy_connections, image_bytes, write_b
 from difiisr_ros.cli import main as difiisr
 from difiisr_ros.demo.scene_bag import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 from difiisr_ros.replay import replay
-from difiisr_training.evaluation.recorded_bag import RecordedMessage, match_frames
-from difiisr_training.evaluation.recorded_timing import find_drops, find_gaps, stream_timing
+from difiisr_training.evaluation.recorded.bag import RecordedMessage, match_frames
+from difiisr_training.evaluation.recorded.timing import find_drops, find_gaps, stream_timing
 
 pytest.importorskip("jinja2", reason="the page needs the extra eval")
 pytest.importorskip("matplotlib", reason="the page needs the extra eval")
 
-from difiisr_training.evaluation.recorded import evaluate_recorded, main
+from difiisr_training.evaluation.recorded.cli import evaluate_recorded, main
 
 FRAMES = 12
 PERIOD = 10**9 / 9  # ns

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(argv or ())
     if "--recorded" in arguments:
-        from difiisr_training.evaluation.recorded import main as evaluate_recorded
+        from difiisr_training.evaluation.recorded.cli import main as evaluate_recorded
 
         return evaluate_recorded(arguments)
     options = _parser().parse_args(arguments)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difiisr_training.evaluation.recorded_bag import RecordedTopics
-from difiisr_training.evaluation.recorded_camera_info import CameraInfoCheck
-from difiisr_training.evaluation.recorded_pixels import FrameResult
-from difiisr_training.evaluation.recorded_timing import Drops, Spread, StreamTiming
+from difiisr_training.evaluation.recorded.bag import RecordedTopics
+from difiisr_training.evaluation.recorded.camera_info import CameraInfoCheck
+from difiisr_training.evaluation.recorded.pixels import FrameResult
+from difiisr_training.evaluation.recorded.timing import Drops, Spread, StreamTiming
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from difiisr_models.resample import SCALE
-from difiisr_training.evaluation.recorded_bag import RecordedMessage, parse_camera_info
+from difiisr_training.evaluation.recorded.bag import RecordedMessage, parse_camera_info
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from difiisr_training.evaluation.recorded_pixels import FrameResult
-from difiisr_training.evaluation.recorded_report import RecordedReport
-from difiisr_training.evaluation.recorded_timing import GAP
+from difiisr_training.evaluation.recorded.pixels import FrameResult
+from difiisr_training.evaluation.recorded.report import RecordedReport
+from difiisr_training.evaluation.recorded.timing import GAP
 
 _CAMERA, _RESULT, _BAD = "#4477aa", "#228833", "#cc3311"
 _LISTED_GAPS = 20

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from difiisr_models import Upscaler, load_upscaler
-from difiisr_training.evaluation.recorded_bag import (
+from difiisr_training.evaluation.recorded.bag import (
     RecordedBag,
     RecordedTopics,
     choose_topics,
     match_frames,
 )
-from difiisr_training.evaluation.recorded_camera_info import check_camera_infos
-from difiisr_training.evaluation.recorded_offline import OfflineRun
-from difiisr_training.evaluation.recorded_page import write_page
-from difiisr_training.evaluation.recorded_pixels import FrameResult, compare_frames
-from difiisr_training.evaluation.recorded_report import (
+from difiisr_training.evaluation.recorded.camera_info import check_camera_infos
+from difiisr_training.evaluation.recorded.offline import OfflineRun
+from difiisr_training.evaluation.recorded.page import write_page
+from difiisr_training.evaluation.recorded.pixels import FrameResult, compare_frames
+from difiisr_training.evaluation.recorded.report import (
     Consistency,
     DetectionTiming,
     OfflineComparison,
@@ -32,7 +32,7 @@ from difiisr_training.evaluation.recorded_report import (
     write_csv,
     write_json,
 )
-from difiisr_training.evaluation.recorded_timing import (
+from difiisr_training.evaluation.recorded.timing import (
     Drops,
     Spread,
     find_drops,

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from difiisr_models.resample import SCALE
 from difiisr_training.evaluation.metrics import consistency
-from difiisr_training.evaluation.recorded_bag import RecordedMessage, parse_image
-from difiisr_training.evaluation.recorded_offline import OfflineRun, same_pixels
+from difiisr_training.evaluation.recorded.bag import RecordedMessage, parse_image
+from difiisr_training.evaluation.recorded.offline import OfflineRun, same_pixels
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compare_frames(
     A terminal shows a progress bar.
 
     Args:
-        pairs: of :func:`~difiisr_training.evaluation.recorded_bag.match_frames`.
+        pairs: of :func:`~difiisr_training.evaluation.recorded.bag.match_frames`.
         total: how many results there are.
         offline: a run that has not seen a frame yet; ``None``: no run.
     """
