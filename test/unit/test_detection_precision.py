@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from difiisr_training.detection.annotations import Boxes, read_annotations
+from difiisr_training.detection.annotations import Boxes, annotations_sha256, read_annotations
 from difiisr_training.detection.average_precision import average_precision
 from difiisr_training.detection.peaks import Detections
 
@@ -121,6 +121,36 @@ def test_plain_coco_files_are_read(tmp_path):
     assert truth.classes == ("person", "car")
     assert truth.images["a.png"].classes.tolist() == [1]
     assert truth.images["a.png"].ignored.tolist() == [True]
+
+
+VOC = """<annotation><filename>other.png</filename>
+<object><name>People</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>4</xmax><ymax>6</ymax></bndbox>
+</object><object><name>Car</name><difficult>1</difficult>
+<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>12.5</xmax><ymax>14</ymax></bndbox></object></annotation>"""
+
+
+def test_folders_of_pascal_voc_files_are_read(tmp_path):
+    (tmp_path / "00000.xml").write_text(VOC)
+    (tmp_path / "00001.xml").write_text("<annotation/>")
+    truth = read_annotations(tmp_path)
+    assert truth.classes == ("Car", "People")
+    boxes = truth.by_stem()["00000"]
+    assert boxes.xywh.tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
+    assert boxes.classes.tolist() == [1, 0]
+    assert boxes.ignored.tolist() == [False, True]
+    assert len(truth.images["00001"].classes) == 0
+    before = annotations_sha256(tmp_path)
+    (tmp_path / "00001.xml").write_text(VOC)
+    assert annotations_sha256(tmp_path) != before
+
+
+@pytest.mark.parametrize("text", ["<annotation>", VOC.replace("<xmin>1</xmin>", "")])
+def test_what_is_no_pascal_voc_file_is_named(tmp_path, text):
+    with pytest.raises(ValueError, match="no Pascal VOC file"):
+        read_annotations(tmp_path)
+    (tmp_path / "bad.xml").write_text(text)
+    with pytest.raises(ValueError, match=r"bad\.xml is no Pascal VOC file"):
+        read_annotations(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
-"""Boxes of objects: COCO files, and HIT-UAV's dialect of them."""
+"""Boxes of objects: COCO files, HIT-UAV's dialect of them, and folders of Pascal VOC files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from difiisr_models.weights import sha256_file
 
 DONT_CARE = "DontCare"
 """HIT-UAV's category of regions in which a detection is neither right nor wrong."""
@@ -40,26 +44,48 @@ class Annotations:
     """The objects of a set.
 
     Attributes:
-        classes: names, in the order of their ids in the file.
+        classes: names, in the order of their ids; those of Pascal VOC in the order of the alphabet.
         images: file name -> its objects; images without objects are among them.
     """
 
     classes: tuple[str, ...]
     images: Mapping[str, Boxes]
 
+    def by_stem(self) -> dict[str, Boxes]:
+        """Objects by the image's name without its suffix, alone and with its folders (``a__b``)."""
+        found: dict[str, Boxes] = {}
+        for image, boxes in self.images.items():
+            parts = Path(image).with_suffix("").parts
+            found[parts[-1]] = found["__".join(parts)] = boxes
+        return found
+
 
 def read_annotations(path: Path) -> Annotations:
-    """Read a COCO file.
+    """Read a COCO file, or a folder of Pascal VOC files (``*.xml``, one per image, as M3FD's).
 
     HIT-UAV's names of keys (``annotation``, ``filename``) are understood, ids may start anywhere,
-    and boxes of the category DontCare or marked ``iscrowd`` are ignored regions.
+    and boxes of the category DontCare or marked ``iscrowd`` or ``difficult`` are ignored regions.
 
     Raises:
         OSError: the file is not readable.
-        ValueError: the file is no COCO file, or its parts contradict each other.
+        ValueError: the file is of neither kind, or its parts contradict each other.
     """
+    return _read_voc(Path(path)) if Path(path).is_dir() else _read_coco(Path(path))
+
+
+def annotations_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of a folder's Pascal VOC files."""
+    if not Path(path).is_dir():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).glob("*.xml")):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_coco(path: Path) -> Annotations:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         names = {category["id"]: category["name"] for category in content["categories"]}
         files = {
             image["id"]: _either(image, "file_name", "filename") for image in content["images"]
@@ -78,6 +104,37 @@ def read_annotations(path: Path) -> Annotations:
             f"{type(error).__name__} {error}"
         ) from error
     return Annotations(classes, {name: _boxes(rows) for name, rows in found.items()})
+
+
+def _read_voc(folder: Path) -> Annotations:
+    files = sorted(folder.glob("*.xml"))
+    if not files:
+        raise ValueError(f"{folder} holds no Pascal VOC file (*.xml)")
+    objects = {file.stem: _read_voc_file(file) for file in files}
+    classes = tuple(sorted({name for rows in objects.values() for _, name, _ in rows}))
+    return Annotations(
+        classes,
+        {
+            image: _boxes([(box, classes.index(name), ignored) for box, name, ignored in rows])
+            for image, rows in objects.items()
+        },
+    )
+
+
+def _read_voc_file(path: Path) -> list[tuple[list[float], str, bool]]:
+    """Box, class and whether it is ignored, of every object."""
+    rows = []
+    try:
+        for thing in ET.fromstring(path.read_text(encoding="utf-8")).iter("object"):
+            corners = (thing.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = map(float, corners)
+            ignored = int(thing.findtext("difficult", "0")) != 0
+            rows.append(([left, top, right - left, bottom - top], thing.findtext("name"), ignored))
+            if rows[-1][1] is None:
+                raise ValueError("an object without a name")
+    except (ET.ParseError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no Pascal VOC file: {error}") from error
+    return rows
 
 
 def _either(mapping: Mapping[str, Any], first: str, second: str) -> Any:

@@ -95,7 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", type=Path, help="folder of images")
     parser.add_argument(
-        "--annotations", type=Path, required=True, help="their boxes: COCO or HIT-UAV JSON"
+        "--annotations",
+        type=Path,
+        required=True,
+        help="their boxes: COCO or HIT-UAV JSON, or a folder of Pascal VOC",
     )
     parser.add_argument("--val-data", type=Path, help="images that choose the best weights")
     parser.add_argument("--val-annotations", type=Path, help="their boxes")

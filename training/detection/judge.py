@@ -12,8 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from difiisr_models.resample import SCALE
-from difiisr_models.weights import sha256_file
-from difiisr_training.detection.annotations import Annotations, Boxes, read_annotations
+from difiisr_training.detection.annotations import (
+    Annotations,
+    Boxes,
+    annotations_sha256,
+    read_annotations,
+)
 from difiisr_training.detection.average_precision import IOU, average_precision
 from difiisr_training.detection.onnx_detector import OnnxDetector
 from difiisr_training.detection.peaks import Detections
@@ -59,7 +63,7 @@ def judge_detection(
             same detector judged by the same annotations stay in it.
         set_slug: folder of the set in ``out/frames``.
         detector: an export of ``difiisr train-detector``, or FastestDet for COCO (.onnx).
-        annotations: COCO or HIT-UAV file; its images are named as the frames are.
+        annotations: see :func:`read_annotations`; the images in it are named as the frames are.
         models: folders of the models to judge, and ``"hr"``; ``None``: all that there are.
 
     Returns:
@@ -113,7 +117,7 @@ def judge_detection(
             "classes": list(finder.classes),
             "input_size": finder.input_size and list(finder.input_size),
         },
-        "annotations": {"path": str(annotations), "sha256": sha256_file(Path(annotations))},
+        "annotations": {"path": str(annotations), "sha256": annotations_sha256(annotations)},
         "iou": IOU,
     }
     path = Path(out) / DETECTION_FILE
@@ -163,10 +167,7 @@ def _series(root: Path, models: Sequence[str] | None) -> list[Path]:
 
 def _boxes_of_frames(truth: Annotations, frames: Sequence[str], scale: int) -> dict[str, Boxes]:
     """Objects of each annotated frame; images may be named with or without their folders."""
-    by_name: dict[str, Boxes] = {}
-    for image, boxes in truth.images.items():
-        parts = Path(image).with_suffix("").parts
-        by_name[parts[-1]] = by_name["__".join(parts)] = boxes
+    by_name = truth.by_stem()
     return {
         name: Boxes(by_name[name].xywh * scale, by_name[name].classes, by_name[name].ignored)
         for name in frames

@@ -75,10 +75,11 @@ def load_frames(folder: Path, annotations: Annotations) -> list[LabelledFrame]:
     Raises:
         ValueError: the folder holds none of the annotated images.
     """
+    boxes = annotations.by_stem()
     frames = [
-        LabelledFrame(path.name, as_picture(read_counts(path)), annotations.images[path.name])
+        LabelledFrame(path.name, as_picture(read_counts(path)), boxes[path.stem])
         for path in list_images(folder)
-        if path.name in annotations.images
+        if path.stem in boxes
     ]
     if not frames:
         first = next(iter(annotations.images), "none")
