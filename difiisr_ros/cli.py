@@ -215,9 +215,8 @@ def _info(options: argparse.Namespace) -> int:
     from difiisr_models import load_upscaler
 
     upscaler = load_upscaler(options.model, **_runtime(options))
-    in_torch = upscaler  # where the operations can be counted
-    if upscaler.backend != "torch":
-        in_torch = load_upscaler(options.model, device="cpu", backend="torch")
+    # Operations are counted in plain torch: other backends hide them, CUDA graphs repeat them.
+    in_torch = load_upscaler(options.model, device="cpu", backend="torch")
     frame = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     with FlopCounterMode(display=False) as counter:
         in_torch(frame)

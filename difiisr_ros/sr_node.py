@@ -101,6 +101,7 @@ class SrNode(LifecycleNode):
         self._inputs = ()
         self._results: ResultPublisher | None = None
         self._fault = ""
+        self.failed = False  # what build_only was started for
         self._statistics = StreamStatistics()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Timers of the machine's own clock: simulated time may stand still.
@@ -127,6 +128,9 @@ class SrNode(LifecycleNode):
             f"{self._upscaler.device}{''.join(passed_over)}) in {time.monotonic() - started:.1f} s"
         )
         if settings.build_only:
+            if self._upscaler.backend != "tensorrt":
+                why = "; ".join(f"{name}: {reason}" for name, reason in self._upscaler.passed_over)
+                raise ValueError(f"build_only: no engine was built for {settings.model}: {why}")
             self.get_logger().info(f"build_only: {settings.engine} is ready, the node ends")
             self.create_timer(0.0, self.context.try_shutdown, clock=self._steady)
         return super().on_configure(state)
@@ -205,6 +209,9 @@ class SrNode(LifecycleNode):
         configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
         if configured and not self._settings.build_only:
             self.trigger_activate()
+        elif self._settings.build_only and not configured:
+            self.failed = True
+            self.context.try_shutdown()
 
     # Parameters
 
@@ -285,7 +292,10 @@ class SrNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; 0, or 1 when a start parameter is not allowed."""
+    """Run the node until SIGINT or SIGTERM.
+
+    Returns 0, or 1 when a start parameter is not allowed or build_only did not build.
+    """
     rclpy.init(args=args)
     try:
         node = SrNode()
@@ -311,7 +321,7 @@ def main(args: list[str] | None = None) -> int:
         # A frame of minutes: end without tearing the network down under it.
         sys.stdout.flush()
         os._exit(0)
-    return 0
+    return int(node.failed)
 
 
 if __name__ == "__main__":

@@ -52,14 +52,14 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
 
 def _inverse_filter(residual: Tensor) -> Tensor:
     """(D D^T)^{-1} as two one-dimensional convolutions, replicating the borders."""
-    taps = _inverse_taps().to(residual)
+    taps = _inverse_taps(residual.device, residual.dtype)
     padded = F.pad(residual, (_HALF_WIDTH,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 @torch.inference_mode(False)  # the cached tensor serves training too
-def _inverse_taps() -> Tensor:
+def _inverse_taps(device: torch.device, dtype: torch.dtype) -> Tensor:
     """The one-dimensional factor of (D D^T)^{-1}, measured on an impulse far from any border."""
     n = 64
     impulse = torch.zeros(1, 1, n, n, dtype=torch.float64)
@@ -69,4 +69,4 @@ def _inverse_taps() -> Tensor:
     spectrum = np.fft.fft(np.fft.ifftshift(row)).real
     inverse = np.fft.fftshift(np.fft.ifft(1.0 / spectrum).real)
     taps = inverse[n // 2 - _HALF_WIDTH : n // 2 + _HALF_WIDTH + 1]
-    return torch.tensor(taps)
+    return torch.tensor(taps, device=device, dtype=dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -42,11 +43,13 @@ def network_graph(source: NetworkSource) -> bytes:
     key = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     folder = cache_folder()
     for path in sorted(folder.glob(f"{key}-*.onnx")):
-        graph = path.read_bytes()
-        if path.stem == f"{key}-{hashlib.sha256(graph).hexdigest()}":
-            path.touch()
-            return graph
-        path.unlink()
+        with suppress(FileNotFoundError):  # another process made room
+            graph = path.read_bytes()
+            if path.stem == f"{key}-{hashlib.sha256(graph).hexdigest()}":
+                with suppress(OSError):  # a cache that may only be read serves too
+                    path.touch()
+                return graph
+            path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export") as temporary:
         path = Path(temporary) / "network.onnx"
@@ -54,6 +57,7 @@ def network_graph(source: NetworkSource) -> bytes:
         export_network(source.network, path, GraphShape(batch=None), source.precision, properties)
         graph = path.read_bytes()
         os.replace(path, folder / f"{key}-{hashlib.sha256(graph).hexdigest()}.onnx")
-    for old in sorted(folder.glob("*.onnx"), key=os.path.getmtime)[:-_KEPT]:
-        old.unlink(missing_ok=True)
+    with suppress(OSError):  # another process makes room at the same time
+        for old in sorted(folder.glob("*.onnx"), key=os.path.getmtime)[:-_KEPT]:
+            old.unlink(missing_ok=True)
     return graph

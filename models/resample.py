@@ -34,21 +34,21 @@ def unpack(packed: Tensor) -> Tensor:
 def upsample(lr: Tensor) -> Tensor:
     """Bicubic x4: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``."""
     gain = _up_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
-    return F.conv2d(lr, _up_kernel().to(lr), padding=_REACH) * gain
+    return F.conv2d(lr, _up_kernel(lr.device, lr.dtype), padding=_REACH) * gain
 
 
 def downsample(packed: Tensor) -> Tensor:
     """Antialiased bicubic /4, the operator D: packed ``(B, 16, h, w)`` -> ``(B, 1, h, w)``."""
     gain = _down_border_gain(*packed.shape[-2:], packed.device, packed.dtype)
-    over_rows, over_columns = _down_kernels()
-    columns = F.conv2d(packed, over_rows.to(packed), padding=(_REACH, 0))
-    return F.conv2d(columns, over_columns.to(packed), padding=(0, _REACH)) * gain
+    over_rows, over_columns = _down_kernels(packed.device, packed.dtype)
+    columns = F.conv2d(packed, over_rows, padding=(_REACH, 0))
+    return F.conv2d(columns, over_columns, padding=(0, _REACH)) * gain
 
 
 def downsample_adjoint(lr: Tensor) -> Tensor:
     """D transposed: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``; <D x, r> = <x, D^T r>."""
     gain = _down_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
-    return F.conv2d(lr * gain, _down_adjoint_kernel().to(lr), padding=_REACH)
+    return F.conv2d(lr * gain, _down_adjoint_kernel(lr.device, lr.dtype), padding=_REACH)
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:
@@ -68,27 +68,30 @@ def _phase_taps() -> np.ndarray:
     return _keys_cubic(offset[None, :] - phase[:, None])
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 @torch.inference_mode(False)  # the cached tensor serves training too
-def _up_kernel() -> Tensor:
+def _up_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
     taps = _phase_taps()
-    return torch.tensor(np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5))
+    kernel = np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5)
+    return torch.tensor(kernel, device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 @torch.inference_mode(False)  # the cached tensor serves training too
-def _down_kernels() -> tuple[Tensor, Tensor]:
+def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """D in two steps: 16 phases to the 4 of each row ``(4, 16, 5, 1)``, to one ``(1, 4, 1, 5)``."""
     taps, same = _down_taps(), np.eye(SCALE)
     over_rows = np.einsum("iy,jk->kijy", taps, same).reshape(SCALE, PHASES, 5, 1)
-    return torch.tensor(over_rows), torch.tensor(taps.reshape(1, SCALE, 1, 5))
+    over_columns = taps.reshape(1, SCALE, 1, 5)
+    return tuple(torch.tensor(x, device=device, dtype=dtype) for x in (over_rows, over_columns))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 @torch.inference_mode(False)  # the cached tensor serves training too
-def _down_adjoint_kernel() -> Tensor:
+def _down_adjoint_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
     taps = np.ascontiguousarray(_down_taps()[:, ::-1])
-    return torch.tensor(np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5))
+    kernel = np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5)
+    return torch.tensor(kernel, device=device, dtype=dtype)
 
 
 def _down_taps() -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
             f"{options.model} is a {parts.kind} model, which always runs in torch; engines are "
             "for compact models"
         )
-    machine = this_machine(_gpu(options.device))
+    gpu = _gpu(options.device)
+    machine = this_machine(gpu)
     if machine.gpu == NO_GPU:
         print(
             "warning: no GPU here; this shows that the graph builds, but the engine will be "
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         options.precision,
         options.workspace << 20,
     )
-    with _progress_bar() as report:
+    with torch.cuda.device(gpu) if gpu else nullcontext(), _progress_bar() as report:
         if options.onnx is None:
             built = build_from_network(parts.network, options.target, settings, machine, report)
         else:
@@ -81,8 +82,14 @@ def _check_graph(path: Path, settings: EngineSettings) -> None:
     """Raise ValueError unless the graph is of these weights and this precision."""
     require_packages(("onnx",))
     import onnx
+    from google.protobuf.message import DecodeError
 
-    found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    try:
+        graph = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path} ({size} bytes) is no ONNX graph: {error}") from error
+    found = {entry.key: entry.value for entry in graph.metadata_props}
     wanted = {
         "what": "network",
         "weights_sha256": settings.weights_sha256,

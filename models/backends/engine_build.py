@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import time
@@ -13,10 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from difiisr_models.backends import EngineRefused
 from difiisr_models.backends.engine_file import (
     NO_GPU,
     EngineDescription,
     Machine,
+    read_sidecar,
     sidecar_path,
     write_engine,
 )
@@ -26,6 +29,8 @@ from difiisr_models.graph_cache import cache_folder
 from difiisr_models.onnx_graph import NETWORK_INPUTS, GraphShape, export_network
 from difiisr_models.precision import PRECISIONS
 from difiisr_models.resample import PHASES
+
+_LOG = logging.getLogger(__name__)
 
 ReportProgress = Callable[[str, int, int], None]
 """Called with a phase of the build, its steps done, and all its steps."""
@@ -96,7 +101,7 @@ def build_engine(
     machine: Machine,
     report_progress: ReportProgress,
 ) -> EngineDescription:
-    """Build an engine from a graph that ``onnx_graph.export_network`` wrote.
+    """Build an engine for the current GPU from a graph that ``onnx_graph.export_network`` wrote.
 
     What TensorRT timed is kept in the user's cache folder, so that the next build is faster;
     tensorrt_rtx times nothing.
@@ -113,7 +118,8 @@ def build_engine(
 
     Raises:
         BuildError: no file is written; the text names every node that cannot be parsed.
-        FileExistsError: ``plan`` is there and has no sidecar: it may be anything.
+        FileExistsError: ``plan`` is there without a sidecar, or what is called as its sidecar
+            describes no engine: either may be anything.
         KeyboardInterrupt: as ever; the build ends at its next step.
         OSError: a file cannot be read or written.
     """
@@ -153,8 +159,6 @@ def build_engine(
     if content is None:
         raise BuildError(f"TensorRT built no engine from {onnx}.{complaints.take()}")
     seconds = time.monotonic() - started
-    if kept is not None:
-        save_timing_cache(config, kept)
     content = bytes(content)
     description = EngineDescription(
         machine,
@@ -170,6 +174,11 @@ def build_engine(
         _package_version(),
     )
     write_engine(plan, content, description)
+    if kept is not None:
+        try:
+            save_timing_cache(config, kept)
+        except OSError as error:
+            _LOG.warning("timings are not kept for the next build: %s", error)
     return description
 
 
@@ -190,11 +199,24 @@ def save_timing_cache(config: Any, path: Path) -> None:
 
 
 def _check_target(plan: Path) -> None:
-    if (plan.exists() or plan.is_symlink()) and not sidecar_path(plan).is_file():
+    sidecar = sidecar_path(plan)
+    if (plan.exists() or plan.is_symlink()) and not sidecar.is_file():
         raise FileExistsError(
-            f"{plan} exists and has no {sidecar_path(plan).name}, so it may be no engine: "
+            f"{plan} exists and has no {sidecar.name}, so it may be no engine: "
             "delete it, or name another file"
         )
+    if sidecar.exists() and not plan.exists() and not _describes_an_engine(plan):
+        raise FileExistsError(
+            f"{sidecar} exists and describes no engine: delete it, or name another file than {plan}"
+        )
+
+
+def _describes_an_engine(plan: Path) -> bool:
+    try:
+        read_sidecar(plan)
+    except EngineRefused:
+        return False
+    return True
 
 
 def _network_flags(trt: ModuleType) -> int:

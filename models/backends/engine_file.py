@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from difiisr_models.backends import EngineRefused
+from difiisr_models.backends import EngineRefused, NetworkSource
 from difiisr_models.backends.tensorrt_module import import_tensorrt
 
 SIDECAR_FORMAT = 1
@@ -145,7 +145,7 @@ def read_sidecar(plan: Path) -> EngineDescription:
 
 
 def read_engine(
-    plan: Path, machine: Machine, weights_sha256: str, precision: str
+    plan: Path, machine: Machine, source: NetworkSource
 ) -> tuple[EngineDescription, bytes]:
     """The engine file's description and bytes, when it may be deserialised here.
 
@@ -155,32 +155,36 @@ def read_engine(
     Args:
         plan: the engine file.
         machine: :func:`this_machine`.
-        weights_sha256: of the network that is to run.
-        precision: that was asked for.
+        source: the network that is to run, and its precision.
 
     Raises:
         EngineRefused: a file is missing, a link, or may be written by others, the plan is damaged,
             or it was built for something else. All mismatches are named at once, both values of
             each, and the command that builds the right engine.
     """
-    description = None
+    problems: list[str] = []
+    content = description = None
     try:
         content = _read_private(plan)
-        description = read_sidecar(plan)
-    except FileNotFoundError as error:
-        problems = [f"{error.filename or plan} does not exist"]
+    except FileNotFoundError:
+        problems.append(f"{plan} does not exist")
     except EngineRefused as error:
-        problems = [str(error)]
+        problems.append(str(error))
+    try:
+        description = read_sidecar(plan)
+    except EngineRefused as error:
+        problems.append(str(error))
     else:
-        problems = [
+        problems += [
             f"its {name} is {found}, {wanted} is needed"
             for name, found, wanted in (
                 *_machine_rows(description.machine, machine),
-                ("weights' sha256", description.weights_sha256, weights_sha256),
-                ("precision", description.precision, precision),
+                ("weights' sha256", description.weights_sha256, source.weights_sha256),
+                ("precision", description.precision, source.precision),
             )
             if found != wanted
         ]
+    if content is not None and description is not None:
         actual = hashlib.sha256(content).hexdigest()
         if actual != description.plan_sha256:
             problems.append(
@@ -188,20 +192,20 @@ def read_engine(
                 f"{description.plan_sha256}: damaged or replaced"
             )
     if problems:
-        command = build_command(plan, description, precision)
+        command = build_command(plan, description, source)
         raise EngineRefused(f"engine {plan} refused: {'; '.join(problems)}. Build it: {command}")
     return description, content
 
 
-def build_command(plan: Path, description: EngineDescription | None, precision: str) -> str:
-    """The command line that builds ``plan`` anew; capitals where nothing is known of it."""
-    model, size, batch = "MODEL", "HxW", 1
+def build_command(plan: Path, description: EngineDescription | None, source: NetworkSource) -> str:
+    """The command line that builds ``plan`` for ``source``, with the tiles that it had."""
+    size, batch = "HxW", 1
     if description is not None:
-        model, batch = description.model, description.batch
-        size = f"{description.height}x{description.width}"
-    words = ["difiisr", "build-engine", model, str(plan), "--input-size", size]
-    words += ["--precision", precision, "--batch", str(batch), "--force"]
-    return shlex.join(words)
+        size, batch = f"{description.height}x{description.width}", description.batch
+    words = ["difiisr", "build-engine", source.model, str(plan), "--input-size", size]
+    words += ["--precision", source.precision, "--batch", str(batch)]
+    words += ["--device", str(source.device)] if source.device.index else []
+    return shlex.join([*words, "--force"])
 
 
 _TYPES = {"str": (str,), "int": (int,), "float": (int, float)}  # of annotations, which are text

@@ -9,7 +9,6 @@ import torch
 
 from difiisr_models.backends import (
     BackendUnavailable,
-    EngineRefused,
     NetworkRunner,
     NetworkSource,
 )
@@ -44,8 +43,9 @@ class BackendChoice:
 def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, BackendChoice]:
     """Build the backend asked for; ``"auto"`` takes the fastest that really works here.
 
-    A backend works when it can be built and agrees with torch on a small tile. An engine that is
-    refused lets the backends of ``"auto"`` take over if ``engine_mismatch`` is ``"fallback"``.
+    A backend works when it can be built and agrees with torch on a small tile. Where an engine file
+    is given, TensorRT is tried on every machine, and ``engine_mismatch`` says what follows when it
+    does not run: ``"fallback"`` lets the backends of ``"auto"`` take over, ``"fail"`` raises.
 
     Raises:
         BackendUnavailable: the backend asked for does not work here; the text says what to do.
@@ -54,9 +54,11 @@ def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, Bac
     check_backend(name)
     automatic = _FASTEST_FIRST[source.device.type]
     passed_over: list[tuple[str, str]] = []
+    candidates = list(automatic if name == "auto" else (name,))
     if name == "auto" and source.device.type == "cpu":
         passed_over += [(other, "needs a CUDA GPU") for other in ("tensorrt", "torch_tensorrt")]
-    candidates = list(automatic if name == "auto" else (name,))
+        if source.engine is not None:
+            candidates.insert(0, passed_over.pop(0)[0])
     while candidates:
         candidate = candidates.pop(0)
         try:
@@ -64,12 +66,13 @@ def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, Bac
             if candidate != "torch":
                 _check_agreement(runner, source)
         except Exception as error:
-            refused = isinstance(error, EngineRefused)
-            if name == candidate and refused and source.engine_mismatch == "fallback":
+            given = candidate == "tensorrt" and source.engine is not None
+            policy = source.engine_mismatch if given else ""
+            if name == candidate and policy == "fallback":
                 candidates += [other for other in automatic if other != name]
-            elif name == candidate:
-                raise BackendUnavailable(f"backend {name}: {_reason(error)}") from error
-            elif not candidates or (refused and source.engine_mismatch == "fail"):
+            elif name == candidate or policy == "fail":
+                raise BackendUnavailable(f"backend {candidate}: {_reason(error)}") from error
+            elif not candidates:
                 raise
             passed_over.append((candidate, _reason(error)))
         else:

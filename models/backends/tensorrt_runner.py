@@ -157,11 +157,11 @@ def build_runner(source: NetworkSource) -> TensorRTRunner:
 
 
 def _load(source: NetworkSource, machine: Machine) -> TensorRTRunner:
-    description, plan = read_engine(source.engine, machine, source.weights_sha256, source.precision)
+    description, plan = read_engine(source.engine, machine, source)
     try:
         return TensorRTRunner(plan, description.shape, source.device)
     except EngineRefused as error:
-        command = build_command(source.engine, description, source.precision)
+        command = build_command(source.engine, description, source)
         raise EngineRefused(
             f"engine {source.engine} refused: {error}. Build it: {command}"
         ) from error
@@ -174,13 +174,14 @@ def _rebuild(source: NetworkSource, machine: Machine) -> None:
     except EngineRefused:
         shape = (source.tile_batch, source.tile, source.tile)
     settings = EngineSettings(source.model, source.weights_sha256, *shape, source.precision)
-    build_from_network(
-        source.network,
-        source.engine,
-        settings,
-        machine,
-        lambda phase, done, steps: _LOG.debug("%s: %d of %d", phase, done, steps),
-    )
+    with cuda.device(source.device):  # TensorRT builds for the current GPU
+        build_from_network(
+            source.network,
+            source.engine,
+            settings,
+            machine,
+            lambda phase, done, steps: _LOG.debug("%s: %d of %d", phase, done, steps),
+        )
 
 
 def _allocate(

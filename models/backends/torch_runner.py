@@ -65,15 +65,16 @@ class CudaGraphs:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
         static = tuple(value.clone() for value in inputs)
-        side = torch.cuda.Stream(inputs[0].device)
-        side.wait_stream(torch.cuda.current_stream(inputs[0].device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_CALLS):
-                self._function(*static)
-        torch.cuda.current_stream(inputs[0].device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self._function(*static)
+        with torch.cuda.device(inputs[0].device):  # recording looks at the current GPU alone
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP_CALLS):
+                    self._function(*static)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                output = self._function(*static)
         return _Captured(graph, static, output)
 
 

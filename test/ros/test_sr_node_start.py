@@ -71,13 +71,26 @@ def test_build_only_ends_the_node_once_the_engine_is_there(make_node, monkeypatc
 
     def load(name, **arguments):
         given.update(arguments)
-        return load_upscaler("bicubic")
+        upscaler = load_upscaler("bicubic")
+        upscaler.backend = "tensorrt"
+        return upscaler
 
     monkeypatch.setattr(sr_node, "load_upscaler", load)
     node = make_node(build_only=True, engine="/tmp/network.plan", autostart=True)
     spin_in_thread(node)
     wait_until(lambda: not node.context.ok())
     assert (given["backend"], given["engine_mismatch"]) == ("tensorrt", "rebuild")
+    assert not node.failed
+
+
+@pytest.mark.parametrize("model", ["bicubic", "difiisr-rt-x4"])
+def test_build_only_fails_where_no_engine_can_be_built(make_node, tmp_path, model):
+    engine = tmp_path / "network.plan"
+    node = make_node(model=model, device="cpu", build_only=True, engine=str(engine), autostart=True)
+    spin_in_thread(node)
+    wait_until(lambda: not node.context.ok())
+    assert node.failed
+    assert not engine.exists()
 
 
 def test_without_autostart_it_waits_unconfigured(make_node):

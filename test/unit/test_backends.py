@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from difiisr_models.schedule import exponential_schedule
 from difiisr_models.upscaler import Upscaler, UpscalerSettings
 
 CPU = torch.device("cpu")
+ENGINE = Path("network.plan")
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,17 @@ def test_a_damaged_graph_is_exported_again(source, exports, tmp_path):
     assert kept.stem.endswith(hashlib.sha256(b"graph 2").hexdigest())
 
 
+def test_a_cache_that_may_only_be_read_serves(source, exports, monkeypatch):
+    graph = graph_cache.network_graph(source)
+
+    def refuse_touch(path):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse_touch)
+    assert graph_cache.network_graph(source) == graph
+    assert len(exports) == 1
+
+
 def test_old_graphs_make_room(source, exports, tmp_path):
     for k in range(graph_cache._KEPT + 3):
         graph_cache.network_graph(dataclasses.replace(source, weights_sha256=str(k)))
@@ -203,7 +216,7 @@ def test_any_failure_of_a_backend_is_a_reason_with_its_kind(source, builders):
 
 @pytest.mark.parametrize("mismatch", ["fallback", "rebuild"])
 def test_a_refused_engine_falls_back_when_asked_for_by_name(network, builders, mismatch):
-    source = NetworkSource(network, "", CPU, engine_mismatch=mismatch)
+    source = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch=mismatch)
     builders["tensorrt"] = refuse(EngineRefused("built for TensorRT 10.3, here is 10.16"))
     builders["onnxruntime"] = lambda source: Runner(source.network)
     if mismatch == "rebuild":  # the backend has tried that already
@@ -216,10 +229,27 @@ def test_a_refused_engine_falls_back_when_asked_for_by_name(network, builders, m
 
 
 def test_a_refused_engine_fails_when_so_configured(network, builders):
-    source = NetworkSource(network, "", CPU, engine_mismatch="fail")
+    source = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch="fail")
     builders["tensorrt"] = refuse(EngineRefused("sha256"))
-    with pytest.raises(BackendUnavailable, match="sha256"):
-        select_backend("tensorrt", source)
+    for name in ("tensorrt", "auto"):
+        with pytest.raises(BackendUnavailable, match=r"backend tensorrt: .*sha256"):
+            select_backend(name, source)
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("no driver"), ModuleNotFoundError("no trt")])
+def test_the_policy_counts_for_everything_that_keeps_an_engine_from_running(
+    network, builders, error
+):
+    builders["tensorrt"] = refuse(error)
+    builders["onnxruntime"] = lambda source: Runner(source.network)
+    for name in ("tensorrt", "auto"):
+        lenient = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch="fallback")
+        _, choice = select_backend(name, lenient)
+        assert choice.name == "onnxruntime"
+        assert dict(choice.passed_over)["tensorrt"] == str(error)
+        strict = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch="fail")
+        with pytest.raises(BackendUnavailable, match=f"backend tensorrt: {error}"):
+            select_backend(name, strict)
 
 
 def test_models_without_a_network_to_hand_over_say_so():

@@ -13,7 +13,13 @@ pytest.importorskip("onnxscript", reason="needs the extra onnx")
 import onnx
 import tensorrt_rtx as trt
 
-from difiisr_models.backends import EngineRefused, engine_build, engine_file, tensorrt_module
+from difiisr_models.backends import (
+    EngineRefused,
+    NetworkSource,
+    engine_build,
+    engine_file,
+    tensorrt_module,
+)
 from difiisr_models.backends.engine_build import BuildError, EngineSettings, build_engine
 from difiisr_models.backends.engine_file import Machine, read_engine, read_sidecar, this_machine
 from difiisr_models.compact import CompactConfig, CompactNetwork
@@ -78,8 +84,9 @@ def test_the_command_builds_an_engine_and_describes_it(folder, tmp_path, capsys)
     assert plan.stat().st_size > 10_000
     # The one built without a GPU is refused on a machine that has one.
     here = Machine(described.machine.tensorrt, "8.9", "RTX 4090", described.machine.system)
+    source = NetworkSource(None, described.weights_sha256, torch.device("cuda"), precision)
     with pytest.raises(EngineRefused, match=r"compute capability is none, 8\.9 is needed"):
-        read_engine(plan, here, described.weights_sha256, precision)
+        read_engine(plan, here, source)
     capsys.readouterr()
     assert cli.main(arguments) == 2
     assert "--force replaces it" in capsys.readouterr().err
@@ -151,6 +158,11 @@ def test_a_file_that_may_be_no_engine_is_not_overwritten(graph, settings, tmp_pa
     with pytest.raises(FileExistsError, match=r"no letter\.txt\.json"):
         build_engine(graph, letter, settings, this_machine(None), ignore)
     assert letter.read_text() == "dear"
+    package = tmp_path / "package.json"
+    package.write_text('{"name": "mine"}')
+    with pytest.raises(FileExistsError, match=r"package\.json exists and describes no engine"):
+        build_engine(graph, tmp_path / "package", settings, this_machine(None), ignore)
+    assert package.read_text() == '{"name": "mine"}'
 
 
 def test_what_tensorrt_says_is_in_the_error(graph, settings, tmp_path, monkeypatch):

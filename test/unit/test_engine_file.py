@@ -7,8 +7,9 @@ import os
 import sys
 
 import pytest
+import torch
 
-from difiisr_models.backends import EngineRefused
+from difiisr_models.backends import EngineRefused, NetworkSource
 from difiisr_models.backends.engine_file import (
     EngineDescription,
     Machine,
@@ -38,9 +39,13 @@ def plan(tmp_path):
     return path
 
 
-def refusal(plan, machine=MACHINE, weights=WEIGHTS, precision="fp16"):
+def source(weights=WEIGHTS, precision="fp16", model="difiisr-rt-x4", device="cuda"):
+    return NetworkSource(None, weights, torch.device(device), precision, model=model)
+
+
+def refusal(plan, machine=MACHINE, **changes):
     with pytest.raises(EngineRefused) as caught:
-        read_engine(plan, machine, weights, precision)
+        read_engine(plan, machine, source(**changes))
     return str(caught.value)
 
 
@@ -50,7 +55,7 @@ def doctor(plan, **changes):
 
 
 def test_an_engine_of_this_machine_is_read(plan):
-    assert read_engine(plan, MACHINE, WEIGHTS, "fp16") == (DESCRIPTION, PLAN)
+    assert read_engine(plan, MACHINE, source()) == (DESCRIPTION, PLAN)
     assert {path.name for path in plan.parent.iterdir()} == {"model.plan", "model.plan.json"}
     for path in plan.parent.iterdir():
         assert path.stat().st_mode & 0o777 == 0o644
@@ -75,7 +80,7 @@ def test_an_engine_of_another_machine_is_refused(plan, field, here):
 def test_all_mismatches_are_named_at_once(plan):
     plan.write_bytes(PLAN[:-1])
     here = Machine("tensorrt 11.0", "12.0", "NVIDIA RTX", "Linux x86_64")
-    text = refusal(plan, here, "c" * 64, "fp32")
+    text = refusal(plan, here, weights="c" * 64, precision="fp32")
     for part in (
         "its TensorRT is tensorrt 10.3.0, tensorrt 11.0 is needed",
         "its compute capability is 8.7, 12.0 is needed",
@@ -101,9 +106,20 @@ def test_missing_files_are_named_with_the_command(plan, tmp_path):
     other = tmp_path / "other.plan"
     text = refusal(other)
     assert f"{other} does not exist" in text
-    assert f"difiisr build-engine MODEL {other} --input-size HxW --precision fp16" in text
+    assert f"difiisr build-engine difiisr-rt-x4 {other} --input-size HxW --precision fp16" in text
     sidecar_path(plan).unlink()
     assert "model.plan.json, the description of the engine, is missing" in refusal(plan)
+
+
+def test_problems_of_both_files_are_named_and_the_command_builds_what_is_asked_for(plan):
+    plan.chmod(0o664)
+    text = refusal(plan, weights="c" * 64, model="my/model", device="cuda:1")
+    assert "model.plan has mode 664" in text
+    assert f"its weights' sha256 is {WEIGHTS}" in text
+    command = text.partition("Build it: ")[2]
+    assert command.startswith("difiisr build-engine my/model ")
+    assert "--input-size 120x160" in command
+    assert "--device cuda:1" in command
 
 
 @pytest.mark.parametrize("name", ["model.plan", "model.plan.json"])
@@ -176,7 +192,7 @@ def test_a_failed_write_leaves_the_old_engine(plan, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_engine(plan, b"new", DESCRIPTION)
     monkeypatch.undo()
-    assert read_engine(plan, MACHINE, WEIGHTS, "fp16")[1] == PLAN
+    assert read_engine(plan, MACHINE, source())[1] == PLAN
     assert len(list(plan.parent.iterdir())) == 2
 
 
