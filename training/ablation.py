@@ -163,7 +163,7 @@ def write_panels(names: Sequence[str], results: Results, out: Path) -> None:
 
 
 def _cell(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.4g}"
+    return "" if value is None or math.isnan(value) else f"{value:#.4g}"
 
 
 def _parser() -> argparse.ArgumentParser:
