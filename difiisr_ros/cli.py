@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError, FloatingPointError)):
         return True
     reader = sys.modules.get("rosbags.rosbag2")
     return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from difiisr_models.compact import CompactNetwork
-from difiisr_training.cli import export, parse_duration, starting_weights
+from difiisr_training.cli import export, make_accelerator, parse_duration, starting_weights
 from difiisr_training.config import TrainConfig, as_dict, load_config
 from difiisr_training.evaluation.cli import main as evaluate
+from difiisr_training.evaluation.inputs import Selection, resolve_inputs
 from difiisr_training.evaluation.results import (
     Results,
     frame_names,
@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
     """Train every variant, judge all of them, write table and pictures; returns the exit code."""
     options = _parser().parse_args(list(argv))
     base = load_config(options.config)
+    check_inputs(base, options)
     if options.seed is not None:
         base = dataclasses.replace(base, seed=options.seed)
     if options.threads:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     for name, guidance in chosen.items():
         config = dataclasses.replace(base, name=name, guidance=guidance)
         if not train_variant(config, options):
-            print(f"{name}: the budget ended; run the same command again to go on")
+            print(f"{name}: stopped before its last iteration; the same command goes on")
             return 1
     judge_variants(list(chosen), options)
     results = read_results(options.out / "evaluation")
@@ -76,9 +77,26 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def check_inputs(config: TrainConfig, options: argparse.Namespace) -> None:
+    """Raise for what would fail only after hours of training.
+
+    Raises:
+        FileNotFoundError: a file or a set is missing.
+        ValueError: a configuration that this command cannot train, or half of a detector's inputs.
+    """
+    if config.stage != "diffusion" or config.published is not None:
+        raise ValueError(f"{options.config}: the ablation trains compact networks by diffusion")
+    if (options.detector is None) != (options.annotations is None):
+        raise ValueError("--detector and --annotations go together")
+    for path in (options.detector, options.annotations, options.vgg, options.sam, options.weights):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"no file or folder {path}")
+    resolve_inputs(options.sets, options.data, None, Selection())
+
+
 def train_variant(config: TrainConfig, options: argparse.Namespace) -> bool:
     """Train one variant, or go on with it, and export it; whether its schedule is complete."""
-    accelerator = Accelerator(cpu=options.device == "cpu")
+    accelerator = make_accelerator(config, options.device)
     files = TrainingFiles(vgg=options.vgg, sam=options.sam, peers=options.peers)
     state = train(
         config,

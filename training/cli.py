@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from difiisr_models.checkpoint import load_published
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.model_loading import load_network, save_compact, save_published_unet
+from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import TrainConfig, as_dict, load_config
 from difiisr_training.curves import save_learning_curve
 from difiisr_training.evaluation.judge import SQUEEZE_FILE, SQUEEZE_LINEAR_FILE
@@ -49,13 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     run = options.run or Path("runs") / config.name
-    accelerator = Accelerator(
-        cpu=options.device == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=_has_idle_head(config))
-        ],
-    )
+    accelerator = make_accelerator(config, options.device)
     files = TrainingFiles(
         autoencoder=load_published(options.autoencoder)[1] if options.autoencoder else None,
         vgg=options.vgg,
@@ -93,17 +88,31 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def make_accelerator(config: TrainConfig, device: str) -> Accelerator:
+    """Processes and precision of a run; ``device``: "auto" or "cpu"."""
+    unused = DistributedDataParallelKwargs(find_unused_parameters=_has_idle_head(config))
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        kwargs_handlers=[unused],
+    )
+
+
 def describe(config: TrainConfig) -> str:
     """The resolved settings, the network's size and what an iteration and the run cost."""
     network = build_network(config)
     tile = _forward_gflop(network, 64)
-    iteration = 3 * tile * (config.crops.lr_size / 64) ** 2 * config.batch
+    # A backward pass costs two forward ones. SinSR's terms: three passes forward and back, one
+    # forward, and the teacher's T.
+    distilling = 10 + exponential_schedule().steps
+    forwards = distilling if config.stage == "distillation" else 3
+    iteration = forwards * tile * (config.crops.lr_size / 64) ** 2 * config.batch
     lines = [
         json.dumps(as_dict(config), indent=2),
         f"parameters        {parameter_count(network):,}",
         f"network           {tile:.2f} GFLOP for 64x64 -> 256x256",
-        f"one iteration     {iteration:.1f} GFLOP (forward and backward, batch {config.batch}; "
-        "without teachers, guidance and autoencoder)",
+        f"one iteration     {iteration:.1f} GFLOP (batch {config.batch}; without image teacher, "
+        "guidance and autoencoder)",
         f"the whole run     {iteration * config.iterations / 1e6:.2f} PFLOP",
     ]
     return "\n".join(lines)

@@ -52,7 +52,11 @@ class TrainConfig:
         optimiser: see :class:`OptimiserConfig`.
         stage: "diffusion" trains all steps (ResShift), "distillation" one step from a teacher.
         guidance: the gradient of L_g in the predicted noise (DifIISR).
-        perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched.
+        norm: what estimates are compared with their targets by: "l1" mean |a - b|, whose best
+            answer is a median; "l2" mean (a - b)^2, as in ResShift, whose best answer is the mean
+            and for which ``guidance/injection.py`` derives what an injected gradient does.
+        perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched. A
+            network without that knob (the published one) has this loss alone, where it is not 0.
         image_teacher: published network whose outputs the mean estimate is drawn to as well, on
             samples with the clean degradation.
         teacher_weight: share of the image teacher in that loss, 0..1.
@@ -75,6 +79,7 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     stage: Literal["diffusion", "distillation"] = "diffusion"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    norm: Literal["l1", "l2"] = "l1"
     perceptual_weight: float = 0.0
     image_teacher: Literal["none", "safmn", "rlfn"] = "none"
     teacher_weight: float = 0.5
@@ -94,8 +99,12 @@ class TrainConfig:
                 f"guidance {self.guidance.kind!r} acts on the fidelity-0 estimate, and "
                 "perceptual_weight 0 does not train that: set it above 0"
             )
-        if not 0.0 <= self.teacher_weight <= 1.0:
-            raise ValueError(f"teacher_weight must lie in 0..1, got {self.teacher_weight}")
+        for name in ("teacher_weight", "last_step_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        for name in ("iterations", "batch", "checkpoint_every", "log_every", "validation_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -104,7 +113,10 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         ValueError: an unknown or missing key, or a value of the wrong type; the text names it.
     """
-    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
     return _build(TrainConfig, data, str(path))

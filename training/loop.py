@@ -41,6 +41,7 @@ class TrainState:
     network: nn.Module
     ema: nn.Module
     optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
     iteration: int = 0
 
 
@@ -98,11 +99,15 @@ def train(
         workers: processes that load samples, per training process.
 
     Raises:
-        ValueError: the checkpoint belongs to other settings, or the batch cannot be shared equally.
-        FloatingPointError: the loss is not finite any more.
+        ValueError: the checkpoint belongs to other settings, the batch cannot be shared equally, or
+            a teacher is given or missing against ``config.stage``.
+        FloatingPointError: the loss or the weights are not finite any more; they are not saved.
     """
+    if (config.stage == "distillation") != (teacher is not None):
+        raise ValueError(f"stage {config.stage!r} {'has no' if teacher else 'needs a'} teacher")
     deadline = time.monotonic() + budget_s
     state = _initial_state(config, initial)
+    state.scaler = accelerator.scaler
     if (run / CHECKPOINT_NAME).exists():
         load_checkpoint(run / CHECKPOINT_NAME, state, config)
     elif accelerator.is_main_process:
@@ -130,10 +135,7 @@ def train(
             if state.iteration % config.log_every == 0:
                 loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
                 if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss} before iteration {state.iteration}; the last "
-                        f"checkpoint in {run} is kept. Lower the learning rate or use fp32"
-                    )
+                    raise _diverged(f"the loss is {loss}", state, run)
                 elapsed = time.monotonic() - started
                 if journal:
                     speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
@@ -141,8 +143,8 @@ def train(
                     journal.write(STATISTICS_NAME, state.iteration, values)
                 progress.set_postfix(loss=f"{loss:.4f}")
                 losses, waited, started = [], 0.0, time.monotonic()
-            if state.iteration % config.checkpoint_every == 0 and accelerator.is_main_process:
-                save_checkpoint(run / CHECKPOINT_NAME, state, config)
+            if state.iteration % config.checkpoint_every == 0:
+                _save(run, state, config, accelerator)
             if journal and validate and _validates_at(state.iteration, config):
                 journal.write(
                     VALIDATION_NAME, state.iteration, validate(state.ema, state.iteration)
@@ -150,8 +152,7 @@ def train(
             if _any_process(stop.requested or time.monotonic() > deadline, accelerator):
                 break
             asked = time.monotonic()
-    if accelerator.is_main_process:
-        save_checkpoint(run / CHECKPOINT_NAME, state, config)
+    _save(run, state, config, accelerator)
     accelerator.wait_for_everyone()
     return state
 
@@ -222,6 +223,7 @@ def save_checkpoint(path: Path, state: TrainState, config: TrainConfig) -> None:
             "network": state.network.state_dict(),
             "ema": state.ema.state_dict(),
             "optimiser": state.optimiser.state_dict(),
+            "scaler": state.scaler.state_dict() if state.scaler else None,
         },
         temporary,
     )
@@ -245,14 +247,36 @@ def load_checkpoint(path: Path, state: TrainState, config: TrainConfig) -> None:
     state.network.load_state_dict(saved["network"])
     state.ema.load_state_dict(saved["ema"])
     state.optimiser.load_state_dict(saved["optimiser"])
+    if state.scaler:
+        state.scaler.load_state_dict(saved["scaler"])
     state.iteration = saved["iteration"]
+
+
+def _save(run: Path, state: TrainState, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Write the checkpoint, unless the weights, which all processes have, are not finite."""
+    if not all(weight.isfinite().all() for weight in state.network.parameters()):
+        raise _diverged("the weights hold NaN or infinity", state, run)
+    if accelerator.is_main_process:
+        save_checkpoint(run / CHECKPOINT_NAME, state, config)
+
+
+def _diverged(what: str, state: TrainState, run: Path) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} before iteration {state.iteration}; the last checkpoint in {run} is kept. "
+        "Lower the learning rate or use fp32"
+    )
 
 
 def _initial_state(config: TrainConfig, initial: nn.Module | None) -> TrainState:
     torch.manual_seed(config.seed)
     network, ema = build_network(config), build_network(config)
     if initial is not None:
-        network.load_state_dict(initial.state_dict())
+        try:
+            network.load_state_dict(initial.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights to start from are not those of the configured network: {error}"
+            ) from error
     ema.load_state_dict(network.state_dict())
     network, ema = (n.to(memory_format=torch.channels_last) for n in (network, ema))
     optimiser = torch.optim.AdamW(

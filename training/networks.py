@@ -66,6 +66,7 @@ def build_objective(config: TrainConfig, files: TrainingFiles, device: torch.dev
         config.guidance,
         build_guidance_loss(config.guidance, files.vgg, files.sam, device),
         config.perceptual_weight,
+        config.norm,
         teacher,
         config.teacher_weight,
     )

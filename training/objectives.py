@@ -52,6 +52,7 @@ class Objective:
         guidance: how L_g acts.
         guidance_loss: L_g; ``None`` when the guidance is off.
         perceptual_weight: weight of the perceptual estimate's loss beside the mean's.
+        norm: "l1" or "l2", how estimates are compared with their targets.
         image_teacher: a super-resolver of images in [-1, 1] to imitate, or ``None``.
         teacher_weight: its share in the mean estimate's loss.
     """
@@ -61,6 +62,7 @@ class Objective:
     guidance: GuidanceConfig
     guidance_loss: GuidanceLoss | None
     perceptual_weight: float
+    norm: str = "l1"
     image_teacher: Callable[[Tensor], Tensor] | None = None
     teacher_weight: float = 0.0
 
@@ -68,7 +70,9 @@ class Objective:
 def diffusion_loss(
     network: nn.Module, batch: Batch, index: Tensor, eps: Tensor, objective: Objective, guided: bool
 ) -> Tensor:
-    """|x_0 - E[x_0 | x_t]|_1, plus the same for the perceptual estimate under guidance.
+    """|x_0 - mean|, plus perceptual_weight times the same for the perceptual estimate, guided.
+
+    A network with one estimate has the second part alone, unless perceptual_weight is 0.
 
     Args:
         network: the denoiser being trained.
@@ -85,25 +89,32 @@ def diffusion_loss(
     x_t.requires_grad_(acts)  # Eq. 9 needs the gradient with respect to x_t
     scaled = x_t / (schedule.kappa**2 * eta + 1).sqrt()
     mean, sample = space.estimates(network, scaled, batch.y, batch.lr, index)
-    loss = mean_loss(mean, batch, objective)
     if objective.perceptual_weight == 0:
-        return loss
-    if not acts:
-        return loss + objective.perceptual_weight * (sample - batch.x0).abs().mean()
-    guided_to = apply_guidance(x_t, sample, batch.x0, batch, eta, index, objective)
-    perceptual = (guided_to.prediction - guided_to.target).abs().mean() + guided_to.penalty
-    return loss + objective.perceptual_weight * perceptual
+        return mean_loss(mean, batch, objective)
+    guided_to = Guided(sample, batch.x0, sample.new_zeros(()))
+    if acts:
+        guided_to = apply_guidance(x_t, sample, batch.x0, batch, eta, index, objective)
+    error = distance(guided_to.prediction, guided_to.target, objective.norm).mean()
+    perceptual = objective.perceptual_weight * (error + guided_to.penalty)
+    return perceptual if mean is sample else mean_loss(mean, batch, objective) + perceptual
+
+
+def distance(a: Tensor, b: Tensor, norm: str) -> Tensor:
+    """Mean |a - b| ("l1") or (a - b)^2 ("l2") of each sample: ``(B, C, h, w)`` -> ``(B,)``."""
+    difference = a - b
+    each = difference.abs() if norm == "l1" else difference.square()
+    return each.mean(dim=(1, 2, 3))
 
 
 def mean_loss(mean: Tensor, batch: Batch, objective: Objective) -> Tensor:
-    """|x_0 - mean|_1, shared with an image teacher where there is one and the sample is clean."""
-    error = (mean - batch.x0).abs().mean(dim=(1, 2, 3))
+    """|x_0 - mean|, shared with an image teacher where there is one and the sample is clean."""
+    error = distance(mean, batch.x0, objective.norm)
     if objective.image_teacher is None:
         return error.mean()
     with torch.no_grad():
         taught = objective.space.encode(objective.image_teacher(batch.lr))
     share = objective.teacher_weight * batch.clean.to(error)
-    return ((1 - share) * error + share * (mean - taught).abs().mean(dim=(1, 2, 3))).mean()
+    return ((1 - share) * error + share * distance(mean, taught, objective.norm)).mean()
 
 
 def distillation_loss(
@@ -118,7 +129,9 @@ def distillation_loss(
 
     |f(x_T) - teacher(x_T)|^2 + |f^{-1}(teacher(x_T)) - x_T|^2 + |f(f^{-1}(x_0)) - x_0|^2: the
     teacher's full deterministic result from the same noise, the learned inverse (the student told
-    index 0 predicts x_T), and the ground truth reached through that inverse.
+    index 0 predicts x_T), and the ground truth reached through that inverse. They shape the
+    fidelity-0 estimate f, weighted by perceptual_weight beside the loss of the mean at t = T; a
+    network with one estimate has them alone.
     """
     schedule, space = objective.schedule, objective.space
     x_T = prior_sample(batch.y, eps, schedule)
@@ -126,12 +139,15 @@ def distillation_loss(
         target = _deterministic_sample(teacher, x_T, batch, objective)
     last, first = (torch.full((len(eps),), t - 1, device=eps.device) for t in (schedule.steps, 1))
 
-    def student_at(x: Tensor, index: Tensor) -> Tensor:
+    def both_at(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         scale = latent_input_scale(int(index[0]) + 1, schedule)
-        return space.estimates(student, x * scale, batch.y, batch.lr, index)[1]
+        return space.estimates(student, x * scale, batch.y, batch.lr, index)
+
+    def student_at(x: Tensor, index: Tensor) -> Tensor:
+        return both_at(x, index)[1]
 
     x_T = x_T.requires_grad_(guided and objective.guidance_loss is not None)
-    forward = student_at(x_T, last)
+    mean, forward = both_at(x_T, last)
     matched = (forward - target).square().mean()
     if x_T.requires_grad:
         eta = eta_of(last, schedule).to(eps)
@@ -141,7 +157,11 @@ def distillation_loss(
     with torch.no_grad():
         x_T_of_truth = student_at(batch.x0, first)
     truth = student_at(x_T_of_truth, last)
-    return matched + (inverse - x_T.detach()).square().mean() + (truth - batch.x0).square().mean()
+    inverted = (inverse - x_T.detach()).square().mean()
+    distilled = matched + inverted + (truth - batch.x0).square().mean()
+    if mean is forward:
+        return distilled
+    return mean_loss(mean, batch, objective) + objective.perceptual_weight * distilled
 
 
 def apply_guidance(
@@ -161,7 +181,9 @@ def apply_guidance(
         acts = torch.isin(index + 1, steps).to(x0)
 
     def loss(estimate: Tensor) -> Tensor:
-        return objective.guidance_loss(space.decode(estimate), batch.hr)
+        # In half precision most of this gradient would be lost: it is of the order of 1 / pixels.
+        with torch.autocast(estimate.device.type, enabled=False):
+            return objective.guidance_loss(space.decode(estimate.float()), batch.hr.float())
 
     kappa = objective.schedule.kappa
     return guide(x_t, x0, target, batch.y, eta, kappa, loss, acts, guidance)

@@ -116,7 +116,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_file_of_another_network_is_refused(vgg16):
-    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+    with pytest.raises(ValueError, match=r"size mismatch|Missing key"):
         PerceptualLoss("vgg19_relu5_4", vgg16)
 
 

@@ -47,6 +47,17 @@ def groups(*files):
         pytest.param(
             ["a/0001.png", "a/0002.png", "b/0001.png"], [["0001"], ["0001", "0002"]], id="folders"
         ),
+        *(
+            pytest.param(many, [sorted(PurePosixPath(f).stem for f in many)], id=scheme)
+            for scheme, many in {
+                "nanoseconds": [f"{1623456789000000000 + 33333333 * i}.png" for i in range(60)],
+                "seconds and nanoseconds": [
+                    f"{17 + i // 30}.{i * 33333333}.png" for i in range(60)
+                ],
+                "hashes": [f"video-frame-{i:06}-{7919**5 * i % 99991:x}.jpg" for i in range(60)],
+                "every hundredth frame": [f"frame_{100 * i:06}.png" for i in range(60)],
+            }.items()
+        ),
         pytest.param(["cat.png", "dog.png"], [["cat"], ["dog"]], id="no numbers"),
         pytest.param([f"frame{i:06}.png" for i in range(9)], [[f"frame{i:06}" for i in range(9)]]),
     ],

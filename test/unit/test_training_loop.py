@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from difiisr_models import load_upscaler
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.model_loading import save_compact
 from difiisr_training import cli, loop
 from difiisr_training.config import OptimiserConfig, load_config
 from difiisr_training.loop import learning_rate, train, update_ema
-from difiisr_training.networks import TrainingFiles, build_objective, load_average
+from difiisr_training.networks import (
+    TrainingFiles,
+    build_network,
+    build_objective,
+    load_average,
+)
 
 CONFIG = """
 name: tiny
@@ -64,6 +72,109 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(config, data, t
     assert iteration == 12
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(config, data, tmp_path):
+    """Whatever is due first, the check of the loss, a checkpoint or the last save."""
+    for log_every in (8, 100):
+        folder = tmp_path / str(log_every)
+        optimiser = OptimiserConfig(lr=1e15, warmup=0, grad_clip=1e9)
+        wild = dataclasses.replace(
+            config, optimiser=optimiser, log_every=log_every, checkpoint_every=1
+        )
+        with pytest.raises(FloatingPointError, match=r"the last checkpoint in .* is kept"):
+            run(wild, data, folder)
+        if (folder / "checkpoint.pt").exists():
+            saved = load_average(folder / "checkpoint.pt")[1]
+            assert all(value.isfinite().all() for value in saved.parameters())
+
+
+@pytest.fixture
+def teacher(config):
+    torch.manual_seed(3)
+    network = build_network(config)
+    torch.nn.init.normal_(network.detail_head.weight, std=0.01)
+    return network.eval().requires_grad_(False)
+
+
+def test_distillation_shapes_fidelity_0_and_fidelity_1_stays_the_mean(
+    config, data, tmp_path, teacher
+):
+    settings = {"stage": "distillation", "iterations": 2, "perceptual_weight": 0.5}
+    distilled = dataclasses.replace(config, **settings)
+    accelerator = Accelerator(cpu=True)
+    given = {"accelerator": accelerator, "initial": teacher}
+    objective = build_objective(distilled, TrainingFiles(), accelerator.device)
+    state = train(distilled, objective, data, tmp_path / "both", teacher=teacher, **given)
+    before = dict(teacher.named_parameters())
+    moved = {
+        name: float((value - before[name]).abs().mean())
+        for name, value in state.network.named_parameters()
+    }
+    assert moved["detail_head.weight"] > 0
+    assert moved["mean_head.weight"] > 0
+    with pytest.raises(ValueError, match="'distillation' needs a teacher"):
+        train(distilled, objective, data, tmp_path / "none", **given)
+    with pytest.raises(ValueError, match="'diffusion' has no teacher"):
+        train(config, objective, data, tmp_path / "wrong", teacher=teacher, **given)
+
+    without = dataclasses.replace(distilled, perceptual_weight=0.0)
+    objective = build_objective(without, TrainingFiles(), accelerator.device)
+    alone = train(without, objective, data, tmp_path / "mean", teacher=teacher, **given)
+    assert torch.equal(alone.network.detail_head.weight, teacher.detail_head.weight)
+    assert not torch.equal(alone.network.mean_head.weight, teacher.mean_head.weight)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """A process has one precision for all its accelerators, until this."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "stage: distillation\nperceptual_weight: 1.0",
+        "precision: bf16",
+        "norm: l2\nperceptual_weight: 0.5\nguidance: {kind: visual, corrects: target, rho: 0.1}",
+        "perceptual_weight: 0.5\nguidance: {kind: visual, mode: sum}",
+    ],
+)
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_every_objective_resumes_to_the_bit(data, tmp_path, teacher, settings):
+    (tmp_path / "tiny.yaml").write_text(CONFIG.replace("12", "4") + settings + "\n")
+    save_compact(teacher, tmp_path / "teacher", {})
+    common = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--workers", "0", "--device", "cpu"]
+    if "distillation" in settings:
+        common += ["--teacher", str(tmp_path / "teacher")]
+    assert cli.main([*common, "--run", str(tmp_path / "whole")]) == 0
+    for _ in range(4):
+        assert cli.main([*common, "--run", str(tmp_path / "pieces"), "--budget", "0s"]) == 0
+    (_, whole, _), (_, pieces, done) = (
+        load_average(tmp_path / name / "checkpoint.pt") for name in ("whole", "pieces")
+    )
+    assert done == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, pieces.state_dict()[name]), name
+
+
+def test_what_a_user_gets_wrong_is_an_error_with_the_file(data, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    save_compact(CompactNetwork(CompactConfig(channels=16, blocks=1)), tmp_path / "wide", {})
+    path.write_text(CONFIG)
+    arguments = [str(path), "--data", str(data), "--run", str(tmp_path / "run"), "--workers", "0"]
+    with pytest.raises(ValueError, match="not those of the configured network"):
+        cli.main([*arguments, "--device", "cpu", "--init", str(tmp_path / "wide")])
+    for text, said in (
+        ("name: [a", r"tiny\.yaml is no YAML"),
+        (CONFIG + "validation_frames: 0", "validation_frames must be at least 1"),
+        (CONFIG + "perceptual_weight: 1.0\nguidance: {kind: visual, timesteps: [16]}", "1..15"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            load_config(path)
 
 
 def test_training_lowers_the_loss_and_writes_statistics(config, data, tmp_path):

@@ -11,6 +11,9 @@ from pathlib import PurePath
 LARGEST_GAP = 50
 """Numbers further apart than this belong to different sequences."""
 
+_FEW = 8  # files of a folder, too few to tell that their numbers say nothing
+_NEARLY_ALL = 0.9
+
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 
 
@@ -21,7 +24,8 @@ def sequence_names(paths: Sequence[PurePath]) -> list[str]:
     folder whose names differ in their last number only: FLIR_04593 and FLIR_04598 are one drive,
     HIT-UAV's 0_100_30_0_03281 and 0_100_30_0_08070 two flights at the same height and angle, and
     0_100_40_0_03317 is another view; MSRS' 00056D and 00003N are day and night. A name without a
-    number is a sequence of its own.
+    number is a sequence of its own. Where nearly all files of a folder would be (numbers that are
+    time stamps or hashes, every hundredth frame), they say nothing: the folder is one sequence.
 
     Args:
         paths: relative to the data, so that the names are the same on every machine.
@@ -43,7 +47,18 @@ def sequence_names(paths: Sequence[PurePath]) -> list[str]:
                 first = number
             names[index] = f"{folder}/{before}{first}{after}"
             previous = number
-    return names
+    return _folders_where_numbers_say_nothing(paths, names)
+
+
+def _folders_where_numbers_say_nothing(
+    paths: Sequence[PurePath], names: Sequence[str]
+) -> list[str]:
+    sizes = Counter(names)
+    folders = [path.parent.as_posix() for path in paths]
+    files = Counter(folders)
+    alone = Counter(f for f, name in zip(folders, names, strict=True) if sizes[name] == 1)
+    silent = {f for f, n in files.items() if n >= _FEW and alone[f] > _NEARLY_ALL * n}
+    return [f if f in silent else name for f, name in zip(folders, names, strict=True)]
 
 
 def validation_sequences(names: Sequence[str], share: float) -> set[str]:

@@ -7,6 +7,7 @@ torchvision saves (``vgg16-397923af.pth``, ``vgg19-dcbb9e9d.pth``), and nothing 
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class PerceptualLoss(nn.Module):
         Raises:
             ValueError: unknown layer.
             FileNotFoundError: no such file; the text says where one comes from.
-            RuntimeError: the file holds another network.
+            ValueError: the file holds another network, or no weights.
         """
         super().__init__()
         if layer not in _NETWORKS:
@@ -45,10 +46,13 @@ class PerceptualLoss(nn.Module):
                 "torchvision.models.vgg16 and vgg19 save in torch's hub folder"
             )
         network = _NETWORKS[layer]()
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        names = {name.removeprefix("features."): value for name, value in state.items()}
-        wanted = network.state_dict().keys()
-        network.load_state_dict({name: names[name] for name in wanted if name in names})
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            names = {name.removeprefix("features."): value for name, value in state.items()}
+            wanted = network.state_dict().keys()
+            network.load_state_dict({name: names[name] for name in wanted if name in names})
+        except (RuntimeError, AttributeError, UnpicklingError) as error:
+            raise ValueError(f"{weights} does not hold the weights of {layer}: {error}") from error
         self._network = network
         self._imagenet = layer == "vgg16_relu3_3"
         self._unit = layer == "vgg19_relu3_1"
