@@ -1,6 +1,7 @@
 """A detector judges the frames that an evaluation left, and says how."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,8 @@ def test_every_model_and_hr_are_judged_on_the_annotated_frames(evaluated):
     assert models["blind"]["map"] == 0
     assert models["HR"]["images"] == models["HR"]["boxes"] == 1
     assert models["HR"]["per_class"]["Person"]["ap50"] == pytest.approx(1.0)
+    assert models["sharp"]["map_interval"] == pytest.approx([1.0, 1.0])
+    assert models["blind"]["map50_interval"] == [0.0, 0.0]
     overlay = result["overlays"]["scene"]["a"]
     assert overlay["truth"] == [{"box": [12, 8, 12, 20], "class": "Person"}]
     assert overlay["sharp"] == [{"box": [12, 8, 12, 20], "class": "Person", "score": 1.0}]
@@ -82,6 +85,20 @@ def test_a_second_set_joins_the_first_unless_the_detector_changed(evaluated, mon
     assert set(judge_detection(out, "second", out / "d.onnx", boxes)["sets"]) == {"first", "second"}
     monkeypatch.setattr(BrightDetector, "sha256", "1" * 64)
     assert set(judge_detection(out, "second", out / "d.onnx", boxes)["sets"]) == {"second"}
+
+
+def test_sets_with_boxes_of_their_own_join(evaluated):
+    out, boxes = evaluated
+    shutil.copytree(out / "frames" / "scene", out / "frames" / "other")
+    other = boxes.with_name("other.json")
+    other.write_text(boxes.read_text().replace("Person", "Pedestrian"))
+    judge_detection(out, "scene", out / "d.onnx", boxes)
+    result = judge_detection(out, "other", out / "d.onnx", other)
+    assert set(result["sets"]) == {"scene", "other"}
+    assert {name: one["path"] for name, one in result["annotations"].items()} == {
+        "scene": str(boxes),
+        "other": str(other),
+    }
 
 
 def test_boxes_of_a_cameras_own_frames_are_enlarged_with_them(evaluated):

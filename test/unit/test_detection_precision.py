@@ -7,8 +7,17 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from difiisr_training.detection.annotations import Boxes, annotations_sha256, read_annotations
-from difiisr_training.detection.average_precision import average_precision
+from difiisr_training.detection.annotations import (
+    Annotations,
+    Boxes,
+    annotations_sha256,
+    read_annotations,
+)
+from difiisr_training.detection.average_precision import (
+    _evaluate,
+    _resampled,
+    average_precision,
+)
 from difiisr_training.detection.peaks import Detections
 
 CLASSES = ("Person", "Car")
@@ -82,6 +91,75 @@ def test_without_any_object_there_is_no_precision():
     assert result.map50 is None
 
 
+def noisy_set(images, seed=0):
+    """Objects of two classes, most of them found a little beside, and false alarms."""
+    rng = np.random.default_rng(seed)
+    truth, hits = [], []
+    for _ in range(images):
+        boxes = [(*rng.uniform(0, 200, 2), *rng.uniform(20, 60, 2), rng.integers(2)) for _ in "abc"]
+        shifted = [(*(np.array(b[:4]) + rng.normal(0, 3, 4)), b[4], rng.random()) for b in boxes]
+        alarms = [(*rng.uniform(0, 200, 2), 30, 30, rng.integers(2), rng.random()) for _ in "ab"]
+        truth.append(objects(*boxes, ignored=[False, False, True]))
+        hits.append(found(*shifted, *alarms))
+    return truth, hits
+
+
+def test_resamples_have_the_precision_of_images_that_are_repeated():
+    truth, hits = noisy_set(8)
+    draws = np.random.default_rng(1).multinomial(8, np.full(8, 1 / 8), 20)
+    resampled = _resampled(_evaluate(truth, hits, 2), 2, draws)
+    for weights, (ap, ap50) in zip(draws, resampled, strict=True):
+        order = np.repeat(np.arange(8), weights)
+        whole = average_precision([truth[i] for i in order], [hits[i] for i in order], CLASSES)
+        assert (ap, ap50) == (pytest.approx(whole.map), pytest.approx(whole.map50))
+
+
+def test_intervals_hold_the_precision_and_shrink_with_more_images():
+    widths = []
+    for images in (10, 80):
+        result = average_precision(*noisy_set(images), CLASSES, intervals=True)
+        assert result.map_interval[0] < result.map < result.map_interval[1]
+        assert result.map50_interval[0] < result.map50 < result.map50_interval[1]
+        again = average_precision(*noisy_set(images), CLASSES, intervals=True)
+        assert again.map_interval == result.map_interval
+        widths.append(np.diff(result.map_interval)[0])
+    assert widths[1] < 0.6 * widths[0]
+    truth, hits = noisy_set(3)
+    assert average_precision(truth, hits, CLASSES).map_interval is None
+    without = average_precision([Boxes.none()], hits[:1], CLASSES, intervals=True)
+    assert without.map_interval is None
+
+
+def named(*images):
+    """Annotations of which image i holds i + 1 boxes."""
+    return Annotations(
+        ("Person",),
+        {name: objects(*[(1, 1, 9, 9, 0)] * n) for n, name in enumerate(images, 1)},
+    )
+
+
+def counts(truth, *frames):
+    return {name: len(boxes.xywh) for name, boxes in truth.of_frames(frames).items()}
+
+
+def test_boxes_belong_to_the_frame_of_their_folder():
+    assert counts(named("a/1.jpg", "b/1.jpg"), "a__1", "b__1", "c__2") == {"a__1": 1, "b__1": 2}
+    assert counts(named("images/1.jpg", "images/2.jpg"), "1") == {"1": 1}
+    assert counts(named("1.jpg", "2.jpg"), "night__2") == {"night__2": 2}
+    assert counts(named("1.jpg", "a/1.jpg"), "1", "b__3") == {"1": 1}
+
+
+@pytest.mark.parametrize(
+    ("images", "frames"),
+    [(("a/1.jpg", "b/1.jpg"), ("1",)), (("1.jpg",), ("a__1", "b__1"))],
+)
+def test_names_that_fit_several_are_refused(images, frames):
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        counts(named(*images), *frames)
+    with pytest.raises(ValueError, match=r"1\.jpg and 1\.png have one name"):
+        counts(named("1.jpg", "1.png"), "1")
+
+
 def hit_uav(**changes):
     content = {
         "categories": [
@@ -134,7 +212,7 @@ def test_folders_of_pascal_voc_files_are_read(tmp_path):
     (tmp_path / "00001.xml").write_text("<annotation/>")
     truth = read_annotations(tmp_path)
     assert truth.classes == ("Car", "People")
-    boxes = truth.by_stem()["00000"]
+    boxes = truth.images["00000"]
     assert boxes.xywh.tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
     assert boxes.classes.tolist() == [1, 0]
     assert boxes.ignored.tolist() == [False, True]

@@ -11,7 +11,7 @@ pytest.importorskip("pycocotools")
 from PIL import Image
 
 from difiisr_training.detection import cli
-from difiisr_training.detection.annotations import Boxes
+from difiisr_training.detection.annotations import Annotations, Boxes
 from difiisr_training.detection.network import CentreDetector
 from difiisr_training.detection.peaks import decode_peaks
 from difiisr_training.detection.samples import (
@@ -21,6 +21,7 @@ from difiisr_training.detection.samples import (
     augment,
     crop_boxes,
     draw_batch,
+    load_frames,
 )
 from difiisr_training.detection.targets import detection_loss, draw_targets
 from difiisr_training.detection.training import (
@@ -57,6 +58,19 @@ def tiny(**changes):
         "augmentation": PLAIN,
     }
     return DetectorConfig(**settings | changes)
+
+
+def test_frames_of_one_name_keep_the_boxes_of_their_folders(tmp_path):
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((8, 8), 50 * number, np.uint8)).save(tmp_path / folder / "1.png")
+    images = {f"{folder}/1.png": frame(number).boxes for number, folder in enumerate("ab")}
+    frames = load_frames(tmp_path, Annotations(("tall", "wide"), images))
+    assert [one.picture.max() for one in frames] == [0, pytest.approx(50 / 255)]
+    for number, one in enumerate(frames):
+        np.testing.assert_array_equal(one.boxes.xywh, frame(number).boxes.xywh)
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        load_frames(tmp_path, Annotations(("tall", "wide"), {"1.png": frame(0).boxes}))
 
 
 def test_planted_targets_are_decoded_to_the_boxes_that_were_drawn():

@@ -257,7 +257,8 @@ def test_a_detector_judges_the_frames_of_every_set(data, monkeypatch):
         evaluate(*arguments, "--annotations", boxes)
     detector.touch()
     boxes.touch()
-    evaluate(*arguments, "--annotations", boxes)
+    given = [("--annotations", f"{data / name}={boxes}") for name in ("eight", "deep")]
+    evaluate(*arguments, *given[0], *given[1])
     folders = [slug(str(data / name)) for name in ("eight", "deep")]
     assert asked == [(one, "d.onnx", "a.json", ["bicubic", "hr"]) for one in folders]
     assert read_results(data / "out").detection == {"sets": {folders[1]: {}}}
@@ -395,3 +396,85 @@ def test_tables_and_frames_come_back_as_they_were_written(tmp_path):
         back = read_frame(tmp_path / dtype.__name__, "f")
         assert back.dtype == dtype
         assert np.array_equal(back, counts)
+
+
+def note_judged(monkeypatch, unknown="nowhere"):
+    """Judges that note folder and file of each set, and know none whose name holds ``unknown``."""
+    from difiisr_training.detection import judge as detection
+    from difiisr_training.segmentation import judge as segmentation
+
+    asked = []
+
+    def note(absent):
+        def judge(out, folder, network, path, *_):
+            if unknown in folder:
+                raise absent("nothing here")
+            assert not (out / "detection.json").exists()
+            asked.append((folder, path and path.name))
+            return {"sets": {folder: {}}}
+
+        return judge
+
+    monkeypatch.setattr(detection, "judge_detection", note(detection.NotAnnotated))
+    monkeypatch.setattr(segmentation, "judge_segmentation", note(segmentation.NotLabelled))
+    return asked
+
+
+@pytest.fixture(params=["--annotations", "--labels"])
+def judged(request, data):
+    """Option and arguments of an evaluation of two sets by a detector or by a segmenter."""
+    for name in ("network", "a.json", "b.json"):
+        (data / name).touch()
+    reader = {"--annotations": "--detector", "--labels": "--segmenter"}[request.param]
+    return request.param, [
+        data / "eight", data / "deep", "--models", "bicubic", "--metrics", "psnr",
+        "--out", data / "out", reader, data / "network",
+    ]  # fmt: skip
+
+
+def test_each_set_is_judged_by_its_own_file(data, judged, monkeypatch):
+    option, arguments = judged
+    asked = note_judged(monkeypatch)
+    own = [f"{data / 'deep'}={data / 'b.json'}", f"{data / 'eight'}={data / 'a.json'}"]
+    evaluate(*arguments, option, own[0], option, own[1])
+    slugs = [slug(str(data / name)) for name in ("eight", "deep")]
+    assert asked == [(slugs[0], "a.json"), (slugs[1], "b.json")]
+    evaluate(*arguments, option, own[0])
+    assert asked[2:] == [(slugs[1], "b.json")]
+    (reason,) = [v for k, v in read_results(data / "out").not_run.items() if k.endswith("eight")]
+    assert reason == f"no {option} {data / 'eight'}=... was given"
+
+
+def test_a_file_without_a_set_must_fit_one_alone(data, judged, monkeypatch):
+    option, arguments = judged
+    note_judged(monkeypatch)
+    with pytest.raises(ValueError, match=f"fits frames of .*eight and of .*deep; .*{option} .*="):
+        evaluate(*arguments, option, data / "a.json")
+    assert note_judged(monkeypatch, "eight") == []
+    evaluate(*arguments, option, data / "a.json")
+    results = read_results(data / "out")
+    assert (results.detection or results.segmentation)["sets"].keys() == {slug(str(data / "deep"))}
+    task = "detection" if results.detection else "segmentation"
+    assert results.not_run[f"{task} on {data / 'eight'}"] == "nothing here"
+
+
+def test_what_is_wrong_with_the_files_of_sets_is_said_before_anything_runs(data, judged):
+    option, arguments = judged
+    for given, error, said in (
+        ([f"other={data / 'a.json'}"], ValueError, "the sets are called .*eight, .*deep"),
+        ([f"{data / 'deep'}={data / 'c.json'}"], FileNotFoundError, r"c\.json"),
+        ([data / "a.json", data / "b.json"], ValueError, "twice without SET="),
+    ):
+        with pytest.raises(error, match=said):
+            evaluate(*arguments, *[word for one in given for word in (option, one)])
+    assert not (data / "out").exists()
+
+
+def test_what_older_runs_judged_does_not_join(data, judged, monkeypatch):
+    option, arguments = judged
+    note_judged(monkeypatch)
+    (data / "out").mkdir()
+    for name in ("detection.json", "segmentation.json"):
+        (data / "out" / name).write_text("{}")
+    evaluate(*arguments, option, f"{data / 'deep'}={data / 'a.json'}")
+    assert not list((data / "out").glob("*ion.json"))

@@ -1,5 +1,7 @@
 import json
+import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from difiisr_training.evaluation.results import (
     Results,
     SetResult,
     frames_folder,
+    read_per_frame,
     slug,
     write_frame,
     write_per_frame,
@@ -37,7 +40,13 @@ CAMERA = {"niqe": MetricInfo("NIQE", "", "lower"), "flicker": MetricInfo("Flicke
 
 
 def make_out(
-    out, models=("bicubic", "ours"), sets=("road",), frames=3, dtype="uint8", metrics=REFERENCE
+    out,
+    models=("bicubic", "ours"),
+    sets=("road",),
+    frames=3,
+    dtype="uint8",
+    metrics=REFERENCE,
+    **parts,
 ):
     """A folder as an evaluation leaves it: noise, and numbers that rise with the model's place."""
     rng = np.random.default_rng(0)
@@ -75,6 +84,7 @@ def make_out(
         ["difiisr", "evaluate", "a b", "--out", str(out.name)],
         {"device": "cpu", "threads": 1, "versions": {"numpy": "9.9"}},
         mode, "bicubic" if with_reference else None, metrics, {"musiq": "no file"}, found,
+        **parts,
     )  # fmt: skip
     write_per_frame(rows, list(metrics), out)
     write_results(results, out)
@@ -183,27 +193,48 @@ def test_a_wave_has_its_power_at_its_frequency():
 
 
 def test_detection_is_shown_with_its_boxes(tmp_path):
-    make_out(tmp_path)
     scores = {"map": 0.4, "map50": 0.7, "per_class": {"Car": {"ap": 0.4, "ap50": 0.7, "boxes": 2}}}
     box = {"box": [10, 10, 20, 15], "class": "Car"}
     content = {
         "detector": {"name": "small.onnx", "classes": ["Car"]},
+        "annotations": {"road": {"path": "boxes.json", "sha256": "cd" * 32}},
         "sets": {"road": {"bicubic": scores | {"map": 0.3}, "ours": scores, "HR": scores}},
         "overlays": {"road": {"000": {"truth": [box], "ours": [box | {"score": 0.8}], "HR": []}}},
     }
-    (tmp_path / "detection.json").write_text(json.dumps(content))
+    content["sets"]["road"]["ours"] = scores | {"map_interval": [0.35, 0.44]}
+    make_out(tmp_path, detection=content)
     page = write_report(tmp_path).read_text().split('<section id="detection">')[1]
-    for text in ("small.onnx", "mAP@.5:.95", "Car", "Reference (HR)", "Annotated", "<b>0.400</b>"):
-        assert text in page
+    wanted = ["small.onnx", "mAP@.5:.95", "Car", "Reference (HR)", "Annotated", "<b>0.400</b>"]
+    wanted += ["annotations of road: path boxes.json, sha256 cdcd", "<small>[0.350, 0.440]</small>"]
+    assert [text for text in wanted if text not in page] == []
 
 
 def test_segmentation_is_shown(tmp_path):
-    make_out(tmp_path)
-    content = {
-        "judged_against": "pseudo-labels of HR",
-        "sets": {slug("road"): {"ours": {"miou": 0.5, "per_class": {"sky": 0.91}}}},
-    }
-    (tmp_path / "segmentation.json").write_text(json.dumps(content))
+    scores = {"miou": 0.5, "miou_interval": [0.41, 0.62], "per_class": {"sky": 0.91}}
+    content = {"judged_against": "pseudo-labels of HR", "sets": {slug("road"): {"ours": scores}}}
+    make_out(tmp_path, segmentation=content)
     page = write_report(tmp_path).read_text().split('<section id="segmentation">')[1]
-    for text in ("pseudo-labels of HR", "mIoU", "sky", "0.910"):
+    for text in ("pseudo-labels of HR", "mIoU", "sky", "0.910", "[0.410, 0.620]"):
         assert text in page
+
+
+def test_files_of_an_older_run_are_not_shown(tmp_path):
+    make_out(tmp_path)
+    content = {"detector": {"name": "old.onnx"}, "sets": {"gone": {"ours": {"map": 0.4}}}}
+    for name in ("detection", "segmentation"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert "old.onnx" not in write_report(tmp_path).read_text()
+
+
+def test_values_that_are_not_finite_do_not_stand_below_the_crops(tmp_path):
+    make_out(tmp_path, models=("bicubic", "ours", "perfect"))
+    rows = read_per_frame(tmp_path)
+    for model, value in {"ours": math.nan, "perfect": math.inf}.items():
+        rows = [
+            replace(r, values={**r.values, "psnr": value}) if r.model == model else r for r in rows
+        ]
+    write_per_frame(rows, list(REFERENCE), tmp_path)
+    page = write_report(tmp_path).read_text()
+    assert "<span>PSNR 10" in page
+    assert "<span>LPIPS-squeeze 12" in page
+    assert not re.search(r"<span>[^<]*(nan|inf)\b", page)

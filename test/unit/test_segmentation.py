@@ -1,6 +1,7 @@
 """SegFormer learns label maps, resumes, and judges every model; mean IoU is right."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,17 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
+from difiisr_training.detection.resampling import draw_images
 from difiisr_training.evaluation.results import write_frame
 from difiisr_training.segmentation import cli
 from difiisr_training.segmentation.iou import IGNORED, ConfusionMatrix
-from difiisr_training.segmentation.judge import judge_segmentation
-from difiisr_training.segmentation.labels import pair_with_labels, read_labels
+from difiisr_training.segmentation.judge import NotLabelled, judge_segmentation
+from difiisr_training.segmentation.labels import (
+    fit_labels,
+    maps_of_frames,
+    pair_with_labels,
+    read_labels,
+)
 from difiisr_training.segmentation.segformer import (
     build_segformer,
     class_names,
@@ -84,6 +91,60 @@ def test_mean_iou_agrees_with_torchmetrics():
         torch.from_numpy(result), torch.from_numpy(reference), 4
     )
     assert matrix.agreement(tuple("abcd")).miou == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_the_interval_of_mean_iou_is_that_of_resampled_images():
+    rng = np.random.default_rng(0)
+    matrix = ConfusionMatrix(3)
+    pairs = []
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        reference = rng.integers(0, 3, (20, 20))
+        result = np.where(rng.random((20, 20)) < share, rng.integers(0, 3, (20, 20)), reference)
+        matrix.add(reference, result)
+        pairs.append((reference, result))
+    whole = matrix.agreement(tuple("abc"))
+    low, high = whole.miou_interval
+    assert low < whole.miou < high
+    scores = []
+    for weights in draw_images(5):
+        one = ConfusionMatrix(3)
+        for (reference, result), times in zip(pairs, weights, strict=True):
+            for _ in range(times):
+                one.add(reference, result)
+        scores.append(one.agreement(tuple("abc")).miou)
+    assert (low, high) == pytest.approx(np.quantile(scores, [0.025, 0.975]))
+    assert ConfusionMatrix(3).agreement(tuple("abc")).miou_interval is None
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(pixels)).save(path)
+
+
+def test_label_maps_belong_to_the_image_of_their_folder(tmp_path):
+    for number, name in enumerate(("a/1", "b/1")):
+        save(tmp_path / "images" / f"{name}.jpg", np.zeros((8, 8)))
+        save(tmp_path / "labels" / f"{name}.png", np.full((8, 8), number))
+    pairs = pair_with_labels(tmp_path / "images", tmp_path / "labels")
+    assert [(i.parent.name, read_labels(m).max()) for i, m in pairs] == [("a", 0), ("b", 1)]
+    found = maps_of_frames(tmp_path / "labels", ["b__1"])
+    assert found == {"b__1": tmp_path / "labels" / "b" / "1.png"}
+    assert maps_of_frames(tmp_path / "labels" / "b", ["b__1"])["b__1"].name == "1.png"
+    with pytest.raises(ValueError, match="a__1, b__1"):
+        maps_of_frames(tmp_path / "labels", ["1"])
+
+
+def test_label_maps_of_another_size_are_refused(tmp_path):
+    labels = np.arange(67 * 66).reshape(67, 66) % 3
+    path = tmp_path / "a.png"
+    assert np.array_equal(fit_labels(labels, (64, 64), path, enlarge=False), labels[:64, :64])
+    for size in ((63, 64), (64, 62), (128, 128), (68, 66)):
+        with pytest.raises(ValueError, match=rf"a\.png is 66x67, .* {size[1]}x{size[0]}"):
+            fit_labels(labels, size, path, enlarge=True)
+    large = fit_labels(labels, (268, 264), path, enlarge=True)
+    assert np.array_equal(large, labels.repeat(4, 0).repeat(4, 1))
+    with pytest.raises(ValueError, match="66x67"):
+        fit_labels(labels, (268, 264), path, enlarge=False)
 
 
 def test_labels_beyond_the_classes_and_other_sizes_are_refused():
@@ -189,9 +250,36 @@ def test_the_judge_says_whether_it_knew_the_truth(evaluated):
     assert 0.8 < truth["sets"]["scene"]["HR"]["miou"] <= 1.0
     assert truth["sets"]["scene"]["HR"]["images"] == 2
     assert truth == json.loads((out / "segmentation.json").read_text())
+    low, high = truth["sets"]["scene"]["flat"]["miou_interval"]
+    assert low <= truth["sets"]["scene"]["flat"]["miou"] <= high
 
     for path in (out / "frames" / "scene" / "hr").iterdir():
         path.unlink()
     (out / "frames" / "scene" / "hr").rmdir()
     with pytest.raises(FileNotFoundError, match="neither label maps nor high-resolution"):
         judge_segmentation(out, "scene", segmenter, None)
+
+
+def test_labels_of_a_cameras_own_frames_are_enlarged_with_them(evaluated, tmp_path):
+    out, segmenter, labels = evaluated
+    for path in sorted(labels.iterdir()):
+        save(tmp_path / "small" / path.name, read_labels(path)[::4, ::4])
+    large = judge_segmentation(out, "scene", segmenter, labels, ["same"])
+    with pytest.raises(ValueError, match=r"0\.png is 16x16, the results are 64x64"):
+        judge_segmentation(out, "scene", segmenter, tmp_path / "small", ["same"])
+    shutil.rmtree(out / "frames" / "scene" / "hr")
+    small = judge_segmentation(out, "scene", segmenter, tmp_path / "small", ["same"])
+    assert small["sets"] == large["sets"]
+
+
+def test_sets_with_label_maps_of_their_own_join_and_others_are_named(evaluated, tmp_path):
+    out, segmenter, labels = evaluated
+    shutil.copytree(out / "frames" / "scene", out / "frames" / "other")
+    shutil.copytree(labels, tmp_path / "copy")
+    judge_segmentation(out, "scene", segmenter, labels)
+    result = judge_segmentation(out, "other", segmenter, tmp_path / "copy")
+    assert set(result["sets"]) == {"scene", "other"}
+    assert result["labels"] == {"scene": str(labels), "other": str(tmp_path / "copy")}
+    save(tmp_path / "strange" / "night.png", np.zeros((64, 64)))
+    with pytest.raises(NotLabelled, match=r"of scene: .* 0, its files e\.g\. night\.png"):
+        judge_segmentation(out, "scene", segmenter, tmp_path / "strange")

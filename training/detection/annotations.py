@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from difiisr_models.weights import sha256_file
+from difiisr_training.detection.pairing import pair_names
 
 DONT_CARE = "DontCare"
 """HIT-UAV's category of regions in which a detection is neither right nor wrong."""
@@ -51,13 +52,20 @@ class Annotations:
     classes: tuple[str, ...]
     images: Mapping[str, Boxes]
 
-    def by_stem(self) -> dict[str, Boxes]:
-        """Objects by the image's name without its suffix, alone and with its folders (``a__b``)."""
-        found: dict[str, Boxes] = {}
-        for image, boxes in self.images.items():
-            parts = Path(image).with_suffix("").parts
-            found[parts[-1]] = found["__".join(parts)] = boxes
-        return found
+    def of_frames(self, frames: Sequence[str]) -> dict[str, Boxes]:
+        """Objects of each annotated frame; see :func:`pair_names`.
+
+        Raises:
+            ValueError: two images have one name, or a frame could be one of several images.
+        """
+        images: dict[str, str] = {}
+        for image in self.images:
+            name = "__".join(Path(image).with_suffix("").parts)
+            if name in images:
+                raise ValueError(f"the images {images[name]} and {image} have one name: {name}")
+            images[name] = image
+        pairs = pair_names(frames, list(images))
+        return {frame: self.images[images[name]] for frame, name in pairs.items()}
 
 
 def read_annotations(path: Path) -> Annotations:

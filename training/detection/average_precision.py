@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -13,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from difiisr_training.detection.annotations import Boxes
 from difiisr_training.detection.peaks import Detections
+from difiisr_training.detection.resampling import draw_images, interval_of, mean_of_known
 
 IOU = "0.50:0.95, step 0.05, at most 100 detections per image (COCO)"
 
@@ -39,6 +41,8 @@ class Precision:
     Attributes:
         map: mAP@.5:.95 in 0..1; ``None`` without any object.
         map50: mAP@.5.
+        map_interval: 95 % interval over the images, ``[low, high]``, where it was asked for.
+        map50_interval: likewise.
         per_class: by name.
         images: number of images.
         boxes: objects in the truth, ignored ones apart.
@@ -46,13 +50,19 @@ class Precision:
 
     map: float | None
     map50: float | None
+    map_interval: Sequence[float] | None
+    map50_interval: Sequence[float] | None
     per_class: Mapping[str, ClassPrecision]
     images: int
     boxes: int
 
 
 def average_precision(
-    truth: Sequence[Boxes], found: Sequence[Detections], classes: Sequence[str]
+    truth: Sequence[Boxes],
+    found: Sequence[Detections],
+    classes: Sequence[str],
+    *,
+    intervals: bool = False,
 ) -> Precision:
     """Judge the detections of some images.
 
@@ -60,6 +70,7 @@ def average_precision(
         truth: objects of each image. Ignored regions of class -1 count for every class.
         found: detections of each image; places of both refer to ``classes``.
         classes: names.
+        intervals: resample the images too.
 
     Raises:
         ValueError: the two differ in length.
@@ -70,7 +81,12 @@ def average_precision(
         sum(int(((b.classes == place) & ~b.ignored).sum()) for b in truth)
         for place in range(len(classes))
     ]
-    precision = _precision(truth, found, len(classes)) if sum(counts) else None
+    precision, drawn = None, np.zeros((0, 2))
+    if sum(counts):
+        evaluation = _evaluate(truth, found, len(classes))
+        precision = evaluation.eval["precision"][:, :, :, 0, 0]
+        if intervals:
+            drawn = _resampled(evaluation, len(classes), draw_images(len(truth)))
     per_class = {}
     for place, name in enumerate(classes):
         if precision is None or counts[place] == 0:
@@ -82,14 +98,16 @@ def average_precision(
     return Precision(
         map=float(np.mean([entry.ap for entry in present])) if present else None,
         map50=float(np.mean([entry.ap50 for entry in present])) if present else None,
+        map_interval=interval_of(drawn[:, 0]),
+        map50_interval=interval_of(drawn[:, 1]),
         per_class=per_class,
         images=len(truth),
         boxes=sum(counts),
     )
 
 
-def _precision(truth: Sequence[Boxes], found: Sequence[Detections], class_count: int) -> np.ndarray:
-    """Precision ``(IoU thresholds, recalls, classes)`` at all areas and 100 detections."""
+def _evaluate(truth: Sequence[Boxes], found: Sequence[Detections], class_count: int) -> COCOeval:
+    """An evaluation with its precision, for objects of any area and 100 detections alone."""
     objects, results = [], []
     for image, boxes in enumerate(truth):
         for xywh, place, ignored in zip(boxes.xywh, boxes.classes, boxes.ignored, strict=True):
@@ -130,6 +148,80 @@ def _precision(truth: Sequence[Boxes], found: Sequence[Detections], class_count:
         }
         theirs.createIndex()
         evaluation = COCOeval(ours, theirs, "bbox")
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.maxDets = evaluation.params.maxDets[-1:]
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, :, 0, -1]
+    return evaluation
+
+
+def _resampled(evaluation: COCOeval, class_count: int, draws: np.ndarray) -> np.ndarray:
+    """mAP@.5:.95 and mAP@.5 ``(R, 2)`` of resamples; the matches of each image stay.
+
+    Args:
+        evaluation: of all images.
+        class_count: its number of classes.
+        draws: ``(R, images)``: how often an image is in a resample.
+    """
+    recalls, images = evaluation.params.recThrs, draws.shape[1]
+    ap = np.full((len(draws), class_count, 2), np.nan)
+    for place in range(class_count):
+        per_image = evaluation.evalImgs[place * images : (place + 1) * images]
+        matches = _Matches.of(per_image)
+        for resample, weights in enumerate(draws):
+            by_iou = matches.precision(weights, recalls)
+            ap[resample, place] = by_iou.mean(), by_iou[0]
+    return mean_of_known(ap.swapaxes(1, 2))
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """What COCO matched of one class, best score first.
+
+    Attributes:
+        image: ``(N,)`` place of each detection's image.
+        right: for each IoU threshold, places of the detections that found an object.
+        judged: ``(T, N)``: the detection is right or wrong, and not ignored.
+        objects: ``(images,)`` number of objects to be found.
+    """
+
+    image: np.ndarray
+    right: Sequence[np.ndarray]
+    judged: np.ndarray
+    objects: np.ndarray
+
+    @classmethod
+    def of(cls, per_image: Sequence[Mapping[str, Any] | None]) -> _Matches:
+        """Gather the evaluations of each image; ``None``: neither objects nor detections."""
+        known = [(place, one) for place, one in enumerate(per_image) if one is not None]
+        objects = np.zeros(len(per_image), np.int64)
+        for place, one in known:
+            objects[place] = np.count_nonzero(one["gtIgnore"] == 0)
+        if not known:
+            return cls(np.zeros(0, np.int64), [], np.zeros((0, 0), bool), objects)
+        scores = np.concatenate([one["dtScores"] for _, one in known])
+        order = np.argsort(-scores, kind="stable")
+        image = np.repeat([place for place, _ in known], [len(one["dtScores"]) for _, one in known])
+        judged = ~np.concatenate([one["dtIgnore"] for _, one in known], axis=1).astype(bool)
+        matched = np.concatenate([one["dtMatches"] for _, one in known], axis=1) > 0
+        right = [np.flatnonzero(row) for row in (matched & judged)[:, order]]
+        return cls(image[order], right, judged[:, order], objects)
+
+    def precision(self, weights: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+        """Average precision ``(T,)`` if each image occurred ``weights`` times; NaN: no objects.
+
+        Only detections that found an object change the recall, so that the curve's best precision
+        from a recall on is that at one of them: the same as COCO's, image by image repeated.
+        """
+        objects = self.objects @ weights
+        if not objects:
+            return np.full(max(len(self.right), 1), np.nan)
+        repeated = weights[self.image]
+        seen = np.cumsum(repeated * self.judged, axis=1)
+        ap = np.zeros(len(self.right))
+        for place, right in enumerate(self.right):
+            found = np.cumsum(repeated[right])
+            best = np.maximum.accumulate((found / np.maximum(seen[place, right], 1))[::-1])[::-1]
+            reached = np.searchsorted(found / objects, recalls, side="left")
+            ap[place] = np.append(best, 0.0)[reached].mean()
+        return ap

@@ -60,7 +60,7 @@ def judge_detection(
 
     Args:
         out: folder of an evaluation; ``detection.json`` in it is written, and other sets that the
-            same detector judged by the same annotations stay in it.
+            same detector judged stay in it.
         set_slug: folder of the set in ``out/frames``.
         detector: an export of ``difiisr train-detector``, or FastestDet for COCO (.onnx).
         annotations: see :func:`read_annotations`; the images in it are named as the frames are.
@@ -70,9 +70,10 @@ def judge_detection(
         The content of ``detection.json``::
 
             {"detector": {"name", "sha256", "classes", "input_size"},
-             "annotations": {"path", "sha256"},
+             "annotations": {SET: {"path", "sha256"}},
              "iou": what mAP is the mean over,
-             "sets": {SET: {MODEL: {"map", "map50", "per_class": {CLASS: {"ap", "ap50", "boxes"}},
+             "sets": {SET: {MODEL: {"map", "map_interval": [LOW, HIGH], "map50", "map50_interval",
+                                    "per_class": {CLASS: {"ap", "ap50", "boxes"}},
                                     "images", "boxes"}}},
              "overlays": {SET: {FRAME: {MODEL: [{"box", "class", "score"}],
                                         "truth": [{"box", "class"}]}}}}
@@ -106,7 +107,9 @@ def judge_detection(
             for name in boxes:
                 found[name] = _renamed(finder(read_frame(folder, name)), places)
                 bar.update()
-            precision = average_precision(list(boxes.values()), list(found.values()), truth.classes)
+            precision = average_precision(
+                list(boxes.values()), list(found.values()), truth.classes, intervals=True
+            )
             judged[model] = dataclasses.asdict(precision)
             for name in shown:
                 overlays[name][model] = _entries(found[name], truth.classes)
@@ -117,11 +120,14 @@ def judge_detection(
             "classes": list(finder.classes),
             "input_size": finder.input_size and list(finder.input_size),
         },
-        "annotations": {"path": str(annotations), "sha256": annotations_sha256(annotations)},
         "iou": IOU,
     }
     path = Path(out) / DETECTION_FILE
     result = described | _other_sets(path, described)
+    result["annotations"][set_slug] = {
+        "path": str(annotations),
+        "sha256": annotations_sha256(annotations),
+    }
     result["sets"][set_slug], result["overlays"][set_slug] = judged, overlays
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
@@ -167,11 +173,9 @@ def _series(root: Path, models: Sequence[str] | None) -> list[Path]:
 
 def _boxes_of_frames(truth: Annotations, frames: Sequence[str], scale: int) -> dict[str, Boxes]:
     """Objects of each annotated frame; images may be named with or without their folders."""
-    by_name = truth.by_stem()
     return {
-        name: Boxes(by_name[name].xywh * scale, by_name[name].classes, by_name[name].ignored)
-        for name in frames
-        if name in by_name
+        name: Boxes(boxes.xywh * scale, boxes.classes, boxes.ignored)
+        for name, boxes in truth.of_frames(frames).items()
     }
 
 
@@ -211,5 +215,5 @@ def _other_sets(path: Path, described: dict[str, Any]) -> dict[str, Any]:
     if path.is_file():
         content = json.loads(path.read_text(encoding="utf-8"))
         if all(content.get(key) == value for key, value in described.items()):
-            return {key: content[key] for key in ("sets", "overlays")}
-    return {"sets": {}, "overlays": {}}
+            return {key: content[key] for key in ("annotations", "sets", "overlays")}
+    return {"annotations": {}, "sets": {}, "overlays": {}}

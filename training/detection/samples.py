@@ -16,6 +16,7 @@ from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.detection.annotations import Annotations, Boxes
 from difiisr_training.detection.network import MULTIPLE
 from difiisr_training.detection.targets import Targets, draw_targets
+from difiisr_training.evaluation.inputs import name_images
 
 _VISIBLE = 0.4  # an object of which less is left after cropping becomes an ignored region
 
@@ -73,13 +74,13 @@ def load_frames(folder: Path, annotations: Annotations) -> list[LabelledFrame]:
     """Read the annotated images of a folder, in the order of their names.
 
     Raises:
-        ValueError: the folder holds none of the annotated images.
+        ValueError: the folder holds none of the annotated images, or one that could be several.
     """
-    boxes = annotations.by_stem()
+    paths = list_images(folder)
+    named = dict(zip(name_images(paths, folder), paths, strict=True))
     frames = [
-        LabelledFrame(path.name, as_picture(read_counts(path)), boxes[path.stem])
-        for path in list_images(folder)
-        if path.stem in boxes
+        LabelledFrame(named[name].name, as_picture(read_counts(named[name])), boxes)
+        for name, boxes in annotations.of_frames(list(named)).items()
     ]
     if not frames:
         first = next(iter(annotations.images), "none")

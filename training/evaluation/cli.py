@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return evaluate_recorded(arguments)
     options = _parser().parse_args(arguments)
     if options.detector and not options.annotations:
-        raise ValueError("--detector needs --annotations, a COCO or HIT-UAV file")
-    for path in (options.detector, options.annotations, options.segmenter, options.labels):
+        raise ValueError(
+            "--detector needs --annotations, a COCO or HIT-UAV file or a folder of Pascal VOC files"
+        )
+    for path in (options.detector, options.segmenter):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
     results = run(options, arguments)
@@ -72,6 +74,9 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> Results:
         options.every, options.last, options.limit, spread=options.mode == "reference"
     )
     sets = resolve_inputs(options.inputs, options.data, options.topic, selection)
+    names = [chosen.name for chosen in sets]
+    boxes = files_of_sets("--annotations", options.annotations, names)
+    labels = files_of_sets("--labels", options.labels, names)
     metrics = options.metrics.split(",") if options.metrics else None
     judge = Judge(options.mode, metrics, options.weights, device, radiometry)
     models = [load_contestant(name, options.weights, device) for name in options.models.split(",")]
@@ -90,55 +95,114 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> Results:
     )
     write_per_frame(found.rows, list(found.metrics), options.out)
     write_results(results, options.out)
-    results = _with_readers(results, options)
+    results = _with_readers(results, options, boxes, labels)
     write_results(results, options.out)
     return results
 
 
-def _with_readers(results: Results, options: argparse.Namespace) -> Results:
+def files_of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dict[str | None, Path]:
+    """Read ``SET=FILE`` and ``FILE``: the file of each named set, and of ``None`` the other.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: there is no such set, or two files are given for one.
+    """
+    files: dict[str | None, Path] = {}
+    for text in given:
+        fitting = [name for name in sets if text.startswith(f"{name}=")]
+        name = max(fitting, key=len, default=None)
+        path = Path(text if name is None else text[len(name) + 1 :]).expanduser()
+        if not path.exists():
+            if name is None and "=" in text:
+                raise ValueError(f"{option} {text}: the sets are called {', '.join(sets)}")
+            raise FileNotFoundError(f"{option}: no file or folder {path}")
+        if name in files:
+            whose = f"for {name}" if name else "without SET="
+            raise ValueError(
+                f"{option} is given twice {whose}: {files[name]} and {path}; write {option} "
+                "SET=FILE once for each set"
+            )
+        files[name] = path
+    return files
+
+
+def _with_readers(
+    results: Results,
+    options: argparse.Namespace,
+    boxes: Mapping[str | None, Path],
+    labels: Mapping[str | None, Path],
+) -> Results:
     """Let the detector and the segmenter, where given, judge the frames of every set."""
+    for name in ("detection", "segmentation"):  # the sets of an older run do not join this one's
+        (options.out / f"{name}.json").unlink(missing_ok=True)
     series = [slug(model.name) for chosen in results.sets[:1] for model in chosen.models]
     series += [HR_FOLDER] if results.mode == "reference" else []
     if options.detector:
-        results = _with_detector(results, options, series)
-    if options.segmenter:
-        from difiisr_training.segmentation.judge import judge_segmentation
+        from difiisr_training.detection.judge import NotAnnotated, judge_detection
 
-        for chosen in results.sets:
-            found = judge_segmentation(
-                options.out,
-                slug(chosen.name),
-                options.segmenter,
-                options.labels,
-                series,
-                str(resolve_device(options.device)),
-            )
-            results = replace(results, segmentation=found)
+        def detect(folder: str, path: Path | None) -> dict[str, Any]:
+            return judge_detection(options.out, folder, options.detector, path, series)
+
+        found, reasons = _judge_sets(results, "--annotations", boxes, detect, NotAnnotated)
+        reasons = {f"detection on {name}": reason for name, reason in reasons.items()}
+        results = replace(results, detection=found, not_run={**results.not_run, **reasons})
+    if options.segmenter:
+        from difiisr_training.segmentation.judge import NotLabelled, judge_segmentation
+
+        def label(folder: str, path: Path | None) -> dict[str, Any]:
+            device = str(resolve_device(options.device))
+            return judge_segmentation(options.out, folder, options.segmenter, path, series, device)
+
+        found, reasons = _judge_sets(results, "--labels", labels, label, NotLabelled)
+        reasons = {f"segmentation on {name}": reason for name, reason in reasons.items()}
+        results = replace(results, segmentation=found, not_run={**results.not_run, **reasons})
     return results
 
 
-def _with_detector(results: Results, options: argparse.Namespace, series: Sequence[str]) -> Results:
-    """Judge the annotated sets; the others are named among what was not run.
+def _judge_sets(
+    results: Results,
+    option: str,
+    files: Mapping[str | None, Path],
+    judge: Callable[[str, Path | None], dict[str, Any]],
+    absent: type[ValueError],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Judge each set by its own file, or by the file without ``SET=``, which must fit one alone.
+
+    Args:
+        results: of the sets.
+        option: what the files were given with.
+        files: see :func:`files_of_sets`; empty: every set is judged without.
+        judge: of a set's folder and file; its result holds the sets that were judged before.
+        absent: its error where the file holds nothing for the set.
+
+    Returns:
+        The last result, and why the other sets were not judged.
 
     Raises:
-        NotAnnotated: there is no annotated set.
+        ValueError: a file without ``SET=`` fits two sets, or no set was judged (``absent``).
     """
-    from difiisr_training.detection.judge import NotAnnotated, judge_detection
-
-    skipped: dict[str, NotAnnotated] = {}
+    found, fitting, reasons = None, None, {}
     for chosen in results.sets:
+        path = files.get(chosen.name, files.get(None))
+        if files and path is None:
+            reasons[chosen.name] = f"no {option} {chosen.name}=... was given"
+            continue
         try:
-            found = judge_detection(
-                options.out, slug(chosen.name), options.detector, options.annotations, series
-            )
-        except NotAnnotated as error:
-            skipped[chosen.name] = error
-        else:
-            results = replace(results, detection=found)
-    if results.detection is None:
-        raise skipped[results.sets[0].name]
-    reasons = {f"detection on {name}": str(error) for name, error in skipped.items()}
-    return replace(results, not_run={**results.not_run, **reasons})
+            judged = judge(slug(chosen.name), path)
+        except absent as error:
+            reasons[chosen.name] = str(error)
+            continue
+        if files and chosen.name not in files:
+            if fitting is not None:
+                raise ValueError(
+                    f"{option} {path} fits frames of {fitting} and of {chosen.name}; say whose it "
+                    f"is: {option} {fitting}={path} or {option} {chosen.name}={path}"
+                )
+            fitting = chosen.name
+        found = judged
+    if found is None:
+        raise absent("; ".join(reasons.values()))
+    return found, reasons
 
 
 def markdown_table(results: Results) -> str:
@@ -239,14 +303,20 @@ def _parser() -> argparse.ArgumentParser:
         "--detector", type=Path, metavar="ONNX", help="judge by detections too; see --annotations"
     )
     parser.add_argument(
-        "--annotations", type=Path, metavar="JSON", help="boxes in the frames of every set"
+        "--annotations",
+        metavar="[SET=]FILE",
+        action="append",
+        default=[],
+        help="boxes in the frames: COCO or HIT-UAV JSON, or a folder of Pascal VOC files; SET is "
+        "the INPUT that they belong to, which may be left out if they fit one alone; repeatable",
     )
     parser.add_argument("--segmenter", type=Path, metavar="DIR", help="judge by segmentation too")
     parser.add_argument(
         "--labels",
-        type=Path,
-        metavar="DIR",
-        help="label maps of the frames; without: agreement with the segmentation of HR",
+        metavar="[SET=]DIR",
+        action="append",
+        default=[],
+        help="label maps of the frames, likewise; without: agreement with the segmentation of HR",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
     parser.add_argument("--no-report", action="store_true", help="write no report.html")

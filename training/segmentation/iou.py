@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from difiisr_training.detection.resampling import draw_images, interval_of, mean_of_known
+
 IGNORED = 255
 """Label of pixels that nobody judges."""
 
@@ -18,23 +20,30 @@ class Agreement:
     Attributes:
         miou: mean over the classes that occur in the reference or in the result; ``None`` without
             any judged pixel.
+        miou_interval: its 95 % interval over the images, ``[low, high]``.
         per_class: IoU by name; ``None`` for a class that occurs in neither.
         images: number of label maps.
         pixels: number of judged pixels.
     """
 
     miou: float | None
+    miou_interval: Sequence[float] | None
     per_class: Mapping[str, float | None]
     images: int
     pixels: int
 
 
 class ConfusionMatrix:
-    """Counts of pixels by reference and result; the images of a set are added one by one."""
+    """Counts of pixels by reference and result; the images of a set are added one by one.
+
+    Attributes:
+        counts: ``(C, C)`` over all images, a row per class of the reference.
+        per_image: ``(2, C)`` each: pixels of a class in both label maps, and in either.
+    """
 
     def __init__(self, class_count: int) -> None:
         self.counts = np.zeros((class_count, class_count), np.int64)
-        self.images = 0
+        self.per_image: list[np.ndarray] = []
 
     def add(self, reference: np.ndarray, result: np.ndarray) -> None:
         """Count the pixels of one image.
@@ -56,19 +65,27 @@ class ConfusionMatrix:
                 raise ValueError(
                     f"{name} holds labels {labels.min()}..{labels.max()}, there are {count} classes"
                 )
-        flat = np.bincount(rows * count + columns, minlength=count**2)
-        self.counts += flat.reshape(count, count)
-        self.images += 1
+        counts = np.bincount(rows * count + columns, minlength=count**2).reshape(count, count)
+        both = np.diag(counts)
+        self.counts += counts
+        self.per_image.append(np.stack([both, counts.sum(axis=0) + counts.sum(axis=1) - both]))
 
     def agreement(self, classes: Sequence[str]) -> Agreement:
         """IoU of each class and their mean."""
-        both = np.diag(self.counts)
-        either = self.counts.sum(axis=0) + self.counts.sum(axis=1) - both
-        present = either > 0
-        iou = both[present] / either[present]
-        per_class: dict[str, float | None] = dict.fromkeys(classes)
-        per_class |= {
-            name: float(v) for name, v in zip(np.array(classes)[present].tolist(), iou, strict=True)
+        images, pixels = len(self.per_image), int(self.counts.sum())
+        if not pixels:
+            return Agreement(None, None, dict.fromkeys(classes), images, 0)
+        counted = np.stack(self.per_image)
+        iou = _iou(counted.sum(axis=0))
+        per_class = {
+            name: None if np.isnan(v) else float(v) for name, v in zip(classes, iou, strict=True)
         }
-        mean = float(iou.mean()) if present.any() else None
-        return Agreement(mean, per_class, self.images, int(self.counts.sum()))
+        drawn = np.tensordot(draw_images(images), counted.astype(np.float64), axes=1)
+        interval = interval_of(mean_of_known(_iou(drawn)))
+        return Agreement(float(mean_of_known(iou)), interval, per_class, images, pixels)
+
+
+def _iou(counted: np.ndarray) -> np.ndarray:
+    """IoU ``(.., C)`` of pixels in both and in either ``(.., 2, C)``; NaN without any."""
+    with np.errstate(invalid="ignore"):
+        return counted[..., 0, :] / counted[..., 1, :]

@@ -20,13 +20,17 @@ from difiisr_training.evaluation.results import (
     read_frame,
 )
 from difiisr_training.segmentation.iou import ConfusionMatrix
-from difiisr_training.segmentation.labels import read_labels
+from difiisr_training.segmentation.labels import fit_labels, maps_of_frames, read_labels
 from difiisr_training.segmentation.segformer import class_names, load_segformer, segment
 
 SEGMENTATION_FILE = "segmentation.json"
 HR_NAME = "HR"
 GROUND_TRUTH = "ground truth"
 PSEUDO_LABELS = "agreement with HR pseudo-labels"
+
+
+class NotLabelled(ValueError):
+    """There is no label map for any frame of a set."""
 
 
 def judge_segmentation(
@@ -48,7 +52,8 @@ def judge_segmentation(
             the same segmenter judged in the same mode stay in it.
         set_slug: folder of the set in ``out/frames``.
         segmenter: folder of a SegFormer (``config.json``, ``model.safetensors``).
-        labels: folder of label maps named as the frames; ``None``: pseudo-labels.
+        labels: folder of label maps named as the frames, of the size of the high-resolution ones,
+            in camera mode also of the low-resolution ones; ``None``: pseudo-labels.
         models: folders of the models to judge, and ``"hr"``; ``None``: all that there are.
         device: where the segmenter runs.
 
@@ -57,13 +62,15 @@ def judge_segmentation(
 
             {"segmenter": {"name", "sha256", "classes"},
              "mode": "ground truth" or "agreement with HR pseudo-labels",
-             "labels": folder or null,
-             "sets": {SET: {MODEL: {"miou", "per_class": {CLASS: IoU}, "images", "pixels"}}}}
+             "labels": {SET: folder or null},
+             "sets": {SET: {MODEL: {"miou", "miou_interval": [LOW, HIGH],
+                                    "per_class": {CLASS: IoU}, "images", "pixels"}}}}
 
         IoU are in 0..1, and ``null`` for classes that do not occur.
 
     Raises:
         OSError: a file or folder is missing, or there are neither labels nor HR frames.
+        NotLabelled: no frame of the set has a label map.
         ValueError: labels do not fit the frames or the segmenter's classes.
     """
     root = Path(out) / FRAMES_FOLDER / set_slug
@@ -85,18 +92,23 @@ def judge_segmentation(
     classes = class_names(model)
     names = frame_names(folders[0])
     if labels is not None:
-        maps = _maps_of_frames(Path(labels), names)
+        maps = maps_of_frames(Path(labels), names)
+        if not maps:
+            raise NotLabelled(
+                f"{labels} has no label map for the frames of {set_slug}: they are named e.g. "
+                f"{names[0]}, its files e.g. {list_images(labels)[0].name}"
+            )
         names = list(maps)
     matrices = [ConfusionMatrix(len(classes)) for _ in folders]
     for name in tqdm(names, desc=f"segmentation, {set_slug}", unit="frame"):
-        if labels is not None:
-            reference = read_labels(maps[name])
-        else:
+        results = [segment(model, read_frame(folder, name), device) for folder in folders]
+        if labels is None:
             reference = segment(model, read_frame(high, name), device)
-        for matrix, folder in zip(matrices, folders, strict=True):
-            result = segment(model, read_frame(folder, name), device)
-            rows, columns = result.shape  # a frame is cut to a multiple of four, at its end
-            matrix.add(reference[:rows, :columns], result)
+        else:
+            size, camera = results[0].shape, not high.is_dir()
+            reference = fit_labels(read_labels(maps[name]), size, maps[name], enlarge=camera)
+        for matrix, result in zip(matrices, results, strict=True):
+            matrix.add(reference, result)
     described = {
         "segmenter": {
             "name": Path(segmenter).name,
@@ -104,31 +116,18 @@ def judge_segmentation(
             "classes": list(classes),
         },
         "mode": PSEUDO_LABELS if labels is None else GROUND_TRUTH,
-        "labels": None if labels is None else str(labels),
     }
     path = Path(out) / SEGMENTATION_FILE
-    sets = _other_sets(path, described)
-    sets[set_slug] = {
+    result = described | _other_sets(path, described)
+    result["labels"][set_slug] = None if labels is None else str(labels)
+    result["sets"][set_slug] = {
         HR_NAME if folder.name == HR_FOLDER else folder.name: dataclasses.asdict(
             matrix.agreement(classes)
         )
         for matrix, folder in zip(matrices, folders, strict=True)
     }
-    result = described | {"sets": sets}
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
-
-
-def _maps_of_frames(labels: Path, frames: Sequence[str]) -> dict[str, Path]:
-    """Label map of each frame that has one."""
-    by_stem = {path.stem: path for path in list_images(labels)}
-    found = {name: by_stem[name] for name in frames if name in by_stem}
-    if not found:
-        raise ValueError(
-            f"{labels} has no label map for the frames: they are named e.g. {frames[0]}, its "
-            f"files e.g. {next(iter(by_stem))}"
-        )
-    return found
 
 
 def _other_sets(path: Path, described: dict[str, Any]) -> dict[str, Any]:
@@ -136,5 +135,5 @@ def _other_sets(path: Path, described: dict[str, Any]) -> dict[str, Any]:
     if path.is_file():
         content = json.loads(path.read_text(encoding="utf-8"))
         if all(content.get(key) == value for key, value in described.items()):
-            return content["sets"]
-    return {}
+            return {key: content[key] for key in ("labels", "sets")}
+    return {"labels": {}, "sets": {}}

@@ -18,7 +18,7 @@ from difiisr_training.evaluation.report.pictures import colour_bar
 from difiisr_training.evaluation.report.plots import Look, Point, looks
 from difiisr_training.evaluation.report.ranking import Mark
 from difiisr_training.evaluation.report.spectra import radial_power
-from difiisr_training.evaluation.report.tasks import make_task, read_task
+from difiisr_training.evaluation.report.tasks import make_task
 from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,
@@ -122,10 +122,9 @@ def write_report(out: Path) -> Path:
         for number, (chosen, marks) in enumerate(zip(results.sets, marked, strict=True), 1)
     ]
     parts = {"detection": results.detection, "segmentation": results.segmentation}
-    found = {name: read_task(out, name, part) for name, part in parts.items()}
     by_folder = {slug(name): title for name, title in titles.items()}
     by_folder |= {slug(chosen.name): chosen.name for chosen in results.sets}
-    tasks = [make_task(out, name, part, by_folder) for name, part in found.items() if part]
+    tasks = [make_task(out, name, part, by_folder) for name, part in parts.items() if part]
     page = _environment().get_template("page.html.j2")
     text = page.render(
         results=results,
@@ -226,6 +225,7 @@ def _strips(
             parts = [
                 f"{metrics[key].label} {_counts(row.values[key])} {metrics[key].unit}".strip()
                 for key in keys
+                if math.isfinite(row.values[key])
             ]
             found[row.frame, row.model] = parts
     return found

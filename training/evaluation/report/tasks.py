@@ -1,13 +1,14 @@
 """What a detector or a segmenter made of the results: tables, and boxes drawn on frames.
 
-Read from the parts ``detection`` and ``segmentation`` of the results, or from ``detection.json``
-and ``segmentation.json`` beside them::
+Read from the parts ``detection`` and ``segmentation`` of the results::
 
-    {"detector": {...}, "sets": {SET: {MODEL: {"map": 0.41, "map50": 0.73,
+    {"detector": {...}, "sets": {SET: {MODEL: {"map": 0.41, "map_interval": [0.38, 0.44],
+                                               "map50": 0.73, "map50_interval": [0.7, 0.76],
                                                "per_class": {CLASS: {"ap": 0.3, ...}}}}},
      "overlays": {SET: {FRAME: {MODEL: [{"box": [left, top, width, height], "class": CLASS,
                                          "score": 0.9}], "truth": [...]}}}}
-    {"segmenter": {...}, "sets": {SET: {MODEL: {"miou": 0.52, "per_class": {CLASS: 0.7}}}}}
+    {"segmenter": {...}, "sets": {SET: {MODEL: {"miou": 0.52, "miou_interval": [0.5, 0.54],
+                                                "per_class": {CLASS: 0.7}}}}}
 
 SET and MODEL are names of folders; ``HR`` is the reference, and ``truth`` what was annotated.
 Other entries of numbers and text are shown as notes. What is absent is left out.
@@ -15,7 +16,6 @@ Other entries of numbers and text are shown as notes. What is absent is left out
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from difiisr_training.evaluation.report.pictures import (
 )
 from difiisr_training.evaluation.report.plots import colour_of
 from difiisr_training.evaluation.report.ranking import Mark, places
-from difiisr_training.evaluation.report.tables import Cell, Column, Row, Table, number
+from difiisr_training.evaluation.report.tables import Cell, Column, Row, Table, interval, number
 from difiisr_training.evaluation.results import HR_FOLDER, LR_FOLDER, frames_folder, read_frame
 
 _MOST_OVERLAYS = 4
@@ -68,18 +68,6 @@ class Task:
     overlays: Sequence[Overlay]
 
 
-def read_task(out: Path, name: str, part: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The part of the results called ``name``, or the file of that name; ``None`` without either.
-
-    Raises:
-        ValueError: the file is no JSON.
-    """
-    path = out / f"{name}.json"
-    if part is None and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    return part
-
-
 def make_task(out: Path, name: str, content: Mapping[str, Any], titles: Mapping[str, str]) -> Task:
     """The section about a task; ``titles``: of sets and models, by the names of their folders."""
     classes = _classes(content)
@@ -91,7 +79,7 @@ def make_task(out: Path, name: str, content: Mapping[str, Any], titles: Mapping[
     return Task(
         anchor=name,
         title=name.capitalize(),
-        notes=_notes(content),
+        notes=_notes(content, titles),
         tables=[
             _table(titles.get(chosen, chosen), models, titles)
             for chosen, models in content.get("sets", {}).items()
@@ -111,17 +99,26 @@ def _classes(content: Mapping[str, Any]) -> list[str]:
     })  # fmt: skip
 
 
-def _notes(content: Mapping[str, Any]) -> list[str]:
+def _notes(content: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    """A line per entry of numbers or text, and per set where an entry holds one for each."""
     found = []
     for key, value in content.items():
         if key in ("sets", "overlays", "version"):
             continue
-        if isinstance(value, Mapping):
-            parts = [f"{k} {v}" for k, v in value.items() if isinstance(v, (str, int, float))]
-            value = ", ".join(parts)
-        if isinstance(value, (str, int, float)):
-            found.append(f"{key.replace('_', ' ')}: {value}")
+        name = key.replace("_", " ")
+        if key in ("annotations", "labels") and isinstance(value, Mapping):
+            of_sets = {f"{name} of {titles.get(k, k)}": one for k, one in value.items()}
+        else:
+            of_sets = {name: value}
+        found += [f"{name}: {_text(one)}" for name, one in of_sets.items() if _text(one)]
     return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        parts = [f"{k} {v}" for k, v in value.items() if isinstance(v, (str, int, float))]
+        return ", ".join(parts)
+    return str(value) if isinstance(value, (str, int, float)) else ""
 
 
 def _table(name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> Table:
@@ -135,6 +132,11 @@ def _table(name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[s
         + [_of_class(scores.get("per_class", {}).get(one)) for one in classes]
         for model, scores in models.items()
     }
+    ends = {
+        model: [scores.get(f"{key}_interval") or (None, None) for key in keys]
+        + [(None, None)] * len(classes)
+        for model, scores in models.items()
+    }
     ranked = [
         places({m: cells[i] for m, cells in values.items() if m not in SERIES}, "higher")
         for i in range(len(columns))
@@ -143,7 +145,11 @@ def _table(name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[s
         Row(
             _title(model, titles),
             [
-                Cell(number(value, _DIGITS), "", Mark(ranked[i].get(model, 0)))
+                Cell(
+                    number(value, _DIGITS),
+                    interval(ends[model][i], _DIGITS),
+                    Mark(ranked[i].get(model, 0)),
+                )
                 for i, value in enumerate(cells)
             ],
         )
