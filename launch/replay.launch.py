@@ -1,6 +1,6 @@
 """Play a bag through the live node and record camera and result with ros2 bag.
 
-ros2 launch difiisr_ros replay.launch.py bag:=recording output:=recording_sr
+ros2 launch difiisr_ros replay.launch.py bag:=recording
 difiisr evaluate recording_sr --recorded --out report
 
 The node and its diagnostics live in simulated time, the bag's; the recorder in the machine's own,
@@ -34,7 +34,10 @@ NODE_HAS_STARTED = (
 # name: (default, description); None: must be given
 ARGUMENTS = {
     "bag": (None, "rosbag2 to play"),
-    "output": (None, "rosbag2 folder to record to; must not exist"),
+    "output": (
+        [LaunchConfiguration("bag"), "_sr"],
+        "rosbag2 folder to record to; must not exist (default: the bag's name with _sr)",
+    ),
     "image": ("/thermal/image_raw", "image topic of the bag"),
     "camera_info": ("/thermal/camera_info", "camera_info topic of the bag"),
     "result": ("/thermal/sr", "topic of the result; its camera_info is on <result>/camera_info"),

@@ -158,9 +158,10 @@ def replay(load):
     return described(load("replay.launch.py"))
 
 
-def test_replay_needs_bag_and_output_only(replay):
-    needed = {name for name, default in defaults(replay).items() if default is None}
-    assert needed == {"bag", "output"}
+def test_replay_needs_the_bag_only_and_records_beside_it(replay):
+    given = defaults(replay)
+    assert {name for name, default in given.items() if default is None} == {"bag"}
+    assert texts([given["output"]]) == ["<bag>_sr"]
 
 
 def test_replay_hands_over_only_arguments_that_the_node_knows(load, replay):
