@@ -5,25 +5,37 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from difiisr_models.backends.selection import resolve_device
+from difiisr_models.backends.selection import BACKENDS, check_precision, resolve_device
+from difiisr_models.precision import PRECISIONS
 from difiisr_ros.bench.contenders import (
     PUBLISHED,
-    Contender,
+    Running,
     network_contenders,
     upscaler_contenders,
 )
 from difiisr_ros.bench.machine import describe_machine
-from difiisr_ros.bench.samples import Summary, summarise, time_in_turns
+from difiisr_ros.bench.roofline import measure_ceilings
+from difiisr_ros.bench.rows import (
+    contender_row,
+    identity,
+    no_result,
+    size_columns,
+    stream_rows,
+    times,
+    work,
+)
+from difiisr_ros.bench.samples import time_in_turns
 from difiisr_ros.bench.tables import markdown, save_plot
-from difiisr_ros.bench.targets import Row, check_targets
+from difiisr_ros.bench.targets import Row, Target, check_targets
 from difiisr_ros.demo.live import dds_environment, missing_ros
+from difiisr_ros.demo.processes import ProcessFailed
 
 STAGES = ("network", "upscaler", "node")
 PUBLISHED_SIZE = (64, 64)  # the published network takes seconds for this already
@@ -32,7 +44,11 @@ _FRAMES = 4  # different ones that the camera sends over and over
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the stages asked for; write ``bench.json``, ``bench.md`` and ``bench.png``."""
+    """Run the stages asked for; write ``bench.json``, ``bench.md`` and ``bench.png``.
+
+    ``bench.json`` is written after each stage, and where one is interrupted or fails, with the rows
+    that it had.
+    """
     options = _parser().parse_args(list(argv))
     if options.quick:
         options.sizes, options.rates = [(120, 160)], [9.0]
@@ -40,28 +56,32 @@ def main(argv: Sequence[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
+    check_precision(options.precision, device)
     options.out.mkdir(parents=True, exist_ok=True)
     machine, rows = describe_machine(device), []
     models = [PUBLISHED if name == "published" else name for name in options.models.split(",")]
     own = next((m for m in models if m not in ("bicubic", PUBLISHED)), models[0])
-    if "network" in options.only:
-        rows += bench_calls("network", models, options, device)
-    if "upscaler" in options.only:
-        rows += bench_calls("upscaler", models, options, device)
-    if "node" in options.only:
-        why = missing_ros()
-        if why:
-            print(f"node: not run, no ROS in this Python: {why}")
-        else:
-            rows += bench_node([m for m in dict.fromkeys(("bicubic", own))], options)
-    targets = check_targets(rows, own)
+
+    def write() -> list[Target]:
+        targets = check_targets(rows, own)
+        judged = [{"target": t.text, "found": t.found, "verdict": t.verdict} for t in targets]
+        written = {
+            "version": 1, "command": ["difiisr", "bench", *argv], "machine": machine,
+            "runs": options.runs, "seconds_per_run": options.seconds, "rows": rows,
+            "targets": judged,
+        }  # fmt: skip
+        (options.out / "bench.json").write_text(json.dumps(written, indent=2) + "\n")
+        return targets
+
+    for stage in (stage for stage in STAGES if stage in options.only):
+        try:
+            for row in _stage_rows(stage, models, own, options, device):
+                rows.append(row)
+        finally:
+            if rows:
+                write()
+    targets = write()
     text = markdown(rows, targets, own)
-    judged = [{"target": t.text, "found": t.found, "verdict": t.verdict} for t in targets]
-    written = {
-        "version": 1, "command": ["difiisr", "bench", *argv], "machine": machine,
-        "runs": options.runs, "seconds_per_run": options.seconds, "rows": rows, "targets": judged,
-    }  # fmt: skip
-    (options.out / "bench.json").write_text(json.dumps(written, indent=2) + "\n")
     (options.out / "bench.md").write_text(text, encoding="utf-8")
     save_plot(rows, options.out / "bench.png")
     print(text)
@@ -69,59 +89,72 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _stage_rows(
+    stage: str, models: list[str], own: str, options: argparse.Namespace, device: torch.device
+) -> Iterator[Row]:
+    if stage != "node":
+        yield from bench_calls(stage, models, options, device)
+    elif why := missing_ros():
+        print(f"node: not run, no ROS in this Python: {why}")
+    else:
+        yield from bench_node(list(dict.fromkeys(("bicubic", own))), options, device)
+
+
 def bench_calls(
     stage: str, models: list[str], options: argparse.Namespace, device: torch.device
-) -> list[Row]:
+) -> Iterator[Row]:
     """Time networks or upscalers at every size, all models in turns."""
-    rows = []
+    running, ceilings = _running(options), {}
     sizes = list(options.sizes)
     if stage == "upscaler" and PUBLISHED in models:
         sizes.insert(0, PUBLISHED_SIZE)
+    if stage == "network":
+        ceilings = {p: measure_ceilings(device, p) for p in ("fp32", options.precision)}
     for height, width in sizes:
         if stage == "network":
             height, width = (-(-side // _TILE) * _TILE for side in (height, width))
-            found = network_contenders(models, (height, width), options.weights, device)
+            found = network_contenders(models, (height, width), options.weights, device, running)
         else:
             heavy = (height, width) == PUBLISHED_SIZE
             chosen = [m for m in models if heavy or m != PUBLISHED]
             frame = thermal_frames(height, width, 1)[0]
-            found = upscaler_contenders(chosen, frame, options.weights, device)
+            found = upscaler_contenders(chosen, frame, options.weights, device, running)
         by_name = {f"{c.model} {c.runtime}": c for c in found}
+        timed = {key: c.call for key, c in by_name.items() if not c.no_result}
         name = f"{stage} {width}x{height}"
-        with tqdm(total=options.runs * len(by_name), desc=name, unit="turn") as progress:
-            summaries = time_in_turns(
-                {key: c.call for key, c in by_name.items()},
-                options.runs,
-                options.seconds / 4,
-                progress.update,
-            )
-        rows += [
-            _call_row(stage, (height, width), device, by_name[key], summary)
-            for key, summary in summaries.items()
-        ]
-    return rows
+        with tqdm(total=options.runs * len(timed), desc=name, unit="turn") as progress:
+            summaries = time_in_turns(timed, options.runs, options.seconds / 4, progress.update)
+        for key, contender in by_name.items():
+            row = contender_row(stage, (height, width), device, contender)
+            if contender.no_result:
+                yield row | {"no_result": contender.no_result}
+            else:
+                ceiling = ceilings.get(contender.precision)
+                yield row | times(summaries[key]) | work(contender, summaries[key], ceiling)
 
 
-def bench_node(models: list[str], options: argparse.Namespace) -> list[Row]:
-    """The node at fixed rates and at its peak, model by model and size by size."""
+def bench_node(
+    models: list[str], options: argparse.Namespace, device: torch.device
+) -> Iterator[Row]:
+    """The node at fixed rates and at its peak, model by model and size by size.
+
+    A stream that fails is a row without a result, and the next one begins.
+    """
     os.environ.update(dds_environment(os.environ))
-    from difiisr_ros.bench.node_stream import NodeUnderTest, find_peak
+    from difiisr_ros.bench.node_stream import NodeUnderTest
 
-    rows = []
-    work = [(model, size) for model in models for size in options.sizes]
-    for model, (height, width) in tqdm(work, desc="node", unit="stream"):
-        frames = thermal_frames(height, width, _FRAMES)
-        with NodeUnderTest(
-            frames, model, options.device, options.threads, options.out, os.environ
-        ) as node:
-            for rate in options.rates:
-                runs = [node.run(rate, options.seconds) for _ in range(options.runs)]
-                rows.append(_stream_row(model, (height, width), runs, search=False))
-            sustained = 1 / max(1e-3, np.median(runs[-1].intervals or [1e-3]))
-            peak = find_peak(node, float(sustained), options.seconds)
-            if peak:
-                rows.append(_stream_row(model, (height, width), [peak], search=True))
-    return rows
+    streams = [(model, size) for model in models for size in options.sizes]
+    for model, size in tqdm(streams, desc="node", unit="stream"):
+        try:
+            with NodeUnderTest(
+                thermal_frames(*size, _FRAMES), model, _running(options), device,
+                options.threads, options.out, os.environ,
+            ) as node:  # fmt: skip
+                described = size_columns("node", model, size) | identity(node.identity)
+                for row in stream_rows(node.run, options.rates, options.runs, options.seconds):
+                    yield described | row
+        except ProcessFailed as error:
+            yield size_columns("node", model, size) | no_result(None, False, str(error))
 
 
 def thermal_frames(height: int, width: int, count: int) -> list[np.ndarray]:
@@ -135,33 +168,8 @@ def thermal_frames(height: int, width: int, count: int) -> list[np.ndarray]:
     return frames
 
 
-def _call_row(
-    stage: str, size: tuple[int, int], device: torch.device, contender: Contender, s: Summary
-) -> Row:
-    return {
-        "stage": stage, "size": f"{size[1]}x{size[0]}", "pixels": size[0] * size[1],
-        "model": contender.model, "runtime": contender.runtime, "device": device.type,
-        "calls": s.calls, "fps": s.rate, "p50": s.p50, "p90": s.p90, "p99": s.p99,
-        "jitter": s.jitter, "parameters": contender.parameters,
-        "weights_sha256": contender.weights_sha256,
-    }  # fmt: skip
-
-
-def _stream_row(model: str, size: tuple[int, int], runs: Sequence, search: bool) -> Row:
-    latency = summarise([run.latencies for run in runs])
-    sent, received = (sum(getattr(run, key) for run in runs) for key in ("sent", "received"))
-    intervals = [i for run in runs for i in run.intervals] or [0.0]
-    return {
-        "stage": "node", "size": f"{size[1]}x{size[0]}", "pixels": size[0] * size[1],
-        "model": model, "search": search,
-        "rate": float(np.mean([run.rate for run in runs])),
-        "fps": received / sum(run.seconds for run in runs),
-        "sent": sent, "received": received, "loss": 1 - received / sent,
-        "p50": latency.p50, "p90": latency.p90, "p99": latency.p99,
-        "jitter": float(np.std(intervals)),
-        "cpu": float(np.mean([run.load.cpu for run in runs])),
-        "memory_mib": max(run.load.memory_mib for run in runs),
-    }  # fmt: skip
+def _running(options: argparse.Namespace) -> Running:
+    return Running(options.backend, options.precision, options.engine)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -199,6 +207,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=4.0, help="of a run (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = the default")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="auto",
+        help="of our models; auto compares torch with the fastest that works (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=list(PRECISIONS), default="fp32", help="of our models (%(default)s)"
+    )
+    parser.add_argument("--engine", default="", help="TensorRT engine file for our models")
     parser.add_argument("--quick", action="store_true", help="one short run at 160x120 and 9 Hz")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder (%(default)s)")
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from difiisr_models import Upscaler, UpscalerSettings, load_upscaler
-from difiisr_models.backends import NetworkSource, onnxruntime_runner, torch_runner
-from difiisr_models.compact import CompactNetwork
-from difiisr_models.model_loading import load_network
+from difiisr_models.backends import NetworkSource
+from difiisr_models.backends.selection import select_backend
+from difiisr_models.compact import CompactNetwork, parameter_count
+from difiisr_models.model_loading import load_parts
 from difiisr_models.published import PublishedModel
 from difiisr_models.resample import PHASES
 from difiisr_models.schedule import exponential_schedule
 from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.vq_autoencoder import VQAutoencoder, VQConfig
-from difiisr_models.weights import find_weights_folder
+from difiisr_ros.bench.roofline import Cost, network_cost
 from difiisr_training.evaluation.peers import load_contestant, load_published_network
 
 PEERS = ("safmn", "rlfn", "realesrgan")
@@ -28,6 +29,22 @@ PUBLISHED = "published (random weights)"
 RUNTIMES = ("torch", "onnxruntime")
 
 Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Running:
+    """What runs our own models; peers run in float32, in torch and in ONNX Runtime.
+
+    Attributes:
+        backend: one of ``selection.BACKENDS``; ``"auto"`` compares all that is compared on the
+            device: see :func:`own_backends`.
+        precision: one of ``PRECISIONS``.
+        engine: TensorRT engine file, "" for none.
+    """
+
+    backend: str = "auto"
+    precision: str = "fp32"
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +57,9 @@ class Contender:
         call: one frame.
         weights_sha256: hash of its weights, "" without any.
         parameters: trained values.
+        precision: of its convolutions and matrix products.
+        cost: of its network, None where it is not known.
+        no_result: why it cannot be timed, "" where it can.
     """
 
     model: str
@@ -47,10 +67,17 @@ class Contender:
     call: Call
     weights_sha256: str = ""
     parameters: int = 0
+    precision: str = "fp32"
+    cost: Cost | None = None
+    no_result: str = ""
 
 
 def network_contenders(
-    models: list[str], size: tuple[int, int], weights: Path | None, device: torch.device
+    models: list[str],
+    size: tuple[int, int],
+    weights: Path | None,
+    device: torch.device,
+    running: Running,
 ) -> list[Contender]:
     """The bare networks on one tile ``size`` (height, width), each in every runtime it has.
 
@@ -61,12 +88,16 @@ def network_contenders(
         if model in PEERS:
             found += _peer_networks(model, size, weights, device)
         elif model not in ("bicubic", PUBLISHED):
-            found += _own_networks(model, size, device)
+            found += _own_networks(model, size, device, running)
     return found
 
 
 def upscaler_contenders(
-    models: list[str], frame: np.ndarray, weights: Path | None, device: torch.device
+    models: list[str],
+    frame: np.ndarray,
+    weights: Path | None,
+    device: torch.device,
+    running: Running,
 ) -> list[Contender]:
     """Frame in, frame out, in counts, with everything that the node does to a frame."""
     found = []
@@ -79,11 +110,14 @@ def upscaler_contenders(
             peer = load_contestant(model, weights, str(device))
             call = _bound(peer.upscale, frame)
             found.append(Contender(model, "torch", call, peer.weights_sha256, peer.parameter_count))
+        elif model == "bicubic":
+            up = load_upscaler(model, device=str(device))
+            found.append(_frame_contender(model, up, frame))
         else:
-            runtimes = ("torch",) if model == "bicubic" else runtimes_on(device)
-            for runtime in runtimes:
-                up = load_upscaler(model, device=str(device), backend=runtime)
-                found.append(_frame_contender(model, up, frame))
+            for backend in own_backends(running.backend, device):
+                how = asdict(running) | {"backend": backend}
+                up = load_upscaler(model, device=str(device), **how)
+                found.append(_frame_contender(model, up, frame, running.precision))
     return found
 
 
@@ -95,37 +129,54 @@ def published_model(device: torch.device) -> PublishedModel:
     return PublishedModel(unet, coder, exponential_schedule())
 
 
-def runtimes_on(device: torch.device) -> tuple[str, ...]:
-    """What can be compared on a device: both runtimes on a CPU, torch on a GPU."""
-    return RUNTIMES if device.type == "cpu" else ("torch",)
+def own_backends(asked: str, device: torch.device) -> tuple[str, ...]:
+    """The one asked for; else both runtimes on a CPU, torch and the fastest that works on a GPU."""
+    if asked != "auto":
+        return (asked,)
+    return RUNTIMES if device.type == "cpu" else ("torch", "auto")
 
 
-def _frame_contender(model: str, up: Upscaler, frame: np.ndarray) -> Contender:
-    return Contender(model, up.backend, _bound(up, frame), up.weights_sha256, up.parameter_count)
+def _frame_contender(
+    model: str, up: Upscaler, frame: np.ndarray, precision: str = "fp32"
+) -> Contender:
+    call = _bound(up, frame)
+    return Contender(model, up.backend, call, up.weights_sha256, up.parameter_count, precision)
 
 
-def _own_networks(model: str, size: tuple[int, int], device: torch.device) -> list[Contender]:
-    network = load_network(find_weights_folder(model))
+def _own_networks(
+    model: str, size: tuple[int, int], device: torch.device, running: Running
+) -> list[Contender]:
+    parts = load_parts(model)
+    network = parts.network
     if not isinstance(network, CompactNetwork):
         raise ValueError(f"{model} is no compact network: time it with --only upscaler")
-    up = load_upscaler(model, device=str(device), backend="torch")
-    source = NetworkSource(network, up.weights_sha256, device)
+    source = NetworkSource(
+        network, parts.weights_sha256, device, running.precision, tile=max(size), model=model,
+        engine=Path(running.engine).expanduser() if running.engine else None,
+    )  # fmt: skip
     rng = torch.Generator().manual_seed(0)
     packed = [torch.randn(1, PHASES, *size, generator=rng).to(device) for _ in range(2)]
     lr = torch.randn(1, 1, *size, generator=rng).to(device)
     step = torch.full((1,), exponential_schedule().steps - 1, device=device)
     inputs = (*packed, lr, step, torch.ones(1, device=device))
-    builders = {"torch": torch_runner.build_runner, "onnxruntime": onnxruntime_runner.build_runner}
-    return [
-        Contender(
-            model,
-            runtime,
-            _synchronised(_bound(builders[runtime](source), *inputs), device),
-            up.weights_sha256,
-            up.parameter_count,
+    cost, count = network_cost(network, running.precision, inputs), parameter_count(network)
+    found = []
+    for backend in own_backends(running.backend, device):
+        runner, choice = select_backend(backend, source)
+        fits = runner.shape in (None, (1, *size))
+        found.append(
+            Contender(
+                model,
+                choice.name,
+                _synchronised(_bound(runner, *inputs), device),
+                parts.weights_sha256,
+                count,
+                running.precision,
+                cost,
+                "" if fits else f"the engine takes {runner.shape}, not {(1, *size)}",
+            )
         )
-        for runtime in runtimes_on(device)
-    ]
+    return found
 
 
 def _peer_networks(
@@ -133,13 +184,20 @@ def _peer_networks(
 ) -> list[Contender]:
     if weights is None:
         raise ValueError(f"{model} needs --weights, the folder that holds its file")
+    sha256 = load_contestant(model, weights, str(device)).weights_sha256
     network, _ = load_published_network(model, weights, device)
-    parameters = sum(p.numel() for p in network.parameters())
     image = torch.rand(1, 3, *size, device=device)
-    calls = {"torch": _synchronised(_bound(torch.inference_mode()(network), image), device)}
-    if "onnxruntime" in runtimes_on(device):
+    cost, count = network_cost(network, "fp32", (image,)), parameter_count(network)
+    calls = {}
+    if device.type == "cpu":
         calls["onnxruntime"] = _onnx_call(network, image)
-    return [Contender(model, runtime, call, "", parameters) for runtime, call in calls.items()]
+    network, image = (part.to(memory_format=torch.channels_last) for part in (network, image))
+    calls["torch"] = _synchronised(_bound(network, image), device)
+    return [
+        Contender(model, runtime, calls[runtime], sha256, count, cost=cost)
+        for runtime in RUNTIMES
+        if runtime in calls
+    ]
 
 
 def _onnx_call(network: nn.Module, image: Tensor) -> Call:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
 import rclpy
+import torch
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -19,6 +23,9 @@ from sensor_msgs.msg import Image
 
 from difiisr_models.message_header import stamp_of
 from difiisr_models.weights import share_dir
+from difiisr_ros.bench.contenders import Running
+from difiisr_ros.bench.gpu import GpuLoad, free_mib
+from difiisr_ros.bench.stream_runs import Load, StreamRun
 from difiisr_ros.demo.processes import Processes, ProcessFailed
 from difiisr_ros.image_codec import encode
 
@@ -28,62 +35,37 @@ TAIL_PATIENCE = 2.0  # seconds for the last results
 
 
 @dataclass(frozen=True)
-class Load:
-    """What the node's process took.
+class _Sent:
+    """What the camera did in one run: when each stamp went out (ns), and until its end (s)."""
 
-    Attributes:
-        cpu: cores, 1.0 = one of them all the time.
-        memory_mib: largest resident size so far.
-    """
-
+    stamps: dict[int, int]
+    started: float
+    ended: float
     cpu: float
-    memory_mib: float
-
-
-@dataclass(frozen=True)
-class StreamRun:
-    """One run at one rate.
-
-    Attributes:
-        rate: frames published per second, as reached.
-        sent, received: frames.
-        seconds: from the first frame to the last result.
-        latencies: seconds from publishing to the result's arrival, one per result.
-        intervals: seconds between results.
-        load: of the node.
-    """
-
-    rate: float
-    sent: int
-    received: int
-    seconds: float
-    latencies: list[float]
-    intervals: list[float]
-    load: Load
-
-    @property
-    def loss(self) -> float:
-        """Share of the frames without a result."""
-        return 1 - self.received / self.sent
+    gpu: float | None
 
 
 class NodeUnderTest:
     """An ``sr_node`` process, with the camera and the consumer beside it in this process.
 
     A context; ``environment`` must hold the DDS settings of this process too.
+
+    Attributes:
+        identity: what its diagnostics say of it: ``backend``, ``device``, ``weights sha256``, ...
     """
 
     def __init__(
-        self, frames: list[np.ndarray], model: str, device: str, threads: int, logs: Path,
-        environment: Mapping[str, str],
+        self, frames: list[np.ndarray], model: str, running: Running, device: torch.device,
+        threads: int, logs: Path, environment: Mapping[str, str],
     ) -> None:  # fmt: skip
         """``frames``: ``(H, W)`` uint16, published one after the other, over and over."""
-        self._arguments = _node_arguments(model, device, threads)
+        self._arguments = _node_arguments(model, running, device, threads)
+        self._device = device
         self._processes = Processes(logs, dict(environment))
-        self._messages = [_message(frame) for frame in frames]
-        self._sent: dict[int, int] = {}
-        self._arrived: list[tuple[int, int]] = []
+        self._messages = cycle([_message(frame) for frame in frames])
+        self._arrived: dict[int, int] = {}
         self._stamp = 0
+        self.identity: dict[str, str] = {}
 
     def __enter__(self) -> NodeUnderTest:
         self._processes.__enter__()
@@ -93,10 +75,12 @@ class NodeUnderTest:
         qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
         self._publisher = self._node.create_publisher(Image, IMAGE, qos)
         self._node.create_subscription(Image, RESULT, self._receive, qos, raw=True)
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._identify, 10)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._spinning = threading.Thread(target=self._spin, daemon=True)
         self._spinning.start()
+        self._free_before = free_mib(self._device)
         try:
             self._processes.start("node", "difiisr_ros.sr_node", *self._arguments)
             self._wait_for_first_result()
@@ -116,31 +100,52 @@ class NodeUnderTest:
         """Publish at ``rate`` Hz for ``seconds`` and wait for the results.
 
         Raises:
-            ProcessFailed: no frame was answered.
+            ProcessFailed: the node died.
+            KeyboardInterrupt: SIGINT or SIGTERM came.
         """
         count = max(2, round(rate * seconds))
-        before, self._arrived = len(self._sent), []
-        cpu_before, started = self._cpu_seconds(), time.monotonic()
-        for i in range(count):
-            time.sleep(max(0.0, started + i / rate - time.monotonic()))
-            self._publish()
-        published = time.monotonic() - started
-        stamps = set(list(self._sent)[before:])
-        self._wait_for_results(stamps)
-        answers = [(stamp, at) for stamp, at in self._arrived if stamp in stamps]
-        if not answers:
-            raise ProcessFailed(f"no result of {count} frames at {rate:g} Hz")
-        ended = max(at for _, at in answers) / 1e9
-        cpu = (self._cpu_seconds() - cpu_before) / (time.monotonic() - started)
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(self._send, count, rate, stop)
+            try:
+                self._processes.wait_until(
+                    lambda: sending.done() and self._answered(sending.result()), math.inf, "a run"
+                )
+            finally:
+                stop.set()
+        sent, arrived = sending.result(), dict(self._arrived)
+        answers = sorted(
+            (arrived[stamp], at) for stamp, at in sent.stamps.items() if stamp in arrived
+        )
+        over = answers[-1][0] / 1e9 if answers else sent.ended
         return StreamRun(
-            (count - 1) / max(published, 1e-9),
+            (count - 1) / max(sent.ended - sent.started, 1e-9),
             count,
             len(answers),
-            ended - started,
-            [(at - self._sent[stamp]) / 1e9 for stamp, at in answers],
-            [(b - a) / 1e9 for (_, a), (_, b) in pairwise(answers)],
-            Load(cpu, self._peak_mib()),
+            over - sent.started,
+            [(arrival - at) / 1e9 for arrival, at in answers],
+            [(b - a) / 1e9 for (a, _), (b, _) in pairwise(answers)],
+            Load(sent.cpu, self._peak_mib(), sent.gpu, self._gpu_mib()),
         )
+
+    def _send(self, count: int, rate: float, stop: threading.Event) -> _Sent:
+        """The camera's thread: the other one watches the processes."""
+        self._arrived = {}
+        stamps = {}
+        cpu, started = self._cpu_seconds(), time.monotonic()
+        with GpuLoad(self._device) as gpu:
+            for i in range(count):
+                if stop.wait(max(0.0, started + i / rate - time.monotonic())):
+                    break
+                stamp, at = self._publish()
+                stamps[stamp] = at
+            cpu, ended = self._cpu_seconds() - cpu, time.monotonic()
+        return _Sent(stamps, started, ended, cpu / (ended - started), gpu.share)
+
+    def _answered(self, sent: _Sent) -> bool:
+        """Whether nothing more is to be expected; results of earlier runs do not count."""
+        late = time.monotonic() - sent.ended > TAIL_PATIENCE
+        return late or sent.stamps.keys() <= self._arrived.keys()
 
     def _spin(self) -> None:
         try:
@@ -150,58 +155,49 @@ class NodeUnderTest:
                 raise
 
     def _receive(self, raw: bytes) -> None:
-        self._arrived.append((stamp_of(raw), time.monotonic_ns()))
+        self._arrived[stamp_of(raw)] = time.monotonic_ns()
 
-    def _publish(self) -> None:
-        message = self._messages[len(self._sent) % len(self._messages)]
+    def _identify(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {value.key: value.value for value in status.values}
+            if "backend" in values:
+                self.identity = values
+
+    def _publish(self) -> tuple[int, int]:
+        """Send the next frame; its stamp, and when it went."""
+        message = next(self._messages)
         self._stamp = max(self._stamp + 1, time.time_ns())
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(self._stamp, 10**9)
-        self._sent[self._stamp] = time.monotonic_ns()
+        at = time.monotonic_ns()
         self._publisher.publish(message)
+        return self._stamp, at
 
     def _wait_for_first_result(self) -> None:
         def answered() -> bool:
             self._publish()
-            return bool(self._arrived)
+            return bool(self._arrived and self.identity)
 
         self._processes.wait_until(answered, START_PATIENCE, "waiting for the node's first result")
         time.sleep(1.0)  # results of the other frames that called it
-
-    def _wait_for_results(self, stamps: set[int]) -> None:
-        until = time.monotonic() + TAIL_PATIENCE
-        while len(self._arrived) < len(stamps) and time.monotonic() < until:
-            time.sleep(0.01)
 
     def _cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _peak_mib(self) -> float:
-        lines = Path(f"/proc/{self._pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+        for line in Path(f"/proc/{self._pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+        raise ProcessFailed(f"the node process {self._pid} ended at the end of a run")
+
+    def _gpu_mib(self) -> float | None:
+        if self._free_before is None:
+            return None
+        return self._free_before - free_mib(self._device)
 
     @property
     def _pid(self) -> int:
         return self._processes.pid("node")
-
-
-def find_peak(
-    node: NodeUnderTest, first: float, seconds: float, largest_loss: float = 0.05, steps: int = 5
-) -> StreamRun | None:
-    """The fastest run that lost at most ``largest_loss``, by bisection from ``first`` Hz.
-
-    Returns:
-        ``None`` where every rate that was tried lost more.
-    """
-    low, high, rate, best = 0.0, float("inf"), first, None
-    for _ in range(steps):
-        run = node.run(rate, seconds)
-        if run.loss <= largest_loss:
-            low, best = rate, run
-        else:
-            high = rate
-        rate = 1.6 * rate if high == float("inf") else (low + high) / 2
-    return best
 
 
 def _message(frame: np.ndarray) -> Image:
@@ -213,8 +209,10 @@ def _message(frame: np.ndarray) -> Image:
     return message
 
 
-def _node_arguments(model: str, device: str, threads: int) -> list[str]:
-    parameters = {"autostart": "true", "model": model, "device": device, "threads": str(threads)}
+def _node_arguments(model: str, running: Running, device: torch.device, threads: int) -> list[str]:
+    parameters = {"autostart": "true", "model": model, "device": device, "threads": threads}
+    if model != "bicubic":
+        parameters |= {name: value for name, value in asdict(running).items() if value}
     remaps = {"image_raw": IMAGE, "sr/image_raw": RESULT}
     return [
         "--ros-args", "--params-file", str(share_dir() / "config" / "sr.yaml"),

@@ -6,8 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from difiisr_ros.stream_statistics import percentile
+
+Run = TypeVar("Run")
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,21 @@ class Summary:
         return 1 / self.mean
 
 
-def kept_runs(runs: Sequence[Sequence[float]]) -> list[Sequence[float]]:
-    """Without the best and the worst run by their means, where three or more were made.
+def kept_runs(runs: Sequence[Run], value: Callable[[Run], float] = statistics.fmean) -> list[Run]:
+    """Without the best and the worst run by ``value``, where three or more were made."""
+    ordered = sorted(runs, key=value)
+    return ordered[1:-1] if len(ordered) > 2 else ordered
+
+
+def summarise(runs: Sequence[Sequence[float]]) -> Summary:
+    """Percentiles (nearest rank) of all samples of ``runs``, which are those that were kept.
 
     Raises:
         ValueError: no run has a sample.
     """
-    measured = sorted((run for run in runs if run), key=statistics.fmean)
-    if not measured:
-        raise ValueError("no run has a sample")
-    return measured[1:-1] if len(measured) > 2 else measured
-
-
-def summarise(runs: Sequence[Sequence[float]]) -> Summary:
-    """Percentiles (nearest rank) of all samples of the kept runs."""
-    samples = [sample for run in kept_runs(runs) for sample in run]
+    samples = [sample for run in runs for sample in run]
+    if not samples:
+        raise ValueError(f"no sample in {len(runs)} runs")
     return Summary(
         len(samples),
         statistics.fmean(samples),
@@ -83,7 +86,7 @@ def time_in_turns(
             if turn < turns[name]:
                 samples[name].append([_timed(call) for _ in range(calls[name])])
             done()
-    return {name: summarise(found) for name, found in samples.items()}
+    return {name: summarise(kept_runs(found)) for name, found in samples.items()}
 
 
 def _timed(call: Callable[[], object]) -> float:
