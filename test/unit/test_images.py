@@ -1,6 +1,8 @@
 """Image files are read as stored; damaged ones cost nothing but themselves."""
 
 import logging
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -47,6 +49,71 @@ def test_integers_beyond_16_bit_are_refused(tmp_path):
     Image.fromarray(gradient(np.int32, 70000)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"70000.*16 bit"):
         read_counts(tmp_path / "a.tif")
+
+
+def write_16_bit_png(path, counts, colour_type):
+    """What Pillow cannot write: ``(H, W, C)`` uint16."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in counts)
+    size = struct.pack(">IIBBBBB", counts.shape[1], counts.shape[0], 16, colour_type, 0, 0, 0)
+    parts = (chunk(b"IHDR", size), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_16_bit_colours_are_refused_and_never_cut_to_8_bit(tmp_path, colour_type, channels):
+    counts = np.repeat(gradient(np.uint16, 30996)[..., None], channels, axis=-1)
+    write_16_bit_png(tmp_path / "a.png", counts, colour_type)
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(image).dtype == np.uint8  # Pillow cuts them
+    with pytest.raises(ValueError, match=r"a\.png: 16-bit colour; write it as one 16-bit channel"):
+        read_counts(tmp_path / "a.png")
+    write_16_bit_png(tmp_path / "b.png", counts[..., :1], 0)
+    assert (read_counts(tmp_path / "b.png") == counts[..., 0]).all()
+
+
+def write_16_bit_colour_tiff(path, order, planar):
+    """A bare TIFF of 4 x 4 pixels in one strip; two values per entry are too many for its place."""
+    counts = np.full((4, 4, 3), 30000, f"{order}u2")
+    strips = [counts[..., :1].tobytes()] * 3 if planar else [counts.tobytes()]
+    tags = {256: (3, [4]), 257: (3, [4]), 258: (3, [16] * 3), 259: (3, [1]), 262: (3, [2])}
+    tags |= {273: (4, [0] * len(strips)), 277: (3, [3]), 278: (3, [4])}
+    tags |= {279: (4, [len(strip) for strip in strips]), 284: (3, [2 if planar else 1])}
+    after = 8 + 2 + 12 * len(tags) + 4
+    starts = np.cumsum([after + 64, *(len(strip) for strip in strips)])[:-1]
+    tags[273] = (4, [int(start) for start in starts])
+    entries, extra = b"", b""
+    for tag, (kind, values) in tags.items():
+        data = b"".join(struct.pack(order + {3: "H", 4: "I"}[kind], value) for value in values)
+        if len(data) > 4:
+            extra, data = extra + data, struct.pack(f"{order}I", after + len(extra))
+        entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + data.ljust(4, b"\0")
+    start = struct.pack(f"{order}2sHI", {"<": b"II", ">": b"MM"}[order], 42, 8)
+    head = start + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    path.write_bytes(head + extra.ljust(64, b"\0") + b"".join(strips))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planar", [False, True])
+def test_16_bit_colours_of_a_tiff_are_refused_too(tmp_path, order, planar):
+    write_16_bit_colour_tiff(tmp_path / "a.tif", order, planar)
+    with pytest.raises(ValueError, match="16-bit colour"):
+        read_counts(tmp_path / "a.tif")
+
+
+def test_colours_of_5_and_6_bit_are_read(tmp_path):
+    """A bitmap of 16 bit per pixel has no channel of 16 bit."""
+    pixels = np.full(8 * 8, 0xFFFF, "<u2").tobytes()
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    head = struct.pack("<2sIHHI", b"BM", 66 + len(pixels), 0, 0, 66)
+    head += struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    (tmp_path / "a.bmp").write_bytes(head + masks + pixels)
+    assert (read_counts(tmp_path / "a.bmp") == 255).all()
 
 
 def test_images_are_found_in_folders_below_in_order_of_their_paths(tmp_path):
@@ -108,6 +175,7 @@ def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
         Image.fromarray(pixels).save(tmp_path / "frames" / f"{i}.tif")
     assert len(load_images(ImageSource("frames"), tmp_path, "train")) == 1
     assert "skipped 1" in caplog.text
+    assert "1.tif: 1 pixels are NaN or infinity" in caplog.text
 
 
 @pytest.mark.parametrize("change", [{"weight": -1.0}, {"every": 0}, {"val_share": 1.0}])

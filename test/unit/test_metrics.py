@@ -1,4 +1,7 @@
+import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from PIL import Image, ImageFilter
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.resample import pack, unpack
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.evaluation.external_metrics import LpipsPackage, load_musiq
+from difiisr_training.evaluation.external_metrics import LpipsPackage, load_clip_iqa, load_musiq
 from difiisr_training.evaluation.metrics import (
     LpipsSqueeze,
     Niqe,
@@ -189,6 +192,101 @@ def test_niqe_says_when_an_image_is_too_small_or_flat(niqe, frame):
             niqe(image, 255)
 
 
+def asymmetric_gaussian(values):
+    """estimateaggdparam.m of the authors' NIQE release: shape, left and right scale."""
+    gamma = np.vectorize(math.gamma)
+    shapes = np.linspace(0.2, 10, 9801)
+    ratios = gamma(2 / shapes) ** 2 / (gamma(1 / shapes) * gamma(3 / shapes))
+    left, right = (np.sqrt(np.mean(side**2)) for side in (values[values < 0], values[values > 0]))
+    skew = left / right
+    ratio = np.mean(np.abs(values)) ** 2 / np.mean(values**2)
+    ratio = ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
+    shape = shapes[np.argmin((ratios - ratio) ** 2)]
+    factor = math.sqrt(math.gamma(1 / shape) / math.gamma(3 / shape))
+    return shape, left * factor, right * factor
+
+
+def niqe_features_of_a_block(coefficients):
+    """computefeature.m: 2 features of the coefficients, 4 of their products in 4 directions."""
+    shape, left, right = asymmetric_gaussian(coefficients.ravel())
+    features = [shape, (left + right) / 2]
+    for down, across in ((0, 1), (1, 0), (1, 1), (1, -1)):  # MATLAB's circshift
+        moved = np.array([
+            [coefficients[y - down, (x - across) % len(row)] for x in range(len(row))]
+            for y, row in enumerate(coefficients)
+        ])  # fmt: skip
+        shape, left, right = asymmetric_gaussian((coefficients * moved).ravel())
+        mean = (right - left) * math.gamma(2 / shape) / math.gamma(1 / shape)
+        features += [shape, mean, left, right]
+    return features
+
+
+def niqe_features(image):
+    """computequality.m up to the features; halved by Pillow in place of MATLAB's imresize."""
+    offsets = np.arange(-3, 4)
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * (7 / 6) ** 2))
+    window /= window.sum()
+
+    def smooth(image):
+        views = np.lib.stride_tricks.sliding_window_view(np.pad(image, 3, mode="edge"), (7, 7))
+        return np.einsum("ijkl,kl->ij", views, window)
+
+    columns = []
+    for block in (96, 48):
+        mean = smooth(image)
+        spread = np.sqrt(np.abs(smooth(image**2) - mean**2))
+        coefficients = (image - mean) / (spread + 1)
+        columns.append([
+            niqe_features_of_a_block(coefficients[y : y + block, x : x + block])
+            for y in range(0, image.shape[0], block)
+            for x in range(0, image.shape[1], block)
+        ])  # fmt: skip
+        half = Image.fromarray(image.astype(np.float32)).resize(
+            (image.shape[1] // 2, image.shape[0] // 2), Image.BICUBIC
+        )
+        image = np.asarray(half).astype(np.float64)
+    return np.concatenate(columns, axis=1)
+
+
+def lopsided_texture():
+    """2 x 3 blocks of bright specks in smoothed noise: no side is like another."""
+    rng = np.random.default_rng(8)
+    noise = rng.normal(100, 25, (192, 288)).clip(0, 255).astype(np.uint8)
+    texture = blurred(noise, 1).astype(np.float64) + 3 * rng.exponential(4, noise.shape)
+    texture[:, 1:] += 0.4 * texture[:, :-1]
+    return np.clip(texture, 0, 255).round().astype(np.uint8)
+
+
+def test_niqe_has_the_features_of_its_authors(tmp_path):
+    """An independent reading of their MATLAB release, with its own window."""
+    offsets = np.arange(-3, 4)
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * (7 / 6) ** 2))
+    image, rng = lopsided_texture(), np.random.default_rng(9)
+    wanted = niqe_features(image.astype(np.float64))
+    mean, root = wanted.mean(0) + rng.normal(0, 0.1, 36), rng.normal(0, 0.1, (36, 36))
+    np.savez(
+        tmp_path / "model.npz", mu_pris_param=mean[None], cov_pris_param=root @ root.T,
+        gaussian_window=window / window.sum(),
+    )  # fmt: skip
+    niqe = Niqe(tmp_path / "model.npz")
+    assert wanted.shape == (6, 36)
+    np.testing.assert_allclose(niqe.features(image, 255), wanted, rtol=1e-6)
+    apart = wanted.mean(0) - mean
+    pooled = np.linalg.pinv((root @ root.T + np.cov(wanted.T)) / 2)
+    assert niqe(image, 255) == pytest.approx(np.sqrt(apart @ pooled @ apart), rel=1e-6)
+
+
+@needs_weights
+def test_niqe_of_a_thermal_frame_is_that_of_its_authors(niqe, frame):
+    with np.load(WEIGHTS / "niqe_pris_params.npz", allow_pickle=False) as model:
+        mean, covariance = model["mu_pris_param"][0], model["cov_pris_param"]
+    features = niqe_features(frame.astype(np.float64))
+    np.testing.assert_allclose(niqe.features(frame, 255), features, rtol=1e-6)
+    apart = features.mean(0) - mean
+    pooled = np.linalg.pinv((covariance + np.cov(features.T)) / 2)
+    assert niqe(frame, 255) == pytest.approx(np.sqrt(apart @ pooled @ apart), rel=1e-5)
+
+
 def test_niqe_refuses_another_file(tmp_path):
     np.savez(tmp_path / "other.npz", mean=np.zeros(3))
     with pytest.raises(ValueError, match="mu_pris_param"):
@@ -225,3 +323,62 @@ def test_musiq_reads_a_file_of_its_own_network(tmp_path):
     with torch.no_grad():
         wanted = network(torch.from_numpy(image / np.float32(255)).expand(1, 3, -1, -1)).item()
     assert load_musiq(tmp_path / "musiq.pth", "cpu")(image, 255) == pytest.approx(wanted, rel=1e-5)
+
+
+class ClipIqaStandIn(torch.nn.Module):
+    """Takes what pyiqa's CLIPIQA takes, and rates an image by its mean."""
+
+    def __init__(self, model_type="clipiqa", backbone="RN50"):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.load(backbone)["factor"])
+
+    def forward(self, image):
+        assert not self.training
+        assert image.shape[:2] == (1, 3)
+        assert 0 <= image.min() <= image.max() <= 1
+        return self.factor * image.mean(dim=(1, 2, 3))[:, None]
+
+
+class MusiqStandIn(torch.nn.Module):
+    """Takes what pyiqa's MUSIQ takes, and rates an image by the mean of its weighted channels."""
+
+    def __init__(self, num_class=1, pretrained=True):
+        assert not pretrained, "this would download"
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_class)
+
+    def forward(self, image):
+        assert not self.training
+        return self.head(image.mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def pyiqa(monkeypatch):
+    """A stand-in for the package, which is not everywhere."""
+    names = ("pyiqa", "pyiqa.archs", "pyiqa.archs.clipiqa_arch", "pyiqa.archs.musiq_arch")
+    modules = {name: ModuleType(name) for name in names}
+    modules["pyiqa.archs.clipiqa_arch"].CLIPIQA = ClipIqaStandIn
+    modules["pyiqa.archs.musiq_arch"].MUSIQ = MusiqStandIn
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("pyiqa")
+def test_clip_iqa_and_musiq_read_their_files_and_see_the_image_as_grey_colours(tmp_path):
+    image = np.random.default_rng(6).integers(0, 9000, (40, 50)).astype(np.uint16)
+    unit = image / 9000
+    torch.save({"factor": torch.tensor(2.0)}, tmp_path / "RN50.pt")
+    rate = load_clip_iqa(tmp_path / "RN50.pt", "cpu")
+    assert rate(image, 9000) == pytest.approx(2 * unit.mean(), rel=1e-5)
+    assert rate(image, 4500) == pytest.approx(2 * (2 * unit).clip(0, 1).mean(), rel=1e-5)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_clip_iqa(tmp_path / "absent.pt", "cpu")
+    head = torch.nn.Linear(3, 1)
+    state = {f"module.head.{name}": value for name, value in head.state_dict().items()}
+    torch.save(state, tmp_path / "musiq.pth")
+    wanted = (head.weight.sum() * unit.mean() + head.bias).item()
+    rate = load_musiq(tmp_path / "musiq.pth", "cpu")
+    assert rate(image, 9000) == pytest.approx(wanted, rel=1e-4)
+    torch.save({"module.other": torch.zeros(3)}, tmp_path / "musiq.pth")
+    with pytest.raises(RuntimeError, match="other"):
+        load_musiq(tmp_path / "musiq.pth", "cpu")

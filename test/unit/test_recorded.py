@@ -87,6 +87,18 @@ def restamped(raw, shift):
     return bytes(STORE.serialize_cdr(message, IMAGE_TYPE))
 
 
+def diagnostics(**values):
+    pair = STORE.types["diagnostic_msgs/msg/KeyValue"]
+    status = STORE.types["diagnostic_msgs/msg/DiagnosticStatus"](
+        level=0, name="sr_node: super-resolution", message="", hardware_id="",
+        values=[pair(key=k, value=v) for k, v in values.items()],
+    )  # fmt: skip
+    time = STORE.types["builtin_interfaces/msg/Time"](0, 0)
+    header = STORE.types["std_msgs/msg/Header"](stamp=time, frame_id="")
+    array = STORE.types[DIAGNOSTICS](header=header, status=[status])
+    return bytes(STORE.serialize_cdr(array, DIAGNOSTICS))
+
+
 def evaluate(bag, out, **options):
     return evaluate_recorded(bag, out, **{"model": "bicubic", "device": "cpu", **options})
 
@@ -306,16 +318,8 @@ def test_detections_are_matched_by_stamp(tmp_path, whole):
 
 
 def test_the_nodes_own_words_explain_a_difference(tmp_path, whole):
-    pair = STORE.types["diagnostic_msgs/msg/KeyValue"]
     values = {"model": "ours", "weights sha256": "ab" * 32, "backend": "torch", "device": "cuda"}
-    status = STORE.types["diagnostic_msgs/msg/DiagnosticStatus"](
-        level=0, name="sr_node: super-resolution", message="", hardware_id="",
-        values=[pair(key=k, value=v) for k, v in values.items()],
-    )  # fmt: skip
-    time = STORE.types["builtin_interfaces/msg/Time"](0, 0)
-    header = STORE.types["std_msgs/msg/Header"](stamp=time, frame_id="")
-    array = STORE.types[DIAGNOSTICS](header=header, status=[status])
-    said = [("/diagnostics", DIAGNOSTICS, START, bytes(STORE.serialize_cdr(array, DIAGNOSTICS)))]
+    said = [("/diagnostics", DIAGNOSTICS, START, diagnostics(**values))]
 
     def darker(topic, number, at, raw):
         if topic == SR:
@@ -370,6 +374,30 @@ def test_damaged_messages_cost_only_themselves(tmp_path, whole, capsys):
     assert f"message 3 of {SR}: 8 bytes" in capsys.readouterr().err
     written = json.loads((tmp_path / "out" / "recorded.json").read_text())
     assert (written["sr"]["messages"], written["drops"]["total"]) == (FRAMES - 1, 1)
+
+
+@pytest.mark.parametrize("left", [12, 30, 60])
+def test_damaged_diagnostics_and_infos_are_noted_and_cost_only_themselves(tmp_path, whole, left):
+    def change(topic, number, at, raw):
+        cut = (topic, number) in ((SR_INFO, 2), (INFO_TOPIC, 7))
+        yield at, raw[:left] if cut else raw
+
+    good, bad = diagnostics(model="ours"), diagnostics(model="damaged")[:left]
+    said = [("/diagnostics", DIAGNOSTICS, START + i, raw) for i, raw in enumerate((bad, good))]
+    bag = doctor(whole, tmp_path / "bag", change, said)
+    command = ["evaluate", str(bag), "--recorded", "--out", str(tmp_path / "out")]
+    assert difiisr([*command, "--model", "none"]) == 2
+    written = json.loads((tmp_path / "out" / "recorded.json").read_text())
+    assert written["node"] == {"model": "ours"}
+    assert (written["sr"]["messages"], written["drops"]["total"]) == (FRAMES, 0)
+    info = written["camera_info"]
+    assert (info["messages"], info["right"]) == (FRAMES - 1, FRAMES - 1)
+    for place, kind in (
+        ("message 0 of /diagnostics", DIAGNOSTICS),
+        (f"message 2 of {SR_INFO}", CAMERA_INFO_TYPE),
+        (f"message 7 of {INFO_TOPIC}", CAMERA_INFO_TYPE),
+    ):
+        assert f"{place}: its bytes are no {kind} (" in written["fault"]
 
 
 def test_a_recording_without_its_end_asks_for_repair(tmp_path, whole):

@@ -152,6 +152,12 @@ def test_best_and_second_stand_out_in_the_table(tmp_path):
     assert "second" not in row
 
 
+def test_a_model_that_equals_the_reference_is_best_in_psnr():
+    frames = {"same": [math.inf, math.inf], "near": [40.0, 41.0], "far": [30.0, 31.0]}
+    found = marks({"same": None, "near": 40.5, "far": 30.5}, frames, "higher")
+    assert {name: mark.place for name, mark in found.items()} == {"same": 1, "near": 2, "far": 0}
+
+
 def test_places_follow_the_better_way():
     values = {"a": 1.0, "b": -3.0, "c": 2.0, "d": None}
     assert places(values, "higher") == {"a": 2, "b": 0, "c": 1, "d": 0}

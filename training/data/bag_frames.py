@@ -72,11 +72,19 @@ def read_recordings(
             if number % every:
                 continue
             try:
-                frames.append(parse(raw))
+                frame = parse(raw)
+                require_finite(frame)
+                frames.append(frame)
             except Exception as error:  # damaged bytes raise whatever their parser raises
                 log.warning("skipped message %d of %s: %s", number, recording, error)
                 skipped.append(recording)
     return frames, skipped
+
+
+def require_finite(counts: np.ndarray) -> None:
+    """Raise ValueError where a frame holds NaN or infinity."""
+    if counts.dtype.kind == "f" and not np.isfinite(counts).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(counts))} pixels are NaN or infinity")
 
 
 def parse(raw: bytes) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,12 +11,15 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from difiisr_training.data.bag_frames import find_recordings, read_recordings
+from difiisr_training.data.bag_frames import find_recordings, read_recordings, require_finite
 from difiisr_training.data.sequences import sequence_names, validation_sequences
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 Part = Literal["train", "val"]
+
+_BITS_PER_SAMPLE = 258  # tag of a TIFF
+_TWO_BYTES = re.compile(r";16[BLN]$")  # at the end of Pillow's raw modes; BMP's BGR;16 is 5+6+5 bit
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +82,13 @@ def load_images(source: ImageSource, data: Path, part: Part) -> list[np.ndarray]
         names = sequence_names([path.relative_to(root) for path in paths])
         files = _part(paths, names, source, part)
         images, skipped = read_all(files)
-    finite = [image for image in images if image.dtype.kind != "f" or np.isfinite(image).all()]
-    lost = len(skipped) + len(images) - len(finite)
-    size = sum(image.nbytes for image in finite) / 2**20
-    log.info("%s: %d frames (%.0f MiB) for %s", root, len(finite), size, part)
-    if lost:
-        log.warning("%s: skipped %d that were damaged or held NaN or infinity", root, lost)
-    if part == "train" and not finite:
+    size = sum(image.nbytes for image in images) / 2**20
+    log.info("%s: %d frames (%.0f MiB) for %s", root, len(images), size, part)
+    if skipped:
+        log.warning("%s: skipped %d that were damaged or not finite", root, len(skipped))
+    if part == "train" and not images:
         raise ValueError(f"{root}: nothing to train on among {len(files)} files; see the log")
-    return finite
+    return images
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -108,9 +110,11 @@ def read_counts(path: Path) -> np.ndarray:
 
     Raises:
         OSError: the file is no image, or damaged; for some kinds of damage Pillow raises others.
-        ValueError: integers beyond 16 bit.
+        ValueError: integers beyond 16 bit, or colours of 16 bit, which Pillow cuts to 8.
     """
     with Image.open(path) as image:
+        if _is_deep_colour(image):
+            raise ValueError(f"{path}: 16-bit colour; write it as one 16-bit channel")
         image.load()
         pixels = np.asarray(image)
         if image.mode == "I":
@@ -124,12 +128,23 @@ def read_counts(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).mean(axis=-1).round().astype(np.uint8)
 
 
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether Pillow will give 8 bit of a file's 16; known only before ``load``."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return False
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    codings = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in image.tile]
+    return max(bits) > 8 or any(_TWO_BYTES.search(str(coding[0])) for coding in codings if coding)
+
+
 def read_all(paths: list[Path]) -> tuple[list[np.ndarray], list[Path]]:
-    """Read images, skipping and naming the damaged ones: (images, skipped paths)."""
+    """Read images, skipping and naming those damaged or not finite: (images, skipped paths)."""
     images, skipped = [], []
     for path in paths:
         try:
-            images.append(read_counts(path))
+            counts = read_counts(path)
+            require_finite(counts)
+            images.append(counts)
         except Exception as error:  # damaged files raise whatever their decoder raises
             log.warning("skipped damaged image %s: %s", path, error)
             skipped.append(path)

@@ -92,6 +92,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> Results:
         metrics=found.metrics,
         not_run={**judge.not_run, **found.without_value},
         sets=found.sets,
+        metric_files=judge.files,
     )
     write_per_frame(found.rows, list(found.metrics), options.out)
     write_results(results, options.out)

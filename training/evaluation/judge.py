@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from difiisr_models.radiometry import robust_range
+from difiisr_models.resample import SCALE
+from difiisr_models.weights import sha256_file
 from difiisr_training.evaluation.external_metrics import (
     CLIP_FILE,
     LPIPS_BACKBONES,
@@ -31,6 +34,16 @@ from difiisr_training.evaluation.temperature import Radiometry
 
 SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth"
 NIQE_FILE = "niqe_pris_params.npz"
+
+_FILES: dict[str, tuple[str, ...]] = {
+    "lpips_squeeze": (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE),
+    "lpips_alex": (LPIPS_BACKBONES["alex"],),
+    "lpips_vgg": (LPIPS_BACKBONES["vgg"],),
+    "niqe": (NIQE_FILE,),
+    "clip_iqa": (CLIP_FILE,),
+    "musiq": (MUSIQ_FILE,),
+}
+_SMALL = 64  # pixels; what a network fails at below is for want of pixels
 
 _COLUMNS: dict[str, dict[str, MetricInfo]] = {
     "psnr": {"psnr": MetricInfo("PSNR", "dB", "higher")},
@@ -82,6 +95,12 @@ class Scene:
     lr: np.ndarray
     hr: np.ndarray | None
 
+    @property
+    def flat(self) -> bool:
+        """Whether all pixels are equal, as behind a camera's shutter: there is no picture."""
+        seen = self.lr if self.hr is None else self.hr
+        return bool(seen.min() == seen.max())
+
     def shown_range(self) -> tuple[float, float]:
         """Black level and span of the picture that the frame is judged as.
 
@@ -105,6 +124,7 @@ class Judge:
         metrics: what is measured, e.g. ``("psnr", "consistency", "flicker")``.
         columns: name and description of each value, in order.
         not_run: what cannot be measured, and why.
+        files: SHA-256 of each network file that was loaded, by the file's name.
     """
 
     def __init__(
@@ -134,11 +154,14 @@ class Judge:
                 f"{', '.join(METRICS[mode])}"
             )
         self.not_run: dict[str, str] = {}
-        self._measures: list[Measure] = []
+        self.files: dict[str, str] = {}
+        self._measures: dict[str, Measure] = {}
         kept = []
         for name in METRICS[mode] if metrics is None else dict.fromkeys(metrics):
             try:
-                measure = _load_measure(name, weights, device, radiometry)
+                files = _files(weights, _FILES.get(name, ()))
+                measure = _load_measure(name, files, device, radiometry)
+                self.files |= {path.name: sha256_file(path) for path in files}
             except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 if metrics is not None:
@@ -147,26 +170,43 @@ class Judge:
                 continue
             kept.append(name)
             if measure is not None:
-                self._measures.append(measure)
+                self._measures[name] = measure
         self.metrics = tuple(kept)
         self.columns = {key: info for name in kept for key, info in _COLUMNS[name].items()}
 
     def __call__(self, sr: np.ndarray, scene: Scene) -> dict[str, float]:
-        """Measure one result; NaN where a metric has no value (NIQE of a flat image).
+        """Measure one result; NaN where a metric has no value.
 
-        Flicker, which needs the frame before, is measured by
+        Those are a flat scene's picture metrics (it would be perfect in each), and what a frame is
+        too small for. Flicker, which needs the frame before, is measured by
         :class:`~difiisr_training.evaluation.flicker.FlickerMeter`.
+
+        Raises:
+            ValueError: the result is not four times as large as what the model saw.
         """
+        due = tuple(SCALE * side for side in scene.lr.shape)
+        for image in (sr, scene.hr):
+            if image is not None and image.shape != due:
+                raise ValueError(
+                    f"of {scene.lr.shape} pixels, images of {due} are compared, got {image.shape}"
+                )
         values: dict[str, float] = {}
-        for measure in self._measures:
-            values.update(measure(sr, scene))
+        for name, measure in self._measures.items():
+            values |= dict.fromkeys(_COLUMNS[name], float("nan"))
+            try:
+                values |= measure(sr, scene)
+            except ValueError:  # too small or too flat for this metric
+                continue
+            except RuntimeError as error:
+                if min(due) >= _SMALL or isinstance(error, torch.cuda.OutOfMemoryError):
+                    raise
         return values
 
 
 def _load_measure(
-    name: str, weights: Path | None, device: str, radiometry: Radiometry | None
+    name: str, files: Sequence[Path], device: str, radiometry: Radiometry | None
 ) -> Measure | None:
-    """The measuring function of a metric; ``None`` for flicker."""
+    """The measuring function of a metric, of its :data:`_FILES`; ``None`` for flicker."""
     if name == "flicker":
         return None
     if name == "psnr":
@@ -185,24 +225,21 @@ def _load_measure(
         gain = radiometry.gain
         return lambda sr, scene: _errors("kelvin", gain * _difference(sr, scene))
     if name == "lpips_squeeze":
-        files = _files(weights, SQUEEZE_FILE, SQUEEZE_LINEAR_FILE)
         return _compared(name, LpipsSqueeze(*files, device))
     if name == "lpips_alex":
-        return _compared(
-            name, LpipsPackage("alex", *_files(weights, LPIPS_BACKBONES["alex"]), device)
-        )
+        return _compared(name, LpipsPackage("alex", *files, device))
     if name == "lpips_vgg":
-        return _compared(
-            name, LpipsPackage("vgg", *_files(weights, LPIPS_BACKBONES["vgg"]), device)
-        )
+        return _compared(name, LpipsPackage("vgg", *files, device))
     if name == "niqe":
-        return _rated(name, Niqe(*_files(weights, NIQE_FILE)))
+        return _rated(name, Niqe(*files))
     if name == "clip_iqa":
-        return _rated(name, load_clip_iqa(*_files(weights, CLIP_FILE), device))
-    return _rated(name, load_musiq(*_files(weights, MUSIQ_FILE), device))
+        return _rated(name, load_clip_iqa(*files, device))
+    return _rated(name, load_musiq(*files, device))
 
 
-def _files(weights: Path | None, *names: str) -> list[Path]:
+def _files(weights: Path | None, names: Sequence[str]) -> list[Path]:
+    if not names:
+        return []
     if weights is None:
         raise FileNotFoundError(f"needs {' and '.join(names)}: give their folder with --weights")
     if missing := [name for name in names if not (weights / name).is_file()]:
@@ -212,6 +249,8 @@ def _files(weights: Path | None, *names: str) -> list[Path]:
 
 def _compared(name: str, metric: Callable[[np.ndarray, np.ndarray, float], float]) -> Measure:
     def measure(sr: np.ndarray, scene: Scene) -> dict[str, float]:
+        if scene.flat:
+            return {name: float("nan")}
         lo, span = scene.shown_range()
         return {name: metric(sr - np.float64(lo), scene.hr - np.float64(lo), span)}
 
@@ -220,14 +259,13 @@ def _compared(name: str, metric: Callable[[np.ndarray, np.ndarray, float], float
 
 def _rated(name: str, metric: Callable[[np.ndarray, float], float]) -> Measure:
     def measure(sr: np.ndarray, scene: Scene) -> dict[str, float]:
+        if scene.flat:
+            return {name: float("nan")}
         lo, span = scene.shown_range()
         picture = sr - np.float64(lo)
         if scene.hr is None:
             picture = picture.clip(0, span)
-        try:
-            return {name: metric(picture, span)}
-        except ValueError:  # too small or too flat to be rated
-            return {name: float("nan")}
+        return {name: metric(picture, span)}
 
     return measure
 

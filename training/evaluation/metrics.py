@@ -185,15 +185,7 @@ class Niqe:
         Raises:
             ValueError: too few blocks with any texture to fit a model to.
         """
-        h, w = (side // _NIQE_BLOCK * _NIQE_BLOCK for side in image.shape)
-        scaled = (image[:h, :w].astype(np.float32) * (255.0 / data_range)).round()
-        features = []
-        for scale in (1, 2) if h and w else ():
-            if scale == 2:
-                scaled = pillow_resize(scaled, h // 2, w // 2)
-            mscn = _local_contrast(torch.from_numpy(scaled.astype(np.float64)), self._window)
-            features.append(_block_features(mscn.numpy(), _NIQE_BLOCK // scale))
-        table = np.concatenate(features, axis=1) if features else np.empty((0, 36))
+        table = self.features(image, data_range)
         table = table[np.isfinite(table).all(axis=1)]
         if len(table) < 2:
             raise ValueError(
@@ -203,6 +195,18 @@ class Niqe:
         difference = self._mean - table.mean(axis=0)
         pooled = (self._covariance + np.cov(table, rowvar=False)) / 2
         return float(np.sqrt(difference @ np.linalg.pinv(pooled) @ difference))
+
+    def features(self, image: np.ndarray, data_range: float) -> np.ndarray:
+        """``(blocks, 36)``: 18 features of each block at full, then at half resolution."""
+        h, w = (side // _NIQE_BLOCK * _NIQE_BLOCK for side in image.shape)
+        scaled = (image[:h, :w].astype(np.float32) * (255.0 / data_range)).round()
+        features = []
+        for scale in (1, 2) if h and w else ():
+            if scale == 2:
+                scaled = pillow_resize(scaled, h // 2, w // 2)
+            mscn = _local_contrast(torch.from_numpy(scaled.astype(np.float64)), self._window)
+            features.append(_block_features(mscn.numpy(), _NIQE_BLOCK // scale))
+        return np.concatenate(features, axis=1) if features else np.empty((0, 36))
 
 
 def _check_pair(sr: np.ndarray, hr: np.ndarray) -> None:

@@ -147,8 +147,8 @@ def load_published_network(
     """
     file, build, white = _PUBLISHED[name]
     state = torch.load(Path(weights) / file, map_location="cpu", weights_only=True)
-    network = build(state.get("params", state)).eval().requires_grad_(False).to(device)
-    return network, white
+    network = build(state.get("params", state)).eval().requires_grad_(False)
+    return network.to(device, memory_format=torch.channels_last), white  # as our own run
 
 
 def _load_published(name: str, weights: Path, device: str) -> Contestant:

@@ -65,8 +65,9 @@ class Difference:
 class ModelResult:
     """One model on one set.
 
-    A value is ``None`` where no frame has one, or where it is infinite (PSNR of equal images).
-    Frames without a value (the first has no flicker) are left out of mean and interval.
+    A value is NaN where no frame has one, and infinite for the PSNR of equal images; written and
+    read again, both are ``None``, and ``per_frame.csv`` tells them apart. Frames without a value
+    (the first has no flicker, a flat one no PSNR) are left out of mean and interval.
 
     Attributes:
         name: as asked for.
@@ -144,6 +145,7 @@ class Results:
         metrics: what was measured, in the order of the columns.
         not_run: what was not, and why.
         sets: in the order asked for.
+        metric_files: SHA-256 of the metrics' networks, by the name of their file.
         detection: content of ``detection.json``, where a detector judged.
         segmentation: content of ``segmentation.json``, where a segmenter judged.
         version: of this layout.
@@ -156,6 +158,7 @@ class Results:
     metrics: Mapping[str, MetricInfo]
     not_run: Mapping[str, str]
     sets: Sequence[SetResult]
+    metric_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     detection: Mapping[str, Any] | None = None
     segmentation: Mapping[str, Any] | None = None
     version: int = VERSION

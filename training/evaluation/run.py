@@ -8,14 +8,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from difiisr_models.resample import SCALE
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.bootstrap import mean_and_interval
 from difiisr_training.evaluation.flicker import FlickerMeter
@@ -45,9 +48,16 @@ from difiisr_training.evaluation.results import (
 from difiisr_training.evaluation.temperature import BinErrors, Radiometry, bin_edges
 
 _BASELINE = "bicubic"
+_LIBRARIES = ("lpips", "pyiqa", "spandrel")  # they hold networks of metrics and models
+_RESERVED = {
+    LR_FOLDER: "the input's own frames",
+    HR_FOLDER: "the input's own frames",
+    "HR": "the high-resolution frames in results of detection",
+    "truth": "the annotations in results of detection",
+}
 _WITHOUT_VALUE = (
-    "no frame has a value: NIQE needs two textured blocks of 96x96 pixels, flicker two frames of "
-    "one film with pixels that do not change"
+    "no frame has a value: all are flat or too small; NIQE needs two textured blocks of 96x96 "
+    "pixels, SSIM 11x11, flicker two frames of one film with pixels that do not change"
 )
 
 
@@ -80,6 +90,7 @@ class PreparedSet:
         pairs_sha256: of the frames as the models see them and should answer.
         dtype: of the counts.
         edges: of the temperature bins; ``None`` without radiometry or reference.
+        flat: how many frames have no picture, see :attr:`Scene.flat`.
     """
 
     source: InputSet
@@ -89,6 +100,7 @@ class PreparedSet:
     pairs_sha256: str
     dtype: np.dtype
     edges: tuple[float, ...] | None
+    flat: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class Evaluation:
         sets: one result per set.
         rows: one per set, model and frame.
         metrics: those that have a value anywhere.
-        without_value: those that have none, and why.
+        without_value: those that have none, and why; and the sets of which frames are left out.
     """
 
     sets: list[SetResult]
@@ -121,18 +133,25 @@ def prepare(source: InputSet, protocol: Protocol, out: Path) -> PreparedSet:
     """Write the low- and high-resolution frames of a set.
 
     Raises:
-        OSError, ValueError: the input is not readable, holds no frame, or frames of two dtypes.
+        OSError, ValueError: the input is not readable, holds no frame, frames of two dtypes, or
+            one of less than 4x4 pixels.
     """
     folders = {series: frames_folder(out, source.name, series) for series in (LR_FOLDER, HR_FOLDER)}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
     as_read, as_paired = hashlib.sha256(), hashlib.sha256()
-    frames, sizes, dtypes, kelvin = [], [], set(), []
+    frames, sizes, dtypes, kelvin, flat = [], [], set(), [], 0
     for name, counts in source.frames():
+        if min(counts.shape) < SCALE:
+            raise ValueError(
+                f"{source.path}: frame {name} has {counts.shape[1]}x{counts.shape[0]} pixels, at "
+                f"least {SCALE}x{SCALE} are evaluated; take it out"
+            )
         hash_frame(as_read, name, counts)
         lr, hr = counts, None
         if protocol.mode == "reference":
-            lr, hr = make_pair(counts, protocol.degradation, name)
+            with _named(f"degradation {protocol.degradation} fails", source, name, counts):
+                lr, hr = make_pair(counts, protocol.degradation, name)
             write_frame(folders[HR_FOLDER], name, hr)
             hash_frame(as_paired, name, hr)
             if protocol.radiometry:
@@ -141,6 +160,7 @@ def prepare(source: InputSet, protocol: Protocol, out: Path) -> PreparedSet:
         hash_frame(as_paired, name, lr)
         frames.append(name)
         sizes.append(lr.shape)
+        flat += Scene(lr, hr).flat
         dtypes.add(counts.dtype)
     if len(dtypes) != 1:
         raise ValueError(
@@ -150,7 +170,7 @@ def prepare(source: InputSet, protocol: Protocol, out: Path) -> PreparedSet:
     edges = tuple(bin_edges(float(np.min(kelvin)), float(np.max(kelvin)))) if kelvin else None
     return PreparedSet(
         source, tuple(frames), tuple(sizes), as_read.hexdigest(), as_paired.hexdigest(),
-        dtypes.pop(), edges,
+        dtypes.pop(), edges, flat,
     )  # fmt: skip
 
 
@@ -176,7 +196,8 @@ def run_model(
         the measurements, and the hash of the weights or output images.
 
     Raises:
-        OSError, ValueError: a folder of results does not fit the frames.
+        OSError, ValueError: a folder of results does not fit the frames, or a model or a metric
+            fails at a frame, which is named.
     """
     outputs: dict[str, Path] = {}
     if isinstance(model, OutputFolder):
@@ -218,11 +239,13 @@ def evaluate(
     """Measure every model on every set.
 
     Raises:
-        OSError, ValueError: as :func:`prepare` and :func:`run_model`; or two models, or two sets,
-            have one name.
+        OSError, ValueError: as :func:`prepare` and :func:`run_model`; two models, or two sets,
+            have one name; or ``out`` lies in a folder of images, where the next run would find
+            the results among its input.
     """
-    _check_names([model.name for model in models], [LR_FOLDER, HR_FOLDER])
-    _check_names([source.name for source in sets], [])
+    _check_names([model.name for model in models], _RESERVED)
+    _check_names([source.name for source in sets], {})
+    _check_folders(sets, out)
     measured: list[dict[Contestant | OutputFolder, tuple[Finished, str]]] = []
     with tqdm(unit="frame", disable=None) as progress:
         work = []
@@ -254,7 +277,13 @@ def evaluate(
         ],
         rows,
         with_value,
-        {name: _WITHOUT_VALUE for name in judge.columns if name not in with_value},
+        {name: _WITHOUT_VALUE for name in judge.columns if name not in with_value}
+        | {
+            f"set {one.source.name}": f"{one.flat} flat frame{'s' * (one.flat > 1)} (all pixels "
+            "equal) left out of the means; consistency and errors do include them"
+            for one in work
+            if one.flat
+        },
     )
 
 
@@ -267,7 +296,9 @@ def _timed(
     """
     film = prepared.source.kind == "bag" or protocol.mode == "camera"
     folder = frames_folder(out, prepared.source.name, LR_FOLDER)
-    model.upscale(read_frame(folder, prepared.frames[0]))
+    first = read_frame(folder, prepared.frames[0])
+    with _named(f"{model.name} fails", prepared.source, prepared.frames[0], first):
+        model.upscale(first)
     model.reset()
 
     def super_resolve(_: str, lr: np.ndarray) -> tuple[np.ndarray, float]:
@@ -300,9 +331,11 @@ def _measure(
     for frame in prepared.frames:
         lr = read_frame(lr_folder, frame)
         hr = read_frame(hr_folder, frame) if protocol.mode == "reference" else None
-        sr, seconds = result_of(frame, lr)
+        with _named(f"{name} fails", source, frame, lr):
+            sr, seconds = result_of(frame, lr)
         write_frame(folder, frame, sr)
-        values = judge(sr, Scene(lr, hr))
+        with _named(f"the result of {name} cannot be judged", source, frame, sr):
+            values = judge(sr, Scene(lr, hr))
         if flicker is not None:
             values |= flicker.update(lr, sr)
         if bins is not None and hr is not None:
@@ -312,6 +345,19 @@ def _measure(
     if bins is None:
         return Finished(tuple(rows), None, None)
     return Finished(tuple(rows), tuple(bins.errors()), tuple(bins.pixels()))
+
+
+@contextmanager
+def _named(what: str, source: InputSet, name: str, frame: np.ndarray) -> Iterator[None]:
+    """Say which frame it was that something failed at."""
+    try:
+        yield
+    except Exception as error:  # strangers' networks raise whatever they raise
+        height, width = frame.shape[:2]
+        raise ValueError(
+            f"{what} at frame {name} of {source.path} ({width}x{height} pixels): "
+            f"{str(error) or type(error).__name__}"
+        ) from error
 
 
 def _key(
@@ -327,8 +373,18 @@ def _key(
         "kind": prepared.source.kind,
         "metrics": list(judge.columns),
         "radiometry": [radiometry.gain, radiometry.offset] if radiometry else None,
-        "environment": dict(protocol.environment),
+        "metric_files": judge.files,
+        "environment": {**protocol.environment, "libraries": _library_versions()},
     }
+
+
+def _library_versions() -> dict[str, str]:
+    """Of those that are installed."""
+    versions = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _read_finished(
@@ -431,9 +487,9 @@ def _temperature_bins(
     ]
 
 
-def _check_names(names: Sequence[str], reserved: Sequence[str]) -> None:
+def _check_names(names: Sequence[str], reserved: Mapping[str, str]) -> None:
     """Names must stay apart as names of folders."""
-    taken = dict.fromkeys(reserved, "the input's own frames")
+    taken = dict(reserved)
     for name in names:
         if (folder := slug(name)) in taken:
             raise ValueError(
@@ -441,3 +497,13 @@ def _check_names(names: Sequence[str], reserved: Sequence[str]) -> None:
                 "give each once and under another name"
             )
         taken[folder] = repr(name)
+
+
+def _check_folders(sets: Sequence[InputSet], out: Path) -> None:
+    """Results must not become input: folders of images are searched recursively."""
+    for source in sets:
+        if source.kind == "images" and out.resolve().is_relative_to(source.path.resolve()):
+            raise ValueError(
+                f"the results {out} would lie in the input {source.path}, and be evaluated "
+                "themselves the next time; write them to another folder"
+            )

@@ -82,6 +82,19 @@ class RecordedBag:
 
     def messages(self, topic: str | None) -> Iterator[RecordedMessage]:
         """Messages of one topic, in recorded order, as far as they are readable."""
+        return (message for _, message in self._numbered(topic))
+
+    def parsed(self, topic: str | None, message_type: str) -> Iterator[tuple[RecordedMessage, Any]]:
+        """Messages of one topic with their content; damaged ones are noted and left out."""
+        for number, message in self._numbered(topic):
+            try:
+                content = _parse(message.raw, message_type)
+            except ValueError as error:
+                self._note(f"message {number} of {topic}: {error}")
+                continue
+            yield message, content
+
+    def _numbered(self, topic: str | None) -> Iterator[tuple[int, RecordedMessage]]:
         wanted = [c for c in self.connections if c.topic == topic]
         if not wanted:
             return
@@ -93,7 +106,7 @@ class RecordedBag:
                 except ValueError as error:
                     self._note(f"message {number} of {topic}: {error}")
                     continue
-                yield RecordedMessage(stamp, logged, raw)
+                yield number, RecordedMessage(stamp, logged, raw)
         except Exception as error:  # as above
             self._note(f"{topic} is unreadable after message {number}: {error}")
 
@@ -107,8 +120,7 @@ class RecordedBag:
         values: dict[str, str] = {}
         for connection in self.connections:
             if connection.msgtype == DIAGNOSTICS_TYPE:
-                for message in self.messages(connection.topic):
-                    array = _STORE.deserialize_cdr(message.raw, DIAGNOSTICS_TYPE)
+                for _, array in self.parsed(connection.topic, DIAGNOSTICS_TYPE):
                     for status in array.status:
                         if NODE_STATUS in status.name:
                             values |= {pair.key: pair.value for pair in status.values}
@@ -136,10 +148,7 @@ def parse_image(raw: bytes) -> tuple[Any, np.ndarray]:
     Raises:
         ValueError: bytes that are no such message, or fields that contradict each other.
     """
-    try:
-        message = _STORE.deserialize_cdr(raw, IMAGE_TYPE)
-    except Exception as error:  # bytes that are no message raise whatever the parser raises
-        raise ValueError(f"its bytes are no {IMAGE_TYPE} ({error})") from error
+    message = _parse(raw, IMAGE_TYPE)
     return message, image_encoding.decode(
         message.encoding,
         message.height,
@@ -150,9 +159,11 @@ def parse_image(raw: bytes) -> tuple[Any, np.ndarray]:
     )
 
 
-def parse_camera_info(raw: bytes) -> Any:
-    """A ``sensor_msgs/CameraInfo``."""
-    return _STORE.deserialize_cdr(raw, CAMERA_INFO_TYPE)
+def _parse(raw: bytes, message_type: str) -> Any:
+    try:
+        return _STORE.deserialize_cdr(raw, message_type)
+    except Exception as error:  # bytes that are no message raise whatever the parser raises
+        raise ValueError(f"its bytes are no {message_type} ({error})") from error
 
 
 def choose_topics(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from difiisr_models.resample import SCALE
-from difiisr_training.evaluation.recorded.bag import RecordedMessage, parse_camera_info
+from difiisr_training.evaluation.recorded.bag import RecordedMessage
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,23 @@ class CameraInfoCheck:
 
 
 def check_camera_infos(
-    own: Iterable[RecordedMessage], scaled: Iterable[RecordedMessage]
+    own: Iterable[tuple[RecordedMessage, Any]], scaled: Iterable[tuple[RecordedMessage, Any]]
 ) -> CameraInfoCheck | None:
     """Each result's camera_info against the camera's of its stamp, else the last before it.
 
-    Returns ``None`` when either has no message.
+    Takes messages with their content; returns ``None`` when either has none.
     """
     own = list(own)
     if not own:
         return None
-    infos = [parse_camera_info(message.raw) for message in own]
-    places = {message.stamp: i for i, message in reversed(list(enumerate(own)))}
-    logged = [message.logged for message in own]
+    places = {message.stamp: i for i, (message, _) in reversed(list(enumerate(own)))}
+    logged = [message.logged for message, _ in own]
     wrong: Counter[str] = Counter()
     messages = right = 0
-    for message in scaled:
+    for message, scaled_info in scaled:
         before = max(int(np.searchsorted(logged, message.logged, side="right")) - 1, 0)
-        info = infos[places.get(message.stamp, before)]
-        fields = wrong_info_fields(info, parse_camera_info(message.raw))
+        _, info = own[places.get(message.stamp, before)]
+        fields = wrong_info_fields(info, scaled_info)
         wrong.update(fields)
         messages, right = messages + 1, right + (not fields)
     return CameraInfoCheck(messages, right, dict(wrong)) if messages else None

@@ -14,6 +14,7 @@ import numpy as np
 
 from difiisr_models import Upscaler, load_upscaler
 from difiisr_training.evaluation.recorded.bag import (
+    CAMERA_INFO_TYPE,
     RecordedBag,
     RecordedTopics,
     choose_topics,
@@ -204,7 +205,8 @@ def _measure(
         offline=offline,
         mismatches=dict(Counter(fault for row in rows for fault in row.faults)),
         camera_info=check_camera_infos(
-            camera.messages(topics.image_info), results.messages(topics.sr_info)
+            camera.parsed(topics.image_info, CAMERA_INFO_TYPE),
+            results.parsed(topics.sr_info, CAMERA_INFO_TYPE),
         ),
         detections=detections,
         node=node,

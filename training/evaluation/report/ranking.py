@@ -73,10 +73,14 @@ def marks(
     """Marks of all models in one metric.
 
     Args:
-        means: per model.
+        means: per model; ``None`` with an infinite frame counts as infinite (PSNR of equal images).
         frames: per model, one value per frame in a common order.
         better: which way is good.
     """
+    means = {
+        name: math.inf if mean is None and any(map(math.isinf, frames[name])) else mean
+        for name, mean in means.items()
+    }
     place = places(means, better)
     best = next((name for name, found in place.items() if found == 1), None)
     return {
