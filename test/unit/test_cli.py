@@ -94,6 +94,8 @@ def test_interrupted_replay_exits_with_130_and_leaves_nothing(tmp_path):
         [*DIFIISR, "replay", source, tmp_path / "out", "--model", "bicubic"],
         stderr=subprocess.PIPE,
         text=True,
+        # The tests may run in the background of a shell, where Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 60
     while not any(name.startswith(".out") for name in os.listdir(tmp_path)):

@@ -108,7 +108,7 @@ def test_distillation_shapes_fidelity_0_and_fidelity_1_stays_the_mean(
     state = train(distilled, objective, data, tmp_path / "both", teacher=teacher, **given)
     before = dict(teacher.named_parameters())
     moved = {
-        name: float((value - before[name]).abs().mean())
+        name: float((value.detach() - before[name]).abs().mean())
         for name, value in state.network.named_parameters()
     }
     assert moved["detail_head.weight"] > 0
