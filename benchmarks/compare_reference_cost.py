@@ -1,16 +1,16 @@
 """Cost of the compact and the published model on the same frame and machine, as JSON and a table.
 
-``python benchmarks/compare_reference_cost.py OUT.json``. The published network gets random weights:
+``python -m benchmarks.compare_reference_cost [OUT.json]``. The published network gets random weights:
 they do not change its cost.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,4 +88,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, nargs="?", default=Path("reference_cost.json"))
+    main(parser.parse_args().out)
