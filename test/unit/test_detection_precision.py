@@ -130,6 +130,16 @@ def test_intervals_hold_the_precision_and_shrink_with_more_images():
     assert without.map_interval is None
 
 
+def test_a_class_that_few_images_show_does_not_widen_the_interval():
+    """When it is not drawn, the mean is still over both classes."""
+    rare = [objects((0, 0, 20, 20, 0)) for _ in range(12)]
+    rare[0] = objects((0, 0, 20, 20, 0), (50, 50, 20, 20, 1))
+    hits = [found((0, 0, 20, 20, 0, 0.9)) for _ in rare]  # the rare class is never found
+    result = average_precision(rare, hits, CLASSES, intervals=True)
+    assert result.map == pytest.approx(0.5)
+    assert result.map_interval == pytest.approx([0.5, 0.5])
+
+
 def named(*images):
     """Annotations of which image i holds i + 1 boxes."""
     return Annotations(

@@ -158,6 +158,9 @@ def _evaluate(truth: Sequence[Boxes], found: Sequence[Detections], class_count: 
 def _resampled(evaluation: COCOeval, class_count: int, draws: np.ndarray) -> np.ndarray:
     """mAP@.5:.95 and mAP@.5 ``(R, 2)`` of resamples; the matches of each image stay.
 
+    A class without an object in a resample has its precision on the whole set there: the mean is
+    over the same classes in all of them.
+
     Args:
         evaluation: of all images.
         class_count: its number of classes.
@@ -170,6 +173,8 @@ def _resampled(evaluation: COCOeval, class_count: int, draws: np.ndarray) -> np.
         matches = _Matches.of(per_image)
         for resample, weights in enumerate(draws):
             by_iou = matches.precision(weights, recalls)
+            if np.isnan(by_iou).any():
+                by_iou = matches.precision(np.ones(images, np.int64), recalls)
             ap[resample, place] = by_iou.mean(), by_iou[0]
     return mean_of_known(ap.swapaxes(1, 2))
 

@@ -81,7 +81,10 @@ class ConfusionMatrix:
             name: None if np.isnan(v) else float(v) for name, v in zip(classes, iou, strict=True)
         }
         drawn = np.tensordot(draw_images(images), counted.astype(np.float64), axes=1)
-        interval = interval_of(mean_of_known(_iou(drawn)))
+        resampled = _iou(drawn)
+        # The mean is over the same classes in all resamples, also where a class was not drawn.
+        resampled = np.where(np.isnan(resampled), iou, resampled)
+        interval = interval_of(mean_of_known(resampled))
         return Agreement(float(mean_of_known(iou)), interval, per_class, images, pixels)
 
 
