@@ -1,7 +1,7 @@
 """Cost of the compact and the published model on the same frame and machine, as JSON and a table.
 
-``python -m benchmarks.compare_reference_cost [OUT.json]``. The published network gets random weights:
-they do not change its cost.
+``python -m benchmarks.compare_reference_cost [OUT.json]``. The published network gets random
+weights: they do not change its cost.
 """
 
 from __future__ import annotations
