@@ -216,7 +216,9 @@ def _info(options: argparse.Namespace) -> int:
 
     upscaler = load_upscaler(options.model, **_runtime(options))
     # Operations are counted in plain torch: other backends hide them, CUDA graphs repeat them.
-    in_torch = load_upscaler(options.model, device="cpu", backend="torch")
+    in_torch = upscaler
+    if (upscaler.backend, upscaler.device, options.compile) != ("torch", "cpu", False):
+        in_torch = load_upscaler(options.model, device="cpu", backend="torch")
     frame = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     with FlopCounterMode(display=False) as counter:
         in_torch(frame)

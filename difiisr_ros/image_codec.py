@@ -8,12 +8,12 @@ models.
 from __future__ import annotations
 
 import array
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from difiisr_models import image_encoding
-from difiisr_models.image_encoding import ENCODINGS, ImageCodecError, decode
+from difiisr_models.image_encoding import ENCODINGS, ImageCodecError, decode, image_to_array
 
 __all__ = ["ENCODINGS", "EncodedImage", "ImageCodecError", "decode", "encode", "image_to_array"]
 
@@ -40,15 +40,3 @@ def encode(pixels: np.ndarray, encoding: str) -> EncodedImage:
     data.frombytes(rows.data.cast("B"))
     height, width = pixels.shape[:2]
     return EncodedImage(height, width, encoding, 0, rows.shape[1], data)
-
-
-def image_to_array(message: Any) -> np.ndarray:
-    """`decode` for a whole `sensor_msgs/Image` of any ROS library."""
-    return decode(
-        message.encoding,
-        message.height,
-        message.width,
-        message.step,
-        message.is_bigendian,
-        message.data,
-    )

@@ -56,6 +56,18 @@ def decode(
     return pixels.reshape(height, width, 3) if channels == 3 else pixels
 
 
+def image_to_array(message: Any) -> np.ndarray:
+    """`decode` for a whole `sensor_msgs/Image` of any ROS library."""
+    return decode(
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
+        message.is_bigendian,
+        message.data,
+    )
+
+
 def encode(pixels: np.ndarray, encoding: str) -> np.ndarray:
     """Return the bytes of (H, W) or (H, W, 3) pixels as (H, step) uint8: unpadded, little endian.
 

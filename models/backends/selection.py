@@ -56,9 +56,10 @@ def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, Bac
     passed_over: list[tuple[str, str]] = []
     candidates = list(automatic if name == "auto" else (name,))
     if name == "auto" and source.device.type == "cpu":
-        passed_over += [(other, "needs a CUDA GPU") for other in ("tensorrt", "torch_tensorrt")]
+        needing_a_gpu = ["tensorrt", "torch_tensorrt"]
         if source.engine is not None:
-            candidates.insert(0, passed_over.pop(0)[0])
+            candidates.insert(0, needing_a_gpu.pop(0))
+        passed_over += [(other, "needs a CUDA GPU") for other in needing_a_gpu]
     while candidates:
         candidate = candidates.pop(0)
         try:

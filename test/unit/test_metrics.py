@@ -330,7 +330,7 @@ class ClipIqaStandIn(torch.nn.Module):
 
     def __init__(self, model_type="clipiqa", backbone="RN50"):
         super().__init__()
-        self.factor = torch.nn.Parameter(torch.load(backbone)["factor"])
+        self.factor = torch.nn.Parameter(torch.load(backbone, weights_only=True)["factor"])
 
     def forward(self, image):
         assert not self.training

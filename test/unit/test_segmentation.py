@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
-from difiisr_training.detection.resampling import draw_images
+from difiisr_training.evaluation.resampling import draw_images
 from difiisr_training.evaluation.results import write_frame
 from difiisr_training.segmentation import cli
 from difiisr_training.segmentation.iou import IGNORED, ConfusionMatrix

@@ -98,14 +98,7 @@ def decode(message: Any) -> np.ndarray:
     Raises:
         ValueError: an encoding that is no thermal image's, or fields that contradict each other.
     """
-    pixels = image_encoding.decode(
-        message.encoding,
-        message.height,
-        message.width,
-        message.step,
-        message.is_bigendian,
-        message.data,
-    )
+    pixels = image_encoding.image_to_array(message)
     if pixels.ndim != 2:
         raise ValueError(f"encoding {message.encoding!r} has colours; a thermal image has counts")
     return pixels.copy()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from difiisr_models.weights import sha256_file
-from difiisr_training.detection.pairing import pair_names
+from difiisr_training.data.pairing import pair_names
 
 DONT_CARE = "DontCare"
 """HIT-UAV's category of regions in which a detection is neither right nor wrong."""

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from difiisr_training.detection.annotations import Boxes
 from difiisr_training.detection.peaks import Detections
-from difiisr_training.detection.resampling import draw_images, interval_of, mean_of_known
+from difiisr_training.evaluation.resampling import draw_images, interval_of, mean_of_known
 
 IOU = "0.50:0.95, step 0.05, at most 100 detections per image (COCO)"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from difiisr_training.detection.resampling import draw_images, interval_of, mean_of_known
+from difiisr_training.evaluation.resampling import draw_images, interval_of, mean_of_known
 
 IGNORED = 255
 """Label of pixels that nobody judges."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from difiisr_models.resample import SCALE
 from difiisr_training.data.images import list_images
-from difiisr_training.detection.pairing import pair_names
+from difiisr_training.data.pairing import pair_names
 from difiisr_training.evaluation.inputs import name_images
 
 

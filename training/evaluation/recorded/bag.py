@@ -149,14 +149,7 @@ def parse_image(raw: bytes) -> tuple[Any, np.ndarray]:
         ValueError: bytes that are no such message, or fields that contradict each other.
     """
     message = _parse(raw, IMAGE_TYPE)
-    return message, image_encoding.decode(
-        message.encoding,
-        message.height,
-        message.width,
-        message.step,
-        message.is_bigendian,
-        message.data,
-    )
+    return message, image_encoding.image_to_array(message)
 
 
 def _parse(raw: bytes, message_type: str) -> Any:
