@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from difiisr_ros.commands.arguments import image_size, positive
+from difiisr_ros.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from difiisr_models import Upscaler
@@ -27,6 +28,7 @@ SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     try:
         if arguments and arguments[0] in _DELEGATED:
             return _DELEGATED[arguments[0]](arguments[1:])

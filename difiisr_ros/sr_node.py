@@ -39,10 +39,11 @@ from difiisr_ros.diagnostics import (
     stream_values,
 )
 from difiisr_ros.frame_worker import FrameWorker, any_computing
-from difiisr_ros.image_codec import EncodedImage, ImageCodecError, encode, image_to_array
+from difiisr_ros.freed_memory import keep_freed_memory, return_freed_memory
+from difiisr_ros.image_codec import ImageCodecError, image_to_array
 from difiisr_ros.image_stream import ImageStream
 from difiisr_ros.parameters import ParameterError, Parameters, changed, declare
-from difiisr_ros.result_publisher import ResultPublisher, topic_qos
+from difiisr_ros.result_publisher import ResultPublisher, serialised_image, topic_qos
 from difiisr_ros.stream_statistics import StreamStatistics
 
 LOG_PERIOD = 5.0  # seconds between two log lines of the same kind
@@ -62,7 +63,7 @@ class Result(NamedTuple):
     """An upscaled image on its way out."""
 
     frame: Frame
-    image: EncodedImage
+    image: bytes  # a serialised message
 
 
 Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
@@ -201,6 +202,7 @@ class SrNode(LifecycleNode):
             self._results.destroy()
             self._results = None
         gc.collect()
+        return_freed_memory()
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -278,7 +280,7 @@ class SrNode(LifecycleNode):
 
     def _compute(self, frame: Frame) -> Result:
         pixels = self._stream.upscale(self._upscaler, frame.pixels)
-        return Result(frame, encode(pixels, frame.message.encoding))
+        return Result(frame, serialised_image(frame.message, pixels))
 
     def _deliver(self, result: Result) -> None:
         self._results.publish(result.frame.message, result.image, self._info)
@@ -296,6 +298,7 @@ def main(args: list[str] | None = None) -> int:
 
     Returns 0, or 1 when a start parameter is not allowed or build_only did not build.
     """
+    keep_freed_memory()
     rclpy.init(args=args)
     try:
         node = SrNode()

@@ -17,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_ros.bag_reader import BagReader, choose_info_topic, stamp_of
 from difiisr_ros.demo.message_log import MessageLog
+from difiisr_ros.freed_memory import keep_freed_memory
 
 PATIENCE = 120.0  # seconds to wait for the node's subscription
 
@@ -60,6 +61,7 @@ def main() -> int:
     parser.add_argument("log", type=Path, help="file to note the stamps and times in")
     parser.add_argument("--frames", type=int, help="stop after so many")
     options = parser.parse_args()
+    keep_freed_memory()
     rclpy.init(args=[])
     node = Node("demo_player")
     log = MessageLog(options.log)

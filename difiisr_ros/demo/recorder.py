@@ -21,6 +21,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, DIAGNOSTICS_TYPE, IMAGE_TYPE, stamp_of
 from difiisr_ros.bag_writer import STORE, write_bag
 from difiisr_ros.demo.message_log import MessageLog
+from difiisr_ros.freed_memory import keep_freed_memory
 
 DEPTH = 50  # results that may wait while one is written
 
@@ -64,6 +65,7 @@ def main() -> int:
     parser.add_argument("topic")
     parser.add_argument("log", type=Path, help="file to note the stamps and times in")
     options = parser.parse_args()
+    keep_freed_memory()
     rclpy.init(args=[])
     log = MessageLog(options.log)
     try:

@@ -1,0 +1,50 @@
+"""The bytes of a result are a message that ROS itself reads, the one that it would have made."""
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+
+from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+
+from difiisr_ros.image_codec import ENCODINGS, ImageCodecError, encode  # noqa: E402
+from difiisr_ros.result_publisher import serialised_image  # noqa: E402
+
+
+def source(encoding, frame_id):
+    image = Image(encoding=encoding, height=2, width=2)
+    image.header.frame_id = frame_id
+    image.header.stamp.sec, image.header.stamp.nanosec = 1_700_000_000, 123_456_789
+    return image
+
+
+def pixels_of(encoding, size=(12, 20)):
+    dtype, channels = ENCODINGS[encoding]
+    shape = size if channels == 1 else (*size, channels)
+    return np.random.default_rng(0).uniform(0, 250, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("frame_id", ["", "t", "th", "thermal_optical", "wärme"])
+def test_bytes_are_the_whole_message(encoding, frame_id):
+    pixels, camera = pixels_of(encoding, (5, 7)), source(encoding, frame_id)
+    whole = Image(header=camera.header, **encode(pixels, encoding)._asdict())
+    ours, theirs = serialised_image(camera, pixels), serialize_message(whole)
+    assert len(ours) == len(theirs)  # what lies between aligned fields is anybody's
+    assert deserialize_message(ours, Image) == whole
+
+
+def test_a_reader_sees_header_and_pixels():
+    pixels, camera = pixels_of("mono16"), source("mono16", "thermal_optical")
+    camera.is_bigendian, camera.step = 1, 99  # the camera's own layout is not the result's
+    read = deserialize_message(serialised_image(camera, pixels), Image)
+    assert read.header == camera.header
+    assert (read.height, read.width, read.encoding, read.step) == (12, 20, "mono16", 40)
+    assert read.is_bigendian == 0
+    assert np.array_equal(np.frombuffer(read.data, "<u2").reshape(12, 20), pixels)
+
+
+def test_pixels_of_another_dtype_are_refused():
+    with pytest.raises(ImageCodecError, match="mono16 holds uint16"):
+        serialised_image(source("mono16", "t"), pixels_of("32FC1"))
