@@ -14,6 +14,8 @@ from difiisr_ros.stream_statistics import WINDOW, Summary
 # Reasons for which a frame gets no answer.
 STALE, MALFORMED, TOO_LARGE, FAILED = "stale", "malformed", "too_large", "failed"
 
+UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
+
 SILENCE = 3.0  # seconds without an image before the stream counts as stale
 
 
@@ -58,7 +60,9 @@ def stream_values(summary: Summary) -> dict[str, str]:
     for i, name in enumerate(("p50", "p90", "p99")):
         latency = summary.latency
         values[f"latency {name} (ms)"] = f"{1e3 * latency[i]:.1f}" if latency else "nan"
+    upscaling = summary.upscaling
     values |= {
+        UPSCALING: "nan" if upscaling is None else f"{1e3 * upscaling:.1f}",
         "frames received": str(summary.received),
         "frames published": str(summary.published),
         "frames idle": str(summary.idle),

@@ -1,7 +1,8 @@
 """What becomes of memory that a process has freed: kept for the next frame, or given back.
 
-The C library gives large blocks back to the system as soon as they are freed and gets new ones,
-page by page, for the next frame: for 2560x2048 images that costs more than all the copying.
+The C library gives large blocks back to the system as soon as they are freed, the pools of all
+threads but the first among them, and gets new ones, page by page, for the next frame: for 2560x2048
+images that costs more than all the copying.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ctypes
 
 # <malloc.h> of the GNU C library
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST = 1 << 30
 
 
@@ -22,7 +23,8 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     # In this order: a trim threshold alone would send every large block back at once.
-    return all(mallopt(name, _LARGEST) for name in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    settings = {_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _LARGEST, _M_ARENA_MAX: 1}
+    return all(mallopt(name, value) for name, value in settings.items())
 
 
 def return_freed_memory() -> None:

@@ -64,6 +64,7 @@ class Result(NamedTuple):
 
     frame: Frame
     image: bytes  # a serialised message
+    upscaling: float  # seconds
 
 
 Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
@@ -279,12 +280,14 @@ class SrNode(LifecycleNode):
     # The worker's thread
 
     def _compute(self, frame: Frame) -> Result:
+        started = time.monotonic()
         pixels = self._stream.upscale(self._upscaler, frame.pixels)
-        return Result(frame, serialised_image(frame.message, pixels))
+        upscaling = time.monotonic() - started
+        return Result(frame, serialised_image(frame.message, pixels), upscaling)
 
     def _deliver(self, result: Result) -> None:
         self._results.publish(result.frame.message, result.image, self._info)
-        self._statistics.published(time.monotonic() - result.frame.arrived)
+        self._statistics.published(time.monotonic() - result.frame.arrived, result.upscaling)
 
     def _on_frame_failed(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"

@@ -28,6 +28,7 @@ class Summary:
     rate_in: float = 0.0  # Hz
     rate_out: float = 0.0
     latency: tuple[float, float, float] | None = None  # p50, p90, p99, seconds
+    upscaling: float | None = None  # p50 of the upscaler alone, seconds
     silence: float = 0.0  # seconds since the last image, or since the start
     last_error: str = ""
 
@@ -67,7 +68,7 @@ class StreamStatistics:
         self._dropped: Counter[str] = Counter()
         self._last_error = ""
         self._received: deque[float] = deque()  # times
-        self._published: deque[tuple[float, float]] = deque()  # time, latency
+        self._published: deque[tuple[float, float, float]] = deque()  # time, latency, upscaling
         self._recent_lost: deque[tuple[float, int]] = deque()  # time, frames
         self._recent_dropped: deque[tuple[float, str]] = deque()  # time, reason
 
@@ -83,11 +84,14 @@ class StreamStatistics:
                 self._totals["lost"] += lost
                 self._recent_lost.append((now, lost))
 
-    def published(self, latency: float) -> None:
-        """Count a result that went out `latency` seconds after its image arrived."""
+    def published(self, latency: float, upscaling: float) -> None:
+        """Count a result that went out `latency` seconds after its image arrived.
+
+        `upscaling` seconds of them the upscaler took.
+        """
         with self._lock:
             self._totals["published"] += 1
-            self._published.append((self._clock(), latency))
+            self._published.append((self._clock(), latency, upscaling))
 
     def idle(self) -> None:
         """Count an image that nobody wanted upscaled."""
@@ -110,7 +114,7 @@ class StreamStatistics:
             for events in (self._published, self._recent_lost, self._recent_dropped):
                 while events and events[0][0] < now - WINDOW:
                     events.popleft()
-            latencies = [latency for _, latency in self._published]
+            moments, latencies, upscaling = ([row[i] for row in self._published] for i in range(3))
             return Summary(
                 **{name: self._totals[name] for name in ("received", "published", "idle", "lost")},
                 dropped=dict(self._dropped),
@@ -118,10 +122,11 @@ class StreamStatistics:
                 recent_lost=sum(frames for _, frames in self._recent_lost),
                 recent_dropped=dict(Counter(reason for _, reason in self._recent_dropped)),
                 rate_in=_rate(self._received),
-                rate_out=_rate([moment for moment, _ in self._published]),
+                rate_out=_rate(moments),
                 latency=tuple(percentile(latencies, p) for p in (50, 90, 99))
                 if latencies
                 else None,
+                upscaling=percentile(upscaling, 50) if upscaling else None,
                 silence=now - self._last_image,
                 last_error=self._last_error,
             )

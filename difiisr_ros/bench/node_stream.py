@@ -27,6 +27,7 @@ from difiisr_ros.bench.contenders import Running
 from difiisr_ros.bench.gpu import GpuLoad, free_mib
 from difiisr_ros.bench.stream_runs import Load, StreamRun
 from difiisr_ros.demo.processes import Processes, ProcessFailed
+from difiisr_ros.diagnostics import UPSCALING
 from difiisr_ros.image_codec import encode
 
 IMAGE, RESULT = "/bench/image_raw", "/bench/sr"
@@ -125,7 +126,7 @@ class NodeUnderTest:
             over - sent.started,
             [(arrival - at) / 1e9 for arrival, at in answers],
             [(b - a) / 1e9 for (a, _), (b, _) in pairwise(answers)],
-            Load(sent.cpu, self._peak_mib(), sent.gpu, self._gpu_mib()),
+            Load(sent.cpu, self._peak_mib(), self._upscaling(), sent.gpu, self._gpu_mib()),
         )
 
     def _send(self, count: int, rate: float, stop: threading.Event) -> _Sent:
@@ -189,6 +190,10 @@ class NodeUnderTest:
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) / 1024
         raise ProcessFailed(f"the node process {self._pid} ended at the end of a run")
+
+    def _upscaling(self) -> float | None:
+        milliseconds = float(self.identity.get(UPSCALING, "nan"))
+        return None if math.isnan(milliseconds) else milliseconds / 1e3
 
     def _gpu_mib(self) -> float | None:
         if self._free_before is None:

@@ -116,6 +116,7 @@ def _stream_row(rate: float, runs: Sequence[StreamRun]) -> Row:
         "sent": sent, "received": received, "loss": total_loss(kept),
         "p50": latency.p50, "p90": latency.p90, "p99": latency.p99,
         "jitter": float(np.std(intervals)),
+        "upscaling_p50": kept[-1].load.upscaling,
         "cpu": float(np.mean([load.cpu for load in loads])),
         "memory_mib": max(load.memory_mib for load in loads),
         "gpu": float(np.mean(gpu)) if gpu else None,

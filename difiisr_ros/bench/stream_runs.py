@@ -21,12 +21,15 @@ class Load:
     Attributes:
         cpu: cores, 1.0 = one of them all the time.
         memory_mib: largest resident size so far.
+        upscaling: median seconds of the upscaler itself in the last ten seconds, as its diagnostics
+            say, None before they do.
         gpu: share of the time in which the GPU computed, None where nothing tells.
         gpu_memory_mib: taken on the GPU since before the process started, None without one.
     """
 
     cpu: float
     memory_mib: float
+    upscaling: float | None = None
     gpu: float | None = None
     gpu_memory_mib: float | None = None
 

@@ -53,14 +53,17 @@ def test_the_worst_trouble_sets_level_and_message(summary, level, text):
 
 def test_the_values_a_dashboard_reads():
     summary = Summary(
-        received=10, published=7, latency=(0.02, 0.03, 0.5), dropped={"stale": 2, "malformed": 1}
-    )
+        received=10, published=7, latency=(0.02, 0.03, 0.5), upscaling=0.015,
+        dropped={"stale": 2, "malformed": 1},
+    )  # fmt: skip
     values = stream_values(summary)
     assert values["latency p50 (ms)"] == "20.0"
     assert values["latency p99 (ms)"] == "500.0"
+    assert values["upscaling p50 (ms)"] == "15.0"
     assert (values["dropped stale"], values["dropped malformed"]) == ("2", "1")
     assert values["dropped failed"] == "0"
-    assert stream_values(Summary())["latency p50 (ms)"] == "nan"
+    idle = stream_values(Summary())
+    assert idle["latency p50 (ms)"] == idle["upscaling p50 (ms)"] == "nan"
 
 
 def test_the_backend_and_what_was_passed_over_are_told():

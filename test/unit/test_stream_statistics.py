@@ -11,12 +11,12 @@ class ManualClock:
         return self.now
 
 
-def stream(clock, statistics, frames, hertz=10.0, latency=0.02):
+def stream(clock, statistics, frames, hertz=10.0, latency=0.02, upscaling=0.01):
     """Receive and publish `frames` frames whose stamps are those of a steady camera."""
     for _ in range(frames):
         clock.now += 1 / hertz
         statistics.received(round(clock.now * 1e9))
-        statistics.published(latency)
+        statistics.published(latency, upscaling)
 
 
 @pytest.mark.parametrize(("percent", "value"), [(50, 50), (90, 90), (99, 99), (100, 100), (1, 1)])
@@ -32,11 +32,12 @@ def test_rates_and_latencies_of_a_steady_stream():
     clock = ManualClock()
     statistics = StreamStatistics(clock)
     stream(clock, statistics, 30, latency=0.02)
-    stream(clock, statistics, 1, latency=0.5)
+    stream(clock, statistics, 1, latency=0.5, upscaling=0.4)
     summary = statistics.summary()
     assert summary.rate_in == pytest.approx(10)
     assert summary.rate_out == pytest.approx(10)
     assert summary.latency == (0.02, 0.02, 0.5)
+    assert summary.upscaling == 0.01
     assert (summary.received, summary.published) == (31, 31)
     assert summary.lost == 0
 
@@ -48,7 +49,7 @@ def test_the_window_forgets_but_the_totals_do_not():
     statistics.dropped("stale")
     clock.now += WINDOW + 1
     summary = statistics.summary()
-    assert summary.latency is None
+    assert summary.latency is summary.upscaling is None
     assert summary.rate_in == summary.rate_out == 0
     assert summary.recent_dropped == {}
     assert summary.dropped == {"stale": 1}
