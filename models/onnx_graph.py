@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -201,6 +202,25 @@ def export_sampler(
         return tensors | ({"fidelity": torch.tensor([0.5])} if compact else {})
 
     return _export(sampler, inputs, "sr", path, shape, precision, properties or {})
+
+
+def with_step(graph: bytes, t: int) -> bytes:
+    """The graph of a compact network at one step, which is no input any more.
+
+    A runtime then folds what depends on the step alone into the convolutions.
+
+    Args:
+        graph: as :func:`export_network` writes it.
+        t: the step, counted from 0.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_from_string(graph)
+    (place,) = (i for i, value in enumerate(model.graph.input) if value.name == "t")
+    del model.graph.input[place]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([t]), "t"))
+    return model.SerializeToString()
 
 
 def require_packages(packages: tuple[str, ...] = REQUIRED) -> None:
