@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import uninstall_signal_handlers
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_models import load_upscaler
@@ -320,6 +322,9 @@ def main(args: list[str] | None = None) -> int:
                 node.get_logger().error(str(error))
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    # Without a terminal, launch hands on a SIGINT that came to this process already.
+    uninstall_signal_handlers()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     node.stop_stream()
     node.destroy_node()
     rclpy.try_shutdown()

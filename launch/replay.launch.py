@@ -7,12 +7,14 @@ The node and its diagnostics live in simulated time, the bag's; the recorder in 
 so that the time from a camera message to its result is what the node took.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from launch.actions import (
     DeclareLaunchArgument,
     ExecuteProcess,
     IncludeLaunchDescription,
+    OpaqueFunction,
     RegisterEventHandler,
     Shutdown,
     TimerAction,
@@ -34,10 +36,7 @@ NODE_HAS_STARTED = (
 # name: (default, description); None: must be given
 ARGUMENTS = {
     "bag": (None, "rosbag2 to play"),
-    "output": (
-        [LaunchConfiguration("bag"), "_sr"],
-        "rosbag2 folder to record to; must not exist (default: the bag's name with _sr)",
-    ),
+    "output": ("", "rosbag2 folder to record to; must not exist (empty: the bag's name with _sr)"),
     "image": ("/thermal/image_raw", "image topic of the bag"),
     "camera_info": ("/thermal/camera_info", "camera_info topic of the bag"),
     "result": ("/thermal/sr", "topic of the result; its camera_info is on <result>/camera_info"),
@@ -49,35 +48,49 @@ ARGUMENTS = {
 }
 
 
-def generate_launch_description() -> LaunchDescription:
-    """Declare the arguments; node and recorder, then the player, then the end."""
-    value = {name: LaunchConfiguration(name) for name in ARGUMENTS}
+def unless_ending(action) -> Callable:  # noqa: ANN001
+    """Do this when a process has ended, but not because all end: launch bears one end only."""
+    return lambda event, context: None if context.is_shutdown else [action]
+
+
+def replay(context) -> list:  # noqa: ANN001
+    """Return node and recorder, then the player, then the end."""
+    # Read here: sr.launch.py's arguments are of the same scope, and its output is a topic.
+    value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    result = value["result"].rstrip("/")
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SR_LAUNCH)),
         launch_arguments={
             "image": value["image"],
             "camera_info": value["camera_info"],
-            "output": value["result"],
+            "output": result,
             "model": value["model"],
             "device": value["device"],
             "use_sim_time": "true",
         }.items(),
     )
     # The recorder takes each topic with the QoS that is offered, once there is a publisher.
-    topics = ["^(", value["image"], "|", value["camera_info"], "|", value["result"]]
+    topics = (
+        value["image"],
+        value["camera_info"],
+        f"{result}(/image_raw|/camera_info)?",
+        "/diagnostics",
+    )
     record = ExecuteProcess(
         cmd=[
-            *("ros2", "bag", "record", "--output", value["output"]),
-            *("--regex", [*topics, "(/camera_info)?|/diagnostics)$"]),
+            *("ros2", "bag", "record", "--regex", f"^({'|'.join(topics)})$"),
+            *("--output", value["output"] or f"{Path(value['bag']).absolute()}_sr"),
         ],
+        name="record",
         output="screen",
     )
     wait = ExecuteProcess(
         cmd=[
-            *("ros2", "topic", "echo", "--once", "--filter", NODE_HAS_STARTED),
+            *("ros2", "topic", "echo", "--no-daemon", "--once", "--filter", NODE_HAS_STARTED),
             *("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray"),
         ],
-        output="screen",
+        name="wait",
+        output="log",
     )
     play = ExecuteProcess(
         cmd=[
@@ -85,21 +98,33 @@ def generate_launch_description() -> LaunchDescription:
             *("--delay", value["delay"], "--disable-keyboard-controls"),
             *("--topics", value["image"], value["camera_info"]),
         ],
+        name="play",
         output="screen",
     )
     finish = TimerAction(
-        period=value["linger"], actions=[Shutdown(reason="the whole bag has been played")]
+        period=float(value["linger"]), actions=[Shutdown(reason="the whole bag has been played")]
     )
-    return LaunchDescription(
-        [
-            *(
-                DeclareLaunchArgument(name, default_value=default, description=description)
-                for name, (default, description) in ARGUMENTS.items()
-            ),
-            node,
-            record,
-            wait,
-            RegisterEventHandler(OnProcessExit(target_action=wait, on_exit=[play])),
-            RegisterEventHandler(OnProcessExit(target_action=play, on_exit=[finish])),
-        ]
-    )
+    return [
+        # Handlers first, for an end that comes at once.
+        RegisterEventHandler(
+            OnProcessExit(
+                target_action=lambda action: action not in (wait, play),
+                on_exit=unless_ending(Shutdown(reason="node or recorder has ended")),
+                handle_once=True,
+            )
+        ),
+        RegisterEventHandler(OnProcessExit(target_action=wait, on_exit=[play])),
+        RegisterEventHandler(OnProcessExit(target_action=play, on_exit=unless_ending(finish))),
+        node,
+        record,
+        wait,
+    ]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments, then what is made of them."""
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=replay)])

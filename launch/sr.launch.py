@@ -14,7 +14,9 @@ from launch import LaunchDescription
 
 # This file lies in share/difiisr_ros/launch or in the checkout's launch/: config/ is beside both.
 CONFIG = Path(__file__).resolve().parents[1] / "config"
+# From Kilted on, and before. Kilted reads both, warns of the old one, and takes nothing twice.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+BEFORE_KILTED = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
 
 # name: (default, description); an empty default leaves the value to params_file
 ARGUMENTS = {
@@ -64,8 +66,8 @@ def sr_node(context) -> list:  # noqa: ANN001
     )
     if any(name in os.environ for name in PROFILE_VARIABLES):
         return [node]
-    profile = str(CONFIG / "fastdds.xml")
-    return [*(SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES), node]
+    variable = PROFILE_VARIABLES[1 if BEFORE_KILTED else 0]
+    return [SetEnvironmentVariable(variable, str(CONFIG / "fastdds.xml")), node]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -1,4 +1,7 @@
-"""The launch files, run against stand-ins for the launch packages, which pip does not have."""
+"""The launch files, run against stand-ins for the launch packages, which pip does not have.
+
+test/ros/test_real_launch.py runs them for real where it can.
+"""
 
 import importlib.util
 import re
@@ -49,7 +52,7 @@ def load(monkeypatch):
         for name in names:
             setattr(stand_in, name, type(name, (Recorded,), {}))
         monkeypatch.setitem(sys.modules, module, stand_in)
-    for name in DDS_VARIABLES:
+    for name in (*DDS_VARIABLES, "ROS_DISTRO"):
         monkeypatch.delenv(name, raising=False)
 
     def import_file(name):
@@ -75,10 +78,15 @@ def defaults(entities):
     return {entity.positional[0]: entity.named["default_value"] for entity in declared}
 
 
-def node_actions(load, **arguments):
-    entities = described(load("sr.launch.py"))
+def made(load, name, **arguments):
+    """The actions that the file makes of these arguments."""
+    entities = described(load(name))
     (opaque,) = of_kind(entities, "OpaqueFunction")
     return opaque.named["function"]({**defaults(entities), **arguments})
+
+
+def node_actions(load, **arguments):
+    return made(load, "sr.launch.py", **arguments)
 
 
 def started_node(load, **arguments):
@@ -130,13 +138,18 @@ def test_node_log_level_and_namespace(load):
     assert node["arguments"][-2:] == ["--log-level", "debug"]
 
 
-def test_dds_profile_is_set(load):
-    actions = node_actions(load)
-    variables = dict(entity.positional for entity in of_kind(actions, "SetEnvironmentVariable"))
-    assert set(variables) == set(DDS_VARIABLES)
-    assert all(Path(profile).is_file() for profile in variables.values())
-    # The variables must be set before the node starts.
-    assert type(actions[-1]).__name__ == "LifecycleNode"
+@pytest.mark.parametrize(
+    ("distribution", "variable"),
+    [("", DDS_VARIABLES[0]), ("kilted", DDS_VARIABLES[0]), ("jazzy", DDS_VARIABLES[1])],
+)
+def test_dds_profile_is_set(load, monkeypatch, distribution, variable):
+    monkeypatch.setenv("ROS_DISTRO", distribution)
+    # The variable must be set before the node starts.
+    setting, node = node_actions(load)
+    assert type(setting).__name__ == "SetEnvironmentVariable"
+    assert type(node).__name__ == "LifecycleNode"
+    name, profile = setting.positional
+    assert (name, Path(profile).is_file()) == (variable, True)
 
 
 @pytest.mark.parametrize("variable", DDS_VARIABLES)
@@ -145,23 +158,47 @@ def test_the_users_own_dds_profile_stays(load, monkeypatch, variable):
     assert not of_kind(node_actions(load), "SetEnvironmentVariable")
 
 
-def texts(command):
-    """Command line with launch configurations shown as <name>."""
-    parts = [part if isinstance(part, list) else [part] for part in command]
-    return [
-        "".join(p if isinstance(p, str) else f"<{p.positional[0]}>" for p in part) for part in parts
-    ]
+TOPICS = {"image": "/t/image_raw", "camera_info": "/t/camera_info", "result": "/t/sr"}
 
 
 @pytest.fixture
 def replay(load):
-    return described(load("replay.launch.py"))
+    return made(load, "replay.launch.py", bag="/bags/old", rate="0.5", delay="4.0", **TOPICS)
 
 
-def test_replay_needs_the_bag_only_and_records_beside_it(replay):
-    given = defaults(replay)
+def process(actions, *verbs):
+    """The process whose command begins so, wherever it is started, and its command."""
+    later = [e.positional[0].named["on_exit"] for e in of_kind(actions, "RegisterEventHandler")]
+    started = [action for on_exit in later if isinstance(on_exit, list) for action in on_exit]
+    found = of_kind([*actions, *started], "ExecuteProcess")
+    (chosen,) = (e for e in found if e.named["cmd"][: len(verbs)] == list(verbs))
+    return chosen, chosen.named["cmd"]
+
+
+def following(actions, ended, ending=False):
+    """What is done when a process has ended, or ends with all the others."""
+    handlers = [entity.positional[0].named for entity in of_kind(actions, "RegisterEventHandler")]
+    done = []
+    for handler in handlers:
+        target, on_exit = handler["target_action"], handler["on_exit"]
+        if target is ended or (not isinstance(target, Recorded) and target(ended)):
+            if not isinstance(on_exit, list):
+                on_exit = on_exit(None, SimpleNamespace(is_shutdown=ending)) or []
+            done += on_exit
+    return done
+
+
+def test_replay_needs_the_bag_only_and_records_beside_it(load, monkeypatch):
+    given = defaults(described(load("replay.launch.py")))
     assert {name for name, default in given.items() if default is None} == {"bag"}
-    assert texts([given["output"]]) == ["<bag>_sr"]
+    monkeypatch.chdir("/")
+    for arguments, output in (
+        ({"bag": "/bags/old"}, "/bags/old_sr"),
+        ({"bag": "bags/old/"}, "/bags/old_sr"),
+        ({"bag": "/bags/old", "output": "new"}, "new"),
+    ):
+        _, command = process(made(load, "replay.launch.py", **arguments), "ros2", "bag", "record")
+        assert command[command.index("--output") + 1] == output
 
 
 def test_replay_hands_over_only_arguments_that_the_node_knows(load, replay):
@@ -171,33 +208,15 @@ def test_replay_hands_over_only_arguments_that_the_node_knows(load, replay):
     handed = dict(include.named["launch_arguments"])
     assert set(handed) <= set(defaults(described(load("sr.launch.py"))))
     assert handed["use_sim_time"] == "true"
-
-
-def process(replay, *verbs):
-    """The command of the process that begins so, wherever it is started."""
-    handlers = [e.positional[0].named["on_exit"] for e in of_kind(replay, "RegisterEventHandler")]
-    found = of_kind([*replay, *(action for actions in handlers for action in actions)],
-                    "ExecuteProcess")  # fmt: skip
-    (chosen,) = (e for e in found if texts(e.named["cmd"])[: len(verbs)] == list(verbs))
-    return chosen, texts(chosen.named["cmd"])
-
-
-def following(replay, action):
-    """What is started when the process has ended."""
-    handlers = [entity.positional[0].named for entity in of_kind(replay, "RegisterEventHandler")]
-    (actions,) = (named["on_exit"] for named in handlers if named["target_action"] is action)
-    return actions
+    assert handed["output"] == "/t/sr"
 
 
 def test_replay_records_camera_and_result(replay):
     record, command = process(replay, "ros2", "bag", "record")
     assert record in replay  # from the beginning
-    assert command[command.index("--output") + 1] == "<output>"
     pattern = command[command.index("--regex") + 1]
-    names = {"image": "/t/image_raw", "camera_info": "/t/camera_info", "result": "/t/sr"}
-    for name, topic in names.items():
-        pattern = pattern.replace(f"<{name}>", topic)
-    for topic in (*names.values(), "/t/sr/camera_info", "/diagnostics"):
+    result = ("/t/sr/camera_info", "/t/sr/image_raw")  # the second with output_image_raw
+    for topic in (*TOPICS.values(), *result, "/diagnostics"):
         assert re.fullmatch(pattern, topic), topic
     for topic in ("/t/sr/other", "/x/t/sr", "/clock", "/t/image_raw/camera_info"):
         assert not re.fullmatch(pattern, topic), topic
@@ -210,7 +229,7 @@ def test_replay_plays_when_the_node_has_started(replay):
     assert wait in replay
     assert command[-2:] == ["/diagnostics", "diagnostic_msgs/msg/DiagnosticArray"]
     (play,) = following(replay, wait)
-    assert texts(play.named["cmd"])[:4] == ["ros2", "bag", "play", "<bag>"]
+    assert play.named["cmd"][:4] == ["ros2", "bag", "play", "/bags/old"]
 
 
 @pytest.mark.parametrize(
@@ -234,22 +253,22 @@ def test_replay_knows_a_started_node_by_its_diagnostics(load, name, message, sta
 def test_replay_gives_the_bags_clock_and_time_for_discovery(replay):
     _, command = process(replay, "ros2", "bag", "play")
     assert "--clock" in command
-    assert command[command.index("--rate") + 1] == "<rate>"
-    assert command[command.index("--delay") + 1] == "<delay>"
-    assert command[-3:] == ["--topics", "<image>", "<camera_info>"]
+    assert command[command.index("--rate") + 1] == "0.5"
+    assert command[command.index("--delay") + 1] == "4.0"
+    assert command[-3:] == ["--topics", "/t/image_raw", "/t/camera_info"]
 
 
 def test_replay_ends_when_the_bag_ends(replay):
     play, _ = process(replay, "ros2", "bag", "play")
     (finish,) = following(replay, play)
-    assert finish.named["period"].positional == ("linger",)
+    assert finish.named["period"] == 5.0
     assert [type(action).__name__ for action in finish.named["actions"]] == ["Shutdown"]
+    # Launch fails at a second end.
+    assert following(replay, play, ending=True) == []
 
 
-@pytest.mark.parametrize("name", ["sr.launch.py", "replay.launch.py"])
-def test_real_launch_accepts_the_file(name):
-    pytest.importorskip("launch_ros", reason="launch_ros comes with a ROS distribution only")
-    from launch.launch_description_sources import get_launch_description_from_python_launch_file
-
-    description = get_launch_description_from_python_launch_file(str(LAUNCH / name))
-    assert description.get_launch_arguments()
+def test_replay_ends_with_the_node_or_the_recorder(replay):
+    record, _ = process(replay, "ros2", "bag", "record")
+    for ended in (record, object()):  # the node is another file's
+        assert [type(action).__name__ for action in following(replay, ended)] == ["Shutdown"]
+        assert following(replay, ended, ending=True) == []

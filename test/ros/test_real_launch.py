@@ -1,0 +1,134 @@
+"""The launch files, run by the real `ros2 launch`; test/unit/test_launch_files.py needs none."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
+pytest.importorskip("launch_ros", reason="ros2 launch comes with a ROS distribution only")
+
+from ros_peer import DOMAIN, PATIENCE, Peer, wait_until
+
+from difiisr_ros.bag_reader import BagReader
+from difiisr_ros.demo.scene_bag import write_scene_bag
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Environment in which `ros2` finds the package of this checkout, as colcon installs it."""
+    prefix = tmp_path / "install"
+    share, program = prefix / "share" / "difiisr_ros", prefix / "lib" / "difiisr_ros" / "sr_node"
+    marker = prefix / "share" / "ament_index" / "resource_index" / "packages" / "difiisr_ros"
+    shutil.copytree(CHECKOUT / "launch", share / "launch")  # not found through a link
+    for link, target in (
+        (share / "config", CHECKOUT / "config"),
+        (program, CHECKOUT / "scripts" / "sr_node"),
+        (marker, CHECKOUT / "resource" / "difiisr_ros"),
+    ):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    values = {
+        **os.environ,
+        "AMENT_PREFIX_PATH": f"{prefix}{os.pathsep}{os.environ['AMENT_PREFIX_PATH']}",
+        # sr_node is to be run by this Python.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "ROS_DOMAIN_ID": str(DOMAIN),
+        "ROS_LOG_DIR": str(tmp_path / "log"),
+    }
+    # The launch file is to set the profile.
+    for variable in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        values.pop(variable, None)
+    return values
+
+
+@pytest.fixture
+def launch(environment, tmp_path):
+    """Return a function that starts a launch file; what it started ends with the test."""
+    started = []
+
+    def start(*arguments):
+        log = tmp_path / "launch.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                ["ros2", "launch", "difiisr_ros", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process, log
+
+    yield start
+    for process in started:
+        if has_left_some(process):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def has_left_some(process):
+    """Whether a process of its session is left."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_launched_node_answers_and_ends_with_launch(launch):
+    process, log = launch("sr.launch.py", "model:=bicubic", "device:=cpu")
+    wait_until(lambda: "active: " in log.read_text() or process.poll() is not None, log.read_text)
+    assert "active: " in log.read_text(), log.read_text()
+    peer = Peer()
+    try:
+        peer.listen()
+        sent = peer.send(np.full((32, 40), 3000, np.uint16))
+        answer = peer.answer_to(sent)
+    finally:
+        peer.close()
+    assert (answer.width, answer.height, answer.encoding) == (160, 128, "mono16")
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+    assert process.wait(PATIENCE) == 0, log.read_text()
+    assert not has_left_some(process)
+    text = log.read_text()
+    assert "process has finished cleanly" in text
+    for trouble in ("Traceback", "[ERROR]", "deprecated", "XMLPARSER"):
+        assert trouble not in text, text
+
+
+@pytest.fixture
+def bag(tmp_path):
+    pytest.importorskip("ros2bag", reason="ros2 bag comes with a ROS distribution only")
+    pytest.importorskip("rosbag2_py", reason="ros2 bag comes with a ROS distribution only")
+    if os.environ.get("ROS_DISTRO") in ("humble", "iron"):
+        pytest.skip("this ROS reads no bags of version 9")
+    write_scene_bag(tmp_path / "old", frames=9)
+    return tmp_path / "old"
+
+
+def test_a_bag_is_replayed_and_recorded(launch, bag):
+    process, log = launch("replay.launch.py", f"bag:={bag}/", "model:=bicubic", "linger:=2")
+    assert process.wait(3 * PATIENCE) == 0, log.read_text()
+    assert not has_left_some(process)
+    with BagReader(bag.with_name("old_sr")) as reader:
+        counts = Counter(connection.topic for connection, _, _ in reader.messages())
+    assert counts["/thermal/image_raw"] == counts["/thermal/camera_info"] == 9, log.read_text()
+    assert 1 <= counts["/thermal/sr"] <= 9
+    assert counts["/diagnostics"] >= 1
+
+
+def test_a_replay_ends_with_a_node_that_does_not_start(launch, bag):
+    process, log = launch("replay.launch.py", f"bag:={bag}", "device:=gpu")
+    assert process.wait(PATIENCE) == 0
+    assert not has_left_some(process)
+    assert "must be one of auto, cpu, cuda" in log.read_text()
