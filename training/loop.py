@@ -25,7 +25,7 @@ from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
 from difiisr_training.data.crops import CropDataset, crop_side, prepare_frame
 from difiisr_training.data.images import load_images
 from difiisr_training.journal import STATISTICS_NAME, VALIDATION_NAME, Journal
-from difiisr_training.networks import build_network
+from difiisr_training.networks import build_network, start_from
 from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -92,7 +92,8 @@ def train(
         run: run folder.
         accelerator: device, precision and processes.
         teacher: the frozen network to distil.
-        initial: network whose weights a new run starts from.
+        initial: network whose weights a new run starts from, see
+            :func:`difiisr_training.networks.start_from`.
         validate: called every ``validate_every`` iterations and at the end of the schedule.
         tensorboard: write event files too.
         budget_s: wall-clock limit.
@@ -271,12 +272,7 @@ def _initial_state(config: TrainConfig, initial: nn.Module | None) -> TrainState
     torch.manual_seed(config.seed)
     network, ema = build_network(config), build_network(config)
     if initial is not None:
-        try:
-            network.load_state_dict(initial.state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights to start from are not those of the configured network: {error}"
-            ) from error
+        start_from(network, initial)
     ema.load_state_dict(network.state_dict())
     network, ema = (n.to(memory_format=torch.channels_last) for n in (network, ema))
     optimiser = torch.optim.AdamW(

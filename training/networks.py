@@ -72,6 +72,31 @@ def build_objective(config: TrainConfig, files: TrainingFiles, device: torch.dev
     )
 
 
+def start_from(network: nn.Module, initial: nn.Module) -> None:
+    """Give ``network`` the weights of ``initial``, in place.
+
+    A compact network may have more blocks than ``initial``: the added ones begin as the identity
+    (the last convolution of each is 0), so that it computes what ``initial`` does until it is
+    trained (Net2Net; Chen et al., ICLR 2016).
+
+    Raises:
+        ValueError: any other difference in names or shapes.
+    """
+    weights = dict(initial.state_dict())
+    if isinstance(network, CompactNetwork) and isinstance(initial, CompactNetwork):
+        for number in range(initial.config.blocks, network.config.blocks):
+            block = network.blocks[number]
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+            weights |= {f"blocks.{number}.{k}": v for k, v in block.state_dict().items()}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights to start from are not those of the configured network: {error}"
+        ) from error
+
+
 def load_average(path: Path) -> tuple[dict, nn.Module, int]:
     """Settings, moving average and iteration of a run's checkpoint.
 

@@ -24,15 +24,22 @@ class CropConfig:
 
     Attributes:
         lr_size: side of the low-resolution crop, pixels.
+        candidates: places that are drawn in the frame for each sample, of which the one with the
+            most structure is used: smooth ground teaches little.
         gain_jitter: the normalised contrast is multiplied by up to this factor, or divided by it.
         offset_jitter: the normalised level is shifted by up to this much.
         degradation: how the low-resolution crop is made of the high-resolution one.
     """
 
     lr_size: int = 32
+    candidates: int = 1
     gain_jitter: float = 1.5
     offset_jitter: float = 0.3
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {self.candidates}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,13 @@ def draw_crop(counts: np.ndarray, side: int, rng: np.random.Generator) -> np.nda
     return counts[top : top + side, left : left + side]
 
 
+def structure(crop: np.ndarray) -> float:
+    """Mean absolute difference of pixels four rows or columns apart, counts."""
+    values = crop.astype(np.float32)
+    down, across = values[SCALE:] - values[:-SCALE], values[:, SCALE:] - values[:, :-SCALE]
+    return float(np.abs(down).mean() + np.abs(across).mean()) / 2
+
+
 def _turn(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One of the eight ways to turn and mirror a square."""
     crop = np.rot90(crop, rng.integers(4))
@@ -115,7 +129,9 @@ def _turn(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _draw_pair(
     frame: Frame, config: CropConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    crop = _turn(draw_crop(frame.counts, crop_side(config), rng), rng)
+    side = crop_side(config)
+    places = [draw_crop(frame.counts, side, rng) for _ in range(config.candidates)]
+    crop = _turn(max(places, key=structure) if len(places) > 1 else places[0], rng)
     kind = choose_kind(config.degradation, rng)
     lr, hr = degrade(kind, crop, frame.shown, config.degradation, rng)
     polarity = 1.0 if rng.random() < 0.5 else -1.0  # white-hot or black-hot
