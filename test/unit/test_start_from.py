@@ -1,0 +1,47 @@
+"""A run that starts from the weights of another network."""
+
+import pytest
+import torch
+
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_training.networks import start_from
+
+SIZE = (2, 16, 12, 10)
+
+
+def network(blocks, channels=8, seed=0):
+    torch.manual_seed(seed)
+    made = CompactNetwork(CompactConfig(channels, blocks, time_features=8))
+    torch.nn.init.normal_(made.detail_head.weight, std=0.1)
+    return made
+
+
+def estimates(made):
+    generator = torch.Generator().manual_seed(3)
+    x_t, y = torch.randn(SIZE, generator=generator), torch.randn(SIZE, generator=generator)
+    with torch.no_grad():
+        return made.estimates(x_t, y, x_t[:, :1], torch.tensor([14]))
+
+
+def test_a_deeper_network_begins_as_the_shallow_one():
+    shallow, deep = network(2), network(5, seed=1)
+    start_from(deep, shallow)
+    for ours, theirs in zip(estimates(deep), estimates(shallow), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_added_blocks_learn():
+    deep = network(3, seed=1)
+    start_from(deep, network(2))
+    mean, _ = deep.estimates(
+        torch.ones(SIZE), torch.ones(SIZE), torch.ones(2, 1, 12, 10), torch.tensor([3])
+    )
+    mean.square().mean().backward()
+    assert deep.blocks[2].conv2.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("blocks", "channels"), [(2, 16), (3, 8)])
+def test_a_wider_or_shallower_network_is_refused(blocks, channels):
+    given = network(blocks, channels)
+    with pytest.raises(ValueError, match="not those of the configured network"):
+        start_from(network(2), given)
