@@ -122,8 +122,9 @@ def test_frames_stay_in_the_dtype_of_the_file():
 
 
 def test_of_several_candidates_the_one_with_structure_is_used():
+    blocks = np.random.default_rng(0).integers(0, 900, (20, 20), np.uint16)
     scene = np.full((400, 400), 3000, np.uint16)
-    scene[:200, :200] += np.kron(np.random.default_rng(0).integers(0, 900, (20, 20)), np.ones((10, 10), int)).astype(np.uint16)  # fmt: skip
+    scene[:200, :200] += np.kron(blocks, np.ones((10, 10), np.uint16))
     groups = [(1.0, [prepare_frame(scene, 1.0, 96)])]
 
     def share_with_structure(candidates):
