@@ -29,9 +29,11 @@ from difiisr_ros.bench.stream_runs import Load, StreamRun
 from difiisr_ros.demo.processes import Processes, ProcessFailed
 from difiisr_ros.diagnostics import UPSCALING
 from difiisr_ros.image_codec import encode
+from difiisr_ros.stream_statistics import WINDOW
 
 IMAGE, RESULT = "/bench/image_raw", "/bench/sr"
 START_PATIENCE = 180.0  # seconds for the node to load and answer
+_SHARE = 0.95  # of what the diagnostics look back on, that a run must last to be told by them
 TAIL_PATIENCE = 2.0  # seconds for the last results
 
 
@@ -126,7 +128,7 @@ class NodeUnderTest:
             over - sent.started,
             [(arrival - at) / 1e9 for arrival, at in answers],
             [(b - a) / 1e9 for (a, _), (b, _) in pairwise(answers)],
-            Load(sent.cpu, self._peak_mib(), self._upscaling(), sent.gpu, self._gpu_mib()),
+            Load(sent.cpu, self._peak_mib(), self._upscaling(sent), sent.gpu, self._gpu_mib()),
         )
 
     def _send(self, count: int, rate: float, stop: threading.Event) -> _Sent:
@@ -191,9 +193,10 @@ class NodeUnderTest:
                 return int(line.split()[1]) / 1024
         raise ProcessFailed(f"the node process {self._pid} ended at the end of a run")
 
-    def _upscaling(self) -> float | None:
+    def _upscaling(self, sent: _Sent) -> float | None:
         milliseconds = float(self.identity.get(UPSCALING, "nan"))
-        return None if math.isnan(milliseconds) else milliseconds / 1e3
+        whole = sent.ended - sent.started >= _SHARE * WINDOW
+        return milliseconds / 1e3 if whole and not math.isnan(milliseconds) else None
 
     def _gpu_mib(self) -> float | None:
         if self._free_before is None:

@@ -106,9 +106,9 @@ def _stream_row(rate: float, runs: Sequence[StreamRun]) -> Row:
     latency = summarise([run.latencies for run in kept])
     intervals = [i for run in kept for i in run.intervals] or [0.0]
     loads = [run.load for run in kept]
-    gpu, gpu_memory = (
+    gpu, gpu_memory, upscaling = (
         [value for load in loads if (value := getattr(load, key)) is not None]
-        for key in ("gpu", "gpu_memory_mib")
+        for key in ("gpu", "gpu_memory_mib", "upscaling")
     )
     return {
         "rate": float(np.mean([run.rate for run in kept])),
@@ -116,7 +116,7 @@ def _stream_row(rate: float, runs: Sequence[StreamRun]) -> Row:
         "sent": sent, "received": received, "loss": total_loss(kept),
         "p50": latency.p50, "p90": latency.p90, "p99": latency.p99,
         "jitter": float(np.std(intervals)),
-        "upscaling_p50": kept[-1].load.upscaling,
+        "upscaling_p50": float(np.median(upscaling)) if upscaling else None,
         "cpu": float(np.mean([load.cpu for load in loads])),
         "memory_mib": max(load.memory_mib for load in loads),
         "gpu": float(np.mean(gpu)) if gpu else None,

@@ -21,8 +21,8 @@ class Load:
     Attributes:
         cpu: cores, 1.0 = one of them all the time.
         memory_mib: largest resident size so far.
-        upscaling: median seconds of the upscaler itself in the last ten seconds, as its diagnostics
-            say, None before they do.
+        upscaling: median seconds of the upscaler itself, as the node's diagnostics say; None where
+            the run was shorter than what they look back on.
         gpu: share of the time in which the GPU computed, None where nothing tells.
         gpu_memory_mib: taken on the GPU since before the process started, None without one.
     """

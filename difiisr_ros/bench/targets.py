@@ -75,7 +75,7 @@ def _against_safmn(rows: Sequence[Row], own: str, runtime: str) -> Target:
 def _node_overhead(rows: Sequence[Row]) -> Target:
     text = (
         "node without the network at most 10 ms p50 for 640x512 -> 2560x2048 mono16 "
-        "(latency over DDS less the upscaler's time in the node, model bicubic)"
+        "(latency over DDS less the upscaler's time in the node, model bicubic, --seconds 10)"
     )
     streams = [
         row

@@ -47,11 +47,16 @@ def dds_environment(environment: Mapping[str, str]) -> dict[str, str]:
     profile = str(share_dir() / "config" / "fastdds.xml")
     return {
         "AMENT_PREFIX_PATH": sys.prefix,  # the wheels' own; a sourced distribution's wins
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
+        _profile_variable(environment): profile,
         **environment,
         "ROS_DOMAIN_ID": str(1 + secrets.randbelow(LAST_DOMAIN)),
     }
+
+
+def _profile_variable(environment: Mapping[str, str]) -> str:
+    """Where Fast DDS looks for a profile; from Kilted on it warns of the old name."""
+    old = environment.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    return f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
 
 
 def run_live(

@@ -41,7 +41,7 @@ def test_the_node_is_measured_at_a_fixed_rate_and_at_its_peak(own_domain, tmp_pa
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     fixed = rows[0]
     assert (fixed["model"], fixed["search"]) == ("bicubic", False)
-    assert 0 < fixed["upscaling_p50"] < fixed["p50"]
+    assert fixed["upscaling_p50"] is None  # a second says nothing of the ten looked back on
     assert fixed["rate"] == pytest.approx(9.0, rel=0.2)
     assert 0 < fixed["received"] <= fixed["sent"] == 9
     assert 0 < fixed["p50"] <= fixed["p99"]
