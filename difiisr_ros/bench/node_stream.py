@@ -33,8 +33,8 @@ from difiisr_ros.stream_statistics import WINDOW
 
 IMAGE, RESULT = "/bench/image_raw", "/bench/sr"
 START_PATIENCE = 180.0  # seconds for the node to load and answer
-_SHARE = 0.95  # of what the diagnostics look back on, that a run must last to be told by them
 TAIL_PATIENCE = 2.0  # seconds for the last results
+_SHARE = 0.95  # of what the diagnostics look back on, that a run must last to be told by them
 
 
 @dataclass(frozen=True)
