@@ -22,12 +22,12 @@ class CompactConfig:
 
     Attributes:
         channels: width of every convolution.
-        blocks: residual blocks of two convolutions each.
+        blocks: residual blocks of three convolutions each.
         time_features: width of the step embedding.
     """
 
-    channels: int = 64
-    blocks: int = 5
+    channels: int = 48
+    blocks: int = 6
     time_features: int = 64
 
     def as_dict(self) -> dict[str, int]:
@@ -36,20 +36,29 @@ class CompactConfig:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(film(conv(act(x))))): the diffusion step enters as scale and shift."""
+    """Three convolutions, the input added, and a mix of the channels; the step scales and shifts.
+
+    The block of RLFN (Kong et al., CVPR workshops 2022) without its spatial attention, whose time
+    on a CPU is a sixth of the network's.
+    """
 
     def __init__(self, channels: int, time_features: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)
+        )
+        self.mix = nn.Conv2d(channels, channels, 1)
         self.film = nn.Linear(time_features, 2 * channels)
-        self.act = nn.LeakyReLU(0.1)
+        self.act = nn.LeakyReLU(0.05)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """``x (B, C, h, w)``, ``time (B, E)`` -> ``(B, C, h, w)``."""
         scale, shift = self.film(time)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(self.act(x)) * (1 + scale) + shift
-        return x + self.conv2(self.act(h))
+        h = self.act(self.conv1(x) * (1 + scale) + shift)
+        h = self.act(self.conv3(self.act(self.conv2(h))))
+        return self.mix(h + x)
 
 
 class CompactNetwork(nn.Module):
@@ -69,6 +78,7 @@ class CompactNetwork(nn.Module):
         self.stem_x = nn.Conv2d(PHASES, c, 3, padding=1, bias=False)
         self.stem_lr = nn.Conv2d(1, c, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
+        self.fuse = nn.Conv2d(c, c, 3, padding=1)
         self.mean_head = nn.Conv2d(c, PHASES, 3, padding=1)
         self.detail_head = nn.Conv2d(c, PHASES, 3, padding=1)
         self.reset_detail()
@@ -97,7 +107,7 @@ class CompactNetwork(nn.Module):
         h = stem
         for block in self.blocks:
             h = block(h, time)
-        h = h + stem
+        h = self.fuse(h) + stem
         return y + self.mean_head(h), self.detail_head(h)
 
     def forward(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from difiisr_training.journal import STATISTICS_NAME, read_journal
 from difiisr_training.loop import CHECKPOINT_NAME, train
 from difiisr_training.networks import (
     TrainingFiles,
+    begin,
     build_network,
     build_objective,
     load_average,
@@ -62,6 +63,16 @@ def main(argv: Sequence[str]) -> int:
         if options.teacher is None:
             raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
         teacher = starting_weights(options.teacher).to(accelerator.device)
+    initial = teacher
+    if options.init:
+        if config.begin_as != "none":
+            raise ValueError(
+                f"--init {options.init} and begin_as {config.begin_as!r} both say what the run "
+                "begins with: leave one out"
+            )
+        initial = starting_weights(options.init)
+    elif config.begin_as != "none" and not (run / CHECKPOINT_NAME).is_file():
+        initial = begin(config, files, options.data)
     validator = None
     if config.validate_every:
         validator = Validator(config, options.data, run, files.autoencoder, _lpips(options.lpips))
@@ -72,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         run,
         accelerator=accelerator,
         teacher=teacher,
-        initial=starting_weights(options.init) if options.init else teacher,
+        initial=initial,
         validate=validator,
         tensorboard=options.tensorboard,
         budget_s=options.budget,
@@ -137,7 +148,7 @@ def export(run: Path, folder: Path, published: Path | None) -> None:
         FileNotFoundError: the run has no checkpoint.
     """
     config, network, iteration = load_average(run / CHECKPOINT_NAME)
-    kept = ("batch", "seed", "stage", "guidance", "image_teacher", "perceptual_weight")
+    kept = ("batch", "seed", "stage", "guidance", "begin_as", "image_teacher", "perceptual_weight")
     training = {
         "iterations": iteration,
         "sources": [source["folder"] for source in config["sources"]],
@@ -203,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lpips", type=Path, metavar="DIR", help="LPIPS-squeeze networks, for the validation"
     )
-    parser.add_argument("--peers", type=Path, metavar="DIR", help="weights of the image teacher")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="weights of published networks")
     parser.add_argument(
         "--autoencoder", type=Path, metavar="DIR",
         help="converted published model whose autoencoder gives the latent space",

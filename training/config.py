@@ -54,9 +54,12 @@ class TrainConfig:
         guidance: the gradient of L_g in the predicted noise (DifIISR).
         norm: what estimates are compared with their targets by: "l1" mean |a - b|, whose best
             answer is a median; "l2" mean (a - b)^2, as in ResShift, whose best answer is the mean
-            and for which ``guidance/injection.py`` derives what an injected gradient does.
+            and for which ``guidance/injection.py`` derives what an injected gradient does; "psnr"
+            the logarithm of that, in which a frame of little contrast counts as much as any.
         perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched. A
             network without that knob (the published one) has this loss alone, where it is not 0.
+        begin_as: published network that a new run's weights are made of, see
+            :mod:`difiisr_training.transfer`; "none" = fresh weights, or those of ``--init``.
         image_teacher: published network whose outputs the mean estimate is drawn to as well, on
             samples with the clean degradation.
         teacher_weight: share of the image teacher in that loss, 0..1.
@@ -79,8 +82,9 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     stage: Literal["diffusion", "distillation"] = "diffusion"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    norm: Literal["l1", "l2"] = "l1"
+    norm: Literal["l1", "l2", "psnr"] = "l1"
     perceptual_weight: float = 0.0
+    begin_as: Literal["none", "rlfn"] = "none"
     image_teacher: Literal["none", "safmn", "rlfn"] = "none"
     teacher_weight: float = 0.5
     iterations: int = 20000
@@ -99,6 +103,8 @@ class TrainConfig:
                 f"guidance {self.guidance.kind!r} acts on the fidelity-0 estimate, and "
                 "perceptual_weight 0 does not train that: set it above 0"
             )
+        if self.begin_as != "none" and self.published is not None:
+            raise ValueError(f"begin_as {self.begin_as!r} is for the compact network alone")
         for name in ("teacher_weight", "last_step_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")

@@ -36,9 +36,10 @@ def save_learning_curve(run: Path, out: Path) -> None:
     columns = 2 if validation else 1
     figure = Figure(figsize=(5 * columns, 3.6), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)
-    loss = axes[0, 0]
-    loss.plot([x["iteration"] for x in statistics], [x["loss"] for x in statistics], lw=0.8)
-    loss.set(xlabel="iteration", ylabel="loss", yscale="log")
+    loss, losses = axes[0, 0], [x["loss"] for x in statistics]
+    loss.plot([x["iteration"] for x in statistics], losses, lw=0.8)
+    is_logarithm = min(losses) <= 0  # of norm: psnr
+    loss.set(xlabel="iteration", ylabel="loss", yscale="linear" if is_logarithm else "log")
     if validation:
         gain = axes[0, 1]
         for key in ("psnr_fidelity_1", "psnr_fidelity_0"):

@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
-from difiisr_training.data.crops import CropDataset, crop_side, prepare_frame
-from difiisr_training.data.images import load_images
+from difiisr_training.data.crops import open_crops
 from difiisr_training.journal import STATISTICS_NAME, VALIDATION_NAME, Journal
 from difiisr_training.networks import build_network, start_from
 from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
@@ -284,16 +283,8 @@ def _initial_state(config: TrainConfig, initial: nn.Module | None) -> TrainState
 def _batches(
     config: TrainConfig, data: Path, first_iteration: int, workers: int, accelerator: Accelerator
 ) -> DataLoader:
-    groups = []
-    for source in config.sources:
-        frames = [
-            frame
-            for image in load_images(source, data, "train")
-            for scale in source.scales
-            if (frame := prepare_frame(image, scale, crop_side(config.crops))) is not None
-        ]
-        groups.append((source.weight, frames))
-    dataset = CropDataset(groups, config.crops, config.seed, config.iterations * config.batch)
+    samples = config.iterations * config.batch
+    dataset = open_crops(config.sources, data, config.crops, config.seed, samples)
     own = _own_slice(config.batch, accelerator)
     numbers = [
         i * config.batch + j

@@ -13,10 +13,14 @@ from difiisr_models.schedule import exponential_schedule
 from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.vq_autoencoder import VQAutoencoder
 from difiisr_training.config import TrainConfig
-from difiisr_training.evaluation.peers import load_image_teacher
+from difiisr_training.data.crops import open_crops
+from difiisr_training.evaluation.peers import load_image_teacher, load_published_network
 from difiisr_training.guidance.loss import build_guidance_loss
 from difiisr_training.objectives import Objective
 from difiisr_training.space import LatentSpace, PackedSpace
+from difiisr_training.transfer import begin_as_rlfn
+
+_FITTED_ON = 96  # crops; of 48x48 they give 500 equations for each of the unknowns
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class TrainingFiles:
         autoencoder: the published VQ autoencoder, to train the published network.
         vgg: weights of the configured VGG.
         sam: checkpoint of a Segment Anything model.
-        peers: folder with the weights of the image teacher.
+        peers: folder with the weights of published networks, to imitate or to begin as.
     """
 
     autoencoder: VQAutoencoder | None = None
@@ -72,11 +76,29 @@ def build_objective(config: TrainConfig, files: TrainingFiles, device: torch.dev
     )
 
 
+def begin(config: TrainConfig, files: TrainingFiles, data: Path) -> nn.Module | None:
+    """What ``config.begin_as`` asks a new run to start from; ``None`` for fresh weights.
+
+    Raises:
+        ValueError: the published weights are not given, or do not fit the configured network.
+    """
+    if config.begin_as == "none":
+        return None
+    if files.peers is None:
+        raise ValueError(f"begin_as {config.begin_as!r} needs --peers DIR")
+    torch.manual_seed(config.seed)
+    network = CompactNetwork(config.network)
+    rlfn, _ = load_published_network(config.begin_as, files.peers, "cpu")
+    samples = open_crops(config.sources, data, config.crops, config.seed, _FITTED_ON)
+    begin_as_rlfn(network, rlfn, torch.stack([samples[i][0] for i in range(_FITTED_ON)]))
+    return network
+
+
 def start_from(network: nn.Module, initial: nn.Module) -> None:
     """Give ``network`` the weights of ``initial``, in place.
 
     A compact network may have more blocks than ``initial``: the added ones begin as the identity
-    (the last convolution of each is 0), so that it computes what ``initial`` does until it is
+    (the last 3x3 convolution of each is 0), so that it computes what ``initial`` does until it is
     trained (Net2Net; Chen et al., ICLR 2016).
 
     Raises:
@@ -86,8 +108,9 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
     if isinstance(network, CompactNetwork) and isinstance(initial, CompactNetwork):
         for number in range(initial.config.blocks, network.config.blocks):
             block = network.blocks[number]
-            nn.init.zeros_(block.conv2.weight)
-            nn.init.zeros_(block.conv2.bias)
+            for value in (block.conv3.weight, block.conv3.bias, block.mix.bias):
+                nn.init.zeros_(value)
+            nn.init.dirac_(block.mix.weight)
             weights |= {f"blocks.{number}.{k}": v for k, v in block.state_dict().items()}
     try:
         network.load_state_dict(weights)

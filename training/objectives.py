@@ -22,6 +22,8 @@ from difiisr_models.schedule import Schedule
 from difiisr_training.guidance.injection import GuidanceConfig, Guided, guide
 from difiisr_training.space import DiffusionSpace
 
+_ROUNDING = 1e-5  # about the squared error of counts of 8 bit: below it nothing is to be gained
+
 GuidanceLoss = Callable[[Tensor, Tensor], Tensor]
 """L_g of (SR, HR) images ``(B, 1, H, W)`` in [-1, 1] -> ``(B,)``."""
 
@@ -52,7 +54,7 @@ class Objective:
         guidance: how L_g acts.
         guidance_loss: L_g; ``None`` when the guidance is off.
         perceptual_weight: weight of the perceptual estimate's loss beside the mean's.
-        norm: "l1" or "l2", how estimates are compared with their targets.
+        norm: "l1", "l2" or "psnr", how estimates are compared with their targets.
         image_teacher: a super-resolver of images in [-1, 1] to imitate, or ``None``.
         teacher_weight: its share in the mean estimate's loss.
     """
@@ -100,10 +102,15 @@ def diffusion_loss(
 
 
 def distance(a: Tensor, b: Tensor, norm: str) -> Tensor:
-    """Mean |a - b| ("l1") or (a - b)^2 ("l2") of each sample: ``(B, C, h, w)`` -> ``(B,)``."""
+    """How far ``a`` is from ``b``, for each sample: ``(B, C, h, w)`` -> ``(B,)``.
+
+    "l1": mean |a - b|; "l2": mean (a - b)^2; "psnr": its decimal logarithm, -PSNR / 10.
+    """
     difference = a - b
-    each = difference.abs() if norm == "l1" else difference.square()
-    return each.mean(dim=(1, 2, 3))
+    if norm == "l1":
+        return difference.abs().mean(dim=(1, 2, 3))
+    squared = difference.square().mean(dim=(1, 2, 3))
+    return (squared + _ROUNDING).log10() if norm == "psnr" else squared
 
 
 def mean_loss(mean: Tensor, batch: Batch, objective: Objective) -> Tensor:

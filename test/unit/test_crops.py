@@ -119,21 +119,3 @@ def test_clean_samples_are_marked():
 def test_frames_stay_in_the_dtype_of_the_file():
     assert frame(dtype=np.uint16, scale=0.5).counts.dtype == np.uint16
     assert frame(dtype=np.uint16).counts.shape == (200, 260)
-
-
-def test_of_several_candidates_the_one_with_structure_is_used():
-    blocks = np.random.default_rng(0).integers(0, 900, (20, 20), np.uint16)
-    scene = np.full((400, 400), 3000, np.uint16)
-    scene[:200, :200] += np.kron(blocks, np.ones((10, 10), np.uint16))
-    groups = [(1.0, [prepare_frame(scene, 1.0, 96)])]
-
-    def share_with_structure(candidates):
-        data = dataset(CLEAN, groups=groups, length=80, candidates=candidates)
-        return np.mean([float(data[i][1].std()) > 0.05 for i in range(len(data))])
-
-    assert share_with_structure(4) > share_with_structure(1) + 0.2
-
-
-def test_no_candidate_is_refused():
-    with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
-        CropConfig(candidates=0)

@@ -54,12 +54,13 @@ def test_one_channel_is_seen_as_three_equal_ones_normalised_as_in_imagenet(vgg16
             h = F.max_pool2d(h, 2)
         weight, bias = state[f"features.{index}.weight"], state[f"features.{index}.bias"]
         h = F.conv2d(h, weight, bias, padding=1).relu()
-    torch.testing.assert_close(loss.features(pair[1]), h)
+    (features,) = loss.features(pair[1])
+    torch.testing.assert_close(features, h)
 
 
 def test_layer_35_of_vgg19_is_relu5_4_of_the_image_as_it_is(vgg19, pair):
     loss = PerceptualLoss("vgg19_relu5_4", vgg19)
-    features = loss.features(pair[1])
+    (features,) = loss.features(pair[1])
     assert features.shape == (2, 512, 2, 2)  # after four poolings of 32x32
     assert features.min() >= 0
     state = torch.load(vgg19, weights_only=True)
@@ -107,7 +108,7 @@ def test_normalised_vgg_has_activations_of_unit_mean(normalised, shared_data):
 
     counts = read_counts(list_images(shared_data / "roadscene" / "train")[0])
     image = torch.from_numpy(counts[:256, :256].astype("float32") / 127.5 - 1)[None, None]
-    assert 0.2 < normalised.features(image).mean().item() < 5
+    assert 0.2 < normalised.features(image)[0].mean().item() < 5
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -123,3 +124,19 @@ def test_a_file_of_another_network_is_refused(vgg16):
 def test_an_unknown_layer_is_refused(vgg16):
     with pytest.raises(ValueError, match="vgg16_relu3_3"):
         PerceptualLoss("vgg11", vgg16)
+
+
+def test_three_scales_forget_the_contrast_that_one_feature_map_does_not(normalised, pair):
+    """Unit-length features: the same blur at a quarter of the contrast is nearly as bad."""
+    scales, (sr, hr) = PerceptualLoss("vgg19_scales", NORMALISED), pair
+    ratios = {}
+    for name, loss in (("scales", scales), ("one map", normalised)):
+        ratios[name] = (loss(sr / 4, hr / 4) / loss(sr, hr)).mean().item()
+    assert ratios["scales"] > 2 * ratios["one map"]
+
+
+def test_three_scales_see_the_finest_detail_that_pooling_loses(normalised):
+    scales = PerceptualLoss("vgg19_scales", NORMALISED)
+    assert [f.shape[-1] for f in scales.features(torch.zeros(1, 1, 32, 32))] == [32, 16, 8]
+    for features in scales.features(torch.rand(1, 1, 32, 32)):
+        assert features.square().sum(1).max() <= 1.0001

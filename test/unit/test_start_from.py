@@ -37,7 +37,7 @@ def test_the_added_blocks_learn():
         torch.ones(SIZE), torch.ones(SIZE), torch.ones(2, 1, 12, 10), torch.tensor([3])
     )
     mean.square().mean().backward()
-    assert deep.blocks[2].conv2.weight.grad.abs().max() > 0
+    assert deep.blocks[2].conv3.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize(("blocks", "channels"), [(2, 16), (3, 8)])

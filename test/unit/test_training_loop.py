@@ -17,13 +17,16 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_training import cli, loop
 from difiisr_training.config import OptimiserConfig, load_config
+from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.loop import learning_rate, train, update_ema
 from difiisr_training.networks import (
     TrainingFiles,
+    begin,
     build_network,
     build_objective,
     load_average,
 )
+from difiisr_training.objectives import distance
 
 CONFIG = """
 name: tiny
@@ -139,6 +142,8 @@ def fresh_accelerator():
         "precision: bf16",
         "norm: l2\nperceptual_weight: 0.5\nguidance: {kind: visual, corrects: target, rho: 0.1}",
         "perceptual_weight: 0.5\nguidance: {kind: visual, mode: sum}",
+        "norm: psnr\nperceptual_weight: 0.5\n"
+        "guidance: {kind: visual, mode: sum, weight_pattern: 10.0}",
     ],
 )
 @pytest.mark.usefixtures("fresh_accelerator")
@@ -157,6 +162,37 @@ def test_every_objective_resumes_to_the_bit(data, tmp_path, teacher, settings):
     assert done == 4
     for name, value in whole.state_dict().items():
         assert torch.equal(value, pieces.state_dict()[name]), name
+
+
+def test_a_run_begins_as_the_published_network(data, tmp_path):
+    """With a rate of 0 the run ends with what it began with: weights fitted to RLFN."""
+    torch.save(Rlfn().state_dict(), tmp_path / "rlfn_x4.pth")
+    text = CONFIG.replace("blocks: 1", "blocks: 6").replace("lr: 0.001", "lr: 0.0") + "begin_as: "
+    (tmp_path / "begun.yaml").write_text(text + "rlfn\n")
+    begun = load_config(tmp_path / "begun.yaml")
+    arguments = [str(tmp_path / "begun.yaml"), "--data", str(data), "--workers", "0"]
+    arguments += ["--device", "cpu", "--run", str(tmp_path / "run"), "--budget", "0s"]
+    with pytest.raises(ValueError, match="begin_as 'rlfn' needs --peers"):
+        cli.main(arguments)
+    with pytest.raises(ValueError, match="both say what the run begins with"):
+        cli.main([*arguments, "--init", str(tmp_path / "any")])
+    assert cli.main([*arguments, "--peers", str(tmp_path)]) == 0
+    wanted = begin(begun, TrainingFiles(peers=tmp_path), data)
+    _, found, _ = load_average(tmp_path / "run" / "checkpoint.pt")
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, msg=name)
+
+
+def test_in_decibels_an_error_of_the_same_share_counts_the_same():
+    rng = torch.Generator().manual_seed(0)
+    faint, error = torch.randn(2, 1, 16, 8, 8, generator=rng)
+    near = distance(0.1 * faint, 0.1 * (faint + 0.2 * error), "psnr")
+    nearer = distance(0.1 * faint, 0.1 * (faint + 0.1 * error), "psnr")
+    strong = distance(faint, faint + 0.2 * error, "psnr") - distance(
+        faint, faint + 0.1 * error, "psnr"
+    )
+    assert strong.item() == pytest.approx(2 * np.log10(2), abs=0.001)
+    assert (near - nearer).item() == pytest.approx(strong.item(), abs=0.05)  # less the rounding
 
 
 def test_what_a_user_gets_wrong_is_an_error_with_the_file(data, tmp_path):

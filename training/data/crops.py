@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import Dataset
 
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, robust_range
 from difiisr_models.resample import SCALE
-from difiisr_training.data.images import crop_to_multiple, pillow_resize
+from difiisr_training.data.images import ImageSource, crop_to_multiple, load_images, pillow_resize
 from difiisr_training.degradations.compression import agc_range
 from difiisr_training.degradations.mix import DegradationConfig, choose_kind, degrade
 
@@ -24,22 +26,15 @@ class CropConfig:
 
     Attributes:
         lr_size: side of the low-resolution crop, pixels.
-        candidates: places that are drawn in the frame for each sample, of which the one with the
-            most structure is used: smooth ground teaches little.
         gain_jitter: the normalised contrast is multiplied by up to this factor, or divided by it.
         offset_jitter: the normalised level is shifted by up to this much.
         degradation: how the low-resolution crop is made of the high-resolution one.
     """
 
     lr_size: int = 32
-    candidates: int = 1
     gain_jitter: float = 1.5
     offset_jitter: float = 0.3
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise ValueError(f"candidates must be at least 1, got {self.candidates}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +97,22 @@ class CropDataset(Dataset):
         return torch.from_numpy(lr)[None], torch.from_numpy(hr)[None], clean
 
 
+def open_crops(
+    sources: Sequence[ImageSource], data: Path, config: CropConfig, seed: int, length: int
+) -> CropDataset:
+    """Samples of the training parts of ``sources``, which lie in the folder ``data``."""
+    groups = []
+    for source in sources:
+        frames = [
+            frame
+            for image in load_images(source, data, "train")
+            for scale in source.scales
+            if (frame := prepare_frame(image, scale, crop_side(config))) is not None
+        ]
+        groups.append((source.weight, frames))
+    return CropDataset(groups, config, seed, length)
+
+
 def crop_side(config: CropConfig) -> int:
     """High-resolution pixels on a side that a frame must have to be drawn from."""
     return (config.lr_size + 2 * _MARGIN) * SCALE
@@ -111,13 +122,6 @@ def draw_crop(counts: np.ndarray, side: int, rng: np.random.Generator) -> np.nda
     """A random square ``(side, side)`` of a frame."""
     top, left = (rng.integers(0, n - side + 1) for n in counts.shape)
     return counts[top : top + side, left : left + side]
-
-
-def structure(crop: np.ndarray) -> float:
-    """Mean absolute difference of pixels four rows or columns apart, counts."""
-    values = crop.astype(np.float32)
-    down, across = values[SCALE:] - values[:-SCALE], values[:, SCALE:] - values[:, :-SCALE]
-    return float(np.abs(down).mean() + np.abs(across).mean()) / 2
 
 
 def _turn(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -130,8 +134,7 @@ def _draw_pair(
     frame: Frame, config: CropConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     side = crop_side(config)
-    places = [draw_crop(frame.counts, side, rng) for _ in range(config.candidates)]
-    crop = _turn(max(places, key=structure) if len(places) > 1 else places[0], rng)
+    crop = _turn(draw_crop(frame.counts, side, rng), rng)
     kind = choose_kind(config.degradation, rng)
     lr, hr = degrade(kind, crop, frame.shown, config.degradation, rng)
     polarity = 1.0 if rng.random() < 0.5 else -1.0  # white-hot or black-hot

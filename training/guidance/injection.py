@@ -53,6 +53,8 @@ from difiisr_models.schedule import exponential_schedule
 class GuidanceConfig:
     """How L_g = weight_visual L_visual + weight_perceptual L_perceptual acts (Tables 3 and 4).
 
+    ``weight_pattern`` adds a term of our own.
+
     Attributes:
         kind: which losses L_g has.
         mode: "gradient" injects the gradient of L_g (Eq. 9), "sum" adds L_g to the objective.
@@ -60,6 +62,8 @@ class GuidanceConfig:
         gradient_path: what x_0_hat depends on x_t through, see the module's text.
         weight_visual: weight of the spectral loss.
         weight_perceptual: weight of the VGG and SAM losses.
+        weight_pattern: weight of the loss that forbids a pattern of the 4x4 blocks, see
+            :mod:`difiisr_training.guidance.pattern_loss`; for every kind but "none".
         rho: strength of the injection.
         start_iteration: first iteration that is guided.
         timesteps: the t in 1..T that are guided; empty = all.
@@ -73,10 +77,13 @@ class GuidanceConfig:
     gradient_path: Literal["network", "fixed_noise"] = "network"
     weight_visual: float = 0.01
     weight_perceptual: float = 0.01
+    weight_pattern: float = 0.0
     rho: float = 1.0
     start_iteration: int = 0
     timesteps: tuple[int, ...] = ()
-    vgg: Literal["vgg16_relu3_3", "vgg19_relu5_4", "vgg19_relu3_1"] = "vgg16_relu3_3"
+    vgg: Literal["vgg16_relu3_3", "vgg19_relu5_4", "vgg19_relu3_1", "vgg19_scales"] = (
+        "vgg16_relu3_3"
+    )
     sam: Literal["masks", "features"] = "masks"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""L_g = w_v L_visual + w_p L_perceptual of (SR, HR) images, put together from a configuration."""
+"""L_g = w_v L_visual + w_p L_perceptual (+ w_g L_pattern), put together from a configuration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from difiisr_training.guidance.injection import GuidanceConfig
+from difiisr_training.guidance.pattern_loss import pattern_loss
 from difiisr_training.guidance.perceptual_loss import PerceptualLoss
 from difiisr_training.guidance.sam_loss import SamLoss, load_sam
 from difiisr_training.guidance.spectral_loss import spectral_loss
@@ -20,11 +21,16 @@ class GuidanceLoss(nn.Module):
     """Per-sample L_g of ``(B, 1, H, W)`` images in [-1, 1]."""
 
     def __init__(
-        self, weight_visual: float, weight_perceptual: float, perceptual: list[nn.Module]
+        self,
+        weight_visual: float,
+        weight_perceptual: float,
+        perceptual: list[nn.Module],
+        weight_pattern: float = 0.0,
     ) -> None:
         """``perceptual``: losses of (SR, HR) -> ``(B,)`` whose sum is L_perceptual (Eq. 12)."""
         super().__init__()
         self.weight_visual, self.weight_perceptual = weight_visual, weight_perceptual
+        self.weight_pattern = weight_pattern
         self.perceptual = nn.ModuleList(perceptual)
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -32,6 +38,8 @@ class GuidanceLoss(nn.Module):
         total = sr.new_zeros(len(sr))
         if self.weight_visual:
             total = total + self.weight_visual * spectral_loss(sr, hr)
+        if self.weight_pattern:
+            total = total + self.weight_pattern * pattern_loss(sr, hr)
         for loss in self.perceptual:
             total = total + self.weight_perceptual * loss(sr, hr)
         return total
@@ -67,4 +75,5 @@ def build_guidance_loss(
         else:
             log.warning("no SAM checkpoint given: L_perceptual is the VGG term alone")
     visual = config.weight_visual if config.kind in ("visual", "both") else 0.0
-    return GuidanceLoss(visual, config.weight_perceptual, terms).to(device)
+    loss = GuidanceLoss(visual, config.weight_perceptual, terms, config.weight_pattern)
+    return loss.to(device)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 _BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_SCALES = (6, 13, 17)  # relu1_2, relu2_2 and relu3_1 in the normalised VGG-19
+_DARK = 1e-4  # squared length below which features are nothing
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
@@ -26,7 +28,10 @@ class PerceptualLoss(nn.Module):
     - ``"vgg19_relu5_4"``: VGG-19 layer 35, as in the public reference, which feeds [-1, 1] without
       any further normalisation;
     - ``"vgg19_relu3_1"``: VGG-19 with normalised activations, reflection padding and its own colour
-      layer, as published for style transfer; the file holds the network to relu3_1.
+      layer, as published for style transfer; the file holds the network to relu3_1;
+    - ``"vgg19_scales"``: relu1_2, relu2_2 and relu3_1 of that network, each place's features
+      divided by their length, as LPIPS has it (Zhang et al. 2018); the losses of the three are
+      added. Little contrast counts as much as great.
     """
 
     def __init__(self, layer: str, weights: Path) -> None:
@@ -55,14 +60,18 @@ class PerceptualLoss(nn.Module):
             raise ValueError(f"{weights} does not hold the weights of {layer}: {error}") from error
         self._network = network
         self._imagenet = layer == "vgg16_relu3_3"
-        self._unit = layer == "vgg19_relu3_1"
+        self._unit = layer in ("vgg19_relu3_1", "vgg19_scales")
+        self._scales = layer == "vgg19_scales"
         self.eval().requires_grad_(False)
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         """``(B, 1, H, W)`` twice, in [-1, 1] -> ``(B,)``, differentiable with respect to both."""
-        return (self.features(sr) - self.features(hr)).square().mean(dim=(1, 2, 3))
+        pairs = zip(self.features(sr), self.features(hr), strict=True)
+        if self._scales:
+            return sum((a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs)
+        return sum((a - b).square().mean(dim=(1, 2, 3)) for a, b in pairs)
 
-    def features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> list[Tensor]:
         """phi_l of ``(B, 1, H, W)`` in [-1, 1], fed as three equal channels: ``(B, F, h, w)``."""
         colours = image.expand(-1, 3, -1, -1)
         if self._imagenet or self._unit:
@@ -71,7 +80,14 @@ class PerceptualLoss(nn.Module):
             mean = colours.new_tensor([0.485, 0.456, 0.406])[:, None, None]
             deviation = colours.new_tensor([0.229, 0.224, 0.225])[:, None, None]
             colours = (colours - mean) / deviation
-        return self._network(colours)
+        if not self._scales:
+            return [self._network(colours)]
+        found = []
+        for index, layer in enumerate(self._network):
+            colours = layer(colours)
+            if index in _SCALES:
+                found.append(colours / (colours.square().sum(1, keepdim=True) + _DARK).sqrt())
+        return found
 
 
 def _imagenet_vgg(depth: str, last: int) -> nn.Sequential:
@@ -103,4 +119,5 @@ _NETWORKS = {
     "vgg16_relu3_3": lambda: _imagenet_vgg("vgg16", 15),
     "vgg19_relu5_4": lambda: _imagenet_vgg("vgg19", 35),
     "vgg19_relu3_1": _normalised_vgg19,
+    "vgg19_scales": _normalised_vgg19,
 }
