@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     network = CompactNetwork(CompactConfig(channels=16, blocks=2))
     with torch.no_grad():
-        network.mean_head.weight *= 0.3
+        network.mean_head.weight *= 0.5
         network.detail_head.weight.normal_(std=0.01)
     path = tmp_path_factory.mktemp("weights") / "tiny"
     save_compact(network, path, {})
