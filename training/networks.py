@@ -76,14 +76,12 @@ def build_objective(config: TrainConfig, files: TrainingFiles, device: torch.dev
     )
 
 
-def begin(config: TrainConfig, files: TrainingFiles, data: Path) -> nn.Module | None:
-    """What ``config.begin_as`` asks a new run to start from; ``None`` for fresh weights.
+def begin(config: TrainConfig, files: TrainingFiles, data: Path) -> CompactNetwork:
+    """The configured network with weights made of those that ``config.begin_as`` names.
 
     Raises:
         ValueError: the published weights are not given, or do not fit the configured network.
     """
-    if config.begin_as == "none":
-        return None
     if files.peers is None:
         raise ValueError(f"begin_as {config.begin_as!r} needs --peers DIR")
     torch.manual_seed(config.seed)
