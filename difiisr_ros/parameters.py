@@ -126,8 +126,9 @@ class Parameters:
     tile: int = _parameter(
         UpscalerSettings.tile,
         LIVE,
-        "side of the tiles that large frames are cut into, input pixels",
-        minimum=16,
+        "side of the tiles that large frames are cut into, input pixels, 16 or more; 0: the "
+        "model's own, 640 (published network: 256)",
+        minimum=0,
         maximum=4096,
     )
     overlap: int = _parameter(

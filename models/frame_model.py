@@ -14,6 +14,11 @@ from difiisr_models.resample import PHASES, upsample
 from difiisr_models.schedule import Schedule, respace
 
 
+_WHOLE_FRAME = 640  # of the usual cameras: a border between tiles is work done twice
+SMALLEST_OWN_TILE = 256
+"""Of the models here."""
+
+
 class FrameModel(Protocol):
     """A x4 model of normalised one-channel tiles.
 
@@ -21,6 +26,7 @@ class FrameModel(Protocol):
         noise_channels: channels of its noise field at low resolution; 0 = it draws none.
         multiple: tile sides must be multiples of this.
         tile_shape: (batch, height, width) of the only tiles that it takes, None for any.
+        own_tile: side of the largest tile where nobody asks for another.
         input_limit: it is shown values in [-limit, limit].
         parameter_count: trainable values.
     """
@@ -28,6 +34,7 @@ class FrameModel(Protocol):
     noise_channels: int
     multiple: int
     tile_shape: tuple[int, int, int] | None
+    own_tile: int
     input_limit: float
     parameter_count: int
 
@@ -48,6 +55,7 @@ class BicubicModel:
     noise_channels = 0
     multiple = 1
     tile_shape = None
+    own_tile = _WHOLE_FRAME
     parameter_count = 0
 
     def __init__(self, input_limit: float) -> None:
@@ -65,6 +73,7 @@ class CompactModel:
 
     noise_channels = PHASES
     multiple = 1
+    own_tile = _WHOLE_FRAME
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difiisr_models import diffusion
 from difiisr_models.compact import parameter_count
+from difiisr_models.frame_model import SMALLEST_OWN_TILE
 from difiisr_models.resample import pack
 from difiisr_models.schedule import Schedule, respace
 from difiisr_models.swin_unet import SwinUNet
@@ -30,6 +31,7 @@ class PublishedModel:
 
     input_limit = 1.0  # of the 8-bit images that the networks were trained with
     tile_shape = None
+    own_tile = SMALLEST_OWN_TILE  # as published
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from difiisr_models.backends.selection import (
 )
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.diffusion import draw_noise
-from difiisr_models.frame_model import BicubicModel, FrameModel
+from difiisr_models.frame_model import SMALLEST_OWN_TILE, BicubicModel, FrameModel
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, RangeTracker
 from difiisr_models.resample import SCALE, unpack
@@ -48,7 +48,7 @@ class UpscalerSettings:
             knob (bicubic, the published network) ignore it.
         seed: of the fixed noise field; the same frame gives the same output. ``None`` = no noise.
         consistency: strength of the consistency step, 0..1; 1 = downsampled output equals input.
-        tile: side of the largest tile, low-resolution pixels.
+        tile: side of the largest tile, low-resolution pixels; 0 = the model's own choice.
         overlap: pixels that neighbouring tiles share.
         tile_batch: tiles per network call.
     """
@@ -57,13 +57,13 @@ class UpscalerSettings:
     fidelity: float = 1.0
     seed: int | None = 0
     consistency: float = 1.0
-    tile: int = 256
+    tile: int = 0
     overlap: int = 32
     tile_batch: int = 1
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("steps", 1, 15), ("fidelity", 0, 1), ("consistency", 0, 1), ("tile", 16, 4096),
+            ("steps", 1, 15), ("fidelity", 0, 1), ("consistency", 0, 1), ("tile", 0, 4096),
             ("tile_batch", 1, 1024),
         ):  # fmt: skip
             value = getattr(self, name)
@@ -71,9 +71,12 @@ class UpscalerSettings:
                 raise ValueError(f"{name} must lie in {low}..{high}, got {value!r}")
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed must be 0 or more, or None for no noise, got {self.seed}")
-        if not 0 <= 2 * self.overlap < self.tile:
+        if 0 < self.tile < MIN_SIDE:
+            raise ValueError(f"tile must be 0 or at least {MIN_SIDE}, got {self.tile}")
+        tile = self.tile or SMALLEST_OWN_TILE
+        if not 0 <= 2 * self.overlap < tile:
             raise ValueError(
-                f"overlap must be 0 or more and less than half the tile ({self.tile}), "
+                f"overlap must be 0 or more and less than half the tile ({tile}), "
                 f"got {self.overlap}"
             )
 
@@ -194,7 +197,8 @@ class Upscaler:
         model, settings = self._model, self.settings
         height, width = frame.shape[-2:]
         if model.tile_shape is None:
-            batch, sides = settings.tile_batch, (settings.tile, settings.tile)
+            side = settings.tile or model.own_tile
+            batch, sides = settings.tile_batch, (side, side)
             padded = pad_to(frame, *(n + -n % model.multiple for n in (height, width)))
         else:
             batch, *sides = model.tile_shape
@@ -288,7 +292,7 @@ def load_upscaler(
             compile=compile,
             engine=Path(engine).expanduser() if engine else None,
             engine_mismatch=engine_mismatch,
-            tile=checked.tile,
+            tile=checked.tile or SMALLEST_OWN_TILE,
             tile_batch=checked.tile_batch,
         )
     return Upscaler(

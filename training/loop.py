@@ -128,7 +128,7 @@ def train(
         for lr, hr, clean in batches:
             waited += time.monotonic() - asked
             rate = learning_rate(state.iteration, config.optimiser, config.iterations)
-            images = [x.to(accelerator.device) for x in (lr, hr, clean)]
+            images = [x.to(accelerator.device, non_blocking=True) for x in (lr, hr, clean)]
             losses.append(training_step(state, loss_module, images, rate, config, accelerator))
             state.iteration += 1
             progress.update()
@@ -169,9 +169,10 @@ def training_step(
 
     Of the steps t a share ``last_step_share`` is t = T, the one that one-step sampling uses.
     """
-    index, eps = draw_steps_and_noise(config, state.iteration, tuple(images[1].shape[-2:]))
+    size = tuple(images[1].shape[-2:])
+    index, eps = draw_steps_and_noise(config, state.iteration, size, accelerator.device)
     own = _own_slice(config.batch, accelerator)
-    index, eps = index[own].to(accelerator.device), eps[own].to(accelerator.device)
+    index, eps = index[own], eps[own]
     guided = config.guidance.kind != "none" and state.iteration >= config.guidance.start_iteration
     for group in state.optimiser.param_groups:
         group["lr"] = rate
@@ -186,16 +187,20 @@ def training_step(
 
 
 def draw_steps_and_noise(
-    config: TrainConfig, iteration: int, hr_size: tuple[int, int]
+    config: TrainConfig, iteration: int, hr_size: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """t - 1 ``(B,)`` and eps ``(B, C, h, w)`` of the whole batch: a function of the iteration."""
-    rng = torch.Generator().manual_seed((config.seed << 32) + iteration)
-    steps = exponential_schedule().steps
-    index = torch.randint(steps, (config.batch,), generator=rng)
-    last = torch.rand(config.batch, generator=rng) < config.last_step_share
+    """t - 1 ``(B,)`` and eps ``(B, C, h, w)`` of the whole batch: a function of the iteration.
+
+    Drawn where they are used (a CPU takes longer for the noise than a GPU for the whole step), so
+    that a GPU's draws are not a CPU's.
+    """
+    rng = torch.Generator(device).manual_seed((config.seed << 32) + iteration)
+    steps, where = exponential_schedule().steps, {"generator": rng, "device": device}
+    index = torch.randint(steps, (config.batch,), **where)
+    last = torch.rand(config.batch, **where) < config.last_step_share
     channels, shrink = (16, 4) if config.published is None else (3, 4)
     size = (config.batch, channels, *(side // shrink for side in hr_size))
-    return torch.where(last, steps - 1, index), torch.randn(size, generator=rng)
+    return torch.where(last, steps - 1, index), torch.randn(size, **where)
 
 
 def learning_rate(iteration: int, config: OptimiserConfig, iterations: int) -> float:

@@ -169,7 +169,7 @@ def thermal_frames(height: int, width: int, count: int) -> list[np.ndarray]:
 
 
 def _running(options: argparse.Namespace) -> Running:
-    return Running(options.backend, options.precision, options.engine)
+    return Running(options.backend, options.precision, options.engine, options.compile)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -214,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", choices=list(PRECISIONS), default="fp32", help="of our models (%(default)s)"
     )
+    parser.add_argument("--compile", action="store_true", help="our models in torch: compiled")
     parser.add_argument("--engine", default="", help="TensorRT engine file for our models")
     parser.add_argument("--quick", action="store_true", help="one short run at 160x120 and 9 Hz")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder (%(default)s)")

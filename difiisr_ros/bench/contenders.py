@@ -40,11 +40,13 @@ class Running:
             device: see :func:`own_backends`.
         precision: one of ``PRECISIONS``.
         engine: TensorRT engine file, "" for none.
+        compile: whether torch compiles the network.
     """
 
     backend: str = "auto"
     precision: str = "fp32"
     engine: str = ""
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def _own_networks(
     if not isinstance(network, CompactNetwork):
         raise ValueError(f"{model} is no compact network: time it with --only upscaler")
     source = NetworkSource(
-        network, parts.weights_sha256, device, running.precision, tile=max(size), model=model,
+        network, parts.weights_sha256, device, running.precision, running.compile,
+        tile=max(size), model=model,
         engine=Path(running.engine).expanduser() if running.engine else None,
     )  # fmt: skip
     rng = torch.Generator().manual_seed(0)

@@ -78,7 +78,15 @@ def test_it_ignores_the_noisy_image_and_the_step(rlfn):
     assert torch.equal(mean_of(network, lr, seed=5), usual)
 
 
-@pytest.mark.parametrize(("channels", "blocks"), [(12, 2), (8, 3), (8, 1)])
+def test_with_fewer_blocks_the_last_one_makes_up_for_the_others(rlfn):
+    lr = shown_whole(smooth_frames(4, seed=3))
+    theirs = theirs_of(rlfn, lr)
+    nothing = inner_error(unpack(upsample(lr)), theirs)
+    one, two = (inner_error(mean_of(begun(rlfn, CHANNELS, n), lr), theirs) for n in (1, 2))
+    assert two < one < 0.7 * nothing
+
+
+@pytest.mark.parametrize(("channels", "blocks"), [(12, 2), (8, 3)])
 def test_a_wider_or_deeper_network_is_refused_with_both_sizes(rlfn, channels, blocks):
     with pytest.raises(
         ValueError, match=f"RLFN has 10 channels and 2 blocks.*{channels} and {blocks}"

@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("fidelity", float, 1.0),
         ("seed", int, 0),
         ("consistency", float, 1.0),
-        ("tile", int, 256),
+        ("tile", int, 0),
         ("overlap", int, 32),
     ):
         parser.add_argument(
