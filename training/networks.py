@@ -95,27 +95,40 @@ def begin(config: TrainConfig, files: TrainingFiles, data: Path) -> CompactNetwo
 def start_from(network: nn.Module, initial: nn.Module) -> None:
     """Give ``network`` the weights of ``initial``, in place.
 
-    A compact network may have more blocks than ``initial``: the added ones begin as the identity
-    (the last 3x3 convolution of each is 0), so that it computes what ``initial`` does until it is
-    trained (Net2Net; Chen et al., ICLR 2016).
+    A compact network may be wider and have more blocks than ``initial``: until it is trained it
+    computes what ``initial`` does, which never reads the added channels and passes the added blocks
+    unchanged (Net2Net; Chen et al., ICLR 2016).
 
     Raises:
         ValueError: any other difference in names or shapes.
     """
-    weights = dict(initial.state_dict())
     if isinstance(network, CompactNetwork) and isinstance(initial, CompactNetwork):
-        for number in range(initial.config.blocks, network.config.blocks):
-            block = network.blocks[number]
-            for value in (block.conv3.weight, block.conv3.bias, block.mix.bias):
-                nn.init.zeros_(value)
-            nn.init.dirac_(block.mix.weight)
-            weights |= {f"blocks.{number}.{k}": v for k, v in block.state_dict().items()}
+        ours, theirs = network.config, initial.config
+        larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
+        if larger and ours.time_features == theirs.time_features:
+            return _grow_from(network, initial)
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(initial.state_dict())
     except RuntimeError as error:
         raise ValueError(
             f"the weights to start from are not those of the configured network: {error}"
         ) from error
+
+
+@torch.no_grad()
+def _grow_from(network: CompactNetwork, initial: CompactNetwork) -> None:
+    for block in network.blocks:
+        nn.init.dirac_(block.mix.weight)
+        nn.init.zeros_(block.mix.bias)
+    for block in network.blocks[initial.config.blocks :]:
+        nn.init.zeros_(block.conv3.weight)
+        nn.init.zeros_(block.conv3.bias)
+    weights = network.state_dict()
+    for name, theirs in initial.state_dict().items():
+        halves = 2 if ".film." in name else 1  # scale and shift
+        for place, value in zip(weights[name].chunk(halves), theirs.chunk(halves), strict=True):
+            place[: len(value)] = 0
+            place[tuple(slice(size) for size in value.shape)] = value
 
 
 def load_average(path: Path) -> tuple[dict, nn.Module, int]:

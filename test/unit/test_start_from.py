@@ -23,25 +23,29 @@ def estimates(made):
         return made.estimates(x_t, y, x_t[:, :1], torch.tensor([14]))
 
 
-def test_a_deeper_network_begins_as_the_shallow_one():
-    shallow, deep = network(2), network(5, seed=1)
-    start_from(deep, shallow)
-    for ours, theirs in zip(estimates(deep), estimates(shallow), strict=True):
+@pytest.mark.parametrize(("blocks", "channels"), [(2, 8), (5, 8), (2, 13), (4, 16)])
+def test_a_larger_network_begins_as_the_small_one(blocks, channels):
+    small, large = network(2), network(blocks, channels, seed=1)
+    for block in small.blocks:
+        torch.nn.init.normal_(block.film.weight, std=0.3)
+    start_from(large, small)
+    for ours, theirs in zip(estimates(large), estimates(small), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_added_blocks_learn():
-    deep = network(3, seed=1)
+def test_the_added_blocks_and_channels_learn():
+    deep = network(3, channels=12, seed=1)
     start_from(deep, network(2))
     mean, _ = deep.estimates(
         torch.ones(SIZE), torch.ones(SIZE), torch.ones(2, 1, 12, 10), torch.tensor([3])
     )
     mean.square().mean().backward()
     assert deep.blocks[2].conv3.weight.grad.abs().max() > 0
+    assert deep.blocks[0].conv2.weight.grad[:8, 8:].abs().max() > 0  # of the old by the new
 
 
 @pytest.mark.parametrize(("blocks", "channels"), [(2, 16), (3, 8)])
-def test_a_wider_or_shallower_network_is_refused(blocks, channels):
+def test_a_narrower_or_shallower_network_is_refused(blocks, channels):
     given = network(blocks, channels)
     with pytest.raises(ValueError, match="not those of the configured network"):
         start_from(network(2), given)

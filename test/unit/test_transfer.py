@@ -82,8 +82,7 @@ def test_with_fewer_blocks_the_last_one_makes_up_for_the_others(rlfn):
     lr = shown_whole(smooth_frames(4, seed=3))
     theirs = theirs_of(rlfn, lr)
     nothing = inner_error(unpack(upsample(lr)), theirs)
-    one, two = (inner_error(mean_of(begun(rlfn, CHANNELS, n), lr), theirs) for n in (1, 2))
-    assert two < one < 0.7 * nothing
+    assert inner_error(mean_of(begun(rlfn, CHANNELS, blocks=1), lr), theirs) < 0.1 * nothing
 
 
 @pytest.mark.parametrize(("channels", "blocks"), [(12, 2), (8, 3)])
