@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difiisr_models.resample import downsample, downsample_adjoint
+from difiisr_models.resample import convolve, downsample, downsample_adjoint
 
 _HALF_WIDTH = 6  # low-resolution pixels on either side of the inverse filter
 
@@ -54,7 +54,7 @@ def _inverse_filter(residual: Tensor) -> Tensor:
     """(D D^T)^{-1} as two one-dimensional convolutions, replicating the borders."""
     taps = _inverse_taps(residual.device, residual.dtype)
     padded = F.pad(residual, (_HALF_WIDTH,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+    return convolve(convolve(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
 
 
 @lru_cache(maxsize=4)

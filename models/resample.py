@@ -34,21 +34,32 @@ def unpack(packed: Tensor) -> Tensor:
 def upsample(lr: Tensor) -> Tensor:
     """Bicubic x4: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``."""
     gain = _up_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
-    return F.conv2d(lr, _up_kernel(lr.device, lr.dtype), padding=_REACH) * gain
+    return convolve(lr, _up_kernel(lr.device, lr.dtype), _REACH) * gain
 
 
 def downsample(packed: Tensor) -> Tensor:
     """Antialiased bicubic /4, the operator D: packed ``(B, 16, h, w)`` -> ``(B, 1, h, w)``."""
     gain = _down_border_gain(*packed.shape[-2:], packed.device, packed.dtype)
     over_rows, over_columns = _down_kernels(packed.device, packed.dtype)
-    columns = F.conv2d(packed, over_rows, padding=(_REACH, 0))
-    return F.conv2d(columns, over_columns, padding=(0, _REACH)) * gain
+    columns = convolve(packed, over_rows, (_REACH, 0))
+    return convolve(columns, over_columns, (0, _REACH)) * gain
 
 
 def downsample_adjoint(lr: Tensor) -> Tensor:
     """D transposed: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``; <D x, r> = <x, D^T r>."""
     gain = _down_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
-    return F.conv2d(lr * gain, _down_adjoint_kernel(lr.device, lr.dtype), padding=_REACH)
+    return convolve(lr * gain, _down_adjoint_kernel(lr.device, lr.dtype), _REACH)
+
+
+def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int] = 0) -> Tensor:
+    """``F.conv2d`` in all the bits of ``x``.
+
+    A GPU convolves float32 in TF32 unless it is told not to: 11 bits, fewer than counts have.
+    """
+    if not x.is_cuda:
+        return F.conv2d(x, kernel, padding=padding)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return F.conv2d(x, kernel, padding=padding)
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The consistency step keeps what was measured, and cannot hurt."""
 
 import pytest
+import pytest
 import torch
 
 from difiisr_models.consistency import enforce_consistency
@@ -44,3 +45,14 @@ def test_strength_removes_that_share_of_the_disagreement():
 def test_strength_outside_its_range_is_refused(strength):
     with pytest.raises(ValueError, match="consistency"):
         enforce_consistency(draw(1, 1, 16, 24, 24), draw(0, 1, 1, 24, 24), strength)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_is_as_exact_as_a_cpu():
+    """Not to the 11 bits that a GPU convolves float32 with by default."""
+    packed, lr = draw(1, 1, 16, 64, 80), draw(2, 1, 1, 64, 80)
+    on_gpu = enforce_consistency(packed.cuda(), lr.cuda()).cpu()
+    on_cpu = enforce_consistency(packed, lr)
+    torch.testing.assert_close(on_gpu, on_cpu, atol=2e-5, rtol=0)
+    before = (downsample(on_cpu) - lr).abs().max()
+    assert (downsample(on_gpu) - lr).abs().max() <= before + 2e-5
