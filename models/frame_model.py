@@ -13,7 +13,6 @@ from difiisr_models.diffusion import NoiseSource, latent_input_scale, sample
 from difiisr_models.resample import PHASES, upsample
 from difiisr_models.schedule import Schedule, respace
 
-
 _WHOLE_FRAME = 640  # of the usual cameras: a border between tiles is work done twice
 SMALLEST_OWN_TILE = 256
 """Of the models here."""

@@ -1,7 +1,6 @@
 """The consistency step keeps what was measured, and cannot hurt."""
 
 import pytest
-import pytest
 import torch
 
 from difiisr_models.consistency import enforce_consistency
