@@ -54,12 +54,21 @@ def downsample_adjoint(lr: Tensor) -> Tensor:
 def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int] = 0) -> Tensor:
     """``F.conv2d`` in all the bits of ``x``.
 
-    A GPU convolves float32 in TF32 unless it is told not to: 11 bits, fewer than counts have.
+    A GPU convolves float32 in TF32 unless it is told not to: 11 bits, fewer than counts have. Told
+    not to, it is slow at kernels of so few channels: there the taps are laid out and multiplied as
+    one matrix product, which keeps all bits by default.
     """
     if not x.is_cuda:
         return F.conv2d(x, kernel, padding=padding)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return F.conv2d(x, kernel, padding=padding)
+    return as_matrix_product(x, kernel, padding)
+
+
+def as_matrix_product(x: Tensor, kernel: Tensor, padding: int | tuple[int, int]) -> Tensor:
+    """``F.conv2d`` as a product of ``(out, taps)`` and ``(taps, positions)``."""
+    vertical, horizontal = (padding, padding) if isinstance(padding, int) else padding
+    height = x.shape[-2] + 2 * vertical - kernel.shape[-2] + 1
+    taps = F.unfold(x, kernel.shape[-2:], padding=(vertical, horizontal))
+    return (kernel.flatten(1) @ taps).unflatten(-1, (height, -1))
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from difiisr_models.resample import downsample, downsample_adjoint, pack, unpack, upsample
+from difiisr_models.resample import (
+    as_matrix_product,
+    downsample,
+    downsample_adjoint,
+    pack,
+    unpack,
+    upsample,
+)
 
 
 def image(height: int, width: int) -> np.ndarray:
@@ -46,3 +53,14 @@ def test_a_constant_stays_constant_up_to_the_border():
     flat = torch.full((1, 1, 16, 20), 0.7)
     torch.testing.assert_close(upsample(flat), torch.full((1, 16, 16, 20), 0.7))
     torch.testing.assert_close(downsample(upsample(flat)), flat)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [((16, 1, 5, 5), 2), ((4, 16, 5, 1), (2, 0)), ((1, 4, 1, 5), (0, 2))]
+)
+def test_what_a_gpu_multiplies_is_the_convolution(kernel, padding):
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(kernel, generator=rng)
+    x = torch.randn(2, kernel[1], 9, 14, generator=rng)
+    expected = torch.nn.functional.conv2d(x, weight, padding=padding)
+    torch.testing.assert_close(as_matrix_product(x, weight, padding), expected)
