@@ -32,23 +32,21 @@ def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
     It then ignores x_t and the step, and its perceptual sample is its mean.
 
     Args:
-        network: at most as wide as ``rlfn`` and with at most as many blocks; with fewer, its last
-            one is fitted to what RLFN's other blocks do after it.
+        network: at most as wide as ``rlfn`` and with as many blocks.
         rlfn: with the published weights.
         lr: ``(n, 1, h, w)`` frames that the layers are fitted on, each shown from its own black to
             its own white: outside its range RLFN may do anything.
 
     Raises:
-        ValueError: the network is wider, or has more blocks.
+        ValueError: the network is wider, or has another number of blocks.
     """
     theirs = [block for name, block in rlfn.named_children() if name.startswith("block_")]
     width, wanted = rlfn.conv_1.out_channels, network.config
-    if wanted.channels > width or wanted.blocks > len(theirs):
+    if wanted.channels > width or wanted.blocks != len(theirs):
         raise ValueError(
-            f"RLFN has {width} channels and {len(theirs)} blocks; a network that begins as it has "
-            f"no more of either, not {wanted.channels} and {wanted.blocks}"
+            f"RLFN has {width} channels and {len(theirs)} blocks; to begin as it a network needs "
+            f"as many blocks and no more channels, not {wanted.channels} and {wanted.blocks}"
         )
-    theirs, left_out = theirs[: wanted.blocks], theirs[wanted.blocks :]
     for layer in (network.gate, *(block.film for block in network.blocks)):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -76,8 +74,6 @@ def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
         own_h = F.leaky_relu(_fit(block.conv3, own_h, linear[:, kept]), _SLOPE)
         mixed = _convolve(their.c5, F.leaky_relu(linear, _SLOPE) + x)
         x = their.esa(mixed * _HALF_SPAN) / _HALF_SPAN
-        if not after:
-            x = nn.Sequential(*left_out)(x * _HALF_SPAN) / _HALF_SPAN
         kept = kept_of(x, *([after.c1_r, after.c5] if after else [rlfn.conv_2]))
         own = _fit(block.mix, own_h + own, x[:, kept])
     deep = _convolve(rlfn.conv_2, x)
