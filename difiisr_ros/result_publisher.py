@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_models.image_encoding import encode
 from difiisr_ros.camera_info import described_size, matches, scale_camera_info
 
-_LENGTH = struct.Struct("=I")  # of a sequence, in the byte order of this machine as all of CDR
 DEPTH = 5  # a reliable subscriber may be this many results late
 
 
@@ -23,17 +19,16 @@ def topic_qos(depth: int, reliability: str) -> QoSProfile:
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
 
 
-def serialised_image(source: Image, pixels: np.ndarray) -> bytes:
-    """The serialised `sensor_msgs/Image` of (H, W) or (H, W, 3) pixels.
+def image_message(source: Image, pixels: np.ndarray) -> Image:
+    """The `sensor_msgs/Image` of (H, W) or (H, W, 3) pixels.
 
-    Header and encoding are those of `source`; rows are unpadded and little endian. The fields are
-    serialised without data, which is put behind them: `data` is the last field, a length and its
-    bytes. So the pixels are copied once and pass through no message object.
+    Header and encoding are those of `source`; rows are unpadded and little endian. The message
+    shares the memory of `pixels`: it is for publishing.
 
     Raises ImageCodecError when dtype and shape are not those of the encoding.
     """
     rows = encode(pixels, source.encoding)
-    fields = Image(
+    message = Image(
         header=source.header,
         height=pixels.shape[0],
         width=pixels.shape[1],
@@ -41,8 +36,9 @@ def serialised_image(source: Image, pixels: np.ndarray) -> bytes:
         is_bigendian=0,
         step=rows.shape[1],
     )
-    head = serialize_message(fields)[: -_LENGTH.size]
-    return b"".join((head, _LENGTH.pack(rows.size), rows.data.cast("B")))
+    # The property would copy every byte; rclpy's serialisation reads any buffer of bytes.
+    message._data = rows.reshape(-1)
+    return message
 
 
 class ResultPublisher:
@@ -69,8 +65,8 @@ class ResultPublisher:
         """Whether anybody subscribes to the image."""
         return self._image.get_subscription_count() > 0
 
-    def publish(self, source: Image, image: bytes, info: CameraInfo | None) -> None:
-        """Publish a :func:`serialised_image` of `source` and, if `info` describes it, the info.
+    def publish(self, source: Image, image: Image, info: CameraInfo | None) -> None:
+        """Publish `image`, made of `source`, and, if `info` describes `source`, the scaled info.
 
         An `info` for images of another size is not used, and warned about once per pair of sizes.
         """

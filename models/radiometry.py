@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NETWORK_LIMIT = 3.0
-"""The network is shown [-3, 3]; what lies beyond (a dead pixel, the sun) goes around it."""
+NETWORK_LIMIT = 6.0
+"""The network is shown [-6, 6]; what lies beyond (a dead pixel, the sun) goes around it."""
 
 _RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
+_WIDENING = 0.5  # of the span between the quantiles, at most, at either end
 _SCENE_QUANTILES = (0.1, 0.5, 0.9)
 _SCENE_CHANGE = 0.25  # of the tracked span; a hot object on less than a tenth of the frame is none
 _SAMPLED_PIXELS = 80_000  # larger frames are thinned out before their quantiles are taken
@@ -62,7 +63,10 @@ class CountRange:
 
 
 def robust_range(counts: np.ndarray) -> CountRange:
-    """Range of one frame: quantiles, so that dead pixels and small hot objects do not set it.
+    """Range of one frame: quantiles, widened for what is small and hot, but not for dead pixels.
+
+    A lamp of a few pixels on a night street lies far outside the quantiles. Either end moves out to
+    the last pixel that the network would be shown, by half the span at most.
 
     Args:
         counts: ``(H, W)`` uint8, uint16 or float32; non-finite values are ignored.
@@ -81,10 +85,25 @@ def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
             return CountRange(-1.0, 1.0), np.zeros(len(_SCENE_QUANTILES))
         largest = float(np.abs(values).max())
         floor = max(_MIN_SPAN_RELATIVE * largest, float(np.finfo(np.float32).tiny))
-    quantiles = np.quantile(values, (*_RANGE_QUANTILES, *_SCENE_QUANTILES))
-    lo, hi = (float(q) for q in quantiles[:2])
+    # Of 16 bits, "stable" is a radix sort: seven times as fast.
+    ordered = np.sort(values, axis=None, kind="stable" if counts.dtype.kind == "u" else None)
+    lo, hi, *bulk = _quantiles_of_sorted(ordered, (*_RANGE_QUANTILES, *_SCENE_QUANTILES))
+    beyond, widening = (NETWORK_LIMIT - 1) / 2 * (hi - lo), _WIDENING * (hi - lo)
+    first = ordered[np.searchsorted(ordered, lo - beyond)]
+    last = ordered[np.searchsorted(ordered, hi + beyond, side="right") - 1]
+    lo, hi = max(float(first), lo - widening), min(float(last), hi + widening)
     widen = max(0.0, floor - (hi - lo)) / 2
-    return CountRange(lo - widen, hi + widen), quantiles[2:]
+    return CountRange(lo - widen, hi + widen), np.array(bulk)
+
+
+def _quantiles_of_sorted(ordered: np.ndarray, shares: tuple[float, ...]) -> list[float]:
+    """Quantiles of sorted values, interpolated linearly as ``np.quantile`` does."""
+    position = np.array(shares) * (ordered.size - 1)
+    below = position.astype(int)
+    low, high = (
+        ordered[np.minimum(i, ordered.size - 1)].astype(np.float64) for i in (below, below + 1)
+    )
+    return (low + (position - below) * (high - low)).tolist()
 
 
 class RangeTracker:
