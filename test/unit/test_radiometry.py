@@ -26,6 +26,16 @@ def test_dead_pixels_do_not_set_the_range():
     assert abs(dead.hi - clean.hi) < 2
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_lamp_of_a_few_pixels_widens_the_range_by_half_its_span_at_most(dtype):
+    clean = robust_range(scene(20000, 20070, dtype))
+    for brightness, widened in ((20090, 20), (20150, 35), (65535, 0)):  # the last: a dead pixel
+        frame = scene(20000, 20070, dtype)
+        frame[50:53, 70:73] = brightness
+        assert robust_range(frame).hi - clean.hi == pytest.approx(widened, abs=1.5)
+        assert robust_range(frame).lo == pytest.approx(clean.lo, abs=1)
+
+
 @pytest.mark.parametrize("value", [0, 777, 65535])
 def test_a_constant_frame_has_a_range(value):
     found = robust_range(np.full((32, 32), value, np.uint16))
