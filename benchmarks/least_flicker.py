@@ -1,8 +1,9 @@
 """How little a film can flicker whose frames, scaled down, are the camera's.
 
-Of all changes between two such results the smallest (in the sum of squares) is D^+ of the change
+Of all changes between two such results the smallest, in the sum of squares, is D^+ of the change
 between the two measured frames, whatever made the results. This measures its flicker as
-``difiisr evaluate`` does:
+``difiisr evaluate`` does, by the mean magnitude, for which it is not the least but is near it for
+noise that is spread out:
 
     python -m benchmarks.least_flicker DATA/optris_sequence
 """
@@ -24,7 +25,7 @@ from difiisr_training.evaluation.flicker import FlickerMeter
 def main(folder: Path) -> None:
     """Print the flicker of D^+ y and of bicubic x4 made consistent, means over the film."""
     methods = {
-        "least possible": lambda lr: torch.zeros_like(upsample(lr)),
+        "least squares": lambda lr: torch.zeros_like(upsample(lr)),
         "bicubic, consistent": upsample,
     }
     meters = {name: FlickerMeter() for name in methods}
