@@ -2,8 +2,7 @@
 
 Of all changes between two such results the smallest, in the sum of squares, is D^+ of the change
 between the two measured frames, whatever made the results. This measures its flicker as
-``difiisr evaluate`` does, by the mean magnitude, for which it is not the least but is near it for
-noise that is spread out:
+``difiisr evaluate`` does, by the mean magnitude; for that, changes gathered in few pixels are less:
 
     python -m benchmarks.least_flicker DATA/optris_sequence
 """
