@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat
@@ -14,7 +17,13 @@ from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_
 from rosbags.typesys.store import Typestore
 
 from difiisr_models.message_header import stamp_of as stamp_of
-from difiisr_ros.bag_remains import McapRemains, Message, SqliteRemains
+from difiisr_ros.bag_remains import (
+    McapRemains,
+    Message,
+    SqliteRemains,
+    has_write_ahead_log,
+    zstd,
+)
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
@@ -22,14 +31,16 @@ DIAGNOSTICS_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
 UNKNOWN_DIGEST = "RIHS01_" + 64 * "0"
 
 _STORAGES = {".mcap": StoragePlugin.MCAP, ".db3": StoragePlugin.SQLITE3}
+_REMAINS = {".mcap": McapRemains, ".db3": SqliteRemains}
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class BagReader:
     """A rosbag2 folder, or one of its storage files, opened for reading.
 
     Use as a context manager. ``fault`` says what is wrong with the recording ("" while nothing
-    is); it may be set by reading messages. Where the whole cannot be opened, each storage file is
-    read as far as it goes.
+    is); it may be set by reading messages. Where the whole cannot be opened or read, each storage
+    file is read as far as it goes. Nothing is written beside them.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -38,24 +49,26 @@ class BagReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fault = ""
+        self._faults: list[str] = []
         self._parts: list[Reader | McapRemains | SqliteRemains] = []
+        self._open_files = ExitStack()
         files = _storage_files(path)
         self.storage = next(_STORAGES[s] for s in files[0].suffixes if s in _STORAGES)
         try:
-            self._open(path)
+            self._open(path, files)
         except Exception as error:  # damaged files raise whatever their parser raises
-            if not (path.is_dir() and not (path / "metadata.yaml").exists()):
-                self._fault = str(error)
+            if (path / "metadata.yaml").exists():
+                self._faults.append(f"{path.name}: {error}")
             for file in files:
                 self._open_what_is_left(file)
         if not self._parts:
-            raise ReaderError(f"nothing in {path} is readable: {self._fault}")
+            self.close()
+            raise ReaderError(f"nothing in {path} is readable: {self.fault}")
 
     @property
     def fault(self) -> str:
         """What is wrong with the recording, or ""."""
-        faults = [self._fault, *(getattr(part, "fault", "") for part in self._parts)]
+        faults = [*self._faults, *(getattr(part, "fault", "") for part in self._parts)]
         return "; ".join(dict.fromkeys(fault for fault in faults if fault))
 
     @property
@@ -66,19 +79,22 @@ class BagReader:
     def messages(self, topics: Collection[str] | None = None) -> Iterator[Message]:
         """Yield (connection, time in ns, CDR bytes), in recorded order; of some topics only."""
         for part in self._parts:
-            wanted = [c for c in part.connections if topics is None or c.topic in topics]
-            if not wanted:
-                continue
+            seen: Counter[tuple[str, int]] = Counter()
             try:
-                yield from part.messages(wanted)
+                for message in _messages_of(part, topics):
+                    seen[message[0].topic, message[1]] += 1
+                    yield message
             except Exception as error:  # as above
-                self._fault = str(error)
+                self._faults.append(f"{part.path.name}: {error}")
+                for message in self._messages_left(Path(part.path), topics):
+                    if seen[message[0].topic, message[1]]:
+                        seen[message[0].topic, message[1]] -= 1
+                    else:
+                        yield message
 
     def close(self) -> None:
         """Close the files."""
-        for part in self._parts:
-            if isinstance(part, Reader):
-                part.close()
+        self._open_files.close()
         self._parts.clear()
 
     def __enter__(self) -> BagReader:
@@ -92,20 +108,68 @@ class BagReader:
     ) -> None:
         self.close()
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, files: Collection[Path]) -> None:
+        """Open what is whole: the folder or the file ``path``, which consists of ``files``."""
+        if any(has_write_ahead_log(file) for file in files):
+            raise ReaderError("its recorder was killed; what it left in a write-ahead log is read")
         reader = Reader(path)
         reader.open()
+        self._open_files.callback(reader.close)
         self._parts.append(reader)
 
     def _open_what_is_left(self, file: Path) -> None:
         try:
-            self._open(file)
+            file = self._decompressed(file)
+            self._open(file, [file])
         except Exception as error:  # as above
-            self._fault = str(error)
-            remains = {".mcap": McapRemains, ".db3": SqliteRemains}.get(file.suffix)
-            if remains is not None:
-                with suppress(ReaderError):
-                    self._parts.append(remains(file))
+            self._faults.append(f"{file.name}: {error}")
+            with suppress(ReaderError, KeyError):
+                self._parts.append(_REMAINS[file.suffix](file))
+
+    def _decompressed(self, file: Path) -> Path:
+        """The storage file itself, or a temporary one of what of it could be decompressed."""
+        if file.suffix != ".zstd":
+            return file
+        folder = self._open_files.enter_context(TemporaryDirectory())
+        plain = Path(folder) / file.stem
+        with zstd.open(file) as packed, plain.open("wb") as unpacked:
+            try:
+                shutil.copyfileobj(packed, unpacked)
+            except (zstd.ZstdError, EOFError) as error:
+                self._faults.append(f"{file.name}: {error}")
+        return plain
+
+    def _messages_left(self, path: Path, topics: Collection[str] | None) -> Iterator[Message]:
+        """All that reading the files of a folder one by one, or a file without its index, finds."""
+        if path.is_file():
+            remains = _REMAINS[path.suffix](path)
+            yield from _messages_of(remains, topics)
+            self._faults.append(remains.fault)
+            return
+        for file in _storage_files(path):
+            try:
+                with BagReader(file) as bag:
+                    yield from bag.messages(topics)
+                    self._faults.append(bag.fault)
+            except ReaderError as error:
+                self._faults.append(str(error))
+
+
+def _messages_of(
+    part: Reader | McapRemains | SqliteRemains, topics: Collection[str] | None
+) -> Iterator[Message]:
+    wanted = [c for c in part.connections if topics is None or c.topic in topics]
+    for connection, at, raw in part.messages(wanted) if wanted else ():
+        yield connection, at, _decompressed_message(raw)
+
+
+def _decompressed_message(raw: bytes) -> bytes:
+    """A message that a recorder compressed by itself, which a file alone does not tell."""
+    if raw[:4] != _ZSTD_MAGIC:
+        return raw
+    with suppress(zstd.ZstdError):
+        return zstd.decompress(raw)
+    return raw
 
 
 def image_topics(connections: Collection[Connection]) -> list[str]:

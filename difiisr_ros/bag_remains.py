@@ -28,9 +28,9 @@ from rosbags.rosbag2 import ReaderError
 from rosbags.rosbag2.metadata import parse_qos
 
 try:
-    from compression.zstd import ZstdDecompressor  # Python 3.14
+    from compression import zstd  # Python 3.14
 except ImportError:
-    from backports.zstd import ZstdDecompressor
+    from backports import zstd
 
 Message = tuple[Connection, int, bytes]
 
@@ -42,17 +42,24 @@ _FORMATS = {"ros2msg": MessageDefinitionFormat.MSG, "ros2idl": MessageDefinition
 class McapRemains:
     """Every message of an MCAP file up to the place where it stops making sense.
 
+    A damaged chunk is left where it stops making sense, and the next one read.
+
     Raises:
         ReaderError: the file is no MCAP file at all.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fault = ""
+        self._faults: list[str] = []
         self._schemas: dict[int, tuple[str, MessageDefinition]] = {}
         self._channels: dict[int, Connection] = {}
         counts = Counter(channel for channel, _, _ in self._scan())
         self.connections = [c._replace(msgcount=counts[c.id]) for c in self._channels.values()]
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the file, as far as it has been read."""
+        return "; ".join(self._faults)
 
     def messages(self, connections: Collection[Connection]) -> Iterator[Message]:
         """Yield (connection, log time in ns, CDR bytes) in file order, sorted within chunks."""
@@ -62,30 +69,35 @@ class McapRemains:
                 yield wanted[channel], time, data
 
     def _scan(self) -> Iterator[tuple[int, int, bytes]]:
-        self.fault = "the file ends without its closing index"
+        self._faults = ["the file ends without its closing index"]
         with self.path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise ReaderError(f"{self.path} is no MCAP file")
             size = os.fstat(file.fileno()).st_size
             for opcode, body, whole in _records(file, size):
                 if not whole:
-                    self.fault = f"the file is cut off inside a record at byte {size}"
+                    self._faults.append(f"it is cut off inside a record at byte {size}")
                 if opcode == _FOOTER:
                     return
+                if opcode == _CHUNK:  # a damaged one is whole outside: the next can be read
+                    yield from sorted(self._read_chunk(body, file.tell()), key=lambda m: m[1])
+                    continue
                 try:
-                    if opcode == _CHUNK:
-                        inner = _decompress(body)
-                        found = [
-                            m
-                            for r in _records(io.BytesIO(inner), len(inner))
-                            for m in self._read(*r)
-                        ]
-                        yield from sorted(found, key=lambda m: m[1])
-                    else:
-                        yield from self._read(opcode, body, whole)
+                    yield from self._read(opcode, body, whole)
                 except Exception as error:  # damaged bytes raise whatever their parser raises
-                    self.fault = f"damaged record before byte {file.tell()}: {error}"
+                    self._faults.append(f"damaged record before byte {file.tell()}: {error}")
                     return
+
+    def _read_chunk(self, body: bytes, end: int) -> list[tuple[int, int, bytes]]:
+        """Its messages, up to where it stops making sense; ``end``: of the chunk in the file."""
+        found = []
+        try:
+            inner = _decompress(body)
+            for record in _records(io.BytesIO(inner), len(inner)):
+                found += self._read(*record)
+        except Exception as error:  # as above
+            self._faults.append(f"damaged chunk before byte {end}: {error}")
+        return found
 
     def _read(self, opcode: int, body: bytes, whole: bool) -> Iterator[tuple[int, int, bytes]]:
         if not whole:
@@ -136,7 +148,7 @@ def _decompress(chunk: bytes) -> bytes:
     compression, at = _string(chunk, 28)
     data = chunk[at + 8 :]
     if compression == "zstd":
-        return ZstdDecompressor().decompress(data)
+        return zstd.ZstdDecompressor().decompress(data)
     if compression == "lz4":
         return LZ4FrameDecompressor().decompress(data)
     if compression:
@@ -146,6 +158,9 @@ def _decompress(chunk: bytes) -> bytes:
 
 class SqliteRemains:
     """Every message of a SQLite storage file up to the first page that cannot be read.
+
+    The newest ones of a recorder that was killed may lie in a write-ahead log beside the file
+    (``<file>-wal``): they are read as well, and neither file is changed.
 
     Raises:
         ReaderError: not even the list of topics can be read.
@@ -204,14 +219,20 @@ class SqliteRemains:
             return {}  # recorded before rosbag2 stored definitions
 
 
+_NO_LOCKS = "unix-none"  # SQLite's own: a lock would need a file that may be written
+
+
 class _WholePagesFile(apsw.VFSFile):
     """A database file that ends at its last whole page: of a torn one SQLite makes up the rest."""
 
     def __init__(self, name: str | apsw.URIFilename, flags: list[int]) -> None:
-        super().__init__("", name, flags)
+        super().__init__(_NO_LOCKS, name, flags)
+        self._is_database = bool(flags[0] & apsw.SQLITE_OPEN_MAIN_DB)
 
     def xFileSize(self) -> int:
         size = super().xFileSize()
+        if not self._is_database:
+            return size
         stored = int.from_bytes(self.xRead(2, 16), "big") if size >= 100 else 512
         page = 65536 if stored == 1 else max(stored, 512)  # SQLite file format, 1.3.2
         return size - size % page
@@ -223,7 +244,7 @@ class _WholePages(apsw.VFS):
     NAME = "difiisr_whole_pages"
 
     def __init__(self) -> None:
-        super().__init__(self.NAME, "")
+        super().__init__(self.NAME, _NO_LOCKS)
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
         return _WholePagesFile(name, flags)
@@ -232,14 +253,23 @@ class _WholePages(apsw.VFS):
 _vfs = _WholePages()  # registered with SQLite as long as this object lives
 
 
+def has_write_ahead_log(path: Path) -> bool:
+    """Whether messages of a SQLite storage file may lie in a log beside it."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
 @contextmanager
 def _read_only(path: Path) -> Iterator[apsw.Connection]:
+    how = "mode=ro" if has_write_ahead_log(path) else "immutable=1"
     database = apsw.Connection(
-        f"{path.absolute().as_uri()}?immutable=1",
+        f"{path.absolute().as_uri()}?{how}",
         flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
         vfs=_WholePages.NAME,
     )
     try:
+        database.pragma("locking_mode", "exclusive")  # else a log needs an index file beside it
+        database.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # nor is it written back
         # Without this SQLite refuses a file that is shorter than its header says.
         database.pragma("writable_schema", True)
         yield database

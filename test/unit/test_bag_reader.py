@@ -1,3 +1,7 @@
+import shutil
+import sqlite3
+from contextlib import closing
+
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
@@ -16,6 +20,7 @@ from difiisr_ros.bag_reader import (
 from difiisr_ros.bag_remains import McapRemains, SqliteRemains
 from difiisr_ros.bag_writer import STORE
 
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 STORAGES = [StoragePlugin.MCAP, StoragePlugin.SQLITE3]
 
 
@@ -97,9 +102,119 @@ def test_damaged_byte_in_a_sqlite_recording_stops_there(tmp_path):
         assert bag.fault
 
 
+def kill_the_recorder(bag, left_in_the_log):
+    """Make of a whole SQLite recording what a killed recorder in WAL mode leaves."""
+    file, killed = bag / "bag.db3", bag.parent / "killed.db3"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA wal_autocheckpoint=0")
+        newest = list(
+            database.execute("SELECT * FROM messages ORDER BY id DESC LIMIT ?", (left_in_the_log,))
+        )
+        database.executemany("DELETE FROM messages WHERE id = ?", [row[:1] for row in newest])
+        database.commit()
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        places = ", ".join("?" * len(newest[0]))
+        database.executemany(f"INSERT INTO messages VALUES ({places})", newest[::-1])
+        database.commit()
+        shutil.copy(file, killed)
+        shutil.copy(f"{file}-wal", f"{killed}-wal")
+    (bag / "metadata.yaml").unlink()
+    killed.rename(file)
+    (bag.parent / "killed.db3-wal").rename(bag / "bag.db3-wal")
+
+
+@pytest.mark.parametrize("left_in_the_log", [6, 15])
+def test_write_ahead_log_of_a_killed_recorder_is_read(tmp_path, left_in_the_log):
+    record(tmp_path / "bag", StoragePlugin.SQLITE3)
+    expected = messages(tmp_path / "bag")
+    kill_the_recorder(tmp_path / "bag", left_in_the_log)
+    left = {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()}
+    for path in (tmp_path / "bag", tmp_path / "bag" / "bag.db3"):
+        assert messages(path) == expected
+        with BagReader(path) as bag:
+            assert "killed" in bag.fault
+    assert {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()} == left
+
+
+def split_recording(tmp_path, storage, frames=100):
+    """One recording in three files, as `ros2 bag record --max-bag-size` makes them."""
+    bag, suffix = tmp_path / "bag", {StoragePlugin.MCAP: "mcap", StoragePlugin.SQLITE3: "db3"}
+    suffix = suffix[storage]
+    record(bag, storage, frames=1)
+    (bag / f"bag.{suffix}").unlink()
+    for number in range(3):
+        part = record(tmp_path / f"part_{number}", storage, frames=frames)
+        (part / f"part_{number}.{suffix}").rename(bag / f"bag_{number}.{suffix}")
+    names = "".join(f"  - bag_{number}.{suffix}\n" for number in range(3))
+    metadata = (bag / "metadata.yaml").read_text()
+    assert f"  - bag.{suffix}\n" in metadata
+    (bag / "metadata.yaml").write_text(metadata.replace(f"  - bag.{suffix}\n", names, 1))
+    return bag
+
+
+def test_split_recording_with_a_damaged_file_gives_all_the_rest(tmp_path, storage):
+    bag = split_recording(tmp_path, storage)
+    assert len(messages(bag, IMAGE)) == 300
+    file = next(bag.glob("bag_0.*"))
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8192] = b"\xff" * 8192
+    file.write_bytes(content)
+    left = messages(bag, IMAGE)
+    assert 210 < len(left) < 300  # something of the damaged file too
+    assert left[-200:] == messages(bag / f"bag_1{file.suffix}", IMAGE) * 2
+    assert left[:-200] == messages(file, IMAGE)
+    with BagReader(bag) as reader:
+        list(reader.messages())
+        assert file.name in reader.fault
+
+
+def test_damaged_chunk_costs_its_own_messages_only(tmp_path):
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP)
+    writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+    payloads = [np.random.default_rng(at).bytes(200_000) for at in range(40)]
+    with writer:
+        topic = writer.add_connection("/bytes", "std_msgs/msg/String", typestore=STORE)
+        for at, payload in enumerate(payloads):
+            writer.write(topic, at, payload)
+    file = tmp_path / "bag" / "bag.mcap"
+    content = bytearray(file.read_bytes())
+    at = bytes(content).rindex(ZSTD_MAGIC, 0, bytes(content).index(payloads[20][:64]))
+    content[at : at + 4] = bytes(4)
+    content = content[: int(0.9 * len(content))]  # no index
+    file.write_bytes(content)
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    left = {raw for _, _, raw in messages(tmp_path / "bag")}
+    assert {0, 30} <= {at for at, payload in enumerate(payloads) if payload in left}
+    assert payloads[20] not in left
+    with BagReader(tmp_path / "bag") as bag:
+        assert "chunk" in bag.fault
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE])
+def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=storage)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    with writer:
+        topic = writer.add_connection("/words", "std_msgs/msg/String", typestore=STORE)
+        for at in range(9):
+            writer.write(topic, at, bytes([0, 1, 0, 0]) + bytes([at]) * 100)
+    expected = messages(tmp_path / "bag")
+    assert len(expected) == 9
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    (file,) = (tmp_path / "bag").iterdir()
+    for path in (tmp_path / "bag", file):
+        assert messages(path) == expected
+        with BagReader(path) as bag:
+            assert bag.fault == ""
+            assert bag.storage is storage
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
+        ("bag.mcap.zstd", b"nothing", ReaderError),
         ("bag.mcap", b"", ReaderError),
         ("bag.mcap", b"no mcap at all", ReaderError),
         ("bag.db3", b"no sqlite at all" * 100, ReaderError),
