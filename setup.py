@@ -22,7 +22,6 @@ EXTRAS = {
             "ros-rcl-interfaces",
             "ros-sensor-msgs",
             "ros-std-msgs",
-            "ros-std-srvs",
         )
     ],
     "train": ["accelerate", "matplotlib", "pillow", "pyyaml", "segment-anything", "torchvision"],
@@ -39,7 +38,8 @@ EXTRAS = {
     ],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
-    "dev": [
+    # colcon test takes pytest where an extra of this name asks for it.
+    "test": [
         "hypothesis",
         "matplotlib",
         "pillow",

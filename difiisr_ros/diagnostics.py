@@ -46,8 +46,11 @@ def assess(summary: Summary, topic: str) -> tuple[bytes, str]:
             f"{dropped[STALE]} of {summary.recent_received} frames skipped in {WINDOW:.0f} s: "
             "the model is slower than the camera; use fewer steps, a faster device or model"
         )
-    if not summary.published:
+    if summary.waiting:
         return DiagnosticStatus.OK, "waiting for a subscriber of the result"
+    if not summary.published:
+        what = "computing the first frame" if summary.received else "waiting for an image"
+        return DiagnosticStatus.OK, what
     return DiagnosticStatus.OK, f"{summary.rate_out:.1f} Hz"
 
 

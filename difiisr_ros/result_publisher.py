@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
@@ -45,19 +45,27 @@ class ResultPublisher:
     """The lifecycle publishers `sr/image_raw` and `sr/camera_info` of a node."""
 
     def __init__(self, node: LifecycleNode, reliability: str, scale: int) -> None:
-        """Create the publishers; their QoS can be overridden by the node's parameters."""
+        """Create the publishers; their QoS can be overridden by the node's parameters.
+
+        Raises what rclpy raises of a bad override; then there is none of the two.
+        """
         self._node = node
         self._scale = scale
         self._mismatch: tuple = ()
-        self._image, self._info = (
-            node.create_lifecycle_publisher(
-                message_type,
-                topic,
-                topic_qos(DEPTH, reliability),
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
-            for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info"))
-        )
+        self._publishers: list[LifecyclePublisher] = []
+        try:
+            for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
+                publisher = node.create_lifecycle_publisher(
+                    message_type,
+                    topic,
+                    topic_qos(DEPTH, reliability),
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                )
+                self._publishers.append(publisher)
+        except Exception:
+            self.destroy()
+            raise
+        self._image, self._info = self._publishers
         self.topics = self._image.topic_name, self._info.topic_name
 
     @property
@@ -80,8 +88,8 @@ class ResultPublisher:
             self._info.publish(scaled)
 
     def destroy(self) -> None:
-        """Remove both publishers from the node."""
-        for publisher in (self._image, self._info):
+        """Remove the publishers from the node."""
+        for publisher in self._publishers:
             self._node.destroy_lifecycle_publisher(publisher)
 
     def _warn_of_mismatch(self, described: tuple[int, int], actual: tuple[int, int]) -> None:

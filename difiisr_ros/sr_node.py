@@ -27,6 +27,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import uninstall_signal_handlers
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_models import load_upscaler
@@ -102,7 +103,7 @@ class SrNode(LifecycleNode):
         self._upscaler = None
         self._worker: FrameWorker[Frame, Result] | None = None
         self._info: CameraInfo | None = None
-        self._inputs = ()
+        self._inputs: list[Subscription] = []
         self._results: ResultPublisher | None = None
         self._fault = ""
         self.failed = False  # what build_only was started for
@@ -149,19 +150,18 @@ class SrNode(LifecycleNode):
         self._stream = ImageStream()
         self._info = None
         self._worker = FrameWorker(self._compute, self._deliver, self._on_frame_failed)
-        self._inputs = tuple(
-            self.create_subscription(
+        for message_type, topic, callback in (
+            (Image, "image_raw", self._on_image),
+            (CameraInfo, "camera_info", self._on_camera_info),
+        ):
+            subscription = self.create_subscription(
                 message_type,
                 topic,
                 callback,
                 topic_qos(self._settings.input_depth, self._settings.input_reliability),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
-            for message_type, topic, callback in (
-                (Image, "image_raw", self._on_image),
-                (CameraInfo, "camera_info", self._on_camera_info),
-            )
-        )
+            self._inputs.append(subscription)
         inputs = [subscription.topic_name for subscription in self._inputs]
         self.get_logger().info(f"active: {', '.join(inputs)} -> {', '.join(self._results.topics)}")
         return super().on_activate(state)
@@ -195,6 +195,7 @@ class SrNode(LifecycleNode):
             return
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
+        self._inputs.clear()
         worker, self._worker = self._worker, None
         worker.stop(STOP_TIMEOUT)
 

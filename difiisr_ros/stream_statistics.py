@@ -20,6 +20,7 @@ class Summary:
     received: int = 0
     published: int = 0
     idle: int = 0  # not processed because nobody listened
+    waiting: bool = False  # the newest image was one of them
     lost: int = 0  # never arrived, seen as gaps in the stamps
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     recent_received: int = 0
@@ -66,6 +67,7 @@ class StreamStatistics:
         self._stamps: deque[int] = deque(maxlen=16)
         self._totals: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
+        self._waiting = False
         self._last_error = ""
         self._received: deque[float] = deque()  # times
         self._published: deque[tuple[float, float, float]] = deque()  # time, latency, upscaling
@@ -77,6 +79,7 @@ class StreamStatistics:
         with self._lock:
             now = self._last_image = self._clock()
             self._totals["received"] += 1
+            self._waiting = False
             self._received.append(now)
             self._stamps.append(stamp)
             lost = missing_frames(tuple(self._stamps))
@@ -97,6 +100,7 @@ class StreamStatistics:
         """Count an image that nobody wanted upscaled."""
         with self._lock:
             self._totals["idle"] += 1
+            self._waiting = True
 
     def dropped(self, reason: str, error: str = "") -> None:
         """Count an image that gets no answer, and keep the text of the error, if it was one."""
@@ -117,6 +121,7 @@ class StreamStatistics:
             moments, latencies, upscaling = ([row[i] for row in self._published] for i in range(3))
             return Summary(
                 **{name: self._totals[name] for name in ("received", "published", "idle", "lost")},
+                waiting=self._waiting,
                 dropped=dict(self._dropped),
                 recent_received=len(self._received),
                 recent_lost=sum(frames for _, frames in self._recent_lost),

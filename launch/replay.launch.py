@@ -9,6 +9,7 @@ so that the time from a camera message to its result is what the node took.
 
 from collections.abc import Callable
 from pathlib import Path
+from runpy import run_path
 
 from launch.actions import (
     DeclareLaunchArgument,
@@ -26,6 +27,7 @@ from launch.substitutions import LaunchConfiguration
 from launch import LaunchDescription
 
 SR_LAUNCH = Path(__file__).resolve().with_name("sr.launch.py")
+dds_profile = run_path(str(SR_LAUNCH))["dds_profile"]  # no launch file can be imported
 
 # True for diagnostics of a node that is active, or that cannot be (the text says why).
 NODE_HAS_STARTED = (
@@ -99,6 +101,7 @@ def replay(context) -> list:  # noqa: ANN001
             *("--topics", value["image"], value["camera_info"]),
         ],
         name="play",
+        additional_env=dds_profile(),  # it is the camera
         output="screen",
     )
     finish = TimerAction(

@@ -6,7 +6,7 @@ ros2 launch difiisr_ros sr.launch.py image:=/camera/thermal/image_raw
 import os
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
@@ -16,19 +16,19 @@ from launch import LaunchDescription
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 # From Kilted on, and before. Kilted reads both, warns of the old one, and takes nothing twice.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-BEFORE_KILTED = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+BEFORE_KILTED = ("humble", "iron", "jazzy")
 
 # name: (default, description); an empty default leaves the value to params_file
 ARGUMENTS = {
-    "image": ("/thermal/image_raw", "image topic of the camera"),
-    "camera_info": ("/thermal/camera_info", "camera_info topic of the camera"),
-    "output": ("/thermal/sr", "topic of the result; its camera_info is on <output>/camera_info"),
+    "image": ("thermal/image_raw", "image topic of the camera"),
+    "camera_info": ("thermal/camera_info", "camera_info topic of the camera"),
+    "output": ("thermal/sr", "topic of the result; its camera_info is on <output>/camera_info"),
     "output_image_raw": (
         "false",
         "true publishes the result on <output>/image_raw: consumers that replace the last name of "
         "the image topic to find its camera_info (image_transport) then find the right one",
     ),
-    "namespace": ("", "namespace of the node"),
+    "namespace": ("", "namespace of the node, and of topics that begin without a slash"),
     "params_file": (str(CONFIG / "sr.yaml"), "parameters of the node"),
     "model": ("", "model name or path, over params_file"),
     "device": ("", "auto, cpu, cuda or cuda:N, over params_file"),
@@ -36,9 +36,25 @@ ARGUMENTS = {
     "precision": ("", "fp32, bf16 or fp16, over params_file"),
     "engine": ("", "TensorRT engine file, over params_file"),
     "autostart": ("true", "configure and activate by itself; false waits for transitions"),
-    "use_sim_time": ("false", "take the time from /clock"),
+    "use_sim_time": ("", "true takes the time from /clock, over params_file"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
 }
+
+
+def dds_profile() -> dict[str, str]:
+    """Return what a publisher of large images needs in its environment, {} if the user set one."""
+    if any(name in os.environ for name in PROFILE_VARIABLES):
+        return {}
+    variable = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in BEFORE_KILTED]
+    return {variable: str(CONFIG / "fastdds.xml")}
+
+
+def is_true(name: str, value: str) -> bool:
+    """Read a launch argument as ROS 2 launch files write them: true, True, 1, false, ..."""
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if value.lower() not in known:
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return known[value.lower()]
 
 
 def sr_node(context) -> list:  # noqa: ANN001
@@ -46,9 +62,10 @@ def sr_node(context) -> list:  # noqa: ANN001
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     named = ("model", "device", "backend", "precision", "engine")
     overrides = {name: value[name] for name in named if value[name]}
-    overrides |= {name: value[name] == "true" for name in ("autostart", "use_sim_time")}
+    switches = ("autostart", "use_sim_time")
+    overrides |= {name: is_true(name, value[name]) for name in switches if value[name]}
     output = value["output"].rstrip("/")
-    image_name = f"{output}/image_raw" if value["output_image_raw"] == "true" else output
+    below = is_true("output_image_raw", value["output_image_raw"])
     node = LifecycleNode(
         package="difiisr_ros",
         executable="sr_node",
@@ -58,16 +75,14 @@ def sr_node(context) -> list:  # noqa: ANN001
         remappings=[
             ("image_raw", value["image"]),
             ("camera_info", value["camera_info"]),
-            ("sr/image_raw", image_name),
+            ("sr/image_raw", f"{output}/image_raw" if below else output),
             ("sr/camera_info", f"{output}/camera_info"),
         ],
         arguments=["--ros-args", "--log-level", value["log_level"]],
+        additional_env=dds_profile(),
         output="screen",
     )
-    if any(name in os.environ for name in PROFILE_VARIABLES):
-        return [node]
-    variable = PROFILE_VARIABLES[1 if BEFORE_KILTED else 0]
-    return [SetEnvironmentVariable(variable, str(CONFIG / "fastdds.xml")), node]
+    return [node]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -1,6 +1,8 @@
 """What sr_node is started with, and its end by SIGTERM; SIGINT is tested in test_sr_node.py."""
 
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from rosgraph_msgs.msg import Clock
 from difiisr_models import load_upscaler
 from difiisr_ros import sr_node
 from difiisr_ros.sr_node import SrNode, main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -35,8 +39,15 @@ def make_node():
     rclpy.try_shutdown(context=context)
 
 
-def test_a_terminated_node_ends_with_0(tmp_path):
-    node = NodeProcess(tmp_path / "log", "-p", "model:=bicubic", "-p", "autostart:=true")
+def test_the_command_of_the_readme_starts_the_node_and_sigterm_ends_it_with_0(tmp_path):
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("an installed package has no README beside it")
+    (arguments,) = re.findall(
+        r"`python -m difiisr_ros\.sr_node --ros-args (.*)`", readme.read_text()
+    )
+    arguments = arguments.replace("config/", f"{ROOT}/config/").split()
+    node = NodeProcess(tmp_path / "log", *arguments, "-p", "model:=bicubic")
     node.wait_for_log("active:")
     assert node.stop(signal.SIGTERM) == 0
     assert "Traceback" not in node.log
@@ -64,6 +75,24 @@ def test_a_qos_override_changes_its_topic_alone(make_node):
         wait_until(lambda topic=topic: node.get_publishers_info_by_topic(f"/sr/{topic}"))
         (publisher,) = node.get_publishers_info_by_topic(f"/sr/{topic}")
         assert publisher.qos_profile.reliability.name == reliability
+
+
+@pytest.mark.parametrize(
+    ("overridden", "left"),
+    [("/sr/camera_info.publisher", "/sr/image_raw"), ("/camera_info.subscription", "/image_raw")],
+)
+def test_a_transition_that_fails_leaves_no_topic_behind(make_node, overridden, left):
+    wrong = {f"qos_overrides.{overridden}.reliability": "sensor"}
+    node = make_node(model="bicubic", **wrong)
+    for _ in range(2):
+        node.trigger_configure()
+        node.trigger_activate()
+    wait_until(
+        lambda: (
+            not node.get_publishers_info_by_topic(left)
+            and not node.get_subscriptions_info_by_topic(left)
+        )
+    )
 
 
 def test_build_only_ends_the_node_once_the_engine_is_there(make_node, monkeypatch):

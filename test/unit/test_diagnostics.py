@@ -23,7 +23,11 @@ from difiisr_ros.stream_statistics import Summary
     ("summary", "level", "text"),
     [
         (Summary(published=9, rate_out=9.0), Status.OK, "9.0 Hz"),
-        (Summary(idle=4), Status.OK, "waiting for a subscriber"),
+        (Summary(received=4, idle=4, waiting=True), Status.OK, "waiting for a subscriber"),
+        # the subscriber went, or has just come
+        (Summary(published=9, idle=4, waiting=True), Status.OK, "waiting for a subscriber"),
+        (Summary(received=5, idle=4), Status.OK, "computing the first frame"),
+        (Summary(), Status.OK, "waiting for an image"),
         (Summary(silence=5.0), Status.STALE, "no image on /thermal/image_raw for 5 s"),
         (Summary(recent_lost=3), Status.WARN, "3 frames lost before this node"),
         (

@@ -21,7 +21,6 @@ STAND_INS = {
         "IncludeLaunchDescription",
         "OpaqueFunction",
         "RegisterEventHandler",
-        "SetEnvironmentVariable",
         "Shutdown",
         "TimerAction",
     ],
@@ -108,15 +107,17 @@ def test_stock_result_is_on_thermal_sr(load):
         "difiisr_ros", "sr_node", "sr_node"
     )  # fmt: skip
     assert dict(node["remappings"]) == {
-        "image_raw": "/thermal/image_raw",
-        "camera_info": "/thermal/camera_info",
-        "sr/image_raw": "/thermal/sr",
-        "sr/camera_info": "/thermal/sr/camera_info",
+        # Without a namespace /thermal/sr; with one everything moves there.
+        "image_raw": "thermal/image_raw",
+        "camera_info": "thermal/camera_info",
+        "sr/image_raw": "thermal/sr",
+        "sr/camera_info": "thermal/sr/camera_info",
     }
 
 
-def test_result_can_be_where_image_transport_looks_for_its_info(load):
-    node = started_node(load, output_image_raw="true", output="/front/sr/")
+@pytest.mark.parametrize("true", ["true", "True", "1"])
+def test_result_can_be_where_image_transport_looks_for_its_info(load, true):
+    node = started_node(load, output_image_raw=true, output="/front/sr/")
     remaps = dict(node["remappings"])
     assert remaps["sr/image_raw"] == "/front/sr/image_raw"
     assert remaps["sr/camera_info"] == "/front/sr/camera_info"
@@ -126,10 +127,17 @@ def test_node_parameters_come_from_file_then_arguments(load):
     file, overrides = started_node(load)["parameters"]
     assert (Path(file).name, Path(file).is_file()) == ("sr.yaml", True)
     # Nothing of the file is overridden unasked but what launch stands for.
-    assert overrides == {"autostart": True, "use_sim_time": False}
+    assert overrides == {"autostart": True}
     chosen = {"model": "bicubic", "device": "cpu", "backend": "torch"}
-    _, overrides = started_node(load, **chosen, autostart="false")["parameters"]
-    assert overrides == {**chosen, "autostart": False, "use_sim_time": False}
+    for true, false in (("true", "false"), ("True", "False"), ("1", "0")):
+        node = started_node(load, **chosen, autostart=false, use_sim_time=true)
+        assert node["parameters"][1] == {**chosen, "autostart": False, "use_sim_time": True}
+
+
+@pytest.mark.parametrize("name", ["autostart", "use_sim_time", "output_image_raw"])
+def test_what_is_neither_true_nor_false_is_refused(load, name):
+    with pytest.raises(ValueError, match=f"{name} must be true or false, got 'yes'"):
+        started_node(load, **{name: "yes"})
 
 
 def test_node_log_level_and_namespace(load):
@@ -144,18 +152,16 @@ def test_node_log_level_and_namespace(load):
 )
 def test_dds_profile_is_set(load, monkeypatch, distribution, variable):
     monkeypatch.setenv("ROS_DISTRO", distribution)
-    # The variable must be set before the node starts.
-    setting, node = node_actions(load)
-    assert type(setting).__name__ == "SetEnvironmentVariable"
-    assert type(node).__name__ == "LifecycleNode"
-    name, profile = setting.positional
+    # For the node alone: what else is launched keeps its own.
+    (node,) = node_actions(load)
+    ((name, profile),) = node.named["additional_env"].items()
     assert (name, Path(profile).is_file()) == (variable, True)
 
 
 @pytest.mark.parametrize("variable", DDS_VARIABLES)
 def test_the_users_own_dds_profile_stays(load, monkeypatch, variable):
     monkeypatch.setenv(variable, "/my/profile.xml")
-    assert not of_kind(node_actions(load), "SetEnvironmentVariable")
+    assert started_node(load)["additional_env"] == {}
 
 
 TOPICS = {"image": "/t/image_raw", "camera_info": "/t/camera_info", "result": "/t/sr"}
@@ -248,6 +254,12 @@ def test_replay_knows_a_started_node_by_its_diagnostics(load, name, message, sta
     # As `ros2 topic echo --filter` evaluates it.
     evaluated = (lambda m: eval(expression))(SimpleNamespace(status=[status]))
     assert evaluated is started
+
+
+def test_replay_publishes_large_images_with_the_profile(replay):
+    play, _ = process(replay, "ros2", "bag", "play")
+    ((name, profile),) = play.named["additional_env"].items()
+    assert (name, Path(profile).is_file()) == (DDS_VARIABLES[0], True)
 
 
 def test_replay_gives_the_bags_clock_and_time_for_discovery(replay):
