@@ -127,7 +127,7 @@ class Parameters:
         UpscalerSettings.tile,
         LIVE,
         "side of the tiles that large frames are cut into, input pixels, 16 or more; 0: the "
-        "model's own, 640 (published network: 256)",
+        "model's own, 640 (published network, torch_tensorrt: 256); an engine has its own",
         minimum=0,
         maximum=4096,
     )
@@ -141,7 +141,7 @@ class Parameters:
     tile_batch: int = _parameter(
         UpscalerSettings.tile_batch,
         LIVE,
-        "tiles per network call; fewer need less memory",
+        "tiles per network call; fewer need less memory; an engine has its own",
         minimum=1,
         maximum=1024,
     )

@@ -191,6 +191,11 @@ def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, dict[str, Any
     manifest = read_manifest(folder)
     if manifest.get("kind") != "published":
         raise WeightsError(f"{folder} holds a {manifest.get('kind')!r} model, not 'published'")
+    if manifest.get("schedule") != SCHEDULE:
+        raise WeightsError(
+            f"{folder} was trained with the schedule {manifest.get('schedule')}; this version "
+            f"samples with {SCHEDULE}"
+        )
     unet = _load_part(folder, manifest, "unet", SwinUNet, SwinUNetConfig)
     autoencoder = _load_part(folder, manifest, "autoencoder", VQAutoencoder, VQConfig)
     return unet, autoencoder, manifest

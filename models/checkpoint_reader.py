@@ -79,7 +79,7 @@ def _inspect_archive(path: Path) -> None:
                     f"{[entry.file_size for entry in indices]}"
                 )
             index = archive.read(indices[0])
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
         raise CheckpointError(
             f"{path}: no intact zip archive as torch.save writes it ({error}); if the file is "
             "older than torch 1.6, load and save it again with a newer torch"
@@ -105,10 +105,9 @@ def _inspect_pickle(index: bytes, path: Path) -> None:
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, dict) and (
-        inner := next((content[k] for k in _WRAPPERS if isinstance(content.get(k), dict)), None)
-    ):
-        content = inner
+    for _ in _WRAPPERS:  # no deeper: a crafted one may contain itself
+        inside = (content.get(k) for k in _WRAPPERS) if isinstance(content, dict) else ()
+        content = next((inner for inner in inside if isinstance(inner, dict)), content)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
     if len(content) > MAX_TENSORS:

@@ -105,7 +105,7 @@ class CompactNetwork(nn.Module):
         Args:
             x_t: ``(B, 16, h, w)`` packed noisy image, times 1 / sqrt(kappa^2 eta_t + 1).
             y: ``(B, 16, h, w)`` packed bicubic image; the network adds to it.
-            lr: ``(B, 1, h, w)`` the measured frame in [-1, 1] (values to +-3 are tolerated).
+            lr: ``(B, 1, h, w)`` the measured frame in [-1, 1] (values to +-6 are shown).
             t: ``(B,)`` or ``(1,)`` step, counted from 0.
 
         Returns:

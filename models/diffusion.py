@@ -89,5 +89,13 @@ def draw_noise(shape: tuple[int, ...], seed: int | None, k: int) -> Tensor:
     """
     if seed is None:
         return torch.zeros(shape)
-    generator = torch.Generator().manual_seed((seed << 8) + k)
+    generator = torch.Generator().manual_seed(stream_seed(seed, k))
     return torch.randn(shape, generator=generator)
+
+
+def stream_seed(seed: int, k: int) -> int:
+    """The generator's seed for the k-th draw of a stream: 32 bits, all that torch's on a CPU read.
+
+    The factor is the golden ratio of Knuth's multiplicative hashing: streams lie far apart.
+    """
+    return (seed * 0x9E3779B1 + k) & 0xFFFFFFFF

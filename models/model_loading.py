@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -68,7 +69,8 @@ def load_model(name: str, device: torch.device, backend: str, **options: object)
     if parts.autoencoder is not None:
         networks = (part.to(device) for part in (parts.network, parts.autoencoder))
         model = PublishedModel(*networks, parts.schedule, PRECISIONS[precision])
-        choice = torch_only(backend, "the published model")
+        engine = options.get("engine"), options.get("engine_mismatch", "fallback")
+        choice = torch_only(backend, "the published model", *engine)
     else:
         source = NetworkSource(parts.network, parts.weights_sha256, device, model=name, **options)
         runner, choice = select_backend(backend, source)
@@ -159,9 +161,9 @@ def _load_compact(folder: Path, manifest: dict) -> tuple[CompactNetwork, str]:
     except (KeyError, TypeError) as error:
         raise WeightsError(f"the manifest of {folder} is incomplete: {error}") from error
     verify_file(folder / NETWORK_FILE, sha256)
-    # A copy: the tensors read are the mapped file, which someone may write over.
-    state = {key: value.clone() for key, value in load_file(folder / NETWORK_FILE).items()}
     try:
+        # A copy: the tensors read are the mapped file, which someone may write over.
+        state = {key: value.clone() for key, value in load_file(folder / NETWORK_FILE).items()}
         return build_compact(config, state), sha256
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{folder / NETWORK_FILE} does not fit its manifest: {error}") from error

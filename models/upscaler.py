@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from difiisr_models.tiling import Tile, plan_axis, process_tiles
 MIN_SIDE = 16
 DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
 WARM_UP_SIDE = 64
+_LARGEST = 1e30  # float32 arithmetic has room above it
 
 STAGE = "difiisr: "
 """Begins the name of each stage of a frame in a torch profile; see ``frame_profile``."""
@@ -48,7 +50,8 @@ class UpscalerSettings:
             knob (bicubic, the published network) ignore it.
         seed: of the fixed noise field; the same frame gives the same output. ``None`` = no noise.
         consistency: strength of the consistency step, 0..1; 1 = downsampled output equals input.
-        tile: side of the largest tile, low-resolution pixels; 0 = the model's own choice.
+        tile: side of the largest tile, low-resolution pixels, rounded up to what the model takes;
+            0 = the model's own choice.
         overlap: pixels that neighbouring tiles share.
         tile_batch: tiles per network call.
     """
@@ -62,6 +65,10 @@ class UpscalerSettings:
     tile_batch: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("steps", "seed", "tile", "overlap", "tile_batch"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) and not (name == "seed" and value is None):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
         for name, low, high in (
             ("steps", 1, 15), ("fidelity", 0, 1), ("consistency", 0, 1), ("tile", 0, 4096),
             ("tile_batch", 1, 1024),
@@ -69,8 +76,10 @@ class UpscalerSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} must lie in {low}..{high}, got {value!r}")
-        if self.seed is not None and self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, or None for no noise, got {self.seed}")
+        if self.seed is not None and not 0 <= self.seed < 1 << 32:
+            raise ValueError(
+                f"seed must lie in 0..4294967295, or be None for no noise, got {self.seed}"
+            )
         if 0 < self.tile < MIN_SIDE:
             raise ValueError(f"tile must be 0 or at least {MIN_SIDE}, got {self.tile}")
         tile = self.tile or SMALLEST_OWN_TILE
@@ -121,8 +130,9 @@ class Upscaler:
         """Super-resolve one frame.
 
         Args:
-            counts: ``(H, W)`` uint8, uint16 or float32, at least 16x16, any unit. Non-finite
-                float pixels are filled for the network and come back as they were.
+            counts: ``(H, W)`` uint8, uint16 or float32, at least 16x16, any unit. Float pixels
+                that are not finite, or beyond 1e30 (a mark for no data), are filled for the
+                network and come back as they were.
             tracker: the stream that the frame belongs to; by default this upscaler's own.
 
         Returns:
@@ -136,7 +146,7 @@ class Upscaler:
             return self._fill_and_upscale(counts, tracker)
 
     def _fill_and_upscale(self, counts: np.ndarray, tracker: RangeTracker | None) -> np.ndarray:
-        missing = ~np.isfinite(counts) if counts.dtype == np.float32 else None
+        missing = ~(np.abs(counts) < _LARGEST) if counts.dtype == np.float32 else None
         if missing is not None and missing.any():
             known = counts[~missing]
             filled = np.where(missing, np.median(known) if known.size else 0, counts)
@@ -146,7 +156,11 @@ class Upscaler:
         return self._upscale(counts, counts, tracker)
 
     def warm_up(self) -> None:
-        """Run once on a frame of no meaning: what is slow only the first time is over."""
+        """Run once on a frame of no meaning, 64x64 where the backend takes tiles of any size.
+
+        What is slow at the first frame only is over then; a new frame size or number of steps may
+        be slow once more.
+        """
         _, height, width = self._model.tile_shape or (1, WARM_UP_SIDE, WARM_UP_SIDE)
         self(np.arange(height * width).reshape(height, width).astype(np.uint16), RangeTracker())
 
@@ -155,9 +169,20 @@ class Upscaler:
         self._tracker.reset()
 
     def with_settings(self, **changes: object) -> Upscaler:
-        """The same model on the same stream with other settings; raises as the dataclass does."""
+        """The same model on the same stream with other settings.
+
+        Raises:
+            ValueError: as the dataclass does, or other tiles than the only ones that the backend
+                takes.
+        """
         other = copy.copy(self)
         other.settings = dataclasses.replace(self.settings, **changes)
+        for name in ("tile", "tile_batch") if self._model.tile_shape else ():
+            if getattr(other.settings, name) != getattr(self.settings, name):
+                raise ValueError(
+                    f"{name} cannot change: {self.backend} takes tiles of "
+                    f"{'x'.join(map(str, self._model.tile_shape))} (batch, height, width) only"
+                )
         return other
 
     def _upscale(
@@ -198,6 +223,7 @@ class Upscaler:
         height, width = frame.shape[-2:]
         if model.tile_shape is None:
             side = settings.tile or model.own_tile
+            side += -side % model.multiple
             batch, sides = settings.tile_batch, (side, side)
             padded = pad_to(frame, *(n + -n % model.multiple for n in (height, width)))
         else:
@@ -282,7 +308,8 @@ def load_upscaler(
     where = resolve_device(device)
     check_precision(precision, where)
     if name == "bicubic":
-        loaded = LoadedModel(BicubicModel(NETWORK_LIMIT), "", torch_only(backend, "bicubic"))
+        choice = torch_only(backend, "bicubic", engine, engine_mismatch)
+        loaded = LoadedModel(BicubicModel(NETWORK_LIMIT), "", choice)
     else:
         loaded = load_model(
             name,

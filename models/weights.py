@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 MANIFEST_NAME = "manifest.json"
@@ -25,15 +24,16 @@ class WeightsError(ValueError):
 def share_dir() -> Path:
     """Folder that holds ``launch/`` and ``config/``: the installed share, else the checkout.
 
-    Looked up in order: the ament prefixes (a sourced workspace), the Python prefix
-    (``pip install``), the checkout that this file lies in (``pip install -e``).
+    Looked up in order: the ament prefixes (a sourced workspace), the prefix that this file is
+    installed in (``pip install``, also with ``--user``), the checkout that it lies in.
 
     Raises:
         WeightsError: none of them holds ``config/models``.
     """
     prefixes = [Path(p) for p in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if p]
-    candidates = [prefix / "share" / "difiisr_ros" for prefix in [*prefixes, Path(sys.prefix)]]
-    candidates.append(Path(__file__).resolve().parent.parent)
+    around = Path(__file__).resolve().parents
+    candidates = [prefix / "share" / "difiisr_ros" for prefix in [*prefixes, *around]]
+    candidates.append(around[1])
     for candidate in candidates:
         if (candidate / MODELS_SUBFOLDER).is_dir():
             return candidate
@@ -57,8 +57,10 @@ def find_weights_folder(name: str) -> Path:
         FileNotFoundError: there is no such model and no such path.
         WeightsError: the path exists but no manifest lies there.
     """
-    shipped = share_dir() / MODELS_SUBFOLDER / name
-    path = shipped if (shipped / MANIFEST_NAME).is_file() else Path(name).expanduser()
+    path = Path(name).expanduser()
+    if path.name == name:  # of a shipped model, rather than a path
+        shipped = share_dir() / MODELS_SUBFOLDER / name
+        path = shipped if (shipped / MANIFEST_NAME).is_file() else path
     if not path.exists():
         raise FileNotFoundError(
             f"no model {name!r}: neither a shipped one ({', '.join(shipped_models())}), "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from difiisr_models.diffusion import stream_seed
 from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
 from difiisr_training.data.crops import open_crops
@@ -194,7 +195,7 @@ def draw_steps_and_noise(
     Drawn where they are used (a CPU takes longer for the noise than a GPU for the whole step), so
     that a GPU's draws are not a CPU's.
     """
-    rng = torch.Generator(device).manual_seed((config.seed << 32) + iteration)
+    rng = torch.Generator(device).manual_seed(stream_seed(config.seed, iteration))
     steps, where = exponential_schedule().steps, {"generator": rng, "device": device}
     index = torch.randint(steps, (config.batch,), **where)
     last = torch.rand(config.batch, **where) < config.last_step_share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -81,15 +82,21 @@ def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, Bac
     raise AssertionError("torch is the last candidate and either runs or raises")
 
 
-def torch_only(name: str, model: str) -> BackendChoice:
+def torch_only(
+    name: str, model: str, engine: str | Path | None = None, engine_mismatch: str = "fallback"
+) -> BackendChoice:
     """The choice for a model that runs in torch whatever backend ``name`` was asked for.
 
     Raises:
+        BackendUnavailable: an engine file is given, and ``engine_mismatch`` is ``"fail"``.
         ValueError: an unknown backend.
     """
     check_backend(name)
     reason = f"{model} always runs in torch"
-    return BackendChoice("torch", () if name in ("auto", "torch") else ((name, reason),))
+    if engine and engine_mismatch == "fail":
+        raise BackendUnavailable(f"engine {engine} fits no model here: {reason}")
+    asked = "tensorrt" if engine and name in ("auto", "torch") else name
+    return BackendChoice("torch", () if asked in ("auto", "torch") else ((asked, reason),))
 
 
 def check_backend(name: str) -> None:
@@ -112,6 +119,8 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} is not auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is not auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")  # the one there is, whatever its number
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices"

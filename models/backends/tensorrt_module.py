@@ -32,7 +32,7 @@ def import_tensorrt() -> ModuleType:
 
 
 class Complaints:
-    """The last warnings and errors that TensorRT logged: it returns None or False without one."""
+    """The last errors that TensorRT logged: what it raises none for it returns None or False."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_REMEMBERED)

@@ -118,4 +118,5 @@ def test_noise_is_a_function_of_seed_and_number():
     assert torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 3, 0))
     assert not torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 3, 1))
     assert not torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 4, 0))
+    assert not torch.equal(draw_noise(shape, 0, 0), draw_noise(shape, 1 << 24, 0))
     assert draw_noise(shape, None, 0).abs().max() == 0

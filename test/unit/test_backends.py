@@ -256,6 +256,10 @@ def test_models_without_a_network_to_hand_over_say_so():
     up = load_upscaler("bicubic", device="cpu", backend="onnxruntime")
     assert up.backend == "torch"
     assert up.passed_over == (("onnxruntime", "bicubic always runs in torch"),)
+    up = load_upscaler("bicubic", engine="/some.plan")
+    assert up.passed_over == (("tensorrt", "bicubic always runs in torch"),)
+    with pytest.raises(BackendUnavailable, match=r"some\.plan"):
+        load_upscaler("bicubic", engine="/some.plan", engine_mismatch="fail")
 
 
 def test_unknown_precision_and_engine_policy_are_refused():
@@ -281,6 +285,9 @@ def test_a_runner_of_one_shape_takes_frames_of_any(network, size):
     rows, columns = (slice(4 * (side - 12)) for side in size)
     difference = np.abs(fixed(frame) - free(frame).astype(int))[rows, columns]
     assert difference.max() < 0.02 * np.ptp(frame)
+    assert fixed.with_settings(steps=2, tile=32).settings.steps == 2
+    with pytest.raises(ValueError, match=r"tile cannot change: .* 2x40x48"):
+        fixed.with_settings(tile=64)
 
 
 def test_the_file_of_the_weights_may_change_under_a_running_model(folder, tmp_path):

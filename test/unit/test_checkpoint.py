@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from difiisr_models import WeightsError, load_upscaler
+from difiisr_models.backends import BackendUnavailable
 from difiisr_models.checkpoint import convert, load_published
 from difiisr_models.checkpoint_reader import CheckpointError, read_checkpoint
 from difiisr_models.parity import rule_state
@@ -150,6 +152,16 @@ def hostile_files(folder, states):
     made["garbage"] = "damaged|refuses"
     torch.save([1, 2, 3], new("list"))
     made["list"] = "list"
+    endless = {}
+    endless["state_dict"] = endless
+    torch.save(endless, new("endless"))
+    made["endless"] = "dict"
+    write_zip(new("encrypted"), b"\x80\x02}.")
+    content = bytearray(new("encrypted").read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + flags] |= 1
+    new("encrypted").write_bytes(content)
+    made["encrypted"] = "encrypted"
     torch.save({"a": "text"}, new("text"))
     made["text"] = "str"
     torch.save({"module.a": torch.zeros(1), "a": torch.zeros(1)}, new("twice"))
@@ -162,7 +174,7 @@ def hostile_files(folder, states):
 
 
 HOSTILE = ("payload", "plain_pickle", "truncated", "bomb", "garbage", "list", "text", "twice",
-           "huge", "empty")  # fmt: skip
+           "huge", "empty", "endless", "encrypted")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +211,8 @@ def test_the_command_converts_and_refuses_with_exit_code_2(files, hostile, tmp_p
 @pytest.mark.parametrize("size", [(16, 16), (61, 83)])
 def test_a_converted_model_super_resolves_frames_of_any_size(converted, size):
     frame = (np.random.default_rng(0).random(size) * 2000 + 7000).astype(np.uint16)
-    up = load_upscaler(str(converted), tile=64, overlap=16, tile_batch=2)
+    # The tile is rounded up to what the network takes: multiples of 64.
+    up = load_upscaler(str(converted), tile=50, overlap=16, tile_batch=2)
     sr = up(frame)
     assert sr.shape == (4 * size[0], 4 * size[1])
     assert sr.dtype == np.uint16
@@ -213,6 +226,21 @@ def test_flat_frames_are_never_black_or_nan(converted, value):
     sr = up(np.full((64, 64), value, np.float32))
     assert np.isfinite(sr).all()
     assert abs(float(sr.mean()) - value) < 8
+
+
+def test_another_schedule_than_the_published_one_is_refused(converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "other")
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"kappa": 2.0', '"kappa": 1.0'))
+    with pytest.raises(WeightsError, match="kappa"):
+        load_upscaler(str(folder))
+
+
+def test_an_engine_asked_for_is_not_passed_over_in_silence(converted):
+    up = load_upscaler(str(converted), engine="some.plan")
+    assert up.passed_over == (("tensorrt", "the published model always runs in torch"),)
+    with pytest.raises(BackendUnavailable, match=r"some\.plan"):
+        load_upscaler(str(converted), engine="some.plan", engine_mismatch="fail")
 
 
 def test_a_respaced_schedule_runs(converted):

@@ -66,10 +66,15 @@ def run(*command, **options):
 
 
 def pip_install(folder, environment, *arguments):
+    """Install with the pip of a new environment in ``folder``; its Python."""
     run(sys.executable, "-m", "venv", folder)
     python = str(folder / "bin" / "python")
     offline = ("--no-deps", "--no-build-isolation", "--quiet")
     run(python, "-m", "pip", "install", *offline, *arguments, env=environment)
+    return python
+
+
+def found_by(python, folder, environment):
     return json.loads(run(python, "-c", LOOK, cwd=folder, env=environment))
 
 
@@ -91,16 +96,26 @@ def assert_found_by_ros(prefix, checkout):
 
 def test_pip_install(tmp_path, checkout, environment):
     venv = tmp_path / "venv"
-    found = pip_install(venv, environment, str(checkout))
+    found = found_by(pip_install(venv, environment, str(checkout)), venv, environment)
     assert found["share"] == str(venv / "share" / "difiisr_ros")
     assert all(found[package].startswith(str(venv)) for package in PACKAGES)
     assert_found_by_ros(venv, checkout)
     assert os.access(venv / "bin" / "difiisr", os.X_OK)
 
 
+def test_pip_install_elsewhere_than_where_python_is(tmp_path, checkout, environment):
+    """As `pip install --user` does, which a distribution's pip falls back to without a word."""
+    local = tmp_path / "local"
+    python = pip_install(tmp_path / "venv", environment, "--prefix", str(local), str(checkout))
+    (site,) = local.glob("lib/python*/site-packages")
+    found = found_by(python, tmp_path, environment | {"PYTHONPATH": str(site)})
+    assert found["share"] == str(local / "share" / "difiisr_ros")
+
+
 def test_pip_install_editable(tmp_path, checkout, environment):
     venv = tmp_path / "venv"
-    found = pip_install(venv, environment, "--editable", str(checkout))
+    python = pip_install(venv, environment, "--editable", str(checkout))
+    found = found_by(python, venv, environment)
     assert found["share"] == str(checkout)
     assert found["difiisr_models"] == str(checkout / "models")
     assert os.access(venv / "bin" / "difiisr", os.X_OK)

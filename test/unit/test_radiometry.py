@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from difiisr_models.radiometry import CountRange, RangeTracker, robust_range
+from difiisr_models.upscaler import _normalise, _to_counts
 
 
 def scene(low: float, high: float, dtype=np.uint16) -> np.ndarray:
@@ -29,7 +31,9 @@ def test_dead_pixels_do_not_set_the_range():
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_a_lamp_of_a_few_pixels_widens_the_range_by_half_its_span_at_most(dtype):
     clean = robust_range(scene(20000, 20070, dtype))
-    for brightness, widened in ((20090, 20), (20150, 35), (65535, 0)):  # the last: a dead pixel
+    no_data = np.finfo(np.float32).max if dtype == np.float32 else 65535
+    # The last two: a dead pixel.
+    for brightness, widened in ((20090, 20), (20150, 35), (65535, 0), (no_data, 0)):
         frame = scene(20000, 20070, dtype)
         frame[50:53, 70:73] = brightness
         assert robust_range(frame).hi - clean.hi == pytest.approx(widened, abs=1.5)
@@ -54,7 +58,9 @@ def test_normalise_maps_the_range_to_minus_one_and_one_and_back():
     found = CountRange(1000, 3000)
     counts = np.array([[1000, 2000, 3000]], np.uint16)
     np.testing.assert_allclose(found.normalise(counts), [[-1, 0, 1]])
-    np.testing.assert_allclose(found.denormalise(found.normalise(counts)), counts, atol=1e-3)
+    values = _normalise(torch.from_numpy(counts), found)
+    assert torch.equal(values, torch.from_numpy(found.normalise(counts)))
+    np.testing.assert_array_equal(_to_counts(values, found, torch.uint16), counts)
 
 
 def test_a_static_stream_keeps_exactly_its_range():

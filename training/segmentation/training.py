@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from difiisr_models.diffusion import stream_seed
 from difiisr_training.data.images import read_counts
 from difiisr_training.detection.samples import as_picture
 from difiisr_training.segmentation.iou import IGNORED, Agreement, ConfusionMatrix
@@ -106,7 +107,7 @@ def train_segmenter(
                 pictures, labels = draw_batch(pairs, config.crop, config.seed, numbers)
                 for group in optimiser.param_groups:
                     group["lr"] = config.lr * (1 - iteration / config.iterations)
-                torch.manual_seed((config.seed << 32) + iteration)  # of dropout
+                torch.manual_seed(stream_seed(config.seed, iteration))  # of dropout
                 optimiser.zero_grad(set_to_none=True)
                 logits = class_logits(model.train(), pictures.to(device))
                 loss = F.cross_entropy(logits, labels.to(device), ignore_index=IGNORED)
