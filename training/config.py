@@ -98,9 +98,10 @@ class TrainConfig:
     validation_frames: int = 12
 
     def __post_init__(self) -> None:
-        if self.guidance.kind != "none" and self.published is None and not self.perceptual_weight:
+        weightless = self.published is None or self.stage == "diffusion"
+        if self.guidance.kind != "none" and weightless and not self.perceptual_weight:
             raise ValueError(
-                f"guidance {self.guidance.kind!r} acts on the fidelity-0 estimate, and "
+                f"guidance {self.guidance.kind!r} acts on the perceptual estimate, and "
                 "perceptual_weight 0 does not train that: set it above 0"
             )
         if self.begin_as != "none" and self.published is not None:

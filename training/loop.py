@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from difiisr_training.data.crops import open_crops
 from difiisr_training.journal import STATISTICS_NAME, VALIDATION_NAME, Journal
 from difiisr_training.networks import build_network, start_from
 from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
+from difiisr_training.stop_signal import StopOnSignal
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -59,7 +59,9 @@ class TrainingLoss(nn.Module):
         self, lr: Tensor, hr: Tensor, clean: Tensor, index: Tensor, eps: Tensor, guided: bool
     ) -> Tensor:
         """Loss of one batch of images; ``index`` and ``eps`` as in :func:`diffusion_loss`."""
-        batch = Batch.of(lr, hr, clean, self._objective.space)
+        # The precision is the network's: y, which it adds to, and x_0 keep all their bits.
+        with torch.autocast(lr.device.type, enabled=False):
+            batch = Batch.of(lr, hr, clean, self._objective.space)
         (teacher,) = self._teacher
         if teacher is None:
             return diffusion_loss(self.network, batch, index, eps, self._objective, guided)
@@ -124,7 +126,7 @@ def train(
     )  # fmt: skip
     journal = Journal(run, tensorboard) if accelerator.is_main_process else None
     losses, waited, started = [], 0.0, time.monotonic()
-    with progress, _StopOnSignal() as stop:
+    with progress, StopOnSignal() as stop:
         asked = time.monotonic()
         for lr, hr, clean in batches:
             waited += time.monotonic() - asked
@@ -325,23 +327,3 @@ def _any_process(stop: bool, accelerator: Accelerator) -> bool:
         return stop
     flag = torch.tensor(float(stop), device=accelerator.device)
     return accelerator.reduce(flag, "sum").item() > 0
-
-
-class _StopOnSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current iteration."""
-
-    requested = False
-
-    def __enter__(self) -> _StopOnSignal:
-        self._previous = {
-            number: signal.signal(number, self._request)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, *_: object) -> None:
-        self.requested = True

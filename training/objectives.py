@@ -118,7 +118,7 @@ def mean_loss(mean: Tensor, batch: Batch, objective: Objective) -> Tensor:
     error = distance(mean, batch.x0, objective.norm)
     if objective.image_teacher is None:
         return error.mean()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(mean.device.type, enabled=False):
         taught = objective.space.encode(objective.image_teacher(batch.lr))
     share = objective.teacher_weight * batch.clean.to(error)
     return ((1 - share) * error + share * distance(mean, taught, objective.norm)).mean()

@@ -72,6 +72,22 @@ def test_without_jitter_a_frames_range_is_minus_one_to_one():
     assert values.max() == pytest.approx(1, abs=0.05)
 
 
+def hottest_corners(**config):
+    """Which corner of each sample is the hottest, of a frame whose right lower one always is."""
+    y, x = np.mgrid[:200, :260]
+    ramp = prepare_frame((1000 + 5 * x + 20 * y).astype(np.uint16), 1.0, 96)
+    steady = {"gain_jitter": 1.0, "offset_jitter": 0.0}
+    data = dataset(CLEAN, groups=[(1.0, [ramp])], length=60, **steady, **config)
+    corners = np.array([data[i][0].numpy()[0][::15, ::15].ravel() for i in range(len(data))])
+    return set(corners.argmax(axis=1).tolist())
+
+
+def test_samples_are_turned_mirrored_and_inverted_as_configured():
+    assert hottest_corners(inverted_share=0.0, rotated=False) == {2, 3}  # mirrored only
+    assert hottest_corners(inverted_share=0.0) == {0, 1, 2, 3}
+    assert hottest_corners(inverted_share=1.0, rotated=False) == {0, 1}
+
+
 def test_jitter_and_polarity_change_contrast_level_and_sign():
     ramp = np.broadcast_to(np.linspace(0, 60000, 96).astype(np.uint16), (96, 96))
     only = dataset(CLEAN, groups=[(1.0, [prepare_frame(ramp, 1.0, 96)])])

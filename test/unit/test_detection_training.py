@@ -1,6 +1,7 @@
 """The detector learns, resumes and is exported; the peaks that it draws are read back."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -173,6 +174,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, resumed.ema.state_dict()[name]), name
     assert resumed.best_map == whole.best_map
+
+
+def test_ctrl_c_within_a_step_is_resumed_to_the_bit(tmp_path, monkeypatch):
+    frames = [frame(0), frame(1)]
+    config = tiny(augmentation=Augmentation(size=64), validate_every=2)
+    whole = train_detector(config, frames, frames, tmp_path / "whole")
+    step = torch.optim.AdamW.step
+
+    def interrupted(optimiser, *arguments):
+        step(optimiser, *arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        assert train_detector(config, frames, frames, tmp_path / "part").iteration == 1
+    resumed = train_detector(config, frames, frames, tmp_path / "part")
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, resumed.ema.state_dict()[name]), name
 
 
 def test_a_run_is_not_continued_with_other_settings(tmp_path):

@@ -89,6 +89,14 @@ def test_a_held_out_set_is_found_below_the_data(tmp_path):
     write_images(tmp_path / "mine", 2)
     held_out, mine = resolve_inputs(["roadscene/last20", "mine"], tmp_path, None, ALL)
     assert names(held_out) == [f"{i:02}" for i in range(5, 25)]
+    # Whatever is selected, nothing of the training part.
+    for selection, expected in (
+        (Selection(every=8), ["05", "13", "21"]),
+        (Selection(last=30), [f"{i:02}" for i in range(5, 25)]),
+        (Selection(last=2), ["23", "24"]),
+    ):
+        (chosen,) = resolve_inputs(["roadscene/last20"], tmp_path, None, selection)
+        assert names(chosen) == expected
     assert names(mine) == ["00", "01"]
     with pytest.raises(FileNotFoundError, match="--data"):
         resolve_inputs(["roadscene/last20"], None, None, ALL)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -182,6 +183,23 @@ def test_two_images_are_learnt(pairs, tmp_path):
     assert train_segmenter(config, model, pairs, tmp_path / "run") == 60
     assert validate(model, pairs, CLASSES).miou > 0.85
     assert len((tmp_path / "run" / "statistics.jsonl").read_text().splitlines()) == 60
+
+
+def test_a_signal_within_a_step_is_resumed_to_the_bit(pairs, tmp_path, monkeypatch):
+    whole, part, resumed = tiny(), tiny(), tiny(1)
+    train_segmenter(settings(), whole, pairs, tmp_path / "whole")
+    step = torch.optim.AdamW.step
+
+    def terminated(optimiser, *arguments):
+        step(optimiser, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", terminated)
+        assert train_segmenter(settings(), part, pairs, tmp_path / "part") == 1
+    assert train_segmenter(settings(), resumed, pairs, tmp_path / "part") == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(pairs, tmp_path, monkeypatch):

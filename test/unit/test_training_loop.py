@@ -15,10 +15,17 @@ from PIL import Image
 from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
+from difiisr_models.resample import upsample
 from difiisr_training import cli, loop
 from difiisr_training.config import OptimiserConfig, load_config
 from difiisr_training.evaluation.peer_networks import Rlfn
-from difiisr_training.loop import learning_rate, train, update_ema
+from difiisr_training.loop import (
+    TrainingLoss,
+    draw_steps_and_noise,
+    learning_rate,
+    train,
+    update_ema,
+)
 from difiisr_training.networks import (
     TrainingFiles,
     begin,
@@ -28,6 +35,7 @@ from difiisr_training.networks import (
 )
 from difiisr_training.objectives import distance
 
+CPU = torch.device("cpu")
 CONFIG = """
 name: tiny
 network: {channels: 8, blocks: 1, time_features: 16}
@@ -206,6 +214,8 @@ def test_what_a_user_gets_wrong_is_an_error_with_the_file(data, tmp_path):
         ("name: [a", r"tiny\.yaml is no YAML"),
         (CONFIG + "validation_frames: 0", "validation_frames must be at least 1"),
         (CONFIG + "perceptual_weight: 1.0\nguidance: {kind: visual, timesteps: [16]}", "1..15"),
+        (CONFIG + "guidance: {kind: visual}", "perceptual_weight 0 does not train"),
+        (CONFIG + "published: {}\nguidance: {kind: visual}", "perceptual_weight 0 does not train"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=said):
@@ -237,6 +247,36 @@ def test_ctrl_c_saves(config, data, tmp_path, monkeypatch):
     assert run(longer, data, tmp_path / "run").iteration == 7
     assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == 7
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_another_seed_draws_other_steps_and_noise(config):
+    draws = [
+        draw_steps_and_noise(dataclasses.replace(config, seed=seed, batch=64), 5, (64, 64), CPU)
+        for seed in (0, 0, 1)
+    ]
+    for first, again, other in zip(*draws, strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+def test_half_precision_is_the_networks_alone(data, tmp_path):
+    """The bicubic image that the network adds to is computed in all its bits."""
+    (tmp_path / "half.yaml").write_text(CONFIG + "precision: bf16\n")
+    half = load_config(tmp_path / "half.yaml")
+    objective = build_objective(half, TrainingFiles(), CPU)
+    seen = []
+
+    class Watched(CompactNetwork):
+        def estimates(self, x_t, y, lr, t):
+            seen.append(y)
+            return super().estimates(x_t, y, lr, t)
+
+    hr = torch.rand(2, 1, 64, 64)
+    lr = torch.rand(2, 1, 16, 16)
+    module = TrainingLoss(Watched(half.network), None, objective)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module(lr, hr, torch.ones(2), torch.tensor([0, 14]), torch.randn(2, 16, 16, 16), False)
+    assert torch.equal(seen[0], upsample(lr))
 
 
 def test_a_run_folder_of_other_settings_is_refused_by_name(config, data, tmp_path):

@@ -28,12 +28,16 @@ class CropConfig:
         lr_size: side of the low-resolution crop, pixels.
         gain_jitter: the normalised contrast is multiplied by up to this factor, or divided by it.
         offset_jitter: the normalised level is shifted by up to this much.
+        inverted_share: share of samples whose counts are turned over, white-hot to black-hot.
+        rotated: crops are turned by quarters as well as mirrored.
         degradation: how the low-resolution crop is made of the high-resolution one.
     """
 
     lr_size: int = 32
     gain_jitter: float = 1.5
     offset_jitter: float = 0.3
+    inverted_share: float = 0.5
+    rotated: bool = True
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
 
@@ -124,9 +128,12 @@ def draw_crop(counts: np.ndarray, side: int, rng: np.random.Generator) -> np.nda
     return counts[top : top + side, left : left + side]
 
 
-def _turn(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the eight ways to turn and mirror a square."""
-    crop = np.rot90(crop, rng.integers(4))
+def _turn(crop: np.ndarray, rotated: bool, rng: np.random.Generator) -> np.ndarray:
+    """One of the eight ways to turn and mirror a square, of the two to mirror one if not
+    ``rotated``.
+    """
+    if rotated:
+        crop = np.rot90(crop, rng.integers(4))
     return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
 
 
@@ -134,10 +141,10 @@ def _draw_pair(
     frame: Frame, config: CropConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     side = crop_side(config)
-    crop = _turn(draw_crop(frame.counts, side, rng), rng)
+    crop = _turn(draw_crop(frame.counts, side, rng), config.rotated, rng)
     kind = choose_kind(config.degradation, rng)
     lr, hr = degrade(kind, crop, frame.shown, config.degradation, rng)
-    polarity = 1.0 if rng.random() < 0.5 else -1.0  # white-hot or black-hot
+    polarity = 1.0 if rng.random() < 1 - config.inverted_share else -1.0
     gain = np.float32(polarity * config.gain_jitter ** rng.uniform(-1.0, 1.0))
     offset = np.float32(rng.uniform(-config.offset_jitter, config.offset_jitter))
 

@@ -19,6 +19,7 @@ from difiisr_training.detection.network import MULTIPLE, CentreDetector, PeakSco
 from difiisr_training.detection.peaks import Detections, decode_peaks
 from difiisr_training.detection.samples import Augmentation, LabelledFrame, draw_batch
 from difiisr_training.detection.targets import detection_loss
+from difiisr_training.stop_signal import StopOnSignal
 
 CHECKPOINT_NAME = "checkpoint.pt"
 STATISTICS_NAME = "statistics.jsonl"
@@ -38,7 +39,7 @@ class DetectorConfig:
         weight_decay: of the optimiser.
         ema: memory of the moving average that is judged and exported.
         seed: of the first weights and of all samples.
-        validate_every: steps between two judgements on the validation frames.
+        validate_every: steps between two checkpoints, and judgements on the validation frames.
         augmentation: of the samples.
     """
 
@@ -98,7 +99,7 @@ def train_detector(
     device: str = "cpu",
     budget_s: float = math.inf,
 ) -> TrainState:
-    """Train until the schedule ends, or ``budget_s`` seconds are spent or Ctrl-C; always saves.
+    """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
 
     A run folder that holds a checkpoint is continued: sample i and rate i depend on i alone, so
     the weights are those of an uninterrupted run.
@@ -122,34 +123,39 @@ def train_detector(
         _load_checkpoint(run / CHECKPOINT_NAME, state, config)
     run.mkdir(parents=True, exist_ok=True)
     progress = tqdm(total=config.iterations, initial=state.iteration, desc="detector", unit="it")
-    try:
-        with progress:
-            while state.iteration < config.iterations and time.monotonic() < deadline:
-                loss = _step(config, state, frames, device)
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss} at iteration {state.iteration}; lower the learning "
-                        f"rate from {config.lr}"
-                    )
-                line = {"iteration": state.iteration, "loss": loss}
-                progress.update()
-                progress.set_postfix(loss=f"{loss:.3f}", best=f"{max(state.best_map, 0):.3f}")
-                if val_frames and (
-                    state.iteration % config.validate_every == 0
-                    or state.iteration == config.iterations
-                ):
-                    judged = validate(state.ema, val_frames, config.classes, device)
-                    line |= {"map": judged.map, "map50": judged.map50}
-                    if judged.map is not None and judged.map > state.best_map:
-                        state.best_map = judged.map
-                        state.best = {k: v.clone() for k, v in state.ema.state_dict().items()}
-                    _save_checkpoint(run / CHECKPOINT_NAME, state, config)
-                with (run / STATISTICS_NAME).open("a", encoding="utf-8") as statistics:
-                    statistics.write(json.dumps(line) + "\n")
-    except KeyboardInterrupt:
-        progress.write(f"stopped at iteration {state.iteration}; --resume goes on from there")
+    with progress, StopOnSignal() as stop:
+        while state.iteration < config.iterations and time.monotonic() < deadline:
+            loss = _step(config, state, frames, device)
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at iteration {state.iteration}; lower the learning "
+                    f"rate from {config.lr}"
+                )
+            line = {"iteration": state.iteration, "loss": loss}
+            progress.update()
+            progress.set_postfix(loss=f"{loss:.3f}", best=f"{max(state.best_map, 0):.3f}")
+            if state.iteration % config.validate_every == 0 or state.iteration == config.iterations:
+                if val_frames:
+                    line |= _judge(state, val_frames, config.classes, device)
+                _save_checkpoint(run / CHECKPOINT_NAME, state, config)
+            with (run / STATISTICS_NAME).open("a", encoding="utf-8") as statistics:
+                statistics.write(json.dumps(line) + "\n")
+            if stop.requested:
+                progress.write(f"stopped at iteration {state.iteration}; --resume goes on")
+                break
     _save_checkpoint(run / CHECKPOINT_NAME, state, config)
     return state
+
+
+def _judge(
+    state: TrainState, frames: Sequence[LabelledFrame], classes: Sequence[str], device: str
+) -> dict[str, float | None]:
+    """What the average finds in the validation frames; the best weights so far are kept."""
+    judged = validate(state.ema, frames, classes, device)
+    if judged.map is not None and judged.map > state.best_map:
+        state.best_map = judged.map
+        state.best = {k: v.clone() for k, v in state.ema.state_dict().items()}
+    return {"map": judged.map, "map50": judged.map50}
 
 
 def validate(

@@ -61,6 +61,7 @@ class InputSet:
         path: the folder or recording.
         kind: what it is.
         topic: image topic of a recording.
+        last: the set is only so many images at the end of the folder; 0 = all.
         selection: which of its frames.
     """
 
@@ -68,6 +69,7 @@ class InputSet:
     path: Path
     kind: Literal["images", "bag"]
     topic: str | None = None
+    last: int = 0
     selection: Selection = Selection()
 
     def frames(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -88,7 +90,7 @@ class InputSet:
                 yield name, counts
 
     def _images(self) -> Iterator[tuple[str, np.ndarray]]:
-        paths = list_images(self.path)
+        paths = list_images(self.path)[-self.last :]
         named = name_images(paths, self.path)
         for index in self.selection.choose(len(paths)):
             yield named[index], read_counts(paths[index])
@@ -108,7 +110,7 @@ class InputSet:
 HELD_OUT = (
     InputSet("hit_uav/test", Path("hit_uav/test"), "images"),
     InputSet("msrs/test", Path("msrs/test"), "images"),
-    InputSet("roadscene/last20", Path("roadscene/train"), "images", selection=Selection(last=20)),
+    InputSet("roadscene/last20", Path("roadscene/train"), "images", last=20),
 )
 """Images that the shipped models never saw; paths relative to the root of the data."""
 
@@ -123,7 +125,7 @@ def resolve_inputs(
             :data:`HELD_OUT` or folders below ``data``.
         data: root of the sets' folders.
         topic: image topic of the recordings.
-        selection: of the frames of each set; its ``last`` of 0 leaves a held-out set's own.
+        selection: of the frames of each set.
 
     Raises:
         FileNotFoundError: there is no such file, folder or set.
@@ -149,8 +151,7 @@ def _resolve(
                 f"{name}: no such file or folder; the name of a set needs their root, --data"
             )
         if held_out:
-            kept = replace(selection, last=selection.last or held_out.selection.last)
-            return [replace(held_out, path=data / held_out.path, selection=kept)]
+            return [replace(held_out, path=data / held_out.path, selection=selection)]
         path = data / name
     if not path.exists():
         raise FileNotFoundError(f"{name}: neither a file or folder nor a set below {data}")
@@ -165,7 +166,7 @@ def _resolve(
             one,
             "bag",
             find_topic(one, topic),
-            selection,
+            selection=selection,
         )
         for one in recordings
     ]

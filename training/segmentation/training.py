@@ -23,6 +23,7 @@ from difiisr_training.detection.samples import as_picture
 from difiisr_training.segmentation.iou import IGNORED, Agreement, ConfusionMatrix
 from difiisr_training.segmentation.labels import read_labels
 from difiisr_training.segmentation.segformer import MULTIPLE, class_logits, segment
+from difiisr_training.stop_signal import StopOnSignal
 
 if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation
@@ -100,34 +101,34 @@ def train_segmenter(
         iteration = _load_checkpoint(run / CHECKPOINT_NAME, model, optimiser, config)
     run.mkdir(parents=True, exist_ok=True)
     progress = tqdm(total=config.iterations, initial=iteration, desc="segmenter", unit="it")
-    try:
-        with progress:
-            while iteration < config.iterations and time.monotonic() < deadline:
-                numbers = range(iteration * config.batch, (iteration + 1) * config.batch)
-                pictures, labels = draw_batch(pairs, config.crop, config.seed, numbers)
-                for group in optimiser.param_groups:
-                    group["lr"] = config.lr * (1 - iteration / config.iterations)
-                torch.manual_seed(stream_seed(config.seed, iteration))  # of dropout
-                optimiser.zero_grad(set_to_none=True)
-                logits = class_logits(model.train(), pictures.to(device))
-                loss = F.cross_entropy(logits, labels.to(device), ignore_index=IGNORED)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss.item()} at iteration {iteration}; lower the learning "
-                        f"rate from {config.lr}, or look for crops without any judged pixel"
-                    )
-                loss.backward()
-                optimiser.step()
-                iteration += 1
-                progress.update()
-                progress.set_postfix(loss=f"{loss.item():.3f}")
-                with (run / STATISTICS_NAME).open("a", encoding="utf-8") as statistics:
-                    line = {"iteration": iteration, "loss": loss.item()}
-                    statistics.write(json.dumps(line) + "\n")
-                if iteration % config.checkpoint_every == 0:
-                    _save_checkpoint(run / CHECKPOINT_NAME, model, optimiser, iteration, config)
-    except KeyboardInterrupt:
-        progress.write(f"stopped at iteration {iteration}; --resume goes on from there")
+    with progress, StopOnSignal() as stop:
+        while iteration < config.iterations and time.monotonic() < deadline:
+            numbers = range(iteration * config.batch, (iteration + 1) * config.batch)
+            pictures, labels = draw_batch(pairs, config.crop, config.seed, numbers)
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * (1 - iteration / config.iterations)
+            torch.manual_seed(stream_seed(config.seed, iteration))  # of dropout
+            optimiser.zero_grad(set_to_none=True)
+            logits = class_logits(model.train(), pictures.to(device))
+            loss = F.cross_entropy(logits, labels.to(device), ignore_index=IGNORED)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at iteration {iteration}; lower the learning "
+                    f"rate from {config.lr}, or look for crops without any judged pixel"
+                )
+            loss.backward()
+            optimiser.step()
+            iteration += 1
+            progress.update()
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+            with (run / STATISTICS_NAME).open("a", encoding="utf-8") as statistics:
+                line = {"iteration": iteration, "loss": loss.item()}
+                statistics.write(json.dumps(line) + "\n")
+            if iteration % config.checkpoint_every == 0:
+                _save_checkpoint(run / CHECKPOINT_NAME, model, optimiser, iteration, config)
+            if stop.requested:
+                progress.write(f"stopped at iteration {iteration}; --resume goes on")
+                break
     _save_checkpoint(run / CHECKPOINT_NAME, model, optimiser, iteration, config)
     return iteration
 
