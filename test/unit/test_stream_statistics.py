@@ -57,6 +57,18 @@ def test_the_window_forgets_but_the_totals_do_not():
     assert summary.silence == pytest.approx(WINDOW + 1)
 
 
+def test_a_stream_waits_while_its_newest_image_was_not_wanted():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    assert not statistics.summary().waiting
+    stream(clock, statistics, 2)
+    statistics.received(3)
+    statistics.idle()
+    assert statistics.summary().waiting
+    statistics.received(4)  # for the subscriber that has come
+    assert not statistics.summary().waiting
+
+
 def test_drops_are_counted_by_reason_and_the_last_error_kept():
     statistics = StreamStatistics(ManualClock())
     statistics.dropped("malformed", "step 3 is too short")
