@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
@@ -79,18 +79,12 @@ class BagReader:
     def messages(self, topics: Collection[str] | None = None) -> Iterator[Message]:
         """Yield (connection, time in ns, CDR bytes), in recorded order; of some topics only."""
         for part in self._parts:
-            seen: Counter[tuple[str, int]] = Counter()
             try:
-                for message in _messages_of(part, topics):
-                    seen[message[0].topic, message[1]] += 1
-                    yield message
+                yield from _messages_of(part, topics)
             except Exception as error:  # as above
                 self._faults.append(f"{part.path.name}: {error}")
-                for message in self._messages_left(Path(part.path), topics):
-                    if seen[message[0].topic, message[1]]:
-                        seen[message[0].topic, message[1]] -= 1
-                    else:
-                        yield message
+                if isinstance(part, Reader):
+                    yield from self._messages_left(part, topics)
 
     def close(self) -> None:
         """Close the files."""
@@ -139,20 +133,41 @@ class BagReader:
                 self._faults.append(f"{file.name}: {error}")
         return plain
 
-    def _messages_left(self, path: Path, topics: Collection[str] | None) -> Iterator[Message]:
-        """All that reading the files of a folder one by one, or a file without its index, finds."""
-        if path.is_file():
+    def _messages_left(self, part: Reader, topics: Collection[str] | None) -> Iterator[Message]:
+        """What lies behind the place where reading the part has ended, in its files one by one."""
+        seen: Counter[tuple[str, int]] = Counter()
+        with suppress(Exception):  # it ends again where it has ended
+            for connection, at, _ in _messages_of(part, topics):
+                seen[connection.topic, at] += 1
+        for path in _files_of(part):
+            try:
+                for message in self._messages_of_file(path, topics, alone=path == part.path):
+                    key = message[0].topic, message[1]
+                    if seen[key]:
+                        seen[key] -= 1
+                    else:
+                        yield message
+            except Exception as error:  # as above
+                self._faults.append(f"{path.name}: {error}")
+
+    def _messages_of_file(
+        self, path: Path, topics: Collection[str] | None, alone: bool
+    ) -> Iterator[Message]:
+        """Of a file that is damaged itself (``alone``), or of one among several."""
+        if alone:
             remains = _REMAINS[path.suffix](path)
             yield from _messages_of(remains, topics)
             self._faults.append(remains.fault)
-            return
-        for file in _storage_files(path):
-            try:
-                with BagReader(file) as bag:
-                    yield from bag.messages(topics)
-                    self._faults.append(bag.fault)
-            except ReaderError as error:
-                self._faults.append(str(error))
+        else:
+            with BagReader(path) as bag:
+                yield from bag.messages(topics)
+                self._faults.append(bag.fault)
+
+
+def _files_of(part: Reader) -> list[Path]:
+    """The storage files that are read, decompressed ones where the recorder compressed them."""
+    storages = getattr(part.storage, "storages", [part.storage])  # of a folder, of a file
+    return [Path(storage.path) for storage in storages]
 
 
 def _messages_of(
@@ -232,9 +247,12 @@ def definition_of(connection: Connection, store: Typestore) -> tuple[str, str]:
 
 
 def _storage_files(path: Path) -> list[Path]:
+    """Of a folder those that its metadata lists, all where it has none, in recorded order."""
     if not path.exists():
         raise FileNotFoundError(f"no recording at {path}")
     files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    # A recorder killed while it compressed leaves both: the plain one is whole.
+    files = [f for f in files if f.suffix != ".zstd" or f.with_suffix("") not in files]
     # bag_0.mcap, bag_1.mcap, ... bag_10.mcap: in numerical order
     files = sorted(
         (file for file in files if _STORAGES.keys() & file.suffixes),
@@ -242,4 +260,7 @@ def _storage_files(path: Path) -> list[Path]:
     )
     if not files:
         raise ReaderError(f"{path} is no rosbag2: no .mcap and no .db3 file")
-    return files
+    metadata = path / "metadata.yaml"
+    text = metadata.read_text(errors="replace") if metadata.exists() else ""
+    names = {PurePath(line.split()[-1]).name for line in text.splitlines() if line.strip()}
+    return [file for file in files if file.name in names] or files

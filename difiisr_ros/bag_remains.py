@@ -50,7 +50,8 @@ class McapRemains:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._faults: list[str] = []
+        self._end = ""
+        self._damaged: list[str] = []
         self._schemas: dict[int, tuple[str, MessageDefinition]] = {}
         self._channels: dict[int, Connection] = {}
         counts = Counter(channel for channel, _, _ in self._scan())
@@ -59,7 +60,9 @@ class McapRemains:
     @property
     def fault(self) -> str:
         """What is wrong with the file, as far as it has been read."""
-        return "; ".join(self._faults)
+        count = len(self._damaged)
+        damage = self._damaged[:1] + ([f"and {count - 1} more"] if count > 1 else [])
+        return "; ".join([*damage, *filter(None, [self._end])])
 
     def messages(self, connections: Collection[Connection]) -> Iterator[Message]:
         """Yield (connection, log time in ns, CDR bytes) in file order, sorted within chunks."""
@@ -69,15 +72,16 @@ class McapRemains:
                 yield wanted[channel], time, data
 
     def _scan(self) -> Iterator[tuple[int, int, bytes]]:
-        self._faults = ["the file ends without its closing index"]
+        self._end, self._damaged = "the file ends without its closing index", []
         with self.path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise ReaderError(f"{self.path} is no MCAP file")
             size = os.fstat(file.fileno()).st_size
             for opcode, body, whole in _records(file, size):
                 if not whole:
-                    self._faults.append(f"it is cut off inside a record at byte {size}")
+                    self._end = f"the file is cut off inside a record at byte {size}"
                 if opcode == _FOOTER:
+                    self._end = ""
                     return
                 if opcode == _CHUNK:  # a damaged one is whole outside: the next can be read
                     yield from sorted(self._read_chunk(body, file.tell()), key=lambda m: m[1])
@@ -85,7 +89,7 @@ class McapRemains:
                 try:
                     yield from self._read(opcode, body, whole)
                 except Exception as error:  # damaged bytes raise whatever their parser raises
-                    self._faults.append(f"damaged record before byte {file.tell()}: {error}")
+                    self._damaged.append(f"damaged record before byte {file.tell()}: {error}")
                     return
 
     def _read_chunk(self, body: bytes, end: int) -> list[tuple[int, int, bytes]]:
@@ -96,7 +100,7 @@ class McapRemains:
             for record in _records(io.BytesIO(inner), len(inner)):
                 found += self._read(*record)
         except Exception as error:  # as above
-            self._faults.append(f"damaged chunk before byte {end}: {error}")
+            self._damaged.append(f"damaged chunk before byte {end}: {error}")
         return found
 
     def _read(self, opcode: int, body: bytes, whole: bool) -> Iterator[tuple[int, int, bytes]]:

@@ -13,6 +13,9 @@ import numpy as np
 NETWORK_LIMIT = 6.0
 """The network is shown [-6, 6]; what lies beyond (a dead pixel, the sun) goes around it."""
 
+NO_DATA = 1e30
+"""Float pixels of this magnitude are a mark, not a measurement; float32 has room above it."""
+
 _RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
 _WIDENING = 0.5  # of the span between the quantiles, at most, at either end
 _SCENE_QUANTILES = (0.1, 0.5, 0.9)
@@ -65,7 +68,8 @@ def robust_range(counts: np.ndarray) -> CountRange:
     the last pixel that the network would be shown, by half the span at most.
 
     Args:
-        counts: ``(H, W)`` uint8, uint16 or float32; non-finite values are ignored.
+        counts: ``(H, W)`` uint8, uint16 or float32; values that are not finite, or not below
+            :data:`NO_DATA`, are ignored.
     """
     return _range_and_bulk(counts)[0]
 
@@ -75,7 +79,7 @@ def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
     stride = max(1, int((counts.size / _SAMPLED_PIXELS) ** 0.5))
     values = counts[::stride, ::stride]
     if counts.dtype.kind == "f":
-        values = values[np.isfinite(values)]
+        values = values[np.abs(values) < NO_DATA]
         if values.size == 0:
             return CountRange(-1.0, 1.0), np.zeros(len(_SCENE_QUANTILES))
     # Of 16 bits, "stable" is a radix sort: seven times as fast.

@@ -27,14 +27,13 @@ from difiisr_models.consistency import enforce_consistency
 from difiisr_models.diffusion import draw_noise
 from difiisr_models.frame_model import SMALLEST_OWN_TILE, BicubicModel, FrameModel
 from difiisr_models.model_loading import LoadedModel, load_model
-from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, RangeTracker
+from difiisr_models.radiometry import NETWORK_LIMIT, NO_DATA, CountRange, RangeTracker
 from difiisr_models.resample import SCALE, unpack
 from difiisr_models.tiling import Tile, plan_axis, process_tiles
 
 MIN_SIDE = 16
 DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
 WARM_UP_SIDE = 64
-_LARGEST = 1e30  # float32 arithmetic has room above it
 
 STAGE = "difiisr: "
 """Begins the name of each stage of a frame in a torch profile; see ``frame_profile``."""
@@ -146,7 +145,7 @@ class Upscaler:
             return self._fill_and_upscale(counts, tracker)
 
     def _fill_and_upscale(self, counts: np.ndarray, tracker: RangeTracker | None) -> np.ndarray:
-        missing = ~(np.abs(counts) < _LARGEST) if counts.dtype == np.float32 else None
+        missing = ~(np.abs(counts) < NO_DATA) if counts.dtype == np.float32 else None
         if missing is not None and missing.any():
             known = counts[~missing]
             filled = np.where(missing, np.median(known) if known.size else 0, counts)

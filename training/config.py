@@ -126,7 +126,16 @@ def load_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
-    return _build(TrainConfig, data, str(path))
+    return from_dict(data, str(path))
+
+
+def from_dict(data: dict[str, Any], where: str) -> TrainConfig:
+    """Settings from plain data; what an earlier version did not know has its default.
+
+    Raises:
+        ValueError: as :func:`load_config`; the text begins with ``where``.
+    """
+    return _build(TrainConfig, data, where)
 
 
 def as_dict(config: TrainConfig) -> dict[str, Any]:

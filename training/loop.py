@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from difiisr_models.diffusion import stream_seed
 from difiisr_models.schedule import exponential_schedule
-from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict
+from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict, from_dict
 from difiisr_training.data.crops import open_crops
 from difiisr_training.journal import STATISTICS_NAME, VALIDATION_NAME, Journal
 from difiisr_training.networks import build_network, start_from
@@ -245,8 +245,8 @@ def load_checkpoint(path: Path, state: TrainState, config: TrainConfig) -> None:
         ValueError: the file was written with other settings; the text names them.
     """
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    ours = as_dict(config)
-    differing = sorted(k for k in ours if saved["config"].get(k) != ours[k])
+    ours, theirs = as_dict(config), as_dict(from_dict(saved["config"], str(path)))
+    differing = sorted(k for k in ours if theirs[k] != ours[k])
     if differing:
         raise ValueError(
             f"{path} was trained with other settings for {', '.join(differing)}; "

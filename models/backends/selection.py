@@ -88,14 +88,14 @@ def torch_only(
     """The choice for a model that runs in torch whatever backend ``name`` was asked for.
 
     Raises:
-        BackendUnavailable: an engine file is given, and ``engine_mismatch`` is ``"fail"``.
+        BackendUnavailable: an engine is to run it, and ``engine_mismatch`` is ``"fail"``.
         ValueError: an unknown backend.
     """
     check_backend(name)
     reason = f"{model} always runs in torch"
-    if engine and engine_mismatch == "fail":
-        raise BackendUnavailable(f"engine {engine} fits no model here: {reason}")
-    asked = "tensorrt" if engine and name in ("auto", "torch") else name
+    asked = "tensorrt" if engine and name == "auto" else name
+    if engine and asked == "tensorrt" and engine_mismatch == "fail":
+        raise BackendUnavailable(f"engine {engine} is not used: {reason}")
     return BackendChoice("torch", () if asked in ("auto", "torch") else ((asked, reason),))
 
 

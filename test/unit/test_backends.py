@@ -260,6 +260,9 @@ def test_models_without_a_network_to_hand_over_say_so():
     assert up.passed_over == (("tensorrt", "bicubic always runs in torch"),)
     with pytest.raises(BackendUnavailable, match=r"some\.plan"):
         load_upscaler("bicubic", engine="/some.plan", engine_mismatch="fail")
+    # As with every model, an engine counts only where TensorRT is to run.
+    plain = load_upscaler("bicubic", backend="torch", engine="/x.plan", engine_mismatch="fail")
+    assert plain.passed_over == ()
 
 
 def test_unknown_precision_and_engine_policy_are_refused():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from thermal_bags import IMAGE, kill_the_recorder, record
 
-from difiisr_training.data.bag_frames import find_recordings
+from difiisr_training.data.bag_frames import find_recordings, read_recordings
 from difiisr_training.data.images import ImageSource, load_images
 
 STORE = get_typestore(Stores.ROS2_KILTED)
@@ -124,3 +125,13 @@ def test_a_damaged_recording_costs_only_itself(tmp_path, caplog):
     found = load_images(ImageSource("bags", val_share=0.0), tmp_path, "train")
     assert len(found) == 3
     assert f"could not read {tmp_path / 'bags' / 'b'}" in caplog.text
+
+
+def test_messages_in_the_log_of_a_killed_recorder_are_missed_aloud(tmp_path, caplog):
+    bag = record(tmp_path / "bag", StoragePlugin.SQLITE3)
+    kill_the_recorder(bag, 6)
+    for path in find_recordings(bag):
+        frames, skipped = read_recordings([path], IMAGE, 1)
+        assert len(frames) == 3
+        assert skipped == [path]
+        assert "PRAGMA wal_checkpoint" in caplog.text

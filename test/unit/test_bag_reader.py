@@ -1,13 +1,20 @@
 import shutil
-import sqlite3
-from contextlib import closing
 
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, ReaderError, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-from thermal_bags import CUSTOM_DEFINITION, CUSTOM_TYPE, IMAGE, INFO, cut, messages, record
+from thermal_bags import (
+    CUSTOM_DEFINITION,
+    CUSTOM_TYPE,
+    IMAGE,
+    INFO,
+    cut,
+    kill_the_recorder,
+    messages,
+    record,
+)
 
 from difiisr_ros.bag_reader import (
     UNKNOWN_DIGEST,
@@ -17,7 +24,7 @@ from difiisr_ros.bag_reader import (
     definition_of,
     stamp_of,
 )
-from difiisr_ros.bag_remains import McapRemains, SqliteRemains
+from difiisr_ros.bag_remains import McapRemains, SqliteRemains, zstd
 from difiisr_ros.bag_writer import STORE
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -102,28 +109,6 @@ def test_damaged_byte_in_a_sqlite_recording_stops_there(tmp_path):
         assert bag.fault
 
 
-def kill_the_recorder(bag, left_in_the_log):
-    """Make of a whole SQLite recording what a killed recorder in WAL mode leaves."""
-    file, killed = bag / "bag.db3", bag.parent / "killed.db3"
-    with closing(sqlite3.connect(file)) as database:
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA wal_autocheckpoint=0")
-        newest = list(
-            database.execute("SELECT * FROM messages ORDER BY id DESC LIMIT ?", (left_in_the_log,))
-        )
-        database.executemany("DELETE FROM messages WHERE id = ?", [row[:1] for row in newest])
-        database.commit()
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        places = ", ".join("?" * len(newest[0]))
-        database.executemany(f"INSERT INTO messages VALUES ({places})", newest[::-1])
-        database.commit()
-        shutil.copy(file, killed)
-        shutil.copy(f"{file}-wal", f"{killed}-wal")
-    (bag / "metadata.yaml").unlink()
-    killed.rename(file)
-    (bag.parent / "killed.db3-wal").rename(bag / "bag.db3-wal")
-
-
 @pytest.mark.parametrize("left_in_the_log", [6, 15])
 def test_write_ahead_log_of_a_killed_recorder_is_read(tmp_path, left_in_the_log):
     record(tmp_path / "bag", StoragePlugin.SQLITE3)
@@ -168,6 +153,24 @@ def test_split_recording_with_a_damaged_file_gives_all_the_rest(tmp_path, storag
     with BagReader(bag) as reader:
         list(reader.messages())
         assert file.name in reader.fault
+        assert "closing index" not in reader.fault
+    # What merely lies beside the files of the recording is none of it.
+    record(tmp_path / "other", storage)
+    (tmp_path / "other" / f"other{file.suffix}").rename(bag / f"other{file.suffix}")
+    shutil.copy(bag / f"bag_1{file.suffix}", bag / f"recovered{file.suffix}")
+    assert messages(bag, IMAGE) == left
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_the_reading(tmp_path, storage):
+    bag = record(tmp_path / "bag", storage, frames=100)
+    (file,) = (p for p in bag.iterdir() if p.suffix != ".yaml")
+    with BagReader(bag) as reader:
+        stream = reader.messages({IMAGE})
+        first = next(stream)
+        file.write_bytes(b"")
+        left = [first, *stream]
+        assert 1 <= len(left) <= 100
+        assert len({at for _, at, _ in left}) == len(left)
 
 
 def test_damaged_chunk_costs_its_own_messages_only(tmp_path):
@@ -190,6 +193,16 @@ def test_damaged_chunk_costs_its_own_messages_only(tmp_path):
     assert payloads[20] not in left
     with BagReader(tmp_path / "bag") as bag:
         assert "chunk" in bag.fault
+
+
+def test_a_recorder_killed_while_it_compressed_left_one_recording(tmp_path):
+    bag = record(tmp_path / "bag")
+    expected = messages(bag)
+    (bag / "metadata.yaml").unlink()
+    content = zstd.compress((bag / "bag.mcap").read_bytes())
+    for share in (0.5, 1.0):
+        (bag / "bag.mcap.zstd").write_bytes(content[: int(share * len(content))])
+        assert messages(bag) == expected
 
 
 @pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE])

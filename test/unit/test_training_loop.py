@@ -279,6 +279,15 @@ def test_half_precision_is_the_networks_alone(data, tmp_path):
     assert torch.equal(seen[0], upsample(lr))
 
 
+def test_a_run_of_an_earlier_version_has_the_defaults_of_what_is_new(config, data, tmp_path):
+    run(config, data, tmp_path / "run", budget=0)
+    path = tmp_path / "run" / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["config"]["crops"]["inverted_share"]
+    torch.save(saved, path)
+    assert run(config, data, tmp_path / "run", budget=0).iteration == 2
+
+
 def test_a_run_folder_of_other_settings_is_refused_by_name(config, data, tmp_path):
     run(config, data, tmp_path / "run", budget=0)
     with pytest.raises(ValueError, match="batch"):

@@ -1,5 +1,8 @@
 """Small recordings for the tests of bag reading and replay."""
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +71,25 @@ def cut(path: Path, fraction: float) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * fraction)])
     (path / "metadata.yaml").unlink()
+
+
+def kill_the_recorder(bag: Path, left_in_the_log: int) -> None:
+    """Make of a whole SQLite recording what a killed recorder in WAL mode leaves."""
+    file, killed = bag / "bag.db3", bag.parent / "killed.db3"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA wal_autocheckpoint=0")
+        newest = list(
+            database.execute("SELECT * FROM messages ORDER BY id DESC LIMIT ?", (left_in_the_log,))
+        )
+        database.executemany("DELETE FROM messages WHERE id = ?", [row[:1] for row in newest])
+        database.commit()
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        places = ", ".join("?" * len(newest[0]))
+        database.executemany(f"INSERT INTO messages VALUES ({places})", newest[::-1])
+        database.commit()
+        shutil.copy(file, killed)
+        shutil.copy(f"{file}-wal", f"{killed}-wal")
+    (bag / "metadata.yaml").unlink()
+    killed.rename(file)
+    (bag.parent / "killed.db3-wal").rename(bag / "bag.db3-wal")

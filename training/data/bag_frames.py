@@ -115,6 +115,9 @@ def messages(
         TopicError: as :func:`read_recordings`.
     """
     number = 0
+    for fault in unread_logs(recording):
+        log.warning("%s", fault)
+        skipped.append(recording)
     try:
         with Reader(recording) as reader:
             connections = _choose(reader.connections, topic, recording)
@@ -125,6 +128,18 @@ def messages(
     except Exception as error:  # as above
         log.warning("could not read %s beyond message %d: %s", recording, number, error)
         skipped.append(recording)
+
+
+def unread_logs(recording: Path) -> list[str]:
+    """What a killed SQLite recorder left beside its files, which is not read here, and a remedy."""
+    files = recording.glob("*.db3") if recording.is_dir() else [recording]
+    logs = ((file, file.with_name(f"{file.name}-wal")) for file in sorted(files))
+    return [
+        f"the newest messages of {file} are in {log.name} and are not read; "
+        f"`sqlite3 {file} 'PRAGMA wal_checkpoint(TRUNCATE)'` puts them in their place"
+        for file, log in logs
+        if log.exists() and log.stat().st_size > 0
+    ]
 
 
 def _choose(connections: list[Connection], topic: str | None, recording: Path) -> list[Connection]:

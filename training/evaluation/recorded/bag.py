@@ -20,6 +20,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from difiisr_models import image_encoding
 from difiisr_models.message_header import stamp_of
+from difiisr_training.data.bag_frames import unread_logs
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
@@ -78,6 +79,7 @@ class RecordedBag:
                 f"{path} cannot be opened as a recording ({error}); if it lacks its end, repair it "
                 "first with `mcap recover` or `ros2 bag reindex`"
             ) from error
+        self.faults += unread_logs(path)
         self.connections: list[Connection] = list(self._reader.connections)
 
     def messages(self, topic: str | None) -> Iterator[RecordedMessage]:
