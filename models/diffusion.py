@@ -72,9 +72,10 @@ def sample(denoiser: Denoiser, y: Tensor, schedule: Schedule, noise: NoiseSource
     x = prior_sample(y, noise(0), schedule)
     for k, t in enumerate(range(schedule.steps, 0, -1), start=1):
         x0 = denoiser(x, t)
-        mean, variance = posterior(x, x0, t, schedule)
-        x = mean if t == 1 else mean + _deviation(variance) * noise(k)
-    return x
+        if t > 1:  # the last posterior is x_0 itself
+            mean, variance = posterior(x, x0, t, schedule)
+            x = mean + _deviation(variance) * noise(k)
+    return x0
 
 
 def _deviation(variance: float) -> float:

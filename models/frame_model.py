@@ -91,7 +91,7 @@ class CompactModel:
         self, lr: Tensor, noise: Callable[[int], Tensor], steps: int, fidelity: float
     ) -> Tensor:
         """See :class:`FrameModel`."""
-        wanted = torch.full((1,), fidelity, device=lr.device)
+        wanted = torch.full((1,), float(fidelity), device=lr.device)
         if self.tile_shape is None or len(lr) == self.tile_shape[0]:
             return sample_compact(self._runner, self._schedule, lr, noise, steps, wanted)
         batch = self.tile_shape[0]

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of convolutions and matrix products; None leaves them in float32, as all else always is."""
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Whether a GPU may round the factors of float32 matrix products to TF32, while this lasts.
+
+    It is a switch of the process, which any library, or ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``, may
+    have set.
+    """
+    switch = torch.backends.cuda.matmul
+    if hasattr(switch, "fp32_precision"):
+        name, value = "fp32_precision", "tf32" if allowed else "ieee"
+    else:  # before torch 2.9
+        name, value = "allow_tf32", allowed
+    before = getattr(switch, name)
+    setattr(switch, name, value)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
 
 
 def with_precision(module: nn.Module, precision: str) -> nn.Module:

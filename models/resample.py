@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difiisr_models.precision import tf32_products
+
 SCALE = 4
 PHASES = SCALE * SCALE
 _REACH = 2  # blocks on either side of a pixel that the kernels touch
@@ -56,7 +58,7 @@ def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int] = 0) -> T
 
     A GPU convolves float32 in TF32 unless it is told not to: 11 bits, fewer than counts have. Told
     not to, it is slow at kernels of so few channels: there the taps are laid out and multiplied as
-    one matrix product, which keeps all bits by default.
+    one matrix product.
     """
     if not x.is_cuda:
         return F.conv2d(x, kernel, padding=padding)
@@ -68,7 +70,8 @@ def as_matrix_product(x: Tensor, kernel: Tensor, padding: int | tuple[int, int])
     vertical, horizontal = (padding, padding) if isinstance(padding, int) else padding
     height = x.shape[-2] + 2 * vertical - kernel.shape[-2] + 1
     taps = F.unfold(x, kernel.shape[-2:], padding=(vertical, horizontal))
-    return (kernel.flatten(1) @ taps).unflatten(-1, (height, -1))
+    with tf32_products(False):
+        return (kernel.flatten(1) @ taps).unflatten(-1, (height, -1))
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:

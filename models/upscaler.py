@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -92,6 +93,9 @@ class UpscalerSettings:
 class Upscaler:
     """A loaded model with its settings; call it with frames of one stream.
 
+    Threads may share it, and what :meth:`with_settings` made of it: frames are computed one by one,
+    in memory that backends keep.
+
     Attributes:
         name: the model's name or path, as asked for.
         scale: 4.
@@ -122,6 +126,7 @@ class Upscaler:
         self.parameter_count = model.parameter_count
         self._model = model
         self._tracker = RangeTracker()
+        self._lock = threading.Lock()
         self._noise_key: tuple = ()
         self._noise: dict[int, Tensor] = {}
 
@@ -141,7 +146,7 @@ class Upscaler:
             ValueError: another rank, dtype, or a smaller frame.
         """
         check_frame(counts)
-        with record_function(STAGE + "frame"):
+        with self._lock, record_function(STAGE + "frame"):
             return self._fill_and_upscale(counts, tracker)
 
     def _fill_and_upscale(self, counts: np.ndarray, tracker: RangeTracker | None) -> np.ndarray:
@@ -319,6 +324,7 @@ def load_upscaler(
             engine=Path(engine).expanduser() if engine else None,
             engine_mismatch=engine_mismatch,
             tile=checked.tile or SMALLEST_OWN_TILE,
+            tile_given=checked.tile > 0,
             tile_batch=checked.tile_batch,
         )
     return Upscaler(

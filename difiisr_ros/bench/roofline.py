@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from difiisr_models.precision import PRECISIONS, with_precision
+from difiisr_models.precision import PRECISIONS, tf32_products, with_precision
 
 _SECONDS, _CALLS = 0.4, 20  # at least, for each of the two ceilings
 # On a CPU short enough that some calls are never interrupted, on a GPU large enough to fill it.
@@ -68,13 +68,8 @@ def measure_ceilings(device: torch.device, precision: str) -> Ceilings:
     factor = torch.randn(side, side, device=device).to(dtype)
     source = torch.zeros(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    try:
+    with tf32_products(True):
         product = _shortest(lambda: factor @ factor, device)
-    finally:
-        torch.set_float32_matmul_precision(before)
     copy = _shortest(lambda: target.copy_(source), device)
     return Ceilings(2 * side**3 / product, 2 * source.nbytes / copy)
 

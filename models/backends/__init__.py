@@ -70,6 +70,7 @@ class NetworkSource:
         engine_mismatch: what to do when it does not fit: one of :data:`ENGINE_MISMATCH`.
             ``rebuild`` is done by the backend; it raises :class:`EngineRefused` for the others.
         tile: side of the largest tile, low-resolution pixels.
+        tile_given: whether somebody asked for that side.
         tile_batch: tiles per call, at most.
         model: its name or path, for commands that errors suggest.
     """
@@ -82,5 +83,6 @@ class NetworkSource:
     engine: Path | None = None
     engine_mismatch: str = "fallback"
     tile: int = 256
+    tile_given: bool = False
     tile_batch: int = 1
     model: str = "MODEL"

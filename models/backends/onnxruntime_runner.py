@@ -61,10 +61,12 @@ class OnnxRuntimeRunner:
                     f"onnxruntime {onnxruntime.__version__} has no CUDA provider, only "
                     f"{', '.join(present)}: pip install onnxruntime-gpu"
                 )
-            stream = torch.cuda.current_stream(device).cuda_stream
+            # Not torch's default stream: its handle is 0, which ONNX Runtime takes for none.
+            self._stream = torch.cuda.Stream(device)
+            handle = str(self._stream.cuda_stream)
             self._provider = (
                 "CUDAExecutionProvider",
-                {"device_id": str(self._index), "user_compute_stream": str(stream)},
+                {"device_id": str(self._index), "user_compute_stream": handle},
             )
             if "CUDAExecutionProvider" not in self._session(None).get_providers():
                 raise BackendUnavailable(
@@ -82,7 +84,13 @@ class OnnxRuntimeRunner:
         for name, value in held.items():
             binding.bind_input(name, *self._placed(value))
         binding.bind_output(NETWORK_OUTPUT, *self._placed(result))
-        session.run_with_iobinding(binding)
+        if self._device == "cuda":
+            callers = torch.cuda.current_stream(result.device)
+            self._stream.wait_stream(callers)
+            session.run_with_iobinding(binding)
+            callers.wait_stream(self._stream)
+        else:
+            session.run_with_iobinding(binding)
         return result
 
     def _session(self, step: int | None) -> InferenceSession:

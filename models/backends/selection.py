@@ -61,6 +61,10 @@ def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, Bac
         if source.engine is not None:
             candidates.insert(0, needing_a_gpu.pop(0))
         passed_over += [(other, "needs a CUDA GPU") for other in needing_a_gpu]
+    if name == "auto" and "torch_tensorrt" in candidates and not source.tile_given:
+        # Whole frames in torch are less work than frames in tiles with borders of their own.
+        candidates.remove("torch_tensorrt")
+        passed_over.append(("torch_tensorrt", "takes tiles of one size: set 'tile' to have it"))
     while candidates:
         candidate = candidates.pop(0)
         try:
@@ -132,7 +136,8 @@ def check_precision(name: str, device: torch.device) -> None:
     """Raise ValueError for an unknown precision, or one that the device does not compute in."""
     if name not in PRECISIONS:
         raise ValueError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    # Older ones emulate it slowly, and cuDNN has no convolutions of it there.
+    if name == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8,):
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use fp16 or fp32")
 
 

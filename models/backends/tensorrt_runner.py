@@ -114,11 +114,12 @@ class TensorRTRunner:
             for _ in range(_WARM_UP_CALLS):
                 self._execute()
         self._stream.synchronize()
-        graph = cuda.CUDAGraph()
+        graph, callers = cuda.CUDAGraph(), cuda.current_stream(self._device)
         try:
             with cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._execute()
-        except RuntimeError as error:
+        except (RuntimeError, BackendUnavailable) as error:
+            cuda.set_stream(callers)  # a recording that fails as it ends leaves its own behind
             _LOG.warning("TensorRT runs without a CUDA graph, slower: %s", error)
             return None
         return graph

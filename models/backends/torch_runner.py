@@ -24,7 +24,8 @@ class TorchRunner:
     def __init__(self, source: NetworkSource) -> None:
         network = with_precision(source.network, source.precision)
         network = network.to(source.device, memory_format=torch.channels_last)
-        run = torch.compile(network) if source.compile else network
+        # Of fixed sizes: convolutions of sizes left open are not laid out for the GPU.
+        run = torch.compile(network, dynamic=False) if source.compile else network
         self._run = CudaGraphs(run) if source.device.type == "cuda" else run
 
     def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
@@ -40,18 +41,18 @@ class _Captured(NamedTuple):
 
 
 class CudaGraphs:
-    """A function of CUDA tensors, recorded once per shape and replayed: one launch per call.
+    """A function of CUDA tensors, recorded once per shapes and dtypes, and replayed at one launch.
 
-    The result is overwritten by the next call of the same shape.
+    The result is overwritten by the next call of the same kind.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._function = function
-        self._captured: OrderedDict[tuple[torch.Size, ...], _Captured] = OrderedDict()
+        self._captured: OrderedDict[tuple, _Captured] = OrderedDict()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Copy the inputs to where the recording reads them, and replay."""
-        key = tuple(value.shape for value in inputs)
+        key = tuple((value.shape, value.dtype) for value in inputs)
         if key not in self._captured:
             if len(self._captured) == _GRAPHS:
                 self._captured.popitem(last=False)

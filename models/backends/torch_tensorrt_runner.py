@@ -50,6 +50,10 @@ def build_runner(source: NetworkSource) -> TorchTensorRTRunner:
         torch.zeros(1, device=source.device),
     )
     compiled = torch_tensorrt.compile(
-        network.eval(), ir="dynamo", inputs=list(example), use_explicit_typing=True
+        network.eval(),
+        ir="dynamo",
+        inputs=list(example),
+        device=source.device,
+        use_explicit_typing=True,
     )
     return TorchTensorRTRunner(compiled, (batch, side, side))

@@ -214,6 +214,21 @@ def test_any_failure_of_a_backend_is_a_reason_with_its_kind(source, builders):
     assert dict(choice.passed_over)["onnxruntime"] == "RuntimeError: no such provider"
 
 
+@pytest.mark.parametrize("tile_given", [False, True])
+def test_a_backend_of_one_small_tile_is_automatic_only_where_tiles_are_asked_for(
+    network, builders, tile_given, monkeypatch
+):
+    monkeypatch.setattr(selection, "_check_agreement", lambda runner, source: None)
+    for name in ("tensorrt", "torch_tensorrt", "torch"):
+        builders[name] = lambda source: Runner(source.network)
+    builders["tensorrt"] = refuse(BackendUnavailable("no engine"))
+    source = NetworkSource(network, "", torch.device("cuda"), tile_given=tile_given)
+    _, choice = select_backend("auto", source)
+    assert choice.name == ("torch_tensorrt" if tile_given else "torch")
+    assert dict(choice.passed_over)["tensorrt"] == "no engine"
+    assert ("torch_tensorrt" in dict(choice.passed_over)) is not tile_given
+
+
 @pytest.mark.parametrize("mismatch", ["fallback", "rebuild"])
 def test_a_refused_engine_falls_back_when_asked_for_by_name(network, builders, mismatch):
     source = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch=mismatch)

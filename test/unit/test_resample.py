@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from difiisr_models.precision import tf32_products
 from difiisr_models.resample import (
     as_matrix_product,
     downsample,
@@ -64,3 +65,18 @@ def test_what_a_gpu_multiplies_is_the_convolution(kernel, padding):
     x = torch.randn(2, kernel[1], 9, 14, generator=rng)
     expected = torch.nn.functional.conv2d(x, weight, padding=padding)
     torch.testing.assert_close(as_matrix_product(x, weight, padding), expected)
+
+
+def test_products_keep_all_bits_whatever_the_process_allows():
+    switch = torch.backends.cuda.matmul
+    before = switch.allow_tf32
+    try:
+        for allowed in (True, False):
+            switch.allow_tf32 = allowed
+            with tf32_products(False):
+                assert not switch.allow_tf32
+            with tf32_products(True):
+                assert switch.allow_tf32
+            assert switch.allow_tf32 is allowed
+    finally:
+        switch.allow_tf32 = before

@@ -83,6 +83,10 @@ class FakeCuda:
     def current_stream(self, device):
         return self.callers
 
+    def set_stream(self, stream):
+        assert stream is self.callers
+        self.log.append("the caller's stream again")
+
     def device(self, device):
         return nullcontext()
 
@@ -244,6 +248,17 @@ def test_the_engine_outlives_its_queued_work(fake):
 def test_an_engine_that_cannot_be_captured_runs_all_the_same(fake, network, caplog):
     fake.cuda.fail_capture = True
     runner = TensorRTRunner(b"plan", SHAPE, CPU)
+    torch.testing.assert_close(runner(*frames(0)), network(*frames(0)))
+    assert "without a CUDA graph" in caplog.text
+    assert "the caller's stream again" in fake.cuda.log
+
+
+def test_an_engine_that_refuses_to_be_captured_runs_all_the_same(fake, network, caplog):
+    """Without an exception of CUDA's: it says no while it is recorded, and yes before and after."""
+    execute = fake.engine.execute_async_v3
+    fake.engine.execute_async_v3 = lambda stream: fake.cuda.capturing is None and execute(stream)
+    runner = TensorRTRunner(b"plan", SHAPE, CPU)
+    fake.cuda.capturing = None
     torch.testing.assert_close(runner(*frames(0)), network(*frames(0)))
     assert "without a CUDA graph" in caplog.text
 
@@ -421,7 +436,8 @@ def test_torch_tensorrt_says_which_release_to_install(source, monkeypatch):
 def test_torch_tensorrt_compiles_the_network_for_its_tiles(source, network, monkeypatch):
     given = []
 
-    def compile_network(module, ir, inputs, use_explicit_typing):
+    def compile_network(module, ir, inputs, device, use_explicit_typing):
+        assert device == source.device
         given.append((ir, [tuple(value.shape) for value in inputs], use_explicit_typing))
         return module
 

@@ -1,5 +1,8 @@
 """The Python surface: what goes in comes out four times as large, in the same units."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +82,35 @@ def test_fidelity_moves_the_output_along_a_line(up):
     ends = [up.with_settings(fidelity=f)(frame).astype(np.float64) for f in (0.0, 0.5, 1.0)]
     assert np.abs(ends[0] - ends[2]).max() > 0.1
     np.testing.assert_allclose(ends[1], (ends[0] + ends[2]) / 2, atol=2e-3)
+
+
+def test_a_whole_number_is_a_fidelity_too(folder, up):
+    frame = scene(24, 24)
+    for backend in ("torch", "auto"):
+        whole = load_upscaler(str(folder), backend=backend, fidelity=1)
+        np.testing.assert_allclose(whole(frame).astype(int), up(frame, RangeTracker()), atol=1)
+
+
+def test_threads_share_an_upscaler_one_frame_after_another(folder):
+    """What a backend keeps between calls is used by one frame at a time."""
+    busy, together = 0, []
+    shared = load_upscaler(str(folder), backend="torch")
+    compute = shared._model.super_resolve
+
+    def watched(*arguments):
+        nonlocal busy
+        busy += 1
+        together.append(busy)
+        time.sleep(0.02)
+        result = compute(*arguments)
+        busy -= 1
+        return result
+
+    shared._model.super_resolve = watched
+    with ThreadPoolExecutor(3) as pool:
+        users = [shared, shared.with_settings(fidelity=0.0), shared]
+        list(pool.map(lambda user: user(scene(24, 24), RangeTracker()), users))
+    assert together == [1, 1, 1]
 
 
 @pytest.mark.parametrize("steps", [2, 15])
