@@ -21,16 +21,15 @@ def tf32_products(allowed: bool) -> Iterator[None]:
     have set.
     """
     switch = torch.backends.cuda.matmul
-    if hasattr(switch, "fp32_precision"):
-        name, value = "fp32_precision", "tf32" if allowed else "ieee"
-    else:  # before torch 2.9
-        name, value = "allow_tf32", allowed
-    before = getattr(switch, name)
-    setattr(switch, name, value)
+    # From torch 2.9 on there are two names for it: writing the old one sets both, reading it fails
+    # where they differ.
+    newer = hasattr(switch, "fp32_precision")
+    before = switch.fp32_precision == "tf32" if newer else switch.allow_tf32
+    switch.allow_tf32 = allowed
     try:
         yield
     finally:
-        setattr(switch, name, before)
+        switch.allow_tf32 = before
 
 
 def with_precision(module: nn.Module, precision: str) -> nn.Module:
