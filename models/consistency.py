@@ -41,8 +41,7 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
         raise ValueError(f"consistency must lie in 0..1, got {strength}")
     if strength == 0.0:
         return packed
-    target = lr if strength == 1.0 else torch.lerp(downsample(packed), lr, strength)
-    residual = target - downsample(packed)
+    residual = strength * (lr - downsample(packed))
     correction = _inverse_filter(residual)
     # The second pass: D is linear, so its residual needs no corrected image.
     residual = residual - downsample(downsample_adjoint(correction))
