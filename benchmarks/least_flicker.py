@@ -9,7 +9,7 @@ between the two measured frames, whatever made the results. This measures its fl
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.resample import unpack, upsample
-from difiisr_training.data.images import read_counts
+from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.evaluation.flicker import FlickerMeter
 
 
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     }
     meters = {name: FlickerMeter() for name in methods}
     found = {name: [] for name in methods}
-    for path in sorted(folder.glob("*.png")):
+    for path in list_images(folder):
         counts = read_counts(path)
         lr = torch.from_numpy(counts.astype(np.float64))[None, None]
         for name, method in methods.items():
@@ -40,4 +40,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="frames of a standing camera, in order")
+    main(parser.parse_args().folder)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difiisr_ros.commands.arguments import image_size, positive
+from difiisr_ros.commands.arguments import image_size, positive, threads
 from difiisr_ros.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--only-sr", action="store_true", help="do not copy the other topics")
     replay.add_argument("--force", action="store_true", help="replace an existing OUT_BAG")
     _add_model_options(replay)
+    replay.add_argument("--tile", type=int, default=0, help="side of large frames' tiles (0: own)")
+    replay.add_argument("--overlap", type=int, default=32, help="of tiles (%(default)s)")
+    replay.add_argument("--tile-batch", type=positive, default=1, help="tiles per call")
     replay.set_defaults(run=_replay)
 
     scene = commands.add_parser("scene", help="record the procedural thermal scene of the demo")
@@ -99,8 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--parity-data",
         type=Path,
         metavar="DIR",
-        default=Path("../shared/parity"),
-        help="the recorded outputs (%(default)s)",
+        help="the recorded outputs: tiny_expected.safetensors, ...; not part of the package",
     )
     info.set_defaults(run=_info)
 
@@ -144,7 +146,7 @@ def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="torch.compile, in backend torch")
     parser.add_argument("--engine", default="", metavar="FILE", help="TensorRT engine to run")
-    parser.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=threads, help="CPU threads (default: all cores)")
 
 
 def _runtime(options: argparse.Namespace) -> dict[str, Any]:
@@ -163,6 +165,8 @@ def _replay(options: argparse.Namespace) -> int:
     from difiisr_models import load_upscaler
     from difiisr_ros.replay import replay
 
+    if options.seed < -1:
+        raise ValueError(f"--seed must be 0 or more, or -1 for no noise, got {options.seed}")
     upscaler = load_upscaler(
         options.model,
         **_runtime(options),
@@ -170,6 +174,9 @@ def _replay(options: argparse.Namespace) -> int:
         fidelity=options.fidelity,
         seed=None if options.seed < 0 else options.seed,
         consistency=options.consistency,
+        tile=options.tile,
+        overlap=options.overlap,
+        tile_batch=options.tile_batch,
     )
     report = replay(
         options.source,
@@ -211,6 +218,8 @@ def _scene(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
+    if options.parity and options.parity_data is None:
+        raise ValueError("--parity needs --parity-data DIR, the reference's recorded outputs")
     import numpy as np
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -253,6 +253,16 @@ def declare(node: Any) -> Parameters:
     return Parameters(**values)
 
 
+def undeclared(node: Any) -> list[str]:
+    """Names that the node was started with and does not have, sorted; QoS overrides come later."""
+    given = getattr(node, "_parameter_overrides", {})  # rclpy has no public name for them
+    return sorted(
+        name
+        for name in given
+        if not name.startswith("qos_overrides.") and not node.has_parameter(name)
+    )
+
+
 def readme_table() -> str:
     """Return the parameters as the README's table."""
     lines = [

@@ -45,7 +45,7 @@ from difiisr_ros.frame_worker import FrameWorker, any_computing
 from difiisr_ros.freed_memory import keep_freed_memory, return_freed_memory
 from difiisr_ros.image_codec import ImageCodecError, image_to_array
 from difiisr_ros.image_stream import ImageStream
-from difiisr_ros.parameters import ParameterError, Parameters, changed, declare
+from difiisr_ros.parameters import ParameterError, Parameters, changed, declare, undeclared
 from difiisr_ros.result_publisher import ResultPublisher, image_message, topic_qos
 from difiisr_ros.stream_statistics import StreamStatistics
 
@@ -99,6 +99,8 @@ class SrNode(LifecycleNode):
         """Declare parameters and start diagnostics; raises ParameterError on a bad parameter."""
         super().__init__("sr_node", **node_arguments)
         self._settings = declare(self)
+        if unknown := undeclared(self):
+            self.get_logger().warning(f"there are no parameters {', '.join(unknown)}: ignored")
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._upscaler = None
         self._worker: FrameWorker[Frame, Result] | None = None
@@ -316,6 +318,10 @@ def main(args: list[str] | None = None) -> int:
         rclpy.logging.get_logger("sr_node").fatal(str(error))
         rclpy.try_shutdown()
         return 1
+    except Exception:
+        if rclpy.ok():
+            raise
+        return 0  # SIGINT or SIGTERM came while it was being made
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:

@@ -69,8 +69,9 @@ def find_weights_folder(name: str) -> Path:
     folder = path if path.is_dir() else path.parent
     if not (folder / MANIFEST_NAME).is_file():
         raise WeightsError(
-            f"{folder} has no {MANIFEST_NAME}; a weights folder is written by training "
-            "or by `difiisr convert`"
+            f"{path} is no weights folder, and in none: there is no {MANIFEST_NAME}. A training "
+            "run becomes one by `difiisr train CONFIG --run RUN --export DIR`, published .pth "
+            "files by `difiisr convert`; an .onnx or engine file is no model by itself"
         )
     return folder
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from difiisr_models.checkpoint import load_published
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.model_loading import load_network, save_compact, save_published_unet
 from difiisr_models.schedule import exponential_schedule
+from difiisr_models.weights import MANIFEST_NAME
 from difiisr_training.config import TrainConfig, as_dict, load_config
 from difiisr_training.curves import save_learning_curve
 from difiisr_training.evaluation.judge import SQUEEZE_FILE, SQUEEZE_LINEAR_FILE
@@ -48,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
         save_preview(config, options.data, options.preview)
         print(f"{options.preview}: samples of the configured degradations")
         return 0
+    if options.export:
+        _check_export(options.export)
     if options.threads:
         torch.set_num_threads(options.threads)
     run = options.run or Path("runs") / config.name
@@ -73,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
         initial = starting_weights(options.init)
     elif config.begin_as != "none" and not (run / CHECKPOINT_NAME).is_file():
         initial = begin(config, files, options.data)
+    if accelerator.is_main_process:
+        print(_beginning(run, config, options.init, accelerator.device), file=sys.stderr)
     validator = None
     if config.validate_every:
         validator = Validator(config, options.data, run, files.autoencoder, _lpips(options.lpips))
@@ -97,6 +103,19 @@ def main(argv: Sequence[str]) -> int:
             export(run, options.export, options.autoencoder)
             print(f"{options.export}: weights of the moving average, ready for load_upscaler")
     return 0
+
+
+def _beginning(run: Path, config: TrainConfig, init: Path | None, device: torch.device) -> str:
+    """What the run begins with, and whether this machine is slow at what it asks for."""
+    if (run / CHECKPOINT_NAME).is_file():
+        text = f"{run}: going on"
+    elif init or config.begin_as != "none":
+        text = f"{run}: beginning with the weights of {init or config.begin_as}"
+    else:
+        text = f"{run}: beginning with fresh weights; --init DIR begins with those of another run"
+    if config.precision != "fp32" and device.type == "cpu":
+        text += f"\nprecision {config.precision} is for GPUs; most CPUs are faster in fp32"
+    return text
 
 
 def make_accelerator(config: TrainConfig, device: str) -> Accelerator:
@@ -159,6 +178,16 @@ def export(run: Path, folder: Path, published: Path | None) -> None:
         save_compact(network, folder, card)
     else:
         save_published_unet(network, published, folder, card)
+
+
+def _check_export(folder: Path) -> None:
+    """Raise ValueError before hours of training if the weights could not be written, or over
+    something else."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--export {folder} is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+        raise ValueError(f"--export {folder} holds files that are no weights folder's")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _has_idle_head(config: TrainConfig) -> bool:

@@ -104,7 +104,7 @@ def _stream_row(rate: float, runs: Sequence[StreamRun]) -> Row:
     if not received:
         return no_result(rate, False, f"no result of {sent} frames at {rate:g} Hz")
     latency = summarise([run.latencies for run in kept])
-    intervals = [i for run in kept for i in run.intervals] or [0.0]
+    intervals = [i for run in kept for i in run.intervals]
     loads = [run.load for run in kept]
     gpu, gpu_memory, upscaling = (
         [value for load in loads if (value := getattr(load, key)) is not None]
@@ -112,10 +112,11 @@ def _stream_row(rate: float, runs: Sequence[StreamRun]) -> Row:
     )
     return {
         "rate": float(np.mean([run.rate for run in kept])),
-        "fps": received / sum(run.seconds for run in kept),
+        # Of the time between results: that from the first frame to the last result is no multiple.
+        "fps": len(intervals) / sum(intervals) if intervals else None,
         "sent": sent, "received": received, "loss": total_loss(kept),
         "p50": latency.p50, "p90": latency.p90, "p99": latency.p99,
-        "jitter": float(np.std(intervals)),
+        "jitter": float(np.std(intervals or [0.0])),
         "upscaling_p50": float(np.median(upscaling)) if upscaling else None,
         "cpu": float(np.mean([load.cpu for load in loads])),
         "memory_mib": max(load.memory_mib for load in loads),

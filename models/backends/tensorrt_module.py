@@ -26,7 +26,7 @@ def import_tensorrt() -> ModuleType:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "neither tensorrt nor tensorrt_rtx is installed: see docs/platforms.md for the "
-                "packages of each platform, or pip install 'difiisr_ros[tensorrt]' on an RTX GPU"
+                "packages of each platform, or pip install tensorrt-rtx on an RTX GPU"
             ) from error
     return tensorrt
 

@@ -66,6 +66,12 @@ def test_a_bad_start_parameter_is_explained(argument, explanation, capfd):
     assert explanation in capfd.readouterr().err
 
 
+def test_a_parameter_that_there_is_not_is_named(tmp_path):
+    node = NodeProcess(tmp_path / "log", "-p", "fidelty:=0.5", "-p", "model:=bicubic")
+    node.wait_for_log("there are no parameters fidelty: ignored")
+    assert node.stop(signal.SIGTERM) == 0
+
+
 def test_a_qos_override_changes_its_topic_alone(make_node):
     node = make_node(
         **{"model": "bicubic", "qos_overrides./sr/image_raw.publisher.reliability": "best_effort"}

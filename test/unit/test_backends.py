@@ -175,7 +175,7 @@ def test_without_the_exporter_torch_takes_over_and_says_why(source, tmp_path, mo
     monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None)
     _, choice = select_backend("auto", source)
     assert choice.name == "torch"
-    assert "pip install 'difiisr_ros[onnx]'" in dict(choice.passed_over)["onnxruntime"]
+    assert "pip install onnx onnxscript onnxruntime" in dict(choice.passed_over)["onnxruntime"]
     with pytest.raises(BackendUnavailable, match=r"onnxruntime.*pip install"):
         select_backend("onnxruntime", source)
 

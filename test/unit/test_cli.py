@@ -43,6 +43,16 @@ def test_replay_of_a_damaged_recording_exits_with_2(tmp_path, capsys):
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),
+        (["info", "bicubic", "--parity", "tiny"], "--parity-data DIR"),
+        (["replay", "IN", "out", "--model", "bicubic", "--seed", "-2"], "--seed"),
+        (
+            ["replay", "IN", "out", "--model", "bicubic", "--tile", "8"],
+            "tile must be",
+        ),
+        (["evaluate", "IN", "--out", "out", "--annotations", "boxes.json"], "needs --detector"),
+        (["evaluate", "IN", "--out", "out", "--models", "bicubic@0.5"], "@consistency=F"),
+        (["evaluate", "IN", "--out", "out", "--models", "difiisr-rt-x4@stps=2"], "'stps=2'"),
+        (["evaluate", "gone", "--out", "out"], "gone"),
     ],
 )
 def test_users_errors_are_one_line_and_exit_code_2(
@@ -57,7 +67,15 @@ def test_users_errors_are_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["scene", "out", "--frames", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["scene", "out", "--frames", "0"],
+        ["info", "bicubic", "--threads", "9999"],
+    ],
+)
 def test_bad_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)

@@ -160,6 +160,16 @@ def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
         assert f"bad_{name}{suffix}" in caplog.text
 
 
+def test_a_cut_image_is_an_error_with_its_name(tmp_path):
+    Image.fromarray(gradient(np.uint8)).save(tmp_path / "cut.png")
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"cut\.png: "):
+        read_counts(tmp_path / "cut.png")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent"):
+        list_images(tmp_path / "absent")
+
+
 def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "a.png").write_bytes(b"no")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
-from difiisr_training.data.images import list_images, read_counts
+from difiisr_training.data.images import list_images, pillow_resize, read_counts
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.pairs import make_pair
 from difiisr_training.evaluation.peers import load_contestant
@@ -109,6 +109,17 @@ def test_settings_follow_the_name(folder):
     plain = load_contestant(str(folder), None, "cpu").upscale(counts_of(3))
     assert not np.array_equal(steps.upscale(counts_of(3)), plain)
     assert one.title == "small@0@seed=1"
+
+
+def test_bicubic_has_the_consistency_step_where_it_is_asked_for():
+    counts = counts_of(1)
+    consistent = load_contestant("bicubic@consistency=1", None, "cpu").upscale(counts)
+    plain = load_contestant("bicubic", None, "cpu").upscale(counts)
+    error = [
+        np.abs(pillow_resize(sr, *counts.shape).astype(float) - counts).mean()
+        for sr in (consistent, plain)
+    ]
+    assert error[0] < 0.5 * error[1]  # 8 bit clip the rest
 
 
 def test_a_reset_forgets_the_stream(folder):

@@ -356,8 +356,11 @@ def test_the_three_files(tmp_path, whole, capsys):
 
 def test_topics_are_asked_for_when_they_are_not_clear(tmp_path, whole):
     scene = whole.parent / "scene"
-    with pytest.raises(ValueError, match=rf"--sr-topic; the recording has: {IMAGE_TOPIC}"):
+    with pytest.raises(ValueError, match=rf"image topics: {IMAGE_TOPIC}.*difiisr replay"):
         evaluate(scene, tmp_path, model=None)
+    replay(scene, tmp_path / "results", load_upscaler("bicubic"), only_sr=True)
+    with pytest.raises(ValueError, match=rf"only {SR}: .*--camera-bag"):
+        evaluate(tmp_path / "results", tmp_path, model=None)
     with pytest.raises(ValueError, match="no topic '/x' for --topic"):
         evaluate(whole, tmp_path, model=None, image_topic="/x")
     with pytest.raises(FileNotFoundError):

@@ -311,6 +311,24 @@ def test_the_exported_weights_are_the_moving_average(config, data, tmp_path, cap
     assert manifest["training"]["sources"] == ["frames"]
 
 
+def test_weights_are_not_exported_over_something_else(data, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    run_folder, taken = tmp_path / "run", tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("x")
+    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--run", str(run_folder)]
+    arguments += ["--workers", "0", "--device", "cpu", "--budget", "0s", "--export"]
+    for target in (taken, taken / "thesis.txt"):
+        with pytest.raises(ValueError, match="--export"):
+            cli.main([*arguments, str(target)])
+        assert not run_folder.exists()  # said before anything is trained
+    for _ in range(2):  # the same command goes on and exports anew
+        assert cli.main([*arguments, str(tmp_path / "model")]) == 0
+    told = capsys.readouterr().err
+    assert "beginning with fresh weights" in told
+    assert "going on" in told
+
+
 def test_validation_scores_both_ends_on_frames_that_training_never_sees(tmp_path, data):
     for i, sequence in enumerate("abcd"):
         y, x = np.mgrid[:256, :256]

@@ -98,6 +98,8 @@ def list_images(folder: Path) -> list[Path]:
         FileNotFoundError: the folder does not exist or holds no image.
     """
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not Path(folder).exists():
+        raise FileNotFoundError(f"no folder {folder}")
     if not paths:
         raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
     return paths
@@ -115,7 +117,10 @@ def read_counts(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         if _is_deep_colour(image):
             raise ValueError(f"{path}: 16-bit colour; write it as one 16-bit channel")
-        image.load()
+        try:
+            image.load()
+        except Exception as error:  # damaged files raise whatever their decoder raises
+            raise OSError(f"{path}: {error}") from error
         pixels = np.asarray(image)
         if image.mode == "I":
             if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:

@@ -50,11 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(
             "--detector needs --annotations, a COCO or HIT-UAV file or a folder of Pascal VOC files"
         )
+    for given, reader in (("annotations", "detector"), ("labels", "segmenter")):
+        if getattr(options, given) and not getattr(options, reader):
+            raise ValueError(f"--{given} needs --{reader}, which reads the frames")
     for path in (options.detector, options.segmenter):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
     results = run(options, arguments)
     print(markdown_table(results))
+    if results.detection:
+        print(detection_table(results))
     for name, reason in results.not_run.items():
         print(f"not run: {name}: {reason}")
     print(f"{options.out / RESULTS_FILE}, {options.out / PER_FRAME_FILE}")
@@ -218,6 +223,16 @@ def markdown_table(results: Results) -> str:
             numbers = [*(model.mean[name] for name in columns), model.seconds_per_frame]
             cells = ["" if n is None or n != n else f"{n:.4g}" for n in numbers]
             lines.append([chosen.name, str(chosen.frames), model.title, *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def detection_table(results: Results) -> str:
+    """COCO mAP per set and model, as a Markdown table."""
+    lines = [["set", "model", "mAP@.5:.95", "mAP@.5"], ["---"] * 4]
+    for name, judged in results.detection["sets"].items():
+        for model, found in judged.items():
+            numbers = (found["map"], found["map50"])
+            lines.append([name, model, *("" if n is None else f"{n:.4f}" for n in numbers)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -97,6 +97,8 @@ def load_contestant(name: str, weights: Path | None, device: str) -> Contestant:
     if path.suffix in PEER_SUFFIXES and not (path.parent / MANIFEST_NAME).is_file():
         return _load_peer_file(name, path, device)
     model, settings = _split_settings(name)
+    if model == "bicubic" and set(settings) != {"consistency"}:
+        raise ValueError(f"{name}: the one setting of bicubic is @consistency=F, 0 to 1")
     up = load_upscaler(model, device=device, **settings)
     return Contestant(name, up, up.weights_sha256, up.parameter_count, up.reset)
 
@@ -108,6 +110,12 @@ def _split_settings(name: str) -> tuple[str, dict[str, float]]:
         key = found["key"] or "fidelity"
         settings[key] = int(found["value"]) if key in _WHOLE else float(found["value"])
         name = found["model"]
+    if "@" in Path(name).name and not Path(name).expanduser().exists():
+        wrong = name.rpartition("@")[2]
+        raise ValueError(
+            f"{name}: no setting {wrong!r}; there are @FIDELITY, @fidelity=F, @steps=N, "
+            "@consistency=F and @seed=N"
+        )
     return name, settings
 
 
@@ -237,6 +245,11 @@ def _spandrel_loader() -> ModelLoader:
         from spandrel import ModelLoader
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"spandrel loads this peer and needs {error.name}: pip install 'difiisr_ros[eval]'"
+            f"spandrel loads this peer and needs {error.name}: pip install {error.name}"
+        ) from error
+    except RuntimeError as error:  # torchvision's operators, of another build of torch
+        raise ModuleNotFoundError(
+            f"spandrel loads this peer and cannot be imported ({error}): install a torchvision "
+            f"that fits torch {torch.__version__}, both for CPUs or both for CUDA"
         ) from error
     return ModelLoader("cpu")

@@ -104,7 +104,7 @@ def load_sam(checkpoint: Path) -> Sam:
         from segment_anything import sam_model_registry
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the SAM loss needs {error.name}: pip install 'difiisr_ros[train]'"
+            f"the SAM loss needs {error.name}: pip install segment-anything torchvision"
         ) from error
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     patch = state.get("image_encoder.patch_embed.proj.weight")

@@ -14,7 +14,7 @@ from torch import Tensor
 from difiisr_training.detection.samples import as_picture
 
 if TYPE_CHECKING:
-    from transformers import SegformerForSemanticSegmentation
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 MULTIPLE = 32
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # ImageNet's, which SegFormer starts from
@@ -38,10 +38,9 @@ def build_segformer(
     Raises:
         ModuleNotFoundError: ``transformers`` is not installed, or cannot be imported.
     """
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
+    config_type, model_type = _transformers()
     chosen = {key: list(v) if isinstance(v, tuple) else v for key, v in (sizes or B1).items()}
-    return SegformerForSemanticSegmentation(SegformerConfig(**chosen, **_labels(classes)))
+    return model_type(config_type(**chosen, **_labels(classes)))
 
 
 def load_segformer(
@@ -60,12 +59,22 @@ def load_segformer(
     for name in ("config.json", "model.safetensors"):
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"{folder} is no SegFormer folder: no {name} in it")
-    from transformers import SegformerForSemanticSegmentation
-
+    _, model_type = _transformers()
     changed = {"ignore_mismatched_sizes": True, **_labels(classes)} if classes else {}
-    return SegformerForSemanticSegmentation.from_pretrained(
+    return model_type.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, **changed
     )
+
+
+def _transformers() -> tuple[type[SegformerConfig], type[SegformerForSemanticSegmentation]]:
+    try:
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    except (ModuleNotFoundError, RuntimeError) as error:
+        raise ModuleNotFoundError(
+            f"SegFormer cannot be imported ({error}): pip install transformers, and a torchvision "
+            f"that fits torch {torch.__version__}, both for CPUs or both for CUDA"
+        ) from error
+    return SegformerConfig, SegformerForSemanticSegmentation
 
 
 def class_names(model: SegformerForSemanticSegmentation) -> tuple[str, ...]:

@@ -182,8 +182,19 @@ def choose_topics(
     """
     result_images = _topics(results, IMAGE_TYPE)
     likely = [t for t in result_images if t.endswith(("/sr", "/sr/image_raw"))]
+    if sr is None and not likely:
+        listed = ", ".join(result_images) or "none"
+        raise ValueError(
+            "no topic named .../sr or .../sr/image_raw is recorded (image topics: "
+            f"{listed}): name the results with --sr-topic, or make some with `difiisr replay`"
+        )
     sr = _choose("--sr-topic", sr, likely, result_images)
     camera_images = _topics(camera, IMAGE_TYPE)
+    if image is None and set(camera_images) <= set(likely):
+        raise ValueError(
+            f"no camera's topic is recorded, only {', '.join(camera_images) or 'none'}: give the "
+            "recording that holds it with --camera-bag"
+        )
     image = _choose("--topic", image, [t for t in camera_images if t not in likely], camera_images)
     if image == sr and camera is results:
         raise ValueError(f"{sr} cannot be the camera's topic and the result's")
