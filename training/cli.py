@@ -78,7 +78,8 @@ def main(argv: Sequence[str]) -> int:
     elif config.begin_as != "none" and not (run / CHECKPOINT_NAME).is_file():
         initial = begin(config, files, options.data)
     if accelerator.is_main_process:
-        print(_beginning(run, config, options.init, accelerator.device), file=sys.stderr)
+        first = options.init or options.teacher
+        print(_beginning(run, config, first, accelerator.device), file=sys.stderr)
     validator = None
     if config.validate_every:
         validator = Validator(config, options.data, run, files.autoencoder, _lpips(options.lpips))
@@ -105,12 +106,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _beginning(run: Path, config: TrainConfig, init: Path | None, device: torch.device) -> str:
-    """What the run begins with, and whether this machine is slow at what it asks for."""
+def _beginning(run: Path, config: TrainConfig, first: Path | None, device: torch.device) -> str:
+    """What the run begins with, and whether this machine is slow at what it asks for.
+
+    ``first``: the folder whose weights a new run takes, if there is one.
+    """
     if (run / CHECKPOINT_NAME).is_file():
         text = f"{run}: going on"
-    elif init or config.begin_as != "none":
-        text = f"{run}: beginning with the weights of {init or config.begin_as}"
+    elif first or config.begin_as != "none":
+        text = f"{run}: beginning with the weights of {first or config.begin_as}"
     else:
         text = f"{run}: beginning with fresh weights; --init DIR begins with those of another run"
     if config.precision != "fp32" and device.type == "cpu":

@@ -120,12 +120,10 @@ class NodeUnderTest:
         answers = sorted(
             (arrived[stamp], at) for stamp, at in sent.stamps.items() if stamp in arrived
         )
-        over = answers[-1][0] / 1e9 if answers else sent.ended
         return StreamRun(
             (count - 1) / max(sent.ended - sent.started, 1e-9),
             count,
             len(answers),
-            over - sent.started,
             [(arrival - at) / 1e9 for arrival, at in answers],
             [(b - a) / 1e9 for (a, _), (b, _) in pairwise(answers)],
             Load(sent.cpu, self._peak_mib(), self._upscaling(sent), sent.gpu, self._gpu_mib()),

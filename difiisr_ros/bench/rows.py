@@ -112,7 +112,7 @@ def _stream_row(rate: float, runs: Sequence[StreamRun]) -> Row:
     )
     return {
         "rate": float(np.mean([run.rate for run in kept])),
-        # Of the time between results: that from the first frame to the last result is no multiple.
+        # Results over the time between them: None of a single one.
         "fps": len(intervals) / sum(intervals) if intervals else None,
         "sent": sent, "received": received, "loss": total_loss(kept),
         "p50": latency.p50, "p90": latency.p90, "p99": latency.p99,

@@ -41,7 +41,6 @@ class StreamRun:
     Attributes:
         rate: frames published per second, as reached.
         sent, received: frames.
-        seconds: from the first frame to the last result.
         latencies: seconds from publishing to the result's arrival, one per result.
         intervals: seconds between results.
         load: of the node.
@@ -50,7 +49,6 @@ class StreamRun:
     rate: float
     sent: int
     received: int
-    seconds: float
     latencies: list[float]
     intervals: list[float]
     load: Load

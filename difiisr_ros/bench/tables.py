@@ -111,9 +111,10 @@ def _stream_cells(row: Row) -> list[str]:
     if "no_result" in row:
         return [*named, rate.strip(), _reason(row), *[""] * 9]
     times = [f"{1e3 * row[key]:.1f}" for key in ("p50", "p90", "p99", "jitter")]
+    out = "" if row["fps"] is None else f"{row['fps']:.1f}"
     gpu, memory = row.get("gpu"), row.get("gpu_memory_mib")
     return [
-        *named, rate, f"{row['fps']:.1f}", f"{100 * row['loss']:.1f} %", *times,
+        *named, rate, out, f"{100 * row['loss']:.1f} %", *times,
         f"{row['cpu']:.2f}", f"{row['memory_mib']:.0f}",
         "" if gpu is None else f"{100 * gpu:.0f} %",
         "" if memory is None else f"{memory:.0f}",

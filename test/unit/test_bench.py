@@ -14,7 +14,7 @@ from difiisr_ros.bench import cli, gpu
 from difiisr_ros.bench.cli import main
 from difiisr_ros.bench.contenders import PUBLISHED, Running, network_contenders
 from difiisr_ros.bench.roofline import Ceilings, Cost, measure_ceilings, network_cost
-from difiisr_ros.bench.rows import stream_rows
+from difiisr_ros.bench.rows import size_columns, stream_rows
 from difiisr_ros.bench.samples import kept_runs, summarise, time_in_turns
 from difiisr_ros.bench.stream_runs import Load, Peak, StreamRun, find_peak
 from difiisr_ros.bench.tables import markdown, save_plot
@@ -44,7 +44,7 @@ def stream(model, p50, p99, rate=9.0, loss=0.0, size="160x120", search=False):
 def run_of(rate, received=100, sent=100, latency=0.01, cpu=0.5):
     """One at a rate that was reached, with ``received`` results after ``latency``."""
     return StreamRun(
-        rate, sent, received, sent / rate, [latency] * received, [1 / rate] * max(0, received - 1),
+        rate, sent, received, [latency] * received, [1 / rate] * max(0, received - 1),
         Load(cpu, 300.0, latency / 2),
     )  # fmt: skip
 
@@ -138,6 +138,13 @@ def test_every_column_is_of_the_runs_that_are_kept():
     assert (row["sent"], row["received"], row["loss"]) == (300, 300, 0.0)
     assert (row["p99"], row["cpu"]) == (0.020, 0.5)
     assert row["fps"] == pytest.approx(9.0)
+
+
+def test_one_result_alone_has_no_rate():
+    row = next(stream_rows(lambda rate, _: run_of(rate, 1, 1), [9.0], 1, 1.0))
+    assert (row["received"], row["fps"]) == (1, None)
+    row |= size_columns("node", "ours", (120, 160)) | {"backend": "torch", "device": "cpu"}
+    assert "| ours | torch | 9.0 |  | 0.0 % |" in markdown([row], [], "ours")
 
 
 def test_a_run_without_results_is_the_worst_and_not_forgotten():
