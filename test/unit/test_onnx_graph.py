@@ -213,5 +213,5 @@ def test_a_size_is_height_x_width(size, capsys):
 
 def test_missing_packages_are_named(network, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None if name == "onnxscript" else 1)
-    with pytest.raises(ModuleNotFoundError, match=r"onnxscript.*difiisr_ros\[onnx\]"):
+    with pytest.raises(ModuleNotFoundError, match="onnxscript not installed: pip install onnx "):
         export_network(network, tmp_path / "n.onnx", GraphShape(1, 20, 24))
