@@ -140,8 +140,10 @@ class BagReader:
             for connection, at, _ in _messages_of(part, topics):
                 seen[connection.topic, at] += 1
         for path in _files_of(part):
+            # Of several files each may be whole; one alone has just been seen not to be.
+            read = self._messages_of_file if path != part.path else self._messages_of_remains
             try:
-                for message in self._messages_of_file(path, topics, alone=path == part.path):
+                for message in read(path, topics):
                     key = message[0].topic, message[1]
                     if seen[key]:
                         seen[key] -= 1
@@ -150,18 +152,15 @@ class BagReader:
             except Exception as error:  # as above
                 self._faults.append(f"{path.name}: {error}")
 
-    def _messages_of_file(
-        self, path: Path, topics: Collection[str] | None, alone: bool
-    ) -> Iterator[Message]:
-        """Of a file that is damaged itself (``alone``), or of one among several."""
-        if alone:
-            remains = _REMAINS[path.suffix](path)
-            yield from _messages_of(remains, topics)
-            self._faults.append(remains.fault)
-        else:
-            with BagReader(path) as bag:
-                yield from bag.messages(topics)
-                self._faults.append(bag.fault)
+    def _messages_of_file(self, path: Path, topics: Collection[str] | None) -> Iterator[Message]:
+        with BagReader(path) as bag:
+            yield from bag.messages(topics)
+            self._faults.append(bag.fault)
+
+    def _messages_of_remains(self, path: Path, topics: Collection[str] | None) -> Iterator[Message]:
+        remains = _REMAINS[path.suffix](path)
+        yield from _messages_of(remains, topics)
+        self._faults.append(remains.fault)
 
 
 def _files_of(part: Reader) -> list[Path]:

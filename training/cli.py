@@ -185,8 +185,7 @@ def export(run: Path, folder: Path, published: Path | None) -> None:
 
 
 def _check_export(folder: Path) -> None:
-    """Raise ValueError before hours of training if the weights could not be written, or over
-    something else."""
+    """Make the folder; ValueError, before hours of training, if it holds something else."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--export {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():

@@ -98,8 +98,9 @@ class TrainConfig:
     validation_frames: int = 12
 
     def __post_init__(self) -> None:
-        weightless = self.published is None or self.stage == "diffusion"
-        if self.guidance.kind != "none" and weightless and not self.perceptual_weight:
+        # The distillation of a network with one estimate has no use for that weight.
+        weighted = self.published is None or self.stage == "diffusion"
+        if self.guidance.kind != "none" and weighted and not self.perceptual_weight:
             raise ValueError(
                 f"guidance {self.guidance.kind!r} acts on the perceptual estimate, and "
                 "perceptual_weight 0 does not train that: set it above 0"

@@ -66,6 +66,22 @@ def test_a_bad_start_parameter_is_explained(argument, explanation, capfd):
     assert explanation in capfd.readouterr().err
 
 
+def test_a_signal_while_the_node_is_made_ends_it_with_0(monkeypatch):
+    def interrupted():
+        rclpy.shutdown()  # as the handler of a signal does
+        raise RuntimeError("the given context is not valid")
+
+    def broken():
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(sr_node, "SrNode", interrupted)
+    assert main([]) == 0
+    monkeypatch.setattr(sr_node, "SrNode", broken)
+    with pytest.raises(RuntimeError, match="no memory"):
+        main([])
+    rclpy.try_shutdown()
+
+
 def test_a_parameter_that_there_is_not_is_named(tmp_path):
     node = NodeProcess(tmp_path / "log", "-p", "fidelty:=0.5", "-p", "model:=bicubic")
     node.wait_for_log("there are no parameters fidelty: ignored")

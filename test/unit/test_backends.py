@@ -23,7 +23,8 @@ from difiisr_models.frame_model import CompactModel
 from difiisr_models.frame_profile import profile_stages
 from difiisr_models.model_loading import save_compact
 from difiisr_models.schedule import exponential_schedule
-from difiisr_models.upscaler import Upscaler, UpscalerSettings
+from difiisr_models.upscaler import Upscaler
+from difiisr_models.upscaler_settings import UpscalerSettings
 
 CPU = torch.device("cpu")
 ENGINE = Path("network.plan")

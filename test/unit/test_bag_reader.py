@@ -73,14 +73,20 @@ def test_cut_recording_gives_its_beginning(tmp_path, storage, fraction):
     assert len(left) > (fraction - 0.3) * len(whole)
 
 
-def test_cut_compressed_chunk_gives_its_beginning(tmp_path):
-    writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP)
+def record_compressed_chunks(bag, count):
+    """An MCAP of chunks that hold five or so of these payloads each."""
+    writer = Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP)
     writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-    payloads = [np.random.default_rng(at).bytes(200_000) for at in range(8)]
+    payloads = [np.random.default_rng(at).bytes(200_000) for at in range(count)]
     with writer:
         topic = writer.add_connection("/bytes", "std_msgs/msg/String", typestore=STORE)
         for at, payload in enumerate(payloads):
             writer.write(topic, at, payload)
+    return payloads
+
+
+def test_cut_compressed_chunk_gives_its_beginning(tmp_path):
+    payloads = record_compressed_chunks(tmp_path / "bag", 8)
     cut(tmp_path / "bag", 0.4)
     left = messages(tmp_path / "bag")
     assert [raw for _, _, raw in left] == payloads[: len(left)]
@@ -174,13 +180,7 @@ def test_a_file_that_shrinks_while_it_is_read_ends_the_reading(tmp_path, storage
 
 
 def test_damaged_chunk_costs_its_own_messages_only(tmp_path):
-    writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP)
-    writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-    payloads = [np.random.default_rng(at).bytes(200_000) for at in range(40)]
-    with writer:
-        topic = writer.add_connection("/bytes", "std_msgs/msg/String", typestore=STORE)
-        for at, payload in enumerate(payloads):
-            writer.write(topic, at, payload)
+    payloads = record_compressed_chunks(tmp_path / "bag", 40)
     file = tmp_path / "bag" / "bag.mcap"
     content = bytearray(file.read_bytes())
     at = bytes(content).rindex(ZSTD_MAGIC, 0, bytes(content).index(payloads[20][:64]))

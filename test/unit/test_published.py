@@ -11,7 +11,8 @@ from difiisr_models.published import PublishedModel
 from difiisr_models.resample import unpack
 from difiisr_models.schedule import exponential_schedule
 from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
-from difiisr_models.upscaler import Upscaler, UpscalerSettings
+from difiisr_models.upscaler import Upscaler
+from difiisr_models.upscaler_settings import UpscalerSettings
 from difiisr_models.vq_autoencoder import VQAutoencoder, VQConfig
 
 

@@ -144,6 +144,7 @@ def _draw_pair(
     crop = _turn(draw_crop(frame.counts, side, rng), config.rotated, rng)
     kind = choose_kind(config.degradation, rng)
     lr, hr = degrade(kind, crop, frame.shown, config.degradation, rng)
+    # White-hot, or black-hot.
     polarity = 1.0 if rng.random() < 1 - config.inverted_share else -1.0
     gain = np.float32(polarity * config.gain_jitter ** rng.uniform(-1.0, 1.0))
     offset = np.float32(rng.uniform(-config.offset_jitter, config.offset_jitter))

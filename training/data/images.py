@@ -97,9 +97,9 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: the folder does not exist or holds no image.
     """
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
     if not Path(folder).exists():
         raise FileNotFoundError(f"no folder {folder}")
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
     return paths
