@@ -7,7 +7,7 @@ There is no normalisation layer: smooth thermal tiles cannot overflow half preci
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +135,32 @@ class CompactNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, time)
         return self.fuse(h) + stem
+
+
+@torch.no_grad()
+def embed(network: CompactNetwork, inside: CompactNetwork) -> None:
+    """Give ``inside``, which is not narrower and has as many blocks or more, the weights of
+    ``network``, in place.
+
+    It then computes what ``network`` does, if its blocks beyond those of ``network`` pass their
+    input on: it never reads the channels that were added (Net2Net; Chen et al., ICLR 2016).
+    """
+    weights = inside.state_dict()
+    for name, value in network.state_dict().items():
+        halves = 2 if ".film." in name else 1  # scale and shift
+        for place, part in zip(weights[name].chunk(halves), value.chunk(halves), strict=True):
+            place[: len(part)] = 0
+            place[tuple(slice(size) for size in part.shape)] = part
+
+
+def widened(network: CompactNetwork, channels: int) -> CompactNetwork:
+    """What ``network`` computes, with ``channels`` in all its convolutions: the added are zero."""
+    config = replace(network.config, channels=channels)
+    with torch.device("meta"):
+        shapes = CompactNetwork(config).state_dict()
+    wide = build_compact(config, {name: torch.zeros(v.shape) for name, v in shapes.items()})
+    embed(network, wide)
+    return wide
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -5,7 +5,8 @@ Of all images x' with D x' = y_0, the one nearest to the network's output x is
     x' = x + D^T (D D^T)^{-1} (y_0 - D x),
 
 an orthogonal projection: where y_0 = D x_true it can only bring x closer to x_true, whatever the
-network. (D D^T)^{-1} is applied as a short separable filter; a second pass settles the borders.
+network. D works along rows and columns apart, D X = R_h X R_w^T, and so does the inverse:
+(D D^T)^{-1} Y = (R_h R_h^T)^{-1} Y (R_w R_w^T)^{-1}, exact up to the borders.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from difiisr_models.resample import convolve, downsample, downsample_adjoint
-
-_HALF_WIDTH = 6  # low-resolution pixels on either side of the inverse filter
+from difiisr_models.precision import tf32_products
+from difiisr_models.resample import down_matrix, downsample, downsample_adjoint
 
 
 def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Tensor:
@@ -42,30 +41,15 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
     if strength == 0.0:
         return packed
     residual = strength * (lr - downsample(packed))
-    correction = _inverse_filter(residual)
-    # The second pass: D is linear, so its residual needs no corrected image.
-    residual = residual - downsample(downsample_adjoint(correction))
-    correction = correction + _inverse_filter(residual)
+    over_rows, over_columns = (_inverse_gram(n, lr.device, lr.dtype) for n in lr.shape[-2:])
+    with tf32_products(False):
+        correction = over_rows @ residual @ over_columns
     return downsample_adjoint(correction).add_(packed)  # in place: large frames are mostly memory
 
 
-def _inverse_filter(residual: Tensor) -> Tensor:
-    """(D D^T)^{-1} as two one-dimensional convolutions, replicating the borders."""
-    taps = _inverse_taps(residual.device, residual.dtype)
-    padded = F.pad(residual, (_HALF_WIDTH,) * 4, mode="replicate")
-    return convolve(convolve(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
-
-
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 @torch.inference_mode(False)  # the cached tensor serves training too
-def _inverse_taps(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The one-dimensional factor of (D D^T)^{-1}, measured on an impulse far from any border."""
-    n = 64
-    impulse = torch.zeros(1, 1, n, n, dtype=torch.float64)
-    impulse[..., n // 2, n // 2] = 1.0
-    response = downsample(downsample_adjoint(impulse))[0, 0].numpy()
-    row = response[n // 2] / np.sqrt(response[n // 2, n // 2])
-    spectrum = np.fft.fft(np.fft.ifftshift(row)).real
-    inverse = np.fft.fftshift(np.fft.ifft(1.0 / spectrum).real)
-    taps = inverse[n // 2 - _HALF_WIDTH : n // 2 + _HALF_WIDTH + 1]
-    return torch.tensor(taps, device=device, dtype=dtype)
+def _inverse_gram(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(R R^T)^{-1} of an axis of ``n`` pixels, ``(n, n)``, symmetric."""
+    matrix = down_matrix(n)
+    return torch.tensor(np.linalg.inv(matrix @ matrix.T), device=device, dtype=dtype)

@@ -82,8 +82,7 @@ def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
         values = values[np.abs(values) < NO_DATA]
         if values.size == 0:
             return CountRange(-1.0, 1.0), np.zeros(len(_SCENE_QUANTILES))
-    # Of 16 bits, "stable" is a radix sort: seven times as fast.
-    ordered = np.sort(values, axis=None, kind="stable" if counts.dtype.kind == "u" else None)
+    ordered = _sorted(values)
     lo, hi, *bulk = _quantiles_of_sorted(ordered, (*_RANGE_QUANTILES, *_SCENE_QUANTILES))
     beyond, widening = (NETWORK_LIMIT - 1) / 2 * (hi - lo), _WIDENING * (hi - lo)
     first = ordered[np.searchsorted(ordered, lo - beyond)]
@@ -94,6 +93,17 @@ def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
         floor = max(_MIN_SPAN_RELATIVE * max(-lo, hi), float(np.finfo(np.float32).tiny))
     widen = max(0.0, floor - (hi - lo)) / 2
     return CountRange(lo - widen, hi + widen), np.array(bulk)
+
+
+def _sorted(values: np.ndarray) -> np.ndarray:
+    """``np.sort(values, axis=None)``; counts in an eighth of the time, few values in less."""
+    if values.dtype.kind == "f":
+        return np.sort(values, axis=None)
+    lowest, highest = int(values.min()), int(values.max())
+    if 4 * (highest - lowest) < values.size:
+        frequency = np.bincount((values - values.dtype.type(lowest)).ravel())
+        return np.repeat(np.arange(lowest, highest + 1, dtype=values.dtype), frequency)
+    return np.sort(values, axis=None, kind="stable")  # of 16 bits, a radix sort
 
 
 def _quantiles_of_sorted(ordered: np.ndarray, shares: tuple[float, ...]) -> list[float]:

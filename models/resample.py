@@ -57,8 +57,7 @@ def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int] = 0) -> T
     """``F.conv2d`` in all the bits of ``x``.
 
     A GPU convolves float32 in TF32 unless it is told not to: 11 bits, fewer than counts have. Told
-    not to, it is slow at kernels of so few channels: there the taps are laid out and multiplied as
-    one matrix product.
+    not to, it is slow at kernels of so few channels: there it is a matrix product.
     """
     if not x.is_cuda:
         return F.conv2d(x, kernel, padding=padding)
@@ -66,12 +65,20 @@ def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int] = 0) -> T
 
 
 def as_matrix_product(x: Tensor, kernel: Tensor, padding: int | tuple[int, int]) -> Tensor:
-    """``F.conv2d`` as a product of ``(out, taps)`` and ``(taps, positions)``."""
-    vertical, horizontal = (padding, padding) if isinstance(padding, int) else padding
-    height = x.shape[-2] + 2 * vertical - kernel.shape[-2] + 1
-    taps = F.unfold(x, kernel.shape[-2:], padding=(vertical, horizontal))
+    """``F.conv2d`` of an odd kernel that keeps the size, as a product over positions.
+
+    What takes the memory, and the time, is every tap of every channel: of those that go in, laid
+    out before the product, or of those that come out, added up after it; the fewer are taken.
+    """
+    out_channels, in_channels, *taps = kernel.shape
+    size = x.shape[-2:]
     with tf32_products(False):
-        return (kernel.flatten(1) @ taps).unflatten(-1, (height, -1))
+        if in_channels <= out_channels:
+            around = F.unfold(x, taps, padding=padding)
+            return (kernel.flatten(1) @ around).unflatten(-1, size)
+        # What x at one place adds to its surroundings: the kernel mirrored.
+        spread = kernel.flip(-2, -1).permute(0, 2, 3, 1).flatten(0, 2)
+        return F.fold(spread @ x.flatten(2), size, taps, padding=padding)
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:
@@ -115,6 +122,16 @@ def _down_adjoint_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
     taps = np.ascontiguousarray(_down_taps()[:, ::-1])
     kernel = np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5)
     return torch.tensor(kernel, device=device, dtype=dtype)
+
+
+def down_matrix(n: int) -> np.ndarray:
+    """D along one axis, ``(n, 4n)`` float64: D of an image X ``(4h, 4w)`` is R_h X R_w^T."""
+    window = _down_taps().T.ravel()  # block by block
+    matrix = np.zeros((n, SCALE * (n + 2 * _REACH)))
+    for row in range(n):
+        matrix[row, SCALE * row : SCALE * row + window.size] = window
+    matrix = matrix[:, SCALE * _REACH : -SCALE * _REACH]
+    return matrix / matrix.sum(axis=1, keepdims=True)
 
 
 def _down_taps() -> np.ndarray:

@@ -146,9 +146,7 @@ class Upscaler:
             inside = bool(np.abs(ends).max() <= self._model.input_limit)
         with torch.inference_mode():
             with record_function(STAGE + "to device"):
-                # torch warns of arrays that it might not write to.
-                frame = torch.from_numpy(np.require(filled, requirements=("C", "W")))
-                frame = _normalise(_to_device(frame, self.device), found)
+                frame = _normalise(_to_device(filled, self.device), found)
             image = self._super_resolve(frame[None, None], inside)[0, 0]
             with record_function(STAGE + "to counts"):
                 return _to_host(_to_counts(image, found, DTYPES[counts.dtype.type])).numpy()
@@ -322,12 +320,14 @@ def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:
     return counts.round_().clamp_(limits.min, limits.max).to(dtype)
 
 
-def _to_device(frame: Tensor, device: str) -> Tensor:
+def _to_device(counts: np.ndarray, device: str) -> Tensor:
     """The one copy in, from memory that a GPU reaches by itself: the host does not wait."""
     if device == "cpu":
-        return frame
-    host = torch.empty(frame.shape, dtype=frame.dtype, pin_memory=True)
-    return host.copy_(frame).to(device, non_blocking=True)
+        # torch warns of arrays that it might not write to.
+        return torch.from_numpy(np.require(counts, requirements=("C", "W")))
+    host = torch.empty(counts.shape, dtype=DTYPES[counts.dtype.type], pin_memory=True)
+    host.numpy()[...] = counts  # torch's copy wakes all threads for what one does in no time
+    return host.to(device, non_blocking=True)
 
 
 def _to_host(result: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.compact import CompactConfig, CompactNetwork, embed
 from difiisr_models.schedule import exponential_schedule
 from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.vq_autoencoder import VQAutoencoder
@@ -123,12 +123,7 @@ def _grow_from(network: CompactNetwork, initial: CompactNetwork) -> None:
     for block in network.blocks[initial.config.blocks :]:
         nn.init.zeros_(block.conv3.weight)
         nn.init.zeros_(block.conv3.bias)
-    weights = network.state_dict()
-    for name, theirs in initial.state_dict().items():
-        halves = 2 if ".film." in name else 1  # scale and shift
-        for place, value in zip(weights[name].chunk(halves), theirs.chunk(halves), strict=True):
-            place[: len(value)] = 0
-            place[tuple(slice(size) for size in value.shape)] = value
+    embed(initial, network)
 
 
 def load_average(path: Path) -> tuple[dict, nn.Module, int]:

@@ -117,7 +117,8 @@ def build_engine(
         What the sidecar says.
 
     Raises:
-        BuildError: no file is written; the text names every node that cannot be parsed.
+        BuildError: no file is written; the text names every node that cannot be parsed, or says
+            why the engine cannot run here.
         FileExistsError: ``plan`` is there without a sidecar, or what is called as its sidecar
             describes no engine: either may be anything.
         KeyboardInterrupt: as ever; the build ends at its next step.
@@ -160,6 +161,8 @@ def build_engine(
         raise BuildError(f"TensorRT built no engine from {onnx}.{complaints.take()}")
     seconds = time.monotonic() - started
     content = bytes(content)
+    if machine.gpu != NO_GPU:
+        _check_that_it_loads(trt, content, machine)
     description = EngineDescription(
         machine,
         settings.model,
@@ -228,6 +231,16 @@ def _network_flags(trt: ModuleType) -> int:
 def _parser_error(error: Any) -> str:
     where = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_name() else ""
     return f"{where}{error.desc()} [{error.code()}]"
+
+
+def _check_that_it_loads(trt: ModuleType, plan: bytes, machine: Machine) -> None:
+    """tensorrt_rtx also builds for GPUs that it then refuses."""
+    logger, complaints = tensorrt_logger()
+    if trt.Runtime(logger).deserialize_cuda_engine(plan) is None:
+        raise BuildError(
+            f"{machine.tensorrt} built an engine that does not run on this {machine.gpu} "
+            f"(compute capability {machine.compute_capability}).{complaints.take()}"
+        )
 
 
 def _check_inputs(network: Any, onnx: Path, settings: EngineSettings) -> None:

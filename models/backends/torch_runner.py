@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from difiisr_models.backends import NetworkSource
+from difiisr_models.compact import CompactNetwork, widened
 from difiisr_models.precision import with_precision
 
 _GRAPHS = 4  # shapes whose CUDA graphs are kept; each holds the activations of one call
@@ -22,7 +23,7 @@ class TorchRunner:
     shape = None
 
     def __init__(self, source: NetworkSource) -> None:
-        network = with_precision(source.network, source.precision)
+        network = with_precision(_of_a_width_that_suits(source), source.precision)
         network = network.to(source.device, memory_format=torch.channels_last)
         # Of fixed sizes: convolutions of sizes left open are not laid out for the GPU.
         run = torch.compile(network, dynamic=False) if source.compile else network
@@ -77,6 +78,19 @@ class CudaGraphs:
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 output = self._function(*static)
         return _Captured(graph, static, output)
+
+
+def _of_a_width_that_suits(source: NetworkSource) -> CompactNetwork:
+    """The network, on Hopper in half precision with zeros up to a whole number of 64 channels.
+
+    There cuDNN convolves 64 channels in less time than 48 (H200, whole network compiled: fp16 2.1
+    against 3.4 ms, bf16 2.1 against 2.3). Other GPUs were not measured.
+    """
+    network, channels = source.network, source.network.config.channels
+    if source.device.type != "cuda" or source.precision == "fp32":
+        return network
+    hopper = torch.cuda.get_device_capability(source.device) == (9, 0)
+    return widened(network, channels + -channels % 64) if hopper else network
 
 
 def build_runner(source: NetworkSource) -> TorchRunner:

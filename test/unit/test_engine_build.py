@@ -1,6 +1,7 @@
 """Engines built for real by tensorrt_rtx, which needs no GPU for that."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +188,30 @@ def test_what_tensorrt_says_is_in_the_error(graph, settings, tmp_path, monkeypat
     monkeypatch.setattr(engine_build, "import_tensorrt", Module)
     with pytest.raises(BuildError, match=r"built no engine .*TensorRT says: out of paper"):
         build_engine(graph, tmp_path / "x.plan", settings, this_machine(None), ignore)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_this_gpu_refuses_is_not_written(graph, settings, tmp_path, monkeypatch):
+    """As tensorrt_rtx did on an H200."""
+    logger, _ = tensorrt_module.tensorrt_logger()
+
+    def refuse(plan):
+        assert len(plan) > 10_000
+        logger.log(trt.ILogger.Severity.ERROR, "does not support this compute capability")
+
+    class Module:
+        ComputeCapability = SimpleNamespace(CURRENT=trt.ComputeCapability.SM86)
+
+        def Runtime(self, logger):
+            return SimpleNamespace(deserialize_cuda_engine=refuse)
+
+        def __getattr__(self, name):
+            return getattr(trt, name)
+
+    here = Machine(f"tensorrt_rtx {trt.__version__}", "9.0", "NVIDIA H200", "Linux x86_64")
+    monkeypatch.setattr(engine_build, "import_tensorrt", Module)
+    with pytest.raises(BuildError, match=r"NVIDIA H200 \(.* 9\.0\).* says: does not support this"):
+        build_engine(graph, tmp_path / "x.plan", settings, here, ignore)
     assert not list(tmp_path.iterdir())
 
 

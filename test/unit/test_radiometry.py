@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from difiisr_models.radiometry import CountRange, RangeTracker, robust_range
+from difiisr_models.radiometry import CountRange, RangeTracker, _range_and_bulk, robust_range
 from difiisr_models.upscaler import _normalise, _to_counts
 
 
@@ -96,3 +96,12 @@ def test_reset_forgets():
 def test_rate_is_checked():
     with pytest.raises(ValueError, match="rate"):
         RangeTracker(rate=2.0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("highest", [3, 255, 60_000])
+def test_the_quantiles_are_numpys(dtype, highest):
+    highest = min(highest, np.iinfo(dtype).max) if dtype != np.float32 else highest
+    counts = np.random.default_rng(0).integers(0, highest, (90, 70), endpoint=True).astype(dtype)
+    *_, bulk = _range_and_bulk(counts)
+    np.testing.assert_allclose(bulk, np.quantile(counts, (0.1, 0.5, 0.9)), rtol=1e-6)

@@ -8,6 +8,7 @@ from PIL import Image
 from difiisr_models.precision import tf32_products
 from difiisr_models.resample import (
     as_matrix_product,
+    down_matrix,
     downsample,
     downsample_adjoint,
     pack,
@@ -43,6 +44,12 @@ def test_pack_keeps_every_pixel():
     assert pack(hr).shape == (1, 16, 8, 12)
     assert torch.equal(unpack(pack(hr)), hr)
     assert torch.equal(pack(hr)[0, 4 * 2 + 3], hr[0, 0, 2::4, 3::4])
+
+
+def test_downsample_is_one_matrix_for_rows_and_one_for_columns():
+    image = torch.rand(1, 1, 4 * 9, 4 * 5).double()
+    expected = torch.from_numpy(down_matrix(9)) @ image @ torch.from_numpy(down_matrix(5)).T
+    torch.testing.assert_close(downsample(pack(image)), expected)
 
 
 def test_adjoint():
