@@ -65,7 +65,8 @@ class ResidualBlock(nn.Module):
         conv = self.conv1
         if len(scale) > 1 or torch.compiler.is_compiling():  # a compiler does better by itself
             scale, shift = scale[:, :, None, None], shift[:, :, None, None]
-            return torch.addcmul(shift, conv(x), 1 + scale)
+            # In this order ONNX Runtime folds both into the convolution, and the activation after.
+            return conv(x) * (1 + scale) + shift
         # One step for all is a convolution with other weights: up to a seventh less time on a CPU.
         scale, shift = 1 + scale[0], shift[0]
         weight, bias = conv.weight * scale[:, None, None, None], conv.bias * scale + shift
@@ -130,7 +131,7 @@ class CompactNetwork(nn.Module):
         embedding = timestep_embedding(t, self.config.time_features).to(lr.dtype)
         time = self.time(embedding)
         gate = self.gate(time)[:, :, None, None]
-        stem = torch.addcmul(self.stem_lr(lr), gate, self.stem_x(x_t))
+        stem = self.stem_x(x_t) * gate + self.stem_lr(lr)
         h = stem
         for block in self.blocks:
             h = block(h, time)

@@ -16,7 +16,7 @@ import torch
 from difiisr_models.backends import NetworkSource
 from difiisr_models.onnx_graph import GraphShape, export_network
 
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 """Part of the key; raise it whenever the same weights are to give another graph."""
 
 _KEPT = 16  # graphs, the ones used last

@@ -204,22 +204,27 @@ def export_sampler(
     return _export(sampler, inputs, "sr", path, shape, precision, properties or {})
 
 
-def with_step(graph: bytes, t: int) -> bytes:
-    """The graph of a compact network at one step, which is no input any more.
+def with_constants(graph: bytes, t: int, fidelity: float) -> bytes:
+    """The graph of a compact network at one step and one fidelity, which are no inputs any more.
 
-    A runtime then folds what depends on the step alone into the convolutions.
+    A runtime then folds what depends on them alone into the convolutions.
 
     Args:
         graph: as :func:`export_network` writes it.
         t: the step, counted from 0.
+        fidelity: 0..1.
     """
     import onnx
     from onnx import numpy_helper
 
+    constants = {"t": np.array([t]), "fidelity": np.array([fidelity], np.float32)}
     model = onnx.load_from_string(graph)
-    (place,) = (i for i, value in enumerate(model.graph.input) if value.name == "t")
-    del model.graph.input[place]
-    model.graph.initializer.append(numpy_helper.from_array(np.array([t]), "t"))
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    assert len(inputs) + len(constants) == len(model.graph.input), "not a compact network's graph"
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    for name, value in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
     return model.SerializeToString()
 
 
