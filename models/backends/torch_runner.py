@@ -81,13 +81,15 @@ class CudaGraphs:
 
 
 def _of_a_width_that_suits(source: NetworkSource) -> CompactNetwork:
-    """The network, on Hopper in half precision with zeros up to a whole number of 64 channels.
+    """The network, on Hopper filled up with zeros to a whole number of 64 channels.
 
-    There cuDNN convolves 64 channels in less time than 48 (H200, whole network compiled: fp16 2.1
-    against 3.4 ms, bf16 2.1 against 2.3). Other GPUs were not measured.
+    There cuDNN convolves 64 channels in less time than 48 (benchmarks/frame_h200.json): compiled,
+    fp16 2.1 against 3.4 ms, bf16 2.1 against 2.3; not so bf16 uncompiled. Other GPUs were not
+    measured.
     """
     network, channels = source.network, source.network.config.channels
-    if source.device.type != "cuda" or source.precision == "fp32":
+    gains = source.precision == "fp16" or (source.precision == "bf16" and source.compile)
+    if not gains or source.device.type != "cuda":
         return network
     hopper = torch.cuda.get_device_capability(source.device) == (9, 0)
     return widened(network, channels + -channels % 64) if hopper else network

@@ -22,6 +22,7 @@ from difiisr_models.onnx_graph import (
     PublishedSampler,
     export_network,
     export_sampler,
+    with_constants,
 )
 from difiisr_models.resample import upsample
 from difiisr_models.schedule import exponential_schedule
@@ -102,6 +103,26 @@ def test_the_network_of_any_size_is_the_network_in_torch(network, tmp_path):
         feeds = network_feeds(*size)
         expected = network(*feeds.values()).numpy()
         np.testing.assert_allclose(run(done.path, feeds), expected, atol=1e-4)
+
+
+def test_at_one_step_and_fidelity_onnxruntime_is_left_with_convolutions_and_sums(network, tmp_path):
+    """Scales, shifts and activations are in the convolutions: each apart is a pass over memory."""
+    done = export_network(network, tmp_path / "n.onnx", GraphShape(batch=None))
+    feeds = network_feeds(2, 20, 24)
+    expected = network(*feeds.values()).numpy()
+    graph = with_constants(
+        done.path.read_bytes(), int(feeds.pop("t")), feeds.pop("fidelity").item()
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    opened = ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
+    (result,) = opened.run(None, {name: value.numpy() for name, value in feeds.items()})
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+    kinds = operators(tmp_path / "optimised.onnx")
+    assert set(kinds) <= {"Conv", "FusedConv", "Add"}
+    assert kinds["Conv"] + kinds["FusedConv"] == 2 + 4 * len(network.blocks) + 2
 
 
 @pytest.mark.parametrize(("precision", "held"), [("fp16", 10), ("bf16", 16)])
