@@ -53,8 +53,8 @@ def downsample_adjoint(lr: Tensor) -> Tensor:
     return convolve(lr * gain, _down_adjoint_kernel(lr.device, lr.dtype), _REACH)
 
 
-def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int] = 0) -> Tensor:
-    """``F.conv2d`` in all the bits of ``x``.
+def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int]) -> Tensor:
+    """``F.conv2d`` in all the bits of ``x``; kernel odd, padding such that the size is kept.
 
     A GPU convolves float32 in TF32 unless it is told not to: 11 bits, fewer than counts have. Told
     not to, it is slow at kernels of so few channels: there it is a matrix product.

@@ -326,7 +326,7 @@ def _to_device(counts: np.ndarray, device: str) -> Tensor:
         # torch warns of arrays that it might not write to.
         return torch.from_numpy(np.require(counts, requirements=("C", "W")))
     host = torch.empty(counts.shape, dtype=DTYPES[counts.dtype.type], pin_memory=True)
-    host.numpy()[...] = counts  # torch's copy wakes all threads for what one does in no time
+    host.numpy()[...] = counts  # one thread's work: torch's own copy would share it among all
     return host.to(device, non_blocking=True)
 
 

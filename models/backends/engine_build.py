@@ -236,9 +236,11 @@ def _parser_error(error: Any) -> str:
 def _check_that_it_loads(trt: ModuleType, plan: bytes, machine: Machine) -> None:
     """tensorrt_rtx also builds for GPUs that it then refuses."""
     logger, complaints = tensorrt_logger()
-    if trt.Runtime(logger).deserialize_cuda_engine(plan) is None:
+    runtime = trt.Runtime(logger)  # outlives the engine
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
         raise BuildError(
-            f"{machine.tensorrt} built an engine that does not run on this {machine.gpu} "
+            f"{machine.tensorrt} built an engine that it could not load on this {machine.gpu} "
             f"(compute capability {machine.compute_capability}).{complaints.take()}"
         )
 

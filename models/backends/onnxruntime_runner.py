@@ -28,7 +28,8 @@ class OnnxRuntimeRunner:
 
     Tensors are bound where they lie: nothing is copied between torch and ONNX Runtime. On the CPU
     every step has a session of its own, in which step and fidelity are constants and leave nothing
-    but convolutions: a tenth faster. Another fidelity opens new ones, in some 15 ms each.
+    but convolutions: a tenth faster. Another fidelity than the last opens new ones, in some 15 ms
+    each; sessions of several are not kept, each would hold the memory of a frame.
     """
 
     shape = None

@@ -352,3 +352,24 @@ def test_cuda_graphs_replay_what_torch_computes(folder, precision):
     for _ in range(3):
         up.reset()
         assert np.abs(up(frame) - expected).max() <= 0.02 * np.ptp(frame)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "compiled", "channels"),
+    [
+        ((9, 0), "fp16", False, 64),
+        ((9, 0), "bf16", True, 64),
+        ((9, 0), "bf16", False, 16),
+        ((9, 0), "fp32", True, 16),
+        ((8, 9), "fp16", True, 16),
+        ((12, 0), "bf16", True, 16),
+    ],
+)
+def test_hopper_gets_a_whole_number_of_64_channels(
+    monkeypatch, capability, precision, compiled, channels
+):
+    """Where that was measured to be faster, and nowhere else."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    network = CompactNetwork(CompactConfig(channels=16, blocks=1))
+    source = NetworkSource(network, "", torch.device("cuda"), precision, compiled)
+    assert torch_runner._of_a_width_that_suits(source).config.channels == channels

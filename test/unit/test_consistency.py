@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from difiisr_models import consistency
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.resample import downsample
 
@@ -22,6 +23,19 @@ def test_it_moves_towards_any_true_image():
     lr, guess = downsample(truth), draw(3, 1, 16, 32, 32)
     better = enforce_consistency(guess, lr)
     assert (better - truth).square().sum() < (guess - truth).square().sum()
+
+
+@pytest.mark.parametrize("longest", [100, 163, 200])
+def test_a_long_axis_is_as_exact_in_pieces(monkeypatch, longest):
+    lr, packed = draw(0, 1, 1, 24, 200), draw(1, 1, 16, 24, 200)
+    whole = enforce_consistency(packed, lr)
+    monkeypatch.setattr(consistency, "_LONGEST_AXIS", longest)
+    torch.testing.assert_close(enforce_consistency(packed, lr), whole, atol=1e-5, rtol=0)
+
+
+def test_an_axis_of_any_length_is_no_matter_of_memory():
+    lr, packed = draw(0, 1, 1, 16, 60_000), draw(1, 1, 16, 16, 60_000)
+    assert (downsample(enforce_consistency(packed, lr)) - lr).abs().max() < 1e-5
 
 
 def test_no_consistent_image_is_nearer():
