@@ -96,7 +96,9 @@ def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
 
 
 def _sorted(values: np.ndarray) -> np.ndarray:
-    """``np.sort(values, axis=None)``; counts in an eighth of the time, few values in less."""
+    """``np.sort(values, axis=None)``, several times as fast for counts: by counting them where they
+    lie close together.
+    """
     if values.dtype.kind == "f":
         return np.sort(values, axis=None)
     lowest, highest = int(values.min()), int(values.max())

@@ -28,8 +28,8 @@ class OnnxRuntimeRunner:
 
     Tensors are bound where they lie: nothing is copied between torch and ONNX Runtime. On the CPU
     every step has a session of its own, in which step and fidelity are constants and leave nothing
-    but convolutions: a tenth faster. Another fidelity than the last opens new ones, in some 15 ms
-    each; sessions of several are not kept, each would hold the memory of a frame.
+    but convolutions and sums: a tenth faster. Another fidelity than the last opens new ones, in
+    some 15 ms each; those of the last are not kept, each holds the memory of a frame.
     """
 
     shape = None
@@ -50,8 +50,7 @@ class OnnxRuntimeRunner:
 
         self._graph = graph
         self._device, self._index = device.type, device.index or 0
-        self._sessions: dict[int | None, InferenceSession] = {}
-        self._fidelity: float | None = None  # of these sessions
+        self._sessions: dict[tuple[int, float] | None, InferenceSession] = {}
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -101,21 +100,19 @@ class OnnxRuntimeRunner:
         if self._device == "cuda":
             return self._session(None)
         step, fidelity = int(inputs.pop("t")), float(inputs.pop("fidelity"))
-        if fidelity != self._fidelity:
-            self._sessions, self._fidelity = {}, fidelity
-        return self._session(step)
+        if any(fidelity != other for _, other in self._sessions):
+            self._sessions.clear()
+        return self._session((step, fidelity))
 
-    def _session(self, step: int | None) -> InferenceSession:
-        """The session of one step, None for the one that takes any; opened when first needed."""
+    def _session(self, constants: tuple[int, float] | None) -> InferenceSession:
+        """The session of a step and a fidelity, None for the one that takes any; opened once."""
         import onnxruntime
 
-        if step not in self._sessions:
-            graph = self._graph
-            if step is not None:
-                graph = with_constants(graph, step, self._fidelity)
+        if constants not in self._sessions:
+            graph = self._graph if constants is None else with_constants(self._graph, *constants)
             opened = onnxruntime.InferenceSession(graph, self._options, [self._provider])
-            self._sessions[step] = opened
-        return self._sessions[step]
+            self._sessions[constants] = opened
+        return self._sessions[constants]
 
     def _placed(self, value: Tensor) -> tuple:
         dtype = _NUMPY[value.dtype]
