@@ -77,7 +77,7 @@ def robust_range(counts: np.ndarray) -> CountRange:
 def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
     """The robust range, and the quantiles that tell one scene from another, ``(3,)``."""
     stride = max(1, int((counts.size / _SAMPLED_PIXELS) ** 0.5))
-    values = counts[::stride, ::stride]
+    values = np.ascontiguousarray(counts[::stride, ::stride])
     if counts.dtype.kind == "f":
         values = values[np.abs(values) < NO_DATA]
         if values.size == 0:
@@ -110,12 +110,13 @@ def _sorted(values: np.ndarray) -> np.ndarray:
 
 def _quantiles_of_sorted(ordered: np.ndarray, shares: tuple[float, ...]) -> list[float]:
     """Quantiles of sorted values, interpolated linearly as ``np.quantile`` does."""
-    position = np.array(shares) * (ordered.size - 1)
-    below = position.astype(int)
-    low, high = (
-        ordered[np.minimum(i, ordered.size - 1)].astype(np.float64) for i in (below, below + 1)
-    )
-    return (low + (position - below) * (high - low)).tolist()
+    last, found = ordered.size - 1, []
+    for share in shares:
+        position = share * last
+        below = int(position)
+        low, high = float(ordered[below]), float(ordered[min(below + 1, last)])
+        found.append(low + (position - below) * (high - low))
+    return found
 
 
 class RangeTracker:

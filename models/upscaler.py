@@ -190,7 +190,8 @@ class Upscaler:
         def process(lr: Tensor, places: list[Tile]) -> Tensor:
             def noise(k: int) -> Tensor:
                 field = self._noise_field(k, padded.shape[-2:])
-                return torch.cat([place.cut(field) for place in places])
+                cut = [place.cut(field) for place in places]
+                return cut[0] if len(cut) == 1 else torch.cat(cut)  # that of a frame is large
 
             with record_function(STAGE + "network"):
                 return model.super_resolve(lr, noise, settings.steps, settings.fidelity)
