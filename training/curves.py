@@ -36,9 +36,15 @@ def save_learning_curve(run: Path, out: Path) -> None:
     columns = 2 if validation else 1
     figure = Figure(figsize=(5 * columns, 3.6), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)
-    loss, losses = axes[0, 0], [x["loss"] for x in statistics]
-    loss.plot([x["iteration"] for x in statistics], losses, lw=0.8)
-    is_logarithm = min(losses) <= 0  # of norm: psnr
+    loss, losses = axes[0, 0], np.array([x["loss"] for x in statistics])
+    iterations = np.array([x["iteration"] for x in statistics])
+    loss.plot(iterations, losses, lw=0.8, alpha=0.4)
+    window = 1 + len(losses) // 20
+    kernel = np.ones(window) / window
+    means = (np.convolve(x, kernel, mode="valid") for x in (iterations, losses))
+    loss.plot(*means, color="C0", label=f"running mean, {window} points")
+    loss.legend()
+    is_logarithm = losses.min() <= 0  # of norm: psnr
     loss.set(xlabel="iteration", ylabel="loss", yscale="linear" if is_logarithm else "log")
     if validation:
         gain = axes[0, 1]

@@ -83,7 +83,7 @@ class CudaGraphs:
 def _of_a_width_that_suits(source: NetworkSource) -> CompactNetwork:
     """The network, on Hopper filled up with zeros to a whole number of 64 channels.
 
-    There cuDNN convolves 64 channels in less time than 48 (benchmarks/frame_h200.json): compiled,
+    There cuDNN convolves 64 channels in less time than 48 (benchmarks/network_h200.json): compiled,
     fp16 2.1 against 3.4 ms, bf16 2.1 against 2.3; not so bf16 uncompiled. Other GPUs were not
     measured.
     """
