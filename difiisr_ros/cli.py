@@ -43,13 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-        print(f"difiisr: {error}", file=sys.stderr)
+        print(f"difiisr: {error or type(error).__name__}", file=sys.stderr)
         return EXIT_FAULT
 
 
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
     if isinstance(error, (ValueError, OSError, ModuleNotFoundError, FloatingPointError)):
+        return True
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch
         return True
     reader = sys.modules.get("rosbags.rosbag2")
     return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))
@@ -249,11 +251,13 @@ def _info(options: argparse.Namespace) -> int:
 def _profile(upscaler: Upscaler, height: int, width: int) -> None:
     from difiisr_models.frame_profile import profile_stages
 
+    stages = profile_stages(upscaler, height, width)
     print(f"profile     {height}x{width} mono16, median ms per frame with the profiler running")
     print(f"            {'stage':<12} {'CPU':>8} {'GPU':>8}")
-    for stage in profile_stages(upscaler, height, width):
+    for stage in stages:
         device = f"{stage.device_ms:8.2f}" if stage.device_ms else f"{'-':>8}"
-        print(f"            {stage.name:<12} {stage.host_ms:8.2f} {device}")
+        name = "  network" if stage.name == "network" else stage.name  # a part of the tiles
+        print(f"            {name:<12} {stage.host_ms:8.2f} {device}")
 
 
 def _parity(size: str, folder: Path) -> int:

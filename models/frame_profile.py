@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from difiisr_models.radiometry import RangeTracker
 from difiisr_models.upscaler import STAGE, Upscaler
 
 _WARM_UP_FRAMES = 3
+_FRAMES = 15
+_FEWEST_FRAMES = 3  # of a model that takes longer than _PATIENCE for more
+_PATIENCE = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -32,24 +36,26 @@ class StageTime:
     device_ms: float
 
 
-def profile_stages(
-    upscaler: Upscaler, height: int, width: int, frames: int = 15
-) -> list[StageTime]:
+def profile_stages(upscaler: Upscaler, height: int, width: int) -> list[StageTime]:
     """Profile mono16 frames of ``(height, width)``; the row ``frame`` is the whole.
 
-    The profiler itself costs a little at every operation.
+    The profiler itself costs a little at every operation. A slow model is given fewer frames.
     """
     activities = [ProfilerActivity.CPU]
     if upscaler.device.startswith("cuda"):
         activities.append(ProfilerActivity.CUDA)
     rng, tracker = np.random.default_rng(0), RangeTracker()
     counts = 22000 + np.add.outer(np.arange(height), np.arange(width)) % 400
-    noise = rng.integers(0, 20, (frames + _WARM_UP_FRAMES, height, width))
-    stream = (counts + noise).astype(np.uint16)
+    stream = [
+        (counts + rng.integers(0, 20, counts.shape)).astype(np.uint16) for _ in range(_FRAMES)
+    ]
     for frame in stream[:_WARM_UP_FRAMES]:
+        started = time.monotonic()
         upscaler(frame, tracker)
+        took = time.monotonic() - started
+    frames = max(_FEWEST_FRAMES, min(_FRAMES, int(_PATIENCE / max(took, 1e-6))))
     with profile(activities=activities) as profiler:
-        for frame in stream[_WARM_UP_FRAMES:]:
+        for frame in stream[:frames]:
             upscaler(frame, tracker)
     return _medians(profiler.events())
 

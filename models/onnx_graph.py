@@ -250,6 +250,8 @@ def _export(
     precision: str,
     properties: Mapping[str, str],
 ) -> Exported:
+    import torch._dynamo  # here, where an interrupt passes: the exporter makes an error of it
+
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     require_packages()

@@ -34,6 +34,7 @@ from difiisr_ros.bench.rows import (
 from difiisr_ros.bench.samples import time_in_turns
 from difiisr_ros.bench.tables import markdown, save_plot
 from difiisr_ros.bench.targets import Row, Target, check_targets
+from difiisr_ros.commands.arguments import camera_size, positive, positive_number, threads
 from difiisr_ros.demo.live import dds_environment, missing_ros
 from difiisr_ros.demo.processes import ProcessFailed
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     if options.quick:
         options.sizes, options.rates = [(120, 160)], [9.0]
         options.runs, options.seconds = 1, 1.0
-    if options.threads:
+    if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     check_precision(options.precision, device)
@@ -148,7 +149,7 @@ def bench_node(
         try:
             with NodeUnderTest(
                 thermal_frames(*size, _FRAMES), model, _running(options), device,
-                options.threads, options.out, os.environ,
+                options.threads or 0, options.out, os.environ,
             ) as node:  # fmt: skip
                 described = size_columns("node", model, size) | identity(node.identity)
                 for row in stream_rows(node.run, options.rates, options.runs, options.seconds):
@@ -172,14 +173,6 @@ def _running(options: argparse.Namespace) -> Running:
     return Running(options.backend, options.precision, options.engine, options.compile)
 
 
-def _size(text: str) -> tuple[int, int]:
-    """``640x512`` -> (height, width)."""
-    width, cross, height = text.partition("x")
-    if not cross or not (width.isdigit() and height.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 640x512")
-    return int(height), int(width)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="difiisr bench",
@@ -196,16 +189,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", type=Path, help="folder of the peers' files")
     parser.add_argument(
-        "--sizes", nargs="+", type=_size, default=[(120, 160), (256, 320), (512, 640)],
+        "--sizes", nargs="+", type=camera_size, default=[(120, 160), (256, 320), (512, 640)],
         metavar="WxH", help="of the camera (default: 160x120 320x256 640x512)",
     )  # fmt: skip
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=[9.0, 30.0, 60.0], metavar="HZ",
+        "--rates", nargs="+", type=positive_number, default=[9.0, 30.0, 60.0], metavar="HZ",
         help="of the camera (default: 9 30 60), beside the search for the peak",
     )  # fmt: skip
-    parser.add_argument("--runs", type=int, default=5, help="best and worst are dropped")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a run (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = the default")
+    parser.add_argument("--runs", type=positive, default=5, help="best and worst are dropped")
+    parser.add_argument(
+        "--seconds", type=positive_number, default=4.0, help="of a run (%(default)s)"
+    )
+    parser.add_argument("--threads", type=threads, help="CPU threads (default: torch's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (%(default)s)")
     parser.add_argument(
         "--backend", choices=BACKENDS, default="auto",

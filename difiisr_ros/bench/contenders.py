@@ -116,7 +116,7 @@ def upscaler_contenders(
             up = load_upscaler(model, device=str(device))
             found.append(_frame_contender(model, up, frame))
         else:
-            for backend in own_backends(running.backend, device):
+            for backend in own_backends(running, device):
                 how = asdict(running) | {"backend": backend}
                 up = load_upscaler(model, device=str(device), **how)
                 found.append(_frame_contender(model, up, frame, running.precision))
@@ -131,11 +131,16 @@ def published_model(device: torch.device) -> PublishedModel:
     return PublishedModel(unet, coder, exponential_schedule())
 
 
-def own_backends(asked: str, device: torch.device) -> tuple[str, ...]:
-    """The one asked for; else both runtimes on a CPU, torch and the fastest that works on a GPU."""
-    if asked != "auto":
-        return (asked,)
-    return RUNTIMES if device.type == "cpu" else ("torch", "auto")
+def own_backends(running: Running, device: torch.device) -> tuple[str, ...]:
+    """The one asked for; else both runtimes on a CPU, torch and the fastest that works on a GPU.
+
+    In half precision a CPU has torch alone.
+    """
+    if running.backend != "auto":
+        return (running.backend,)
+    if device.type == "cpu":
+        return RUNTIMES if running.precision == "fp32" else ("torch",)
+    return "torch", "auto"
 
 
 def _frame_contender(
@@ -164,7 +169,7 @@ def _own_networks(
     inputs = (*packed, lr, step, torch.ones(1, device=device))
     cost, count = network_cost(network, running.precision, inputs), parameter_count(network)
     found = []
-    for backend in own_backends(running.backend, device):
+    for backend in own_backends(running, device):
         runner, choice = select_backend(backend, source)
         fits = runner.shape in (None, (1, *size))
         found.append(

@@ -12,11 +12,12 @@ import torch
 from tqdm import tqdm
 
 from difiisr_models.backends.engine_build import EngineSettings, build_engine, build_from_network
-from difiisr_models.backends.engine_file import NO_GPU, this_machine
+from difiisr_models.backends.engine_file import this_machine
+from difiisr_models.backends.selection import resolve_device
 from difiisr_models.model_loading import load_parts
 from difiisr_models.onnx_graph import require_packages
 from difiisr_models.precision import PRECISIONS
-from difiisr_ros.commands.arguments import image_size, positive
+from difiisr_ros.commands.arguments import check_target, cuda_device, image_size, positive
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
             not there, or TensorRT cannot build the engine.
     """
     options = _parser().parse_args(argv)
-    if options.target.exists() and not options.force:
-        raise FileExistsError(f"{options.target} exists; --force replaces it")
+    check_target(options.target, options.force)
     parts = load_parts(options.model)
     if parts.kind != "compact":
         raise ValueError(
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         )
     gpu = _gpu(options.device)
     machine = this_machine(gpu)
-    if machine.gpu == NO_GPU:
+    if gpu is None:
         print(
             "warning: no GPU here; this shows that the graph builds, but the engine will be "
             "refused: build it on the machine that will run it",
@@ -62,20 +62,16 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{options.target}: {size / 1e6:.2f} MB in {built.build_seconds:.1f} s, {built.precision}"
     )
-    print(f"            {built.batch} tiles of {built.height}x{built.width} per call")
-    print(f"            {machine.tensorrt} on {machine.gpu} ({machine.compute_capability})")
+    print(f"            per call {built.batch} x {built.height}x{built.width}")
+    where = "no GPU" if gpu is None else f"{machine.gpu} ({machine.compute_capability})"
+    print(f"            {machine.tensorrt}, {where}")
     return 0
 
 
 def _gpu(name: str) -> torch.device | None:
     if not torch.cuda.is_available():
         return None
-    device = torch.device(name)
-    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} is not one of the {torch.cuda.device_count()} CUDA devices here"
-        )
-    return device
+    return resolve_device(name)
 
 
 def _check_graph(path: Path, settings: EngineSettings) -> None:
@@ -139,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="graph that difiisr export wrote elsewhere from the same weights",
     )
-    parser.add_argument("--device", default="cuda", help="cuda or cuda:N (%(default)s)")
+    parser.add_argument(
+        "--device", type=cuda_device, default="cuda", help="cuda or cuda:N (%(default)s)"
+    )
     parser.add_argument(
         "--workspace",
         type=positive,

@@ -17,7 +17,7 @@ from difiisr_models.onnx_graph import (
 )
 from difiisr_models.precision import PRECISIONS
 from difiisr_models.weights import sha256_file
-from difiisr_ros.commands.arguments import image_size, positive
+from difiisr_ros.commands.arguments import check_target, image_size, positive
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,8 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     require_packages()
-    if options.target.exists() and not options.force:
-        raise FileExistsError(f"{options.target} exists; --force replaces it")
+    check_target(options.target, options.force)
     parts = load_parts(options.model)
     shape = GraphShape(options.batch, *options.input_size)
     properties = {

@@ -85,8 +85,9 @@ def build_from_network(
 
     Raises:
         ModuleNotFoundError: TensorRT or a package of the extra ``onnx`` is missing.
-        ValueError: as ``export_network`` and :func:`build_engine`.
+        ValueError, OSError: as ``export_network`` and :func:`build_engine`.
     """
+    _check_target(plan)  # before the work
     with tempfile.TemporaryDirectory(prefix="difiisr-engine") as folder:
         graph = Path(folder) / "network.onnx"
         shape = GraphShape(settings.batch, settings.height, settings.width)
@@ -120,7 +121,7 @@ def build_engine(
         BuildError: no file is written; the text names every node that cannot be parsed, or says
             why the engine cannot run here.
         FileExistsError: ``plan`` is there without a sidecar, or what is called as its sidecar
-            describes no engine: either may be anything.
+            describes no engine: both may be anything.
         KeyboardInterrupt: as ever; the build ends at its next step.
         OSError: a file cannot be read or written.
     """
@@ -208,18 +209,14 @@ def _check_target(plan: Path) -> None:
             f"{plan} exists and has no {sidecar.name}, so it may be no engine: "
             "delete it, or name another file"
         )
-    if sidecar.exists() and not plan.exists() and not _describes_an_engine(plan):
-        raise FileExistsError(
-            f"{sidecar} exists and describes no engine: delete it, or name another file than {plan}"
-        )
-
-
-def _describes_an_engine(plan: Path) -> bool:
-    try:
-        read_sidecar(plan)
-    except EngineRefused:
-        return False
-    return True
+    if sidecar.exists() or sidecar.is_symlink():
+        try:
+            read_sidecar(plan)
+        except EngineRefused as error:
+            raise FileExistsError(
+                f"{sidecar} exists and describes no engine: delete it, and {plan.name} with it, or "
+                f"name another file ({error})"
+            ) from error
 
 
 def _network_flags(trt: ModuleType) -> int:

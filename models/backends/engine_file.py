@@ -130,7 +130,7 @@ def read_sidecar(plan: Path) -> EngineDescription:
         if found != SIDECAR_FORMAT:
             raise EngineRefused(f"{path} has format {found!r}, this version reads {SIDECAR_FORMAT}")
         description = EngineDescription(Machine(**fields.pop("machine")), **fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, EngineRefused):
             raise
         raise EngineRefused(f"{path} does not describe an engine: {error}") from error
@@ -160,7 +160,7 @@ def read_engine(
     Raises:
         EngineRefused: a file is missing, a link, or may be written by others, the plan is damaged,
             or it was built for something else. All mismatches are named at once, both values of
-            each, and the command that builds the right engine.
+            each, and what to delete, and the command that builds the right engine.
     """
     problems: list[str] = []
     content = description = None
@@ -193,7 +193,11 @@ def read_engine(
             )
     if problems:
         command = build_command(plan, description, source)
-        raise EngineRefused(f"engine {plan} refused: {'; '.join(problems)}. Build it: {command}")
+        in_the_way = [p for p in (plan, sidecar_path(plan)) if os.path.lexists(p)]
+        advice = "Build it"
+        if description is None and in_the_way:  # what may be no engine is never overwritten
+            advice = f"Delete {' and '.join(map(str, in_the_way))}, then build it"
+        raise EngineRefused(f"engine {plan} refused: {'; '.join(problems)}. {advice}: {command}")
     return description, content
 
 

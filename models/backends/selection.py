@@ -55,6 +55,11 @@ def select_backend(name: str, source: NetworkSource) -> tuple[NetworkRunner, Bac
     check_backend(name)
     automatic = _FASTEST_FIRST[source.device.type]
     passed_over: list[tuple[str, str]] = []
+    if source.engine is not None and name not in ("auto", "tensorrt"):
+        reason = f"engine {source.engine} is not used: the backend {name} was asked for"
+        if source.engine_mismatch == "fail":
+            raise BackendUnavailable(reason)
+        passed_over.append(("tensorrt", reason))
     candidates = list(automatic if name == "auto" else (name,))
     if name == "auto" and source.device.type == "cpu":
         needing_a_gpu = ["tensorrt", "torch_tensorrt"]

@@ -239,10 +239,19 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
     assert "160x120" in capsys.readouterr().out
 
 
-def test_a_size_must_be_one(capsys):
-    with pytest.raises(SystemExit):
-        main(["--sizes", "640"])
-    assert "640x512" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--sizes", "640"), ("--sizes", "0x0"), ("--sizes", "1600000x1600000"),
+        ("--rates", "0"), ("--rates", "-4"), ("--rates", "inf"), ("--seconds", "nan"),
+        ("--seconds", "0"), ("--runs", "0"), ("--threads", "100000"), ("--threads", "-3"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_timed_is_bad_usage(capsys, option, value):
+    with pytest.raises(SystemExit) as stop:
+        main([option, value])
+    assert stop.value.code == 2
+    assert f"argument {option}: " in capsys.readouterr().err
 
 
 def test_a_peer_without_its_file_says_what_is_needed(tmp_path):
@@ -306,6 +315,13 @@ def test_backend_and_precision_are_those_of_our_models(tmp_path):
     assert network["flops"] == pytest.approx(network["flop"] / network["p50"])
     assert network["roofline"] > 0
     assert "GFLOP" in (tmp_path / "bench.md").read_text()
+
+
+def test_half_precision_on_a_cpu_is_timed_in_torch(tmp_path):
+    arguments = ["--only", "upscaler", "--models", OWN, "--quick", "--device", "cpu"]
+    main([*arguments, "--precision", "bf16", "--out", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert (row["runtime"], row["precision"]) == ("torch", "bf16")
 
 
 def test_what_takes_over_from_an_engine_is_named(tmp_path):

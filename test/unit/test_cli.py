@@ -40,6 +40,8 @@ def test_replay_of_a_damaged_recording_exits_with_2(tmp_path, capsys):
         (["replay", "IN", "out", "--model", "bicubic", "--fidelity", "7"], "fidelity"),
         (["info", "no-such-model"], "no-such-model"),
         (["info", "difiisr-rt-x4", "--device", "cpu", "--engine", "no.plan"], "needs a CUDA GPU"),
+        (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
+        (["export", "difiisr-rt-x4", "IN", "--input-size", "16x16", "--force"], "is a folder"),
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),
@@ -74,6 +76,9 @@ def test_users_errors_are_one_line_and_exit_code_2(
         ["nonsense"],
         ["scene", "out", "--frames", "0"],
         ["info", "bicubic", "--threads", "9999"],
+        ["info", "bicubic", "--profile", "200000x200000"],
+        ["export", "difiisr-rt-x4", "x.onnx", "--input-size", "16x16", "--batch", "²"],
+        ["build-engine", "difiisr-rt-x4", "x.plan", "--input-size", "16x16", "--device", "foo"],
     ],
 )
 def test_bad_usage_exits_with_2(arguments, capsys):

@@ -164,6 +164,10 @@ def test_a_file_that_may_be_no_engine_is_not_overwritten(graph, settings, tmp_pa
     with pytest.raises(FileExistsError, match=r"package\.json exists and describes no engine"):
         build_engine(graph, tmp_path / "package", settings, this_machine(None), ignore)
     assert package.read_text() == '{"name": "mine"}'
+    (tmp_path / "package").write_text("dear")  # both are there, and still no engine
+    with pytest.raises(FileExistsError, match=r"package\.json exists and describes no engine"):
+        build_engine(graph, tmp_path / "package", settings, this_machine(None), ignore)
+    assert (tmp_path / "package").read_text() == "dear"
 
 
 def test_what_tensorrt_says_is_in_the_error(graph, settings, tmp_path, monkeypatch):

@@ -108,7 +108,9 @@ def test_missing_files_are_named_with_the_command(plan, tmp_path):
     assert f"{other} does not exist" in text
     assert f"difiisr build-engine difiisr-rt-x4 {other} --input-size HxW --precision fp16" in text
     sidecar_path(plan).unlink()
-    assert "model.plan.json, the description of the engine, is missing" in refusal(plan)
+    text = refusal(plan)
+    assert "model.plan.json, the description of the engine, is missing" in text
+    assert f"Delete {plan}, then build it: difiisr build-engine" in text  # it would be refused
 
 
 def test_problems_of_both_files_are_named_and_the_command_builds_what_is_asked_for(plan):
@@ -163,7 +165,7 @@ def test_a_folder_or_pipe_is_no_engine(tmp_path):
     "text",
     [
         "", "{", "[]", "null", "{}", '{"format": 2}', '{"format": 1}',
-        '{"format": 1, "machine": {}}', '{"format": 1, "machine": 3}', "\udcff",
+        '{"format": 1, "machine": {}}', '{"format": 1, "machine": 3}', "\udcff", "[" * 200_000,
     ],
 )  # fmt: skip
 def test_what_is_no_sidecar_is_refused(plan, text):
