@@ -31,6 +31,10 @@ class CompactConfig:
     blocks: int = 6
     time_features: int = 64
 
+    def __post_init__(self) -> None:
+        if min(self.channels, self.blocks, self.time_features) < 1 or self.time_features % 2:
+            raise ValueError(f"sizes must be 1 or more, and time_features even, got {self}")
+
     def as_dict(self) -> dict[str, int]:
         """Plain dictionary, as written into a manifest."""
         return asdict(self)

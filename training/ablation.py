@@ -14,14 +14,20 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from difiisr_models.compact import CompactNetwork
-from difiisr_training.cli import export, make_accelerator, parse_duration, starting_weights
+from difiisr_training.cli import (
+    export,
+    make_accelerator,
+    parse_duration,
+    set_threads,
+    starting_weights,
+)
 from difiisr_training.config import TrainConfig, as_dict, load_config
 from difiisr_training.evaluation.cli import main as evaluate
 from difiisr_training.evaluation.inputs import Selection, resolve_inputs
+from difiisr_training.evaluation.judge import Judge
 from difiisr_training.evaluation.results import (
     Results,
     frame_names,
@@ -61,8 +67,7 @@ def main(argv: Sequence[str]) -> int:
     check_inputs(base, options)
     if options.seed is not None:
         base = dataclasses.replace(base, seed=options.seed)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     chosen = variants(base.guidance)
     for name, guidance in chosen.items():
         config = dataclasses.replace(base, name=name, guidance=guidance)
@@ -88,10 +93,17 @@ def check_inputs(config: TrainConfig, options: argparse.Namespace) -> None:
         raise ValueError(f"{options.config}: the ablation trains compact networks by diffusion")
     if (options.detector is None) != (options.annotations is None):
         raise ValueError("--detector and --annotations go together")
+    if config.begin_as != "none":
+        raise ValueError(f"begin_as {config.begin_as!r} is not done here: --init DIR is")
+    for guidance in variants(config.guidance).values():
+        dataclasses.replace(config, guidance=guidance)  # raises where they do not go together
+    if options.vgg is None and options.sam is None:
+        raise ValueError("--vgg or --sam is needed: three of the variants are perceptual")
     for path in (options.detector, options.annotations, options.vgg, options.sam, options.weights):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
     resolve_inputs(options.sets, options.data, None, Selection())
+    Judge("reference", METRICS, options.weights)  # raises where a metric's file is missing
 
 
 def train_variant(config: TrainConfig, options: argparse.Namespace) -> bool:

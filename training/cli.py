@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -36,9 +37,15 @@ from difiisr_training.networks import (
 from difiisr_training.preview import save_preview
 from difiisr_training.validation import Validator
 
+_MOST_THREADS = 256
+
 
 def main(argv: Sequence[str]) -> int:
-    """Train, or describe, the run of a configuration file; returns the exit code."""
+    """Train, or describe, the run of a configuration file; returns the exit code.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM ended the run; what it had is saved.
+    """
     options = _parser().parse_args(list(argv))
     config = load_config(options.config)
     if options.dry_run:
@@ -52,9 +59,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if options.export:
         _check_export(options.export)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     run = options.run or Path("runs") / config.name
+    is_new = not (run / CHECKPOINT_NAME).is_file()
     accelerator = make_accelerator(config, options.device)
     files = TrainingFiles(
         autoencoder=load_published(options.autoencoder)[1] if options.autoencoder else None,
@@ -74,8 +81,8 @@ def main(argv: Sequence[str]) -> int:
                 f"--init {options.init} and begin_as {config.begin_as!r} both say what the run "
                 "begins with: leave one out"
             )
-        initial = starting_weights(options.init)
-    elif config.begin_as != "none" and not (run / CHECKPOINT_NAME).is_file():
+        initial = starting_weights(options.init) if is_new else None
+    elif config.begin_as != "none" and is_new:
         initial = begin(config, files, options.data)
     if accelerator.is_main_process:
         first = options.init or options.teacher
@@ -98,11 +105,13 @@ def main(argv: Sequence[str]) -> int:
     )
     if accelerator.is_main_process:
         print(f"{run / CHECKPOINT_NAME}: {state.iteration} of {config.iterations} iterations")
-        if read_journal(run, STATISTICS_NAME):
-            save_learning_curve(run, run / "learning_curve.png")
         if options.export:
             export(run, options.export, options.autoencoder)
             print(f"{options.export}: weights of the moving average, ready for load_upscaler")
+        if read_journal(run, STATISTICS_NAME):
+            save_learning_curve(run, run / "learning_curve.png")
+    if state.interrupted:
+        raise KeyboardInterrupt
     return 0
 
 
@@ -122,14 +131,30 @@ def _beginning(run: Path, config: TrainConfig, first: Path | None, device: torch
     return text
 
 
+def set_threads(count: int) -> None:
+    """Let torch compute on ``count`` CPU threads; 0 leaves its default."""
+    if not 0 <= count <= _MOST_THREADS:
+        raise ValueError(f"--threads must lie in 0..{_MOST_THREADS}, got {count}")
+    if count:
+        torch.set_num_threads(count)
+
+
 def make_accelerator(config: TrainConfig, device: str) -> Accelerator:
     """Processes and precision of a run; ``device``: "auto" or "cpu"."""
     unused = DistributedDataParallelKwargs(find_unused_parameters=_has_idle_head(config))
-    return Accelerator(
-        cpu=device == "cpu",
+    accelerator = Accelerator(
+        # Left to itself without a GPU, accelerate makes every process a run of its own.
+        cpu=device == "cpu" or not torch.cuda.is_available(),
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         kwargs_handlers=[unused],
     )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise ValueError(
+            f"{started} processes were started and {accelerator.num_processes} train together: "
+            "start them with torchrun or accelerate launch, on one kind of device"
+        )
+    return accelerator
 
 
 def describe(config: TrainConfig) -> str:

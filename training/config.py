@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from typing import Any, Literal
 import yaml
 
 from difiisr_models.compact import CompactConfig
+from difiisr_models.schedule import exponential_schedule
 from difiisr_models.swin_unet import SwinUNetConfig
 from difiisr_training.data.crops import CropConfig
 from difiisr_training.data.images import ImageSource
 from difiisr_training.guidance.injection import GuidanceConfig
+from difiisr_training.ranges import require
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class OptimiserConfig:
     ema: float = 0.999
     grad_clip: float = 1.0
 
+    def __post_init__(self) -> None:
+        require(self, lr=(0, math.inf), final_lr_share=(0, 1), warmup=(0, math.inf))
+        require(self, weight_decay=(0, math.inf), ema=(0, 1), grad_clip=(1e-9, math.inf))
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -55,7 +62,8 @@ class TrainConfig:
         norm: what estimates are compared with their targets by: "l1" mean |a - b|, whose best
             answer is a median; "l2" mean (a - b)^2, as in ResShift, whose best answer is the mean
             and for which ``guidance/injection.py`` derives what an injected gradient does; "psnr"
-            the logarithm of that, in which a frame of little contrast counts as much as any.
+            the logarithm of that, in which a frame of little contrast counts as much as any. What
+            a distillation matches is compared by "l2" whatever this says.
         perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched. A
             network without that knob (the published one) has this loss alone, where it is not 0.
         begin_as: published network that a new run's weights are made of, see
@@ -105,14 +113,30 @@ class TrainConfig:
                 f"guidance {self.guidance.kind!r} acts on the perceptual estimate, and "
                 "perceptual_weight 0 does not train that: set it above 0"
             )
+        if self.guidance.kind != "none":
+            self._check_that_guidance_acts()
+        if not any(source.weight for source in self.sources):
+            raise ValueError(f"sources must hold one with a weight, got {len(self.sources)}")
         if self.begin_as != "none" and self.published is not None:
             raise ValueError(f"begin_as {self.begin_as!r} is for the compact network alone")
-        for name in ("teacher_weight", "last_step_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        for name in ("iterations", "batch", "checkpoint_every", "log_every", "validation_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self, teacher_weight=(0, 1), last_step_share=(0, 1))
+        require(self, perceptual_weight=(0, math.inf), validate_every=(0, math.inf))
+        counts = ("iterations", "batch", "checkpoint_every", "log_every", "validation_frames")
+        require(self, **dict.fromkeys(counts, (1, math.inf)))
+
+    def _check_that_guidance_acts(self) -> None:
+        guidance, steps = self.guidance, exponential_schedule().steps
+        if guidance.start_iteration >= self.iterations:
+            raise ValueError(
+                f"guidance starts at iteration {guidance.start_iteration}, after the last of "
+                f"{self.iterations}"
+            )
+        at_one_step = guidance.timesteps and self.stage == "distillation"
+        if at_one_step and steps not in guidance.timesteps:
+            raise ValueError(
+                f"distillation is guided at t = {steps} alone, guidance timesteps are "
+                f"{list(guidance.timesteps)}"
+            )
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -180,8 +204,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if value not in typing.get_args(kind):
             raise ValueError(f"{where}: must be one of {typing.get_args(kind)}, got {value!r}")
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML takes 5e-5, without a point, for text
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: expected a number, got {value!r}") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value

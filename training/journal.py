@@ -41,11 +41,19 @@ class Journal:
 def read_journal(run: Path, name: str) -> list[dict[str, float]]:
     """Lines of one file of a run, one per iteration; those that a resumed run repeats, once.
 
+    A line cut short, as a power failure leaves it, is left out.
+
     Returns:
         An empty list where there is no such file.
     """
     path = run / name
     if not path.is_file():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return list({line["iteration"]: line for line in lines}.values())
+    lines = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+            lines[line["iteration"]] = line
+        except (json.JSONDecodeError, TypeError, KeyError):
+            continue
+    return list(lines.values())

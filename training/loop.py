@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from difiisr_models.schedule import exponential_schedule
 from difiisr_training.config import OptimiserConfig, TrainConfig, as_dict, from_dict
 from difiisr_training.data.crops import open_crops
 from difiisr_training.journal import STATISTICS_NAME, VALIDATION_NAME, Journal
-from difiisr_training.networks import build_network, start_from
+from difiisr_training.networks import build_network, read_checkpoint, start_from
 from difiisr_training.objectives import Batch, Objective, diffusion_loss, distillation_loss
 from difiisr_training.stop_signal import StopOnSignal
 
@@ -36,13 +37,14 @@ Validate = Callable[[nn.Module, int], dict[str, float]]
 
 @dataclass
 class TrainState:
-    """Everything that a resumed run needs."""
+    """Everything that a resumed run needs, and whether a signal ended this part of it."""
 
     network: nn.Module
     ema: nn.Module
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     iteration: int = 0
+    interrupted: bool = False
 
 
 class TrainingLoss(nn.Module):
@@ -98,7 +100,7 @@ def train(
             :func:`difiisr_training.networks.start_from`.
         validate: called every ``validate_every`` iterations and at the end of the schedule.
         tensorboard: write event files too.
-        budget_s: wall-clock limit.
+        budget_s: wall-clock limit of this call; it ends after the iteration in which it is spent.
         workers: processes that load samples, per training process.
 
     Raises:
@@ -156,6 +158,7 @@ def train(
                 break
             asked = time.monotonic()
     _save(run, state, config, accelerator)
+    state.interrupted = stop.requested
     accelerator.wait_for_everyone()
     return state
 
@@ -242,9 +245,9 @@ def load_checkpoint(path: Path, state: TrainState, config: TrainConfig) -> None:
     """Restore ``state`` in place.
 
     Raises:
-        ValueError: the file was written with other settings; the text names them.
+        ValueError: the file is damaged, or was written with other settings; the text names them.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(path)
     ours, theirs = as_dict(config), as_dict(from_dict(saved["config"], str(path)))
     differing = sorted(k for k in ours if theirs[k] != ours[k])
     if differing:
@@ -294,13 +297,10 @@ def _batches(
     samples = config.iterations * config.batch
     dataset = open_crops(config.sources, data, config.crops, config.seed, samples)
     own = _own_slice(config.batch, accelerator)
-    numbers = [
-        i * config.batch + j
-        for i in range(first_iteration, config.iterations)
-        for j in range(own.start, own.stop)
-    ]
+    firsts = config.batch * np.arange(first_iteration, config.iterations)
+    numbers = firsts[:, None] + np.arange(own.start, own.stop)
     return DataLoader(
-        Subset(dataset, numbers),
+        Subset(dataset, numbers.ravel()),
         own.stop - own.start,
         num_workers=workers,
         pin_memory=accelerator.device.type == "cuda",

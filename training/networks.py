@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
 
-from difiisr_models.compact import CompactConfig, CompactNetwork, embed
+from difiisr_models.compact import CompactConfig, CompactNetwork, embed, parameter_count
 from difiisr_models.schedule import exponential_schedule
 from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.vq_autoencoder import VQAutoencoder
@@ -110,8 +111,12 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
     try:
         network.load_state_dict(initial.state_dict())
     except RuntimeError as error:
+        ours, theirs = (
+            f"{type(x).__name__} of {parameter_count(x):,} parameters" for x in (network, initial)
+        )
         raise ValueError(
-            f"the weights to start from are not those of the configured network: {error}"
+            f"the weights to start from, a {theirs}, are not those of the configured network, a "
+            f"{ours}; --init DIR names those of another"
         ) from error
 
 
@@ -126,13 +131,27 @@ def _grow_from(network: CompactNetwork, initial: CompactNetwork) -> None:
     embed(initial, network)
 
 
+def read_checkpoint(path: Path) -> dict:
+    """What ``loop.save_checkpoint`` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+
+
 def load_average(path: Path) -> tuple[dict, nn.Module, int]:
     """Settings, moving average and iteration of a run's checkpoint.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(path)
     settings = saved["config"]
     if settings.get("published"):
         network: nn.Module = SwinUNet(SwinUNetConfig(**settings["published"]))

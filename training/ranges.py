@@ -1,4 +1,4 @@
-"""Ranges to draw from, and the check that a settings class makes of its own."""
+"""Ranges to draw from, and the checks that settings classes make of their own."""
 
 from __future__ import annotations
 
@@ -14,3 +14,14 @@ def check_ranges(settings: object) -> None:
         value = getattr(settings, name)
         if kind in (Range, IntRange) and not (len(value) == 2 and value[0] <= value[1]):
             raise ValueError(f"{name} must be a range [low, high], got {list(value)}")
+
+
+def require(settings: object, **bounds: Range) -> None:
+    """Raise ValueError, with the name, unless each named number lies in ``(low, high)``, both ends
+    included.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            wanted = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
+            raise ValueError(f"{name} must be {wanted}, got {value}")

@@ -69,8 +69,10 @@ class Validator:
         ]
         if not frames:
             raise ValueError(
-                f"no validation frame of {_SIDE} pixels on a side: raise val_share of a source, "
-                "or set validate_every: 0"
+                f"no validation frame of {_SIDE} pixels on a side: of each source whole sequences "
+                "are held out, val_share of its files at most, and never its only one (files "
+                "numbered without a gap, or one recording). Raise val_share, add a source of "
+                "several sequences, or set validate_every: 0"
             )
         chosen = np.linspace(0, len(frames) - 1, min(config.validation_frames, len(frames)))
         self.examples = [_example(frames[i]) for i in chosen.round().astype(int)]

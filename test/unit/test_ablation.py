@@ -87,12 +87,27 @@ def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
     [
         ("stage: distillation", [], "compact networks by diffusion"),
         ("", ["--detector", "d.onnx"], "go together"),
-        ("", ["--sets", "nowhere"], "nowhere"),
+        ("", ["--sets", "nowhere", "--vgg", "FILE"], "nowhere"),
+        ("", ["--sets", "judged"], "--vgg or --sam is needed"),
+        ("", ["--sets", "judged", "--vgg", "FILE"], "lpips_squeeze cannot be measured"),
+        ("begin_as: rlfn", ["--sets", "judged", "--vgg", "FILE"], "begin_as 'rlfn'"),
     ],
 )
 def test_what_cannot_work_is_said_before_any_training(data, tmp_path, change, options, said):
     (tmp_path / "tiny.yaml").write_text(CONFIG + change)
     arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
+    options = [str(tmp_path / "tiny.yaml") if word == "FILE" else word for word in options]
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         ablation.main([*arguments, "--weights", str(tmp_path), *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_a_perceptual_estimate_is_refused_before_any_training(data, tmp_path):
+    config = CONFIG.replace("perceptual_weight: 0.5", "perceptual_weight: 0.0")
+    config = config.replace("{kind: both,", "{kind: none,")
+    (tmp_path / "tiny.yaml").write_text(config)
+    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
+    arguments += ["--weights", str(tmp_path), "--sets", "judged"]
+    with pytest.raises(ValueError, match="perceptual_weight 0 does not train"):
+        ablation.main([*arguments, "--vgg", str(tmp_path / "tiny.yaml")])
     assert not (tmp_path / "out").exists()

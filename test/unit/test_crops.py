@@ -3,11 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import downsample, pack
-from difiisr_training.data.crops import CropConfig, CropDataset, crop_side, prepare_frame
+from difiisr_training.data.crops import (
+    CropConfig,
+    CropDataset,
+    crop_side,
+    open_crops,
+    prepare_frame,
+)
+from difiisr_training.data.images import ImageSource
 from difiisr_training.degradations.mix import DegradationConfig
 
 CLEAN = DegradationConfig(bicubic=1, thermal=0, second_order=0)
@@ -135,3 +143,20 @@ def test_clean_samples_are_marked():
 def test_frames_stay_in_the_dtype_of_the_file():
     assert frame(dtype=np.uint16, scale=0.5).counts.dtype == np.uint16
     assert frame(dtype=np.uint16).counts.shape == (200, 260)
+
+
+def test_frames_too_small_for_a_crop_are_counted_in_the_log(tmp_path, caplog):
+    for i, side in enumerate((96, 64, 64)):
+        Image.fromarray(np.zeros((side, 128), np.uint8)).save(tmp_path / f"{i}.png")
+    open_crops([ImageSource(".", val_share=0.0)], tmp_path, CropConfig(16), 0, 4)
+    assert "2 of 3 frames" in caplog.text
+    assert "96 pixels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr_size": 0}, {"gain_jitter": 0.0}, {"offset_jitter": -0.1}, {"inverted_share": 2.0}],
+)
+def test_crops_that_cannot_be_drawn_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        CropConfig(**settings)

@@ -208,3 +208,12 @@ def test_perceptual_guidance_without_any_network_says_what_is_missing():
 
 def test_no_guidance_builds_no_loss():
     assert build_guidance_loss(GuidanceConfig(), None, None, torch.device("cpu")) is None
+
+
+def test_a_small_gradient_survives_a_network_in_half_precision():
+    """L_g is a mean over pixels: 1e-8 of a pixel's own is less than fp16 can say."""
+    x_t = torch.rand(2, 1, 64, 64, requires_grad=True)
+    loss = (x_t.half().float() * 1e-8).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(
+        guidance_gradient(loss, x_t), torch.full_like(x_t, 1e-8), rtol=1e-3, atol=0
+    )

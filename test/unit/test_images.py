@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from thermal_bags import record
 
 from difiisr_training.data.images import (
     ImageSource,
@@ -188,9 +189,12 @@ def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
     assert "1.tif: 1 pixels are NaN or infinity" in caplog.text
 
 
-@pytest.mark.parametrize("change", [{"weight": -1.0}, {"every": 0}, {"val_share": 1.0}])
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": -1.0}, {"every": 0}, {"val_share": 1.0}, {"scales": ()}, {"scales": (-1.0,)}],
+)
 def test_impossible_sources_are_refused(change):
-    with pytest.raises(ValueError, match="frames: weight"):
+    with pytest.raises(ValueError, match=f"frames: .*{next(iter(change))}"):
         ImageSource("frames", **change)
 
 
@@ -211,3 +215,19 @@ def test_resizing_16_bit_does_not_wrap_at_the_ends():
 def test_cropping_keeps_the_top_left():
     image = gradient(np.uint16)
     assert (crop_to_multiple(image, 5) == image[:20, :30]).all()
+
+
+def test_files_that_are_skipped_at_the_end_are_never_seen(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
+    one = load_images(ImageSource(".", skip_last=2, val_share=0.0), tmp_path, "train")
+    assert [int(image[0, 0]) for image in one] == [0]
+    with pytest.raises(ValueError, match="nothing to train on"):
+        load_images(ImageSource(".", skip_last=4, val_share=0.0), tmp_path, "train")
+
+
+def test_images_beside_a_recording_are_not_left_out_in_silence(tmp_path):
+    record(tmp_path / "bag", frames=2)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match="1 recordings and 1 images"):
+        load_images(ImageSource("."), tmp_path, "train")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -363,8 +364,22 @@ def test_dry_run_prints_settings_sizes_and_cost(tmp_path, config, capsys):
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [("iterations: many", "iterations"), ("batchsize: 3", "batchsize"), ("sources: 7", "sources")],
-)
+    [
+        ("iterations: many", "iterations"),
+        ("batchsize: 3", "batchsize"),
+        ("sources: 7", "sources"),
+        ("sources: []", "sources"),
+        ("sources: [{folder: a, weight: 0}]", "sources"),
+        ("optimiser: {lr: fast}", "lr: expected a number"),
+        ("optimiser: {ema: 2}", "ema"),
+        ("optimiser: {grad_clip: 0}", "grad_clip"),
+        ("network: {channels: 0}", "channels"),
+        ("perceptual_weight: -1", "perceptual_weight"),
+        ("perceptual_weight: 1\nguidance: {kind: visual, start_iteration: 12}", "after the last"),
+        ("stage: distillation\nperceptual_weight: 1\nguidance: {kind: visual, timesteps: [1]}",
+         "t = 15 alone"),
+    ],
+)  # fmt: skip
 def test_wrong_settings_are_refused_by_name(tmp_path, change, text):
     path = tmp_path / "wrong.yaml"
     path.write_text(CONFIG + change + "\n")
@@ -399,3 +414,48 @@ def test_durations(text, seconds):
 def test_a_wrong_duration_says_what_is_right():
     with pytest.raises(argparse.ArgumentTypeError, match="30m"):
         cli.parse_duration("soon")
+
+
+def test_a_rate_may_be_written_without_a_point(tmp_path):
+    """YAML takes 5e-5 for text."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.replace("lr: 0.001", "lr: 5e-5"))
+    assert load_config(path).optimiser.lr == 5e-5
+
+
+def test_a_damaged_checkpoint_is_named(config, data, tmp_path):
+    run(config, data, tmp_path / "run", budget=0)
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-5000])
+    for read in (load_average, lambda path: run(config, data, path.parent)):
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+            read(path)
+
+
+def test_a_run_goes_on_after_its_beginning_is_gone_and_its_journal_was_cut(data, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    save_compact(CompactNetwork(CompactConfig(8, 1, 16)), tmp_path / "start", {})
+    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--run", str(tmp_path / "run")]
+    arguments += ["--workers", "0", "--device", "cpu", "--init", str(tmp_path / "start")]
+    assert cli.main([*arguments, "--budget", "0s"]) == 0
+    shutil.rmtree(tmp_path / "start")
+    (tmp_path / "run" / "statistics.jsonl").write_text('{"iteration": 1, "lo')
+    assert cli.main(arguments) == 0
+    assert "12 of 12 iterations" in capsys.readouterr().out
+
+
+def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkeypatch):
+    """`train A && train B` must not go on with half a run."""
+
+    def interrupted_rate(iteration, *settings):
+        signal.raise_signal(signal.SIGINT)
+        return learning_rate(iteration, *settings)
+
+    monkeypatch.setattr(loop, "learning_rate", interrupted_rate)
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--run", str(tmp_path / "run")]
+    arguments += ["--workers", "0", "--device", "cpu", "--export", str(tmp_path / "model")]
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(arguments)
+    assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == 1
+    assert load_upscaler(str(tmp_path / "model"), device="cpu").parameter_count

@@ -40,7 +40,7 @@ def command(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG)
     data = ["--data", str(tmp_path / "data")]
-    return [str(config), *data, "--device", "cpu", "--workers", "0"]
+    return [str(config), *data, "--workers", "0"]  # without a GPU this is a CPU's
 
 
 def test_two_processes_train_the_weights_of_one(command, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,9 @@ from difiisr_models.resample import SCALE
 from difiisr_training.data.images import ImageSource, crop_to_multiple, load_images, pillow_resize
 from difiisr_training.degradations.compression import agc_range
 from difiisr_training.degradations.mix import DegradationConfig, choose_kind, degrade
+from difiisr_training.ranges import require
+
+log = logging.getLogger(__name__)
 
 _MARGIN = 4  # low-resolution pixels cut off again, so that no crop shows a border of its own
 
@@ -39,6 +44,10 @@ class CropConfig:
     inverted_share: float = 0.5
     rotated: bool = True
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
+
+    def __post_init__(self) -> None:
+        require(self, lr_size=(1, math.inf), gain_jitter=(1, math.inf))
+        require(self, offset_jitter=(0, math.inf), inverted_share=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,16 @@ def open_crops(
     sources: Sequence[ImageSource], data: Path, config: CropConfig, seed: int, length: int
 ) -> CropDataset:
     """Samples of the training parts of ``sources``, which lie in the folder ``data``."""
-    groups = []
+    groups, side = [], crop_side(config)
     for source in sources:
-        frames = [
-            frame
-            for image in load_images(source, data, "train")
-            for scale in source.scales
-            if (frame := prepare_frame(image, scale, crop_side(config))) is not None
-        ]
+        images = load_images(source, data, "train")
+        found = [prepare_frame(image, scale, side) for image in images for scale in source.scales]
+        frames = [frame for frame in found if frame is not None]
+        if len(frames) < len(found):
+            log.warning(
+                "%s: %d of %d frames, at all scales, have less than %d pixels on a side and are "
+                "not used", source.folder, len(found) - len(frames), len(found), side,
+            )  # fmt: skip
         groups.append((source.weight, frames))
     return CropDataset(groups, config, seed, length)
 

@@ -53,6 +53,8 @@ class ImageSource:
     every: int = 1
 
     def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"{self.folder}: scales must be above 0, got {list(self.scales)}")
         if self.weight < 0 or self.skip_last < 0 or self.every < 1 or not 0 <= self.val_share < 1:
             raise ValueError(
                 f"{self.folder}: weight and skip_last must be 0 or more, every 1 or more and "
@@ -69,11 +71,17 @@ def load_images(source: ImageSource, data: Path, part: Part) -> list[np.ndarray]
 
     Raises:
         FileNotFoundError: the folder does not exist or holds neither images nor recordings.
-        ValueError: a recording has no such topic, or nothing of the training part is readable.
+        ValueError: a recording has no such topic, nothing of the training part is readable, or
+            there are images beside the recordings.
     """
     root = data / source.folder
     recordings = find_recordings(root)
     if recordings:
+        if loose := [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES]:
+            raise ValueError(
+                f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
+                "make folders, and sources, of their own of them"
+            )
         names = [path.relative_to(root).as_posix() for path in recordings]
         files = _part(recordings, names, source, part)
         images, skipped = read_recordings(files, source.topic, source.every)
@@ -176,7 +184,7 @@ def pillow_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _part(files: list[Path], names: list[str], source: ImageSource, part: Part) -> list[Path]:
     """The files of one part: whole sequences (``names``), never some frames of one."""
-    count = len(files) - source.skip_last
+    count = max(0, len(files) - source.skip_last)
     held_out = validation_sequences(names[:count], source.val_share)
     return [
         file

@@ -39,6 +39,7 @@ rho g in place of rho kappa sqrt(eta) g (down the gradient); and guides nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -90,7 +91,8 @@ class GuidanceConfig:
         steps = exponential_schedule().steps
         if wrong := [t for t in self.timesteps if not 1 <= t <= steps]:
             raise ValueError(f"guidance timesteps are counted 1..{steps}, got {wrong}")
-        for name in ("weight_visual", "weight_perceptual", "rho", "start_iteration"):
+        names = "weight_visual", "weight_perceptual", "weight_pattern", "rho", "start_iteration"
+        for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"guidance {name} must be 0 or more, got {getattr(self, name)}")
 
@@ -126,9 +128,12 @@ def x0_from_noise(x_t: Tensor, eps: Tensor, y: Tensor, eta: Tensor, kappa: float
 def guidance_gradient(loss_per_sample: Tensor, x_t: Tensor) -> Tensor:
     """g = grad_{x_t} L_g, each sample's own: ``(B,)`` and ``(B, C, h, w)`` -> ``(B, C, h, w)``.
 
-    The result is a constant; the graph behind the loss is kept for the training step.
+    The result is a constant; the graph behind the loss is kept for the training step. Multiplied
+    by the number of pixels on its way, it is not too small for a network in fp16.
     """
-    return torch.autograd.grad(loss_per_sample.sum(), x_t, retain_graph=True)[0]
+    scale = 2.0 ** round(math.log2(x_t[0].numel()))  # a power of 2 changes no bit in float32
+    (gradient,) = torch.autograd.grad(scale * loss_per_sample.sum(), x_t, retain_graph=True)
+    return gradient / scale
 
 
 def inject(

@@ -56,7 +56,7 @@ class PerceptualLoss(nn.Module):
             names = {name.removeprefix("features."): value for name, value in state.items()}
             wanted = network.state_dict().keys()
             network.load_state_dict({name: names[name] for name in wanted if name in names})
-        except (RuntimeError, AttributeError, UnpicklingError) as error:
+        except (RuntimeError, AttributeError, EOFError, UnpicklingError) as error:
             raise ValueError(f"{weights} does not hold the weights of {layer}: {error}") from error
         self._network = network
         self._imagenet = layer == "vgg16_relu3_3"

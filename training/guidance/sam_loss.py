@@ -7,6 +7,7 @@ a file; nothing is downloaded.
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,7 +97,7 @@ def load_sam(checkpoint: Path) -> Sam:
     """Build the SAM that a checkpoint belongs to (ViT-B, -L or -H, told by its width) and fill it.
 
     Raises:
-        ModuleNotFoundError: ``segment-anything`` or torchvision is absent.
+        ModuleNotFoundError: ``segment-anything`` or torchvision is absent or does not fit torch.
         FileNotFoundError: no such file.
         ValueError: the file is no SAM checkpoint.
     """
@@ -106,8 +107,16 @@ def load_sam(checkpoint: Path) -> Sam:
         raise ModuleNotFoundError(
             f"the SAM loss needs {error.name}: pip install segment-anything torchvision"
         ) from error
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    patch = state.get("image_encoder.patch_embed.proj.weight")
+    except RuntimeError as error:  # torchvision's operators, of another build of torch
+        raise ModuleNotFoundError(
+            f"the SAM loss needs segment-anything, which cannot be imported ({error}): install a "
+            f"torchvision that fits torch {torch.__version__}, both for CPUs or both for CUDA"
+        ) from error
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        patch = state.get("image_encoder.patch_embed.proj.weight")
+    except (RuntimeError, AttributeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{checkpoint} is no SAM checkpoint: {error}") from error
     width = len(patch) if patch is not None else None
     if width not in _ENCODER_WIDTHS:
         raise ValueError(
