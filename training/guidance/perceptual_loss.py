@@ -57,7 +57,8 @@ class PerceptualLoss(nn.Module):
             wanted = network.state_dict().keys()
             network.load_state_dict({name: names[name] for name in wanted if name in names})
         except (RuntimeError, AttributeError, EOFError, UnpicklingError) as error:
-            raise ValueError(f"{weights} does not hold the weights of {layer}: {error}") from error
+            reason = error or type(error).__name__
+            raise ValueError(f"{weights} does not hold the weights of {layer}: {reason}") from error
         self._network = network
         self._imagenet = layer == "vgg16_relu3_3"
         self._unit = layer in ("vgg19_relu3_1", "vgg19_scales")

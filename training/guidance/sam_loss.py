@@ -116,7 +116,9 @@ def load_sam(checkpoint: Path) -> Sam:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         patch = state.get("image_encoder.patch_embed.proj.weight")
     except (RuntimeError, AttributeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{checkpoint} is no SAM checkpoint: {error}") from error
+        raise ValueError(
+            f"{checkpoint} is no SAM checkpoint: {error or type(error).__name__}"
+        ) from error
     width = len(patch) if patch is not None else None
     if width not in _ENCODER_WIDTHS:
         raise ValueError(
