@@ -126,6 +126,18 @@ def test_the_search_begins_at_the_highest_rate_held_and_ends_with_all_runs():
     assert rows[-1]["limit"] == "node"
 
 
+def test_a_rate_that_the_search_held_by_luck_is_lowered_until_all_runs_hold_it():
+    (lucky, asked), (usual, _) = node_of(capacity=45), node_of(capacity=30)
+
+    def run(rate, *seconds):
+        return (usual if rate in asked else lucky)(rate, *seconds)
+
+    rows = list(stream_rows(run, [9.0], 3, 1.0))
+    assert rows[-1]["loss"] <= 0.05
+    assert rows[-1]["rate"] < 36
+    assert rows[-1]["limit"] == "node"
+
+
 def test_every_column_is_of_the_runs_that_are_kept():
     latencies = iter([0.020, 0.001, 0.500, 0.020, 0.020])
 
