@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 
 Range = tuple[float, float]
 IntRange = tuple[int, int]
@@ -25,3 +26,12 @@ def require(settings: object, **bounds: Range) -> None:
         if not low <= value <= high:
             wanted = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
             raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+def check_shares(name: str, shares: Sequence[float], kinds: Sequence[str]) -> None:
+    """Raise ValueError unless there is a share of each of ``kinds``, 1 in all."""
+    if len(shares) != len(kinds) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(
+            f"{name} must be {len(kinds)} numbers that add up to 1 ({', '.join(kinds)}), got "
+            f"{list(shares)}"
+        )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difiisr_training.degradations import blur_kernels, second_order
+from difiisr_training.degradations.thermal_camera import ThermalConfig
 
 
 def rng(seed=0):
@@ -65,3 +66,18 @@ def test_convolve_mirrors_at_the_borders():
     flat = np.full((24, 24), 0.3, np.float32)
     kernel = blur_kernels.random_kernel(blur_kernels.KernelConfig(), rng(3))
     assert second_order.convolve(flat, kernel) == pytest.approx(0.3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "changed", "said"),
+    [
+        (blur_kernels.KernelConfig, {"shares": (0.5, 0.5)}, "6 numbers"),
+        (blur_kernels.KernelConfig, {"sides": (4, 8)}, "odd"),
+        (second_order.PassConfig, {"resize_shares": (0.5, 0.5, 0.5)}, "add up to 1"),
+        (second_order.PassConfig, {"jpeg_quality": (30, 200)}, "jpeg_quality"),
+        (ThermalConfig, {"jpeg_quality": (0, 95)}, "jpeg_quality"),
+    ],
+)
+def test_settings_that_cannot_be_drawn_from_are_refused(make, changed, said):
+    with pytest.raises(ValueError, match=said):
+        make(**changed)

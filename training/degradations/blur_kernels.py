@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from difiisr_training.ranges import IntRange, Range, check_ranges
+from difiisr_training.ranges import IntRange, Range, check_ranges, check_shares
 
 KERNEL_NAMES = (
     "isotropic", "anisotropic", "generalised_isotropic", "generalised_anisotropic",
@@ -43,6 +43,9 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_shares("shares", self.shares, KERNEL_NAMES)
+        if self.sides[0] < 1 or not all(side % 2 for side in self.sides):
+            raise ValueError(f"sides of kernels must be odd, got {list(self.sides)}")
 
 
 def random_kernel(config: KernelConfig, rng: np.random.Generator) -> np.ndarray:

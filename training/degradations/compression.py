@@ -41,3 +41,9 @@ def jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as decoded:
         return np.asarray(decoded)
+
+
+def check_quality(limits: tuple[int, int]) -> None:
+    """Raise ValueError unless JPEG has qualities within ``limits``."""
+    if not 1 <= limits[0] <= limits[1] <= 100:
+        raise ValueError(f"jpeg_quality must lie in 1..100, got {list(limits)}")

@@ -24,8 +24,13 @@ from difiisr_training.degradations.blur_kernels import (
     random_side,
     sinc_kernel,
 )
-from difiisr_training.degradations.compression import from_eight_bit, jpeg, to_eight_bit
-from difiisr_training.ranges import IntRange, Range, check_ranges
+from difiisr_training.degradations.compression import (
+    check_quality,
+    from_eight_bit,
+    jpeg,
+    to_eight_bit,
+)
+from difiisr_training.ranges import IntRange, Range, check_ranges, check_shares
 
 _WHITE = 255
 _FILTERS = ("area", "bilinear", "bicubic")
@@ -58,6 +63,8 @@ class PassConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_quality(self.jpeg_quality)
+        check_shares("resize_shares", self.resize_shares, ("enlarged", "shrunk", "kept"))
 
 
 def _second_pass() -> PassConfig:

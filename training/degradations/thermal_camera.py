@@ -13,7 +13,12 @@ import numpy as np
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import SCALE
-from difiisr_training.degradations.compression import from_eight_bit, jpeg, to_eight_bit
+from difiisr_training.degradations.compression import (
+    check_quality,
+    from_eight_bit,
+    jpeg,
+    to_eight_bit,
+)
 from difiisr_training.degradations.optics import (
     apply_mtf,
     cutoff_frequency,
@@ -75,6 +80,7 @@ class ThermalConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        check_quality(self.jpeg_quality)
         if self.netd[0] <= 0:
             raise ValueError(f"netd is log-uniform and must be above 0, got {list(self.netd)}")
 
