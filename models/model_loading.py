@@ -157,13 +157,13 @@ def _save(network: nn.Module, path: Path) -> None:
 def _load_compact(folder: Path, manifest: dict) -> tuple[CompactNetwork, str]:
     try:
         sha256 = manifest["files"][NETWORK_FILE]["sha256"]
-        config = CompactConfig(**manifest["network"])
+        sizes = manifest["network"]
     except (KeyError, TypeError) as error:
         raise WeightsError(f"the manifest of {folder} is incomplete: {error}") from error
     verify_file(folder / NETWORK_FILE, sha256)
     try:
         # A copy: the tensors read are the mapped file, which someone may write over.
         state = {key: value.clone() for key, value in load_file(folder / NETWORK_FILE).items()}
-        return build_compact(config, state), sha256
+        return build_compact(CompactConfig(**sizes), state), sha256
     except (RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{folder / NETWORK_FILE} does not fit its manifest: {error}") from error

@@ -60,9 +60,10 @@ def test_a_manifest_of_another_network_or_kind(folder):
     edit_manifest(folder, network={"channels": 12, "blocks": 1, "time_features": 64})
     with pytest.raises(WeightsError, match="does not fit"):
         load_upscaler(str(folder))
-    edit_manifest(folder, network={"channels": "48", "blocks": 1, "time_features": 64})
-    with pytest.raises(WeightsError, match="does not fit"):
-        load_upscaler(str(folder))
+    for channels in ("48", 0, -3):
+        edit_manifest(folder, network={"channels": channels, "blocks": 1, "time_features": 64})
+        with pytest.raises(WeightsError, match="does not fit"):
+            load_upscaler(str(folder))
     edit_manifest(folder, kind="holographic")
     with pytest.raises(WeightsError, match="holographic"):
         load_upscaler(str(folder))
