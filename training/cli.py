@@ -110,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{options.export}: weights of the moving average, ready for load_upscaler")
         if read_journal(run, STATISTICS_NAME):
             save_learning_curve(run, run / "learning_curve.png")
+    accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
         raise KeyboardInterrupt
     return 0

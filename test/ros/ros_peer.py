@@ -195,7 +195,13 @@ class Peer:
         return self.call(ChangeState, "change_state", request).success
 
     def state(self):
-        return self.call(GetState, "get_state", GetState.Request()).current_state.label
+        """Asked again where no answer comes: a node that has not found this client yet drops it."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            pending = self.call_later(GetState, "get_state", GetState.Request())
+            wait = min(2.0, deadline - time.monotonic())
+            if pending.answered_within(wait) or wait < 2.0:
+                return pending.wait().current_state.label
 
     def set(self, **values):
         """Set one parameter; the result with `successful` and `reason`."""
@@ -226,6 +232,9 @@ class PendingCall:
     @property
     def answered(self):
         return self._done.is_set()
+
+    def answered_within(self, seconds):
+        return self._done.wait(seconds)
 
     def wait(self):
         assert self._done.wait(PATIENCE), "no answer from the service"
