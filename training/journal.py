@@ -30,8 +30,11 @@ class Journal:
 
     def write(self, name: str, iteration: int, values: dict[str, float]) -> None:
         """Append one line to the file ``name``, e.g. :data:`STATISTICS_NAME`."""
-        with (self._run / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        path = self._run / name
+        # What a power failure cut short must not swallow this line too.
+        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n" * cut + json.dumps({"iteration": iteration, **values}) + "\n")
         if self._events is not None:
             for key, value in values.items():
                 self._events.add_scalar(f"{Path(name).stem}/{key}", value, iteration)

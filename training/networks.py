@@ -141,7 +141,8 @@ def read_checkpoint(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0]  # further lines are advice to programmers
+        raise ValueError(f"{path} is damaged: {reason}") from error
 
 
 def load_average(path: Path) -> tuple[dict, nn.Module, int]:

@@ -20,6 +20,7 @@ from difiisr_models.resample import upsample
 from difiisr_training import cli, loop
 from difiisr_training.config import OptimiserConfig, load_config
 from difiisr_training.evaluation.peer_networks import Rlfn
+from difiisr_training.journal import STATISTICS_NAME, read_journal
 from difiisr_training.loop import (
     TrainingLoss,
     draw_steps_and_noise,
@@ -442,6 +443,8 @@ def test_a_run_goes_on_after_its_beginning_is_gone_and_its_journal_was_cut(data,
     (tmp_path / "run" / "statistics.jsonl").write_text('{"iteration": 1, "lo')
     assert cli.main(arguments) == 0
     assert "12 of 12 iterations" in capsys.readouterr().out
+    journal = read_journal(tmp_path / "run", STATISTICS_NAME)
+    assert [line["iteration"] for line in journal] == [4, 8, 12]
 
 
 def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkeypatch):
