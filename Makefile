@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need; python3 (3.10-3.13) and make are enough.
+# `make demo` and `make test` set up what they need; python3 (3.10-3.14) and make are enough.
 
 # A sourced ROS distribution gets an environment of its own, so that its rclpy and the wheels' never mix.
 VENV := .venv$(if $(ROS_DISTRO),-$(ROS_DISTRO))
@@ -28,7 +28,7 @@ $(FILLED): setup.py scripts/fill_venv.sh scripts/constraints.txt
 	@touch $@
 
 demo: $(FILLED)
-	$(PYTHON) -m difiisr_ros.demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
+	$(PYTHON) -m difiisr_ros.cli demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
 	    $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: $(FILLED)

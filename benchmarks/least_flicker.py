@@ -9,37 +9,39 @@ between the two measured frames, whatever made the results. This measures its fl
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+import cyclopts
 import numpy as np
 import torch
 
 from difiisr_models.consistency import enforce_consistency
 from difiisr_models.resample import unpack, upsample
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.evaluation.flicker import FlickerMeter
+from difiisr_training.evaluation.measures import Flicker
 
 
 def main(folder: Path) -> None:
-    """Print the flicker of D^+ y and of bicubic x4 made consistent, means over the film."""
+    """Print the flicker of D^+ y and of bicubic x4 made consistent, means over the film.
+
+    Args:
+        folder: frames of a standing camera, in order.
+    """
     methods = {
         "least squares": lambda lr: torch.zeros_like(upsample(lr)),
         "bicubic, consistent": upsample,
     }
-    meters = {name: FlickerMeter() for name in methods}
+    meters = {name: Flicker() for name in methods}
     found = {name: [] for name in methods}
     for path in list_images(folder):
         counts = read_counts(path)
         lr = torch.from_numpy(counts.astype(np.float64))[None, None]
         for name, method in methods.items():
             sr = unpack(enforce_consistency(method(lr), lr))[0, 0].numpy()
-            found[name].append(meters[name].update(counts, sr)["flicker"])
+            found[name].append(meters[name](sr, counts)[0])
     for name, values in found.items():
         print(f"{name:20} {np.nanmean(values):.3f} x bicubic")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="frames of a standing camera, in order")
-    main(parser.parse_args().folder)
+    cyclopts.run(main)

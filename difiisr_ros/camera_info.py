@@ -1,4 +1,4 @@
-"""Scale a `sensor_msgs/CameraInfo` with the image it describes; no ROS library needed.
+"""The ``sensor_msgs/CameraInfo`` of a super-resolved image; no ROS library needed.
 
 Works on copies of anything that has the ROS 2 message's fields (k, p, roi, ...): rclpy messages and
 rosbags' dataclasses.
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def scaled_matrix(matrix: np.ndarray, scale: int) -> np.ndarray:
-    """Return a row-major K (9) or P (12) for an image `scale` times as large, float64.
+    """Return a row-major K (9) or P (12) for an image ``scale`` times as large, float64.
 
     Pixel centres: x' = s x + (s - 1)/2, so c' = s c + (s - 1)/2, f' = s f, and P[3], P[7] (focal
     length times baseline) scale with f. A matrix whose first entry is 0 is uncalibrated
@@ -28,7 +28,7 @@ def scaled_matrix(matrix: np.ndarray, scale: int) -> np.ndarray:
 
 
 def scale_camera_info(info: Any, scale: int) -> Any:
-    """Return a copy of `info` for an image `scale` times as large in each direction.
+    """Return a copy of ``info`` for an image ``scale`` times as large in each direction.
 
     width, height, K, P and the region of interest are scaled; header, distortion model, D, R and
     binning are copied; zeros (uncalibrated K, full region of interest) stay zero.
@@ -43,12 +43,19 @@ def scale_camera_info(info: Any, scale: int) -> Any:
     return scaled
 
 
-def described_size(info: Any) -> tuple[int, int]:
-    """Return (width, height) of the images `info` describes: its ROI, or all, over its binning."""
-    width, height = info.roi.width or info.width, info.roi.height or info.height
-    return width // max(info.binning_x, 1), height // max(info.binning_y, 1)
+def camera_info_of_result(info: Any, image: Any, scale: int) -> Any:
+    """Return ``info`` scaled for the result of ``image`` (both messages), with the image's header.
 
-
-def matches(info: Any, image: Any) -> bool:
-    """Whether `info` describes images of the size of `image` (both messages)."""
-    return described_size(info) == (image.width, image.height)
+    Raises:
+        ValueError: ``info`` describes images (its ROI, or all, over the binning) of another size.
+    """
+    width = (info.roi.width or info.width) // max(info.binning_x, 1)
+    height = (info.roi.height or info.height) // max(info.binning_y, 1)
+    if (width, height) != (image.width, image.height):
+        raise ValueError(
+            f"camera_info is not used: it describes images of {width}x{height}, "
+            f"these are {image.width}x{image.height}"
+        )
+    scaled = scale_camera_info(info, scale)
+    scaled.header = image.header
+    return scaled

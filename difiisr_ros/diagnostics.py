@@ -1,18 +1,16 @@
-"""From stream statistics to `diagnostic_msgs/DiagnosticArray`."""
+"""From stream statistics to ``diagnostic_msgs/DiagnosticArray``."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import get_args
 
+import psutil
+import torch
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from difiisr_models import Upscaler
-from difiisr_ros.stream_statistics import WINDOW, Summary
-
-# Reasons for which a frame gets no answer.
-STALE, MALFORMED, TOO_LARGE, FAILED = "stale", "malformed", "too_large", "failed"
+from difiisr_ros.stream_statistics import WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
 
@@ -21,80 +19,74 @@ SILENCE = 3.0  # seconds without an image before the stream counts as stale
 
 def assess(summary: Summary, topic: str) -> tuple[bytes, str]:
     """Return level and message for an active stream: what is wrong first, and what to do."""
-    dropped = summary.recent_dropped
-    if summary.silence > SILENCE:
-        return DiagnosticStatus.STALE, (
+    recent, total, error = summary.recent, summary.total, summary.last_error
+    refused = recent["malformed"] + recent["too_large"]
+    failed, lost, stale, received = (recent[f] for f in ("failed", "lost", "stale", "received"))
+    window = f"in {WINDOW:.0f} s"
+    findings = (
+        (
+            DiagnosticStatus.STALE,
+            summary.silence > SILENCE,
             f"no image on {topic} for {summary.silence:.0f} s: check the camera, the topic name, "
-            "and that the publisher's reliability fits input_reliability"
-        )
-    if dropped.get(FAILED):
-        return DiagnosticStatus.ERROR, (
-            f"{dropped[FAILED]} frames failed in {WINDOW:.0f} s: {summary.last_error}"
-        )
-    if dropped.get(MALFORMED) or dropped.get(TOO_LARGE):
-        bad = dropped.get(MALFORMED, 0) + dropped.get(TOO_LARGE, 0)
-        return DiagnosticStatus.WARN, (
-            f"{bad} images refused in {WINDOW:.0f} s: {summary.last_error}"
-        )
-    if summary.recent_lost:
-        return DiagnosticStatus.WARN, (
-            f"{summary.recent_lost} frames lost before this node in {WINDOW:.0f} s: give the "
-            "camera driver the shared-memory profile config/fastdds.xml"
-        )
-    if dropped.get(STALE):
-        return DiagnosticStatus.WARN, (
-            f"{dropped[STALE]} of {summary.recent_received} frames skipped in {WINDOW:.0f} s: "
-            "the model is slower than the camera; use fewer steps, a faster device or model"
-        )
-    if summary.waiting:
-        return DiagnosticStatus.OK, "waiting for a subscriber of the result"
-    if not summary.published:
-        what = "computing the first frame" if summary.received else "waiting for an image"
-        return DiagnosticStatus.OK, what
-    return DiagnosticStatus.OK, f"{summary.rate_out:.1f} Hz"
+            "and that the publisher's reliability fits input_reliability",
+        ),
+        (DiagnosticStatus.ERROR, failed, f"{failed} frames failed {window}: {error}"),
+        (DiagnosticStatus.WARN, refused, f"{refused} images refused {window}: {error}"),
+        (
+            DiagnosticStatus.WARN,
+            lost,
+            f"{lost} frames lost before this node {window}: give the camera driver the "
+            "shared-memory profile config/fastdds.xml",
+        ),
+        (
+            DiagnosticStatus.WARN,
+            stale,
+            f"{stale} of {received} frames skipped {window}: the model is slower than the camera; "
+            "use fewer steps, a faster device or model",
+        ),
+        (DiagnosticStatus.OK, summary.waiting, "waiting for a subscriber of the result"),
+        (DiagnosticStatus.OK, total["published"], f"{summary.rate_out:.1f} Hz"),
+        (DiagnosticStatus.OK, total["received"], "computing the first frame"),
+        (DiagnosticStatus.OK, True, "waiting for an image"),
+    )
+    return next((level, text) for level, is_so, text in findings if is_so)
 
 
 def stream_values(summary: Summary) -> dict[str, str]:
     """Return the numbers as they stand in the diagnostic message."""
-    values = {
+    total = summary.total
+    p50, p90, p99 = (_milliseconds(seconds) for seconds in summary.latency or (None,) * 3)
+    return {
         "rate in (Hz)": f"{summary.rate_in:.2f}",
         "rate out (Hz)": f"{summary.rate_out:.2f}",
+        "latency p50 (ms)": p50,
+        "latency p90 (ms)": p90,
+        "latency p99 (ms)": p99,
+        UPSCALING: _milliseconds(summary.upscaling),
+        "frames received": str(total["received"]),
+        "frames published": str(total["published"]),
+        "frames idle": str(total["idle"]),
+        "frames lost before": str(total["lost"]),
+        **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
+        "last error": summary.last_error,
     }
-    for i, name in enumerate(("p50", "p90", "p99")):
-        latency = summary.latency
-        values[f"latency {name} (ms)"] = f"{1e3 * latency[i]:.1f}" if latency else "nan"
-    upscaling = summary.upscaling
-    values |= {
-        UPSCALING: "nan" if upscaling is None else f"{1e3 * upscaling:.1f}",
-        "frames received": str(summary.received),
-        "frames published": str(summary.published),
-        "frames idle": str(summary.idle),
-        "frames lost before": str(summary.lost),
-    }
-    for reason in (STALE, MALFORMED, TOO_LARGE, FAILED):
-        values[f"dropped {reason}"] = str(summary.dropped.get(reason, 0))
-    return values | {"last error": summary.last_error}
 
 
 def model_values(upscaler: Upscaler) -> dict[str, str]:
-    """Return what is loaded, what runs it and why not something faster, and its memory."""
-    values = {"model": upscaler.name, "backend": upscaler.backend, "device": upscaler.device}
-    values |= {f"passed over {backend}": reason for backend, reason in upscaler.passed_over}
-    values["weights sha256"] = upscaler.weights_sha256
-    return values | memory_values(upscaler.device)
+    """Return what is loaded, what runs it and why not something faster, and memory.
 
-
-def memory_values(device: str) -> dict[str, str]:
-    """Return resident memory of the process and, on a GPU, what torch holds there, in MB."""
-    values = {}
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        pages = int(statm.read_text().split()[1])
-        values["memory (MB)"] = f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e6:.0f}"
-    if device.startswith("cuda"):
-        import torch
-
-        values["GPU memory (MB)"] = f"{torch.cuda.memory_reserved(device) / 1e6:.0f}"
+    Memory is what of this process is resident and, on a GPU, what torch holds there, in MB.
+    """
+    values = {
+        "model": upscaler.name,
+        "backend": upscaler.backend,
+        "device": upscaler.device,
+        **{f"passed over {backend}": reason for backend, reason in upscaler.passed_over},
+        "weights sha256": upscaler.weights_sha256,
+        "memory (MB)": f"{psutil.Process().memory_info().rss / 1e6:.0f}",
+    }
+    if upscaler.device.startswith("cuda"):
+        values["GPU memory (MB)"] = f"{torch.cuda.memory_reserved(upscaler.device) / 1e6:.0f}"
     return values
 
 
@@ -112,3 +104,7 @@ def diagnostic_array(
     array = DiagnosticArray(status=[status])
     array.header.stamp = stamp
     return array
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "nan" if seconds is None else f"{1e3 * seconds:.1f}"

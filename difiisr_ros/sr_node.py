@@ -1,6 +1,6 @@
-"""Lifecycle node: `image_raw`, `camera_info` in; `sr/image_raw`, `sr/camera_info` out, x4.
+"""Lifecycle node: ``image_raw``, ``camera_info`` in; ``sr/image_raw``, ``sr/camera_info`` out, x4.
 
-Run it with `python -m difiisr_ros.sr_node --ros-args -p autostart:=true` or launch/sr.launch.py.
+Run it with ``python -m difiisr_ros.sr_node --ros-args -p autostart:=true`` or launch/sr.launch.py.
 """
 
 from __future__ import annotations
@@ -23,51 +23,70 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import (
+    LifecycleNode,
+    LifecyclePublisher,
+    LifecycleState,
+    TransitionCallbackReturn,
+)
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import uninstall_signal_handlers
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
-from difiisr_models import load_upscaler
-from difiisr_ros.diagnostics import (
-    FAILED,
-    MALFORMED,
-    STALE,
-    TOO_LARGE,
-    assess,
-    diagnostic_array,
-    model_values,
-    stream_values,
-)
+from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
+from difiisr_ros.camera_info import camera_info_of_result
+from difiisr_ros.diagnostics import assess, diagnostic_array, model_values, stream_values
 from difiisr_ros.frame_worker import FrameWorker, any_computing
-from difiisr_ros.freed_memory import keep_freed_memory, return_freed_memory
-from difiisr_ros.image_codec import ImageCodecError, image_to_array
-from difiisr_ros.image_stream import ImageStream
-from difiisr_ros.parameters import ParameterError, Parameters, changed, declare, undeclared
-from difiisr_ros.result_publisher import ResultPublisher, image_message, topic_qos
-from difiisr_ros.stream_statistics import StreamStatistics
+from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array
+from difiisr_ros.parameters import NAMES, changed, declare, undeclared
+from difiisr_ros.stream_statistics import Reason, StreamStatistics
 
 LOG_PERIOD = 5.0  # seconds between two log lines of the same kind
 STOP_TIMEOUT = 2.0  # seconds that a transition waits for the frame being computed
+OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 DEFAULT_THREADS = torch.get_num_threads()
 
 
 class Frame(NamedTuple):
-    """An image on its way to the worker."""
+    """An image on its way through the worker."""
 
-    message: Image
-    pixels: np.ndarray
+    message: Image  # as it came
+    pixels: np.ndarray  # of the message, then the super-resolved ones
+    stamp_ns: int  # of the message's header
     arrived: float  # monotonic seconds
+    upscaling: float = 0.0  # seconds
 
 
-class Result(NamedTuple):
-    """An upscaled image on its way out."""
+def topic_qos(depth: int, reliability: str) -> QoSProfile:
+    """Return a volatile keep-last profile; make one per topic, since overrides change it."""
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
 
-    frame: Frame
-    image: Image
-    upscaling: float  # seconds
+
+def image_message(source: Image, pixels: np.ndarray) -> Image:
+    """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
+
+    Header and encoding are those of ``source``; rows are unpadded and little endian. The message
+    shares the memory of ``pixels``: it is for publishing.
+
+    Raises:
+        ImageCodecError: dtype and shape are not those of the encoding.
+    """
+    rows = encode_rows(pixels, source.encoding)
+    message = Image(
+        header=source.header,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=source.encoding,
+        is_bigendian=0,
+        step=rows.shape[1],
+    )
+    # The property would copy every byte; rclpy's serialisation reads any buffer of bytes.
+    message._data = rows.reshape(-1)
+    return message
 
 
 Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
@@ -91,25 +110,27 @@ def _with_reason(transition: Transition) -> Transition:
 class SrNode(LifecycleNode):
     """Super-resolves a thermal image stream.
 
-    The executor's thread only receives, checks and hands over; a `FrameWorker` upscales and
-    publishes. Parameters and topics: README.
+    A frame's way: ``_on_image`` in the executor's thread receives, checks and hands over; the
+    ``FrameWorker``'s thread runs ``_upscale``, then ``_publish``. Parameters and topics: README.
     """
 
     def __init__(self, **node_arguments: object) -> None:
-        """Declare parameters and start diagnostics; raises ParameterError on a bad parameter."""
+        """Declare parameters and start diagnostics; raises ValueError on a bad parameter."""
         super().__init__("sr_node", **node_arguments)
         self._settings = declare(self)
         if unknown := undeclared(self):
             self.get_logger().warning(f"there are no parameters {', '.join(unknown)}: ignored")
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._upscaler = None
-        self._worker: FrameWorker[Frame, Result] | None = None
-        self._info: CameraInfo | None = None
+        self._upscaler: Upscaler | None = None
+        self._outputs: list[LifecyclePublisher] = []
         self._inputs: list[Subscription] = []
-        self._results: ResultPublisher | None = None
+        self._worker: FrameWorker[Frame, Frame] | None = None
+        self._stream = Stream()
+        self._info: CameraInfo | None = None
+        self._mismatch = ""  # the camera_info that was warned of
+        self._statistics = StreamStatistics()
         self._fault = ""
         self.failed = False  # what build_only was started for
-        self._statistics = StreamStatistics()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Timers of the machine's own clock: simulated time may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -125,33 +146,39 @@ class SrNode(LifecycleNode):
         """Load the model, verify its hash, warm it up, create the publishers."""
         started = time.monotonic()
         settings = self._settings
-        torch.set_num_threads(settings.threads or DEFAULT_THREADS)
-        self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
-        self._upscaler.warm_up()
-        self._results = ResultPublisher(self, settings.output_reliability, self._upscaler.scale)
+        torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
+        upscaler = self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
+        upscaler.warm_up()
+        for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
+            publisher = self.create_lifecycle_publisher(
+                message_type,
+                topic,
+                topic_qos(OUTPUT_DEPTH, settings.output_reliability),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+            self._outputs.append(publisher)
         # What is loaded stays: looking through it for garbage would stop frames for 80 ms.
         gc.collect()
         gc.freeze()
-        passed_over = [f"; not {name}: {why}" for name, why in self._upscaler.passed_over]
+        passed_over = [f"not {name}: {why}" for name, why in upscaler.passed_over]
+        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over])
         self.get_logger().info(
-            f"configured {self._upscaler.name} ({self._upscaler.backend} on "
-            f"{self._upscaler.device}{''.join(passed_over)}) in {time.monotonic() - started:.1f} s"
+            f"configured {upscaler.name} ({runs}) in {time.monotonic() - started:.1f} s"
         )
         if settings.build_only:
-            if self._upscaler.backend != "tensorrt":
-                why = "; ".join(f"{name}: {reason}" for name, reason in self._upscaler.passed_over)
-                raise ValueError(f"build_only: no engine was built for {settings.model}: {why}")
+            if upscaler.backend != "tensorrt":
+                raise ValueError(f"build_only: no engine was built for {settings.model}: {runs}")
             self.get_logger().info(f"build_only: {settings.engine} is ready, the node ends")
             self.create_timer(0.0, self.context.try_shutdown, clock=self._steady)
         return super().on_configure(state)
 
     @_with_reason
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin a new stream: subscribe, forget the range and the numbers of the last one."""
+        """Begin a new stream: subscribe, forget what is known and counted of the last one."""
         self._statistics = StreamStatistics()
-        self._stream = ImageStream()
-        self._info = None
-        self._worker = FrameWorker(self._compute, self._deliver, self._on_frame_failed)
+        self._stream = Stream()
+        self._info, self._mismatch = None, ""
+        self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
         for message_type, topic, callback in (
             (Image, "image_raw", self._on_image),
             (CameraInfo, "camera_info", self._on_camera_info),
@@ -164,8 +191,10 @@ class SrNode(LifecycleNode):
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             self._inputs.append(subscription)
-        inputs = [subscription.topic_name for subscription in self._inputs]
-        self.get_logger().info(f"active: {', '.join(inputs)} -> {', '.join(self._results.topics)}")
+        inputs, outputs = (
+            ", ".join(end.topic_name for end in ends) for ends in (self._inputs, self._outputs)
+        )
+        self.get_logger().info(f"active: {inputs} -> {outputs}")
         return super().on_activate(state)
 
     @_with_reason
@@ -203,18 +232,16 @@ class SrNode(LifecycleNode):
 
     def _release(self) -> None:
         self.stop_stream()
+        for publisher in self._outputs:
+            self.destroy_lifecycle_publisher(publisher)
+        self._outputs.clear()
         if self._upscaler is None:
             return
-        device = self._upscaler.device
         self._upscaler = None
-        if self._results is not None:
-            self._results.destroy()
-            self._results = None
         gc.unfreeze()
         gc.collect()
         return_freed_memory()
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing where no GPU is in use
 
     def _start(self) -> None:
         self._autostart.cancel()
@@ -225,49 +252,80 @@ class SrNode(LifecycleNode):
             self.failed = True
             self.context.try_shutdown()
 
-    # Parameters
-
-    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        names = Parameters.__dataclass_fields__
-        changes = {p.name: p.value for p in parameters if p.name in names}
-        try:
-            updated = changed(self._settings, self._upscaler is not None, changes)
-            if self._upscaler is not None:
-                self._upscaler = self._upscaler.with_settings(**updated.frame_settings())
-        except ValueError as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        self._settings = updated
-        return SetParametersResult(successful=True)
-
-    # The executor's thread
+    # A frame's way, in the executor's thread
 
     def _on_camera_info(self, info: CameraInfo) -> None:
         self._info = info
 
     def _on_image(self, message: Image) -> None:
         arrived = time.monotonic()
-        stamp = message.header.stamp
-        self._statistics.received(stamp.sec * 1_000_000_000 + stamp.nanosec)
+        stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+        self._statistics.received(stamp_ns)
         try:
             pixels = image_to_array(message)
         except ImageCodecError as error:
-            self._drop(MALFORMED, str(error))
+            self._drop("malformed", str(error))
             return
-        megapixels = message.width * message.height / 1e6
-        if megapixels > self._settings.max_frame_megapixels:
-            self._drop(
-                TOO_LARGE,
-                f"{message.width}x{message.height} is {megapixels:.2f} megapixels, more than "
-                f"max_frame_megapixels {self._settings.max_frame_megapixels}",
-            )
-        elif self._settings.lazy and not self._results.wanted:
+        megapixels, most = message.width * message.height / 1e6, self._settings.max_frame_megapixels
+        if megapixels > most:
+            size = f"{message.width}x{message.height} is {megapixels:.2f} megapixels"
+            self._drop("too_large", f"{size}, more than max_frame_megapixels {most}")
+        elif self._settings.lazy and not self._outputs[0].get_subscription_count():
             self._statistics.idle()
-        elif self._worker.submit(Frame(message, pixels, arrived)):
-            self._statistics.dropped(STALE)
+        elif self._worker.submit(Frame(message, pixels, stamp_ns, arrived)):
+            self._statistics.dropped("stale")
 
-    def _drop(self, reason: str, text: str) -> None:
+    def _drop(self, reason: Reason, text: str) -> None:
         self._statistics.dropped(reason, text)
         self.get_logger().warning(f"image refused: {text}", throttle_duration_sec=LOG_PERIOD)
+
+    # ... and in the worker's thread
+
+    def _upscale(self, frame: Frame) -> Frame:
+        started = time.monotonic()
+        pixels = self._upscaler(frame.pixels, self._stream, frame.stamp_ns)
+        return frame._replace(pixels=pixels, upscaling=time.monotonic() - started)
+
+    def _publish(self, frame: Frame) -> None:
+        image = image_message(frame.message, frame.pixels)
+        info = self._info_of_result(frame.message)
+        image_output, info_output = self._outputs
+        image_output.publish(image)
+        if info is not None:
+            info_output.publish(info)
+        self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
+
+    def _info_of_result(self, image: Image) -> CameraInfo | None:
+        """The camera_info of the result; None, and a warning once, of images of another size."""
+        info = self._info
+        if info is None:
+            return None
+        try:
+            return camera_info_of_result(info, image, self._upscaler.scale)
+        except ValueError as error:
+            if str(error) != self._mismatch:
+                self._mismatch = str(error)
+                self.get_logger().warning(self._mismatch)
+            return None
+
+    def _on_frame_failed(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        self._statistics.dropped("failed", text)
+        if self.context.ok():
+            self.get_logger().error(f"frame failed: {text}", throttle_duration_sec=LOG_PERIOD)
+
+    # Operator
+
+    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        changes = {p.name: p.value for p in parameters if p.name in NAMES}
+        try:
+            updated = changed(self._settings, self._upscaler is not None, changes)
+            if self._upscaler is not None:
+                self._upscaler.change(**updated.live_arguments())
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self._settings = updated
+        return SetParametersResult(successful=True)
 
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
@@ -286,24 +344,6 @@ class SrNode(LifecycleNode):
             diagnostic_array(stamp, name, self._settings.model, level, text, values)
         )
 
-    # The worker's thread
-
-    def _compute(self, frame: Frame) -> Result:
-        started = time.monotonic()
-        pixels = self._stream.upscale(self._upscaler, frame.pixels)
-        upscaling = time.monotonic() - started
-        return Result(frame, image_message(frame.message, pixels), upscaling)
-
-    def _deliver(self, result: Result) -> None:
-        self._results.publish(result.frame.message, result.image, self._info)
-        self._statistics.published(time.monotonic() - result.frame.arrived, result.upscaling)
-
-    def _on_frame_failed(self, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        self._statistics.dropped(FAILED, text)
-        if self.context.ok():
-            self.get_logger().error(f"frame failed: {text}", throttle_duration_sec=LOG_PERIOD)
-
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
@@ -314,7 +354,7 @@ def main(args: list[str] | None = None) -> int:
     rclpy.init(args=args)
     try:
         node = SrNode()
-    except ParameterError as error:
+    except ValueError as error:
         rclpy.logging.get_logger("sr_node").fatal(str(error))
         rclpy.try_shutdown()
         return 1

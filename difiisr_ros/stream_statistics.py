@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
-WINDOW = 10.0  # seconds that rates, latencies and `recent_*` look back
+import numpy as np
+
+WINDOW = 10.0  # seconds that rates, latencies and recent counts look back
+
+# Reasons for which an image that arrived gets no answer.
+Reason = Literal["stale", "malformed", "too_large", "failed"]
+# What becomes of frames. idle: nobody listened. lost: never arrived, seen as gaps in the stamps.
+Fate = Literal["received", "published", "idle", "lost", Reason]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One moment of a stream; counts are totals since the start, unless `recent_`."""
+    """One moment of a stream.
 
-    received: int = 0
-    published: int = 0
-    idle: int = 0  # not processed because nobody listened
-    waiting: bool = False  # the newest image was one of them
-    lost: int = 0  # never arrived, seen as gaps in the stamps
-    dropped: dict[str, int] = field(default_factory=dict)  # by reason
-    recent_received: int = 0
-    recent_lost: int = 0
-    recent_dropped: dict[str, int] = field(default_factory=dict)
-    rate_in: float = 0.0  # Hz
+    Attributes:
+        total: how many frames met each fate since the start.
+        recent: the same, of the last ``WINDOW`` seconds.
+        waiting: nobody listened when the newest image came.
+        rate_in: images received, Hz.
+        rate_out: results published, Hz.
+        latency: p50, p90 and p99 from an image to its result, seconds; None without any.
+        upscaling: p50 of the upscaler alone, seconds; None without any.
+        silence: seconds since the last image, or since the start.
+        last_error: text of the newest error.
+    """
+
+    total: Counter[Fate] = field(default_factory=Counter)
+    recent: Counter[Fate] = field(default_factory=Counter)
+    waiting: bool = False
+    rate_in: float = 0.0
     rate_out: float = 0.0
-    latency: tuple[float, float, float] | None = None  # p50, p90, p99, seconds
-    upscaling: float | None = None  # p50 of the upscaler alone, seconds
-    silence: float = 0.0  # seconds since the last image, or since the start
+    latency: tuple[float, float, float] | None = None
+    upscaling: float | None = None
+    silence: float = 0.0
     last_error: str = ""
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the nearest-rank percentile of non-empty `values`, 0 < percent <= 100."""
-    return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
+class _Event(NamedTuple):
+    at: float  # monotonic seconds
+    fate: Fate
+    latency: float = 0.0  # of what was published, seconds
+    upscaling: float = 0.0
 
 
 def missing_frames(stamps: Sequence[int]) -> int:
-    """Return how many frames are missing just before the newest of `stamps` (nanoseconds).
+    """Return how many frames are missing just before the newest of ``stamps`` (nanoseconds).
 
     The camera's period is the median distance of the stamps. A step backwards (a bag that starts
-    again) or of more than WINDOW is a new stream, and nothing is missing.
+    again) or of more than ``WINDOW`` is a new stream, and nothing is missing.
     """
     steps = [later - earlier for earlier, later in pairwise(stamps)]
     if len(steps) < 3 or not 0 < steps[-1] < WINDOW * 1e9:
@@ -55,86 +70,74 @@ def missing_frames(stamps: Sequence[int]) -> int:
 class StreamStatistics:
     """Counts what happens to frames; safe to call from several threads.
 
-    `clock` returns monotonic seconds: neither simulated time nor a clock correction may bend a
+    ``clock`` returns monotonic seconds: neither simulated time nor a clock correction may bend a
     latency.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._started = clock()
-        self._last_image = self._started
+        self._last_image = clock()
         self._stamps: deque[int] = deque(maxlen=16)
-        self._totals: Counter[str] = Counter()
-        self._dropped: Counter[str] = Counter()
+        self._total: Counter[Fate] = Counter()
+        self._recent: deque[_Event] = deque()
         self._waiting = False
         self._last_error = ""
-        self._received: deque[float] = deque()  # times
-        self._published: deque[tuple[float, float, float]] = deque()  # time, latency, upscaling
-        self._recent_lost: deque[tuple[float, int]] = deque()  # time, frames
-        self._recent_dropped: deque[tuple[float, str]] = deque()  # time, reason
 
     def received(self, stamp: int) -> None:
-        """Count an image that arrived; `stamp` is its header's, in nanoseconds."""
+        """Count an image that arrived; ``stamp`` is its header's, in nanoseconds."""
         with self._lock:
-            now = self._last_image = self._clock()
-            self._totals["received"] += 1
+            self._last_image = self._clock()
             self._waiting = False
-            self._received.append(now)
+            self._count("received")
             self._stamps.append(stamp)
-            lost = missing_frames(tuple(self._stamps))
-            if lost:
-                self._totals["lost"] += lost
-                self._recent_lost.append((now, lost))
+            for _ in range(missing_frames(self._stamps)):
+                self._count("lost")
 
     def published(self, latency: float, upscaling: float) -> None:
-        """Count a result that went out `latency` seconds after its image arrived.
+        """Count a result that went out ``latency`` seconds after its image arrived.
 
-        `upscaling` seconds of them the upscaler took.
+        ``upscaling`` seconds of them the upscaler took.
         """
         with self._lock:
-            self._totals["published"] += 1
-            self._published.append((self._clock(), latency, upscaling))
+            self._count("published", latency, upscaling)
 
     def idle(self) -> None:
         """Count an image that nobody wanted upscaled."""
         with self._lock:
-            self._totals["idle"] += 1
             self._waiting = True
+            self._count("idle")
 
-    def dropped(self, reason: str, error: str = "") -> None:
+    def dropped(self, reason: Reason, error: str = "") -> None:
         """Count an image that gets no answer, and keep the text of the error, if it was one."""
         with self._lock:
-            self._dropped[reason] += 1
-            self._recent_dropped.append((self._clock(), reason))
+            self._count(reason)
             self._last_error = error or self._last_error
 
     def summary(self) -> Summary:
         """Return the numbers of now."""
         with self._lock:
             now = self._clock()
-            while self._received and self._received[0] < now - WINDOW:
-                self._received.popleft()
-            for events in (self._published, self._recent_lost, self._recent_dropped):
-                while events and events[0][0] < now - WINDOW:
-                    events.popleft()
-            moments, latencies, upscaling = ([row[i] for row in self._published] for i in range(3))
+            while self._recent and self._recent[0].at < now - WINDOW:
+                self._recent.popleft()
+            published = [event for event in self._recent if event.fate == "published"]
+            latencies = [event.latency for event in published]
+            upscaling = [event.upscaling for event in published]
             return Summary(
-                **{name: self._totals[name] for name in ("received", "published", "idle", "lost")},
+                total=self._total.copy(),
+                recent=Counter(event.fate for event in self._recent),
                 waiting=self._waiting,
-                dropped=dict(self._dropped),
-                recent_received=len(self._received),
-                recent_lost=sum(frames for _, frames in self._recent_lost),
-                recent_dropped=dict(Counter(reason for _, reason in self._recent_dropped)),
-                rate_in=_rate(self._received),
-                rate_out=_rate(moments),
-                latency=tuple(percentile(latencies, p) for p in (50, 90, 99))
-                if latencies
-                else None,
-                upscaling=percentile(upscaling, 50) if upscaling else None,
+                rate_in=_rate([event.at for event in self._recent if event.fate == "received"]),
+                rate_out=_rate([event.at for event in published]),
+                latency=tuple(np.percentile(latencies, (50, 90, 99))) if published else None,
+                upscaling=float(np.median(upscaling)) if published else None,
                 silence=now - self._last_image,
                 last_error=self._last_error,
             )
+
+    def _count(self, fate: Fate, latency: float = 0.0, upscaling: float = 0.0) -> None:
+        self._total[fate] += 1
+        self._recent.append(_Event(self._clock(), fate, latency, upscaling))
 
 
 def _rate(moments: Sequence[float]) -> float:

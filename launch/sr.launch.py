@@ -1,11 +1,16 @@
 """Start sr_node: a thermal image topic in, the x4 result on /thermal/sr out.
 
 ros2 launch difiisr_ros sr.launch.py image:=/camera/thermal/image_raw
+
+Every parameter of config/sr.yaml is an argument too. That file, not the package, is read for them:
+launch may run in a Python that has none of the package's libraries.
 """
 
 import os
+import re
 from pathlib import Path
 
+import yaml
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
@@ -17,6 +22,13 @@ CONFIG = Path(__file__).resolve().parents[1] / "config"
 # From Kilted on, and before. Kilted reads both, warns of the old one, and takes nothing twice.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 BEFORE_KILTED = ("humble", "iron", "jazzy")
+
+STOCK = (CONFIG / "sr.yaml").read_text()
+# name: value in config/sr.yaml, of the parameter's type
+PARAMETERS = {**yaml.safe_load(STOCK)["/**"]["ros__parameters"], "use_sim_time": False}
+# name: description, which is the comment above the value
+DESCRIPTIONS = {name: text for text, name in re.findall(r"# (\[.*)\n +(\w+):", STOCK)}
+DESCRIPTIONS["use_sim_time"] = "[start] true takes the time from /clock"
 
 # name: (default, description); an empty default leaves the value to params_file
 ARGUMENTS = {
@@ -30,14 +42,9 @@ ARGUMENTS = {
     ),
     "namespace": ("", "namespace of the node, and of topics that begin without a slash"),
     "params_file": (str(CONFIG / "sr.yaml"), "parameters of the node"),
-    "model": ("", "model name or path, over params_file"),
-    "device": ("", "auto, cpu, cuda or cuda:N, over params_file"),
-    "backend": ("", "what runs the network, over params_file"),
-    "precision": ("", "fp32, bf16 or fp16, over params_file"),
-    "engine": ("", "TensorRT engine file, over params_file"),
-    "autostart": ("true", "configure and activate by itself; false waits for transitions"),
-    "use_sim_time": ("", "true takes the time from /clock, over params_file"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
+    **{n: ("", f"{DESCRIPTIONS.get(n, 'parameter')}; over params_file") for n in PARAMETERS},
+    "autostart": ("true", "configure and activate by itself; false waits for transitions"),
 }
 
 
@@ -57,13 +64,17 @@ def is_true(name: str, value: str) -> bool:
     return known[value.lower()]
 
 
+def parameter(name: str, value: str) -> object:
+    """Return the argument as the node's parameter; the node itself refuses other types."""
+    kind = type(PARAMETERS[name])
+    if kind is bool:
+        return is_true(name, value)
+    return value if kind is str else yaml.safe_load(value)
+
+
 def sr_node(context) -> list:  # noqa: ANN001
     """Return the actions, from the values of the launch arguments."""
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    named = ("model", "device", "backend", "precision", "engine")
-    overrides = {name: value[name] for name in named if value[name]}
-    switches = ("autostart", "use_sim_time")
-    overrides |= {name: is_true(name, value[name]) for name in switches if value[name]}
     output = value["output"].rstrip("/")
     below = is_true("output_image_raw", value["output_image_raw"])
     node = LifecycleNode(
@@ -71,7 +82,10 @@ def sr_node(context) -> list:  # noqa: ANN001
         executable="sr_node",
         name="sr_node",
         namespace=value["namespace"],
-        parameters=[value["params_file"], overrides],
+        parameters=[
+            value["params_file"],
+            {name: parameter(name, value[name]) for name in PARAMETERS if value[name]},
+        ],
         remappings=[
             ("image_raw", value["image"]),
             ("camera_info", value["camera_info"]),

@@ -8,12 +8,13 @@ There is no normalisation layer: smooth thermal tiles cannot overflow half preci
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difiisr_models.blocks import timestep_embedding
+from difiisr_models.diffusion import timestep_embedding
 from difiisr_models.resample import PHASES
 
 
@@ -140,6 +141,25 @@ class CompactNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, time)
         return self.fuse(h) + stem
+
+
+class NetworkRunner(Protocol):
+    """Runs a compact network: the arguments and the result of ``CompactNetwork.forward``.
+
+    Attributes:
+        shape: the one ``(batch, height, width)`` that it takes, None if it takes all.
+    """
+
+    shape: tuple[int, int, int] | None
+
+    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+        """Predict x_0 ``(B, 16, h, w)`` float32.
+
+        All tensors lie on the source's device: ``x_t`` and ``y (B, 16, h, w)`` and
+        ``lr (B, 1, h, w)`` float32, ``t (1,)`` int64, ``fidelity (1,)`` float32. The result may be
+        overwritten by the next call.
+        """
+        ...
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Residual-shifting diffusion: forward process, prior, posterior and the sampling loop.
+"""Residual-shifting diffusion: schedule, forward process, prior, posterior and sampling loop.
 
 Free functions on tensors of any shape; t is the paper's (1..T). Noise is always an argument.
 """
@@ -7,17 +7,88 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from difiisr_models.schedule import Schedule
 
 Denoiser = Callable[[Tensor, int], Tensor]
 """``denoiser(x_t, t)`` -> x0 prediction; ``t`` counts 1..T of the schedule in use."""
 
 NoiseSource = Callable[[int], Tensor]
 """``noise(k)`` -> the k-th standard normal draw of a sampling run; k = 0 is x_T's."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A shifting sequence eta_1 < ... < eta_T and the noise scale kappa.
+
+    Attributes:
+        eta: float64 ``(T,)``, the paper's eta_t for t = 1..T; index 0 holds eta_1.
+        kappa: noise scale; q(x_t | x_0, y) has variance kappa^2 eta_t.
+        timesteps: int64 ``(T,)``, what the network is told: the paper's t minus one. A respaced
+            schedule keeps the numbers of the schedule that the network was trained with.
+    """
+
+    eta: np.ndarray
+    kappa: float
+    timesteps: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """T, the number of sampling steps."""
+        return len(self.eta)
+
+    def eta_at(self, t: int) -> float:
+        """eta_t for the paper's t in 0..T, with eta_0 = 0."""
+        return 0.0 if t == 0 else float(self.eta[t - 1])
+
+
+def exponential_schedule(
+    steps: int = 15,
+    kappa: float = 2.0,
+    power: float = 0.3,
+    sqrt_eta_end: float = 0.99,
+    min_noise_level: float = 0.04,
+) -> Schedule:
+    """sqrt(eta_t) = sqrt(eta_1) b^{u_t} with u_t = ((t-1)/(T-1))^p (T-1).
+
+    b = (sqrt(eta_T) / sqrt(eta_1))^{1/(T-1)}.
+
+    The first level is sqrt(eta_1) = min(min_noise_level / kappa, min_noise_level, sqrt(0.001)).
+
+    Raises:
+        ValueError: fewer than two steps, or levels that do not increase.
+    """
+    if steps < 2:
+        raise ValueError(f"a schedule needs at least 2 steps, got {steps}; respace it for fewer")
+    sqrt_eta_1 = min(min_noise_level / kappa, min_noise_level, math.sqrt(0.001))
+    if not sqrt_eta_1 < sqrt_eta_end < 1.0:
+        raise ValueError(
+            f"need sqrt(eta_1) < sqrt(eta_T) < 1, got {sqrt_eta_1:g} and {sqrt_eta_end:g}"
+        )
+    b = math.exp(math.log(sqrt_eta_end / sqrt_eta_1) / (steps - 1))
+    u = np.linspace(0.0, 1.0, steps) ** power * (steps - 1)
+    return Schedule(
+        eta=(sqrt_eta_1 * b**u) ** 2, kappa=kappa, timesteps=np.arange(steps, dtype=np.int64)
+    )
+
+
+def respace(schedule: Schedule, steps: int) -> Schedule:
+    """Keep ``steps`` of the T levels, evenly spread and always with the last (t = T).
+
+    One step keeps t = T alone: the published one-step sampler.
+
+    Raises:
+        ValueError: ``steps`` outside 1..T.
+    """
+    if not 1 <= steps <= schedule.steps:
+        raise ValueError(f"steps must be 1..{schedule.steps} for this schedule, got {steps}")
+    kept = np.linspace(schedule.steps - 1, 0, steps).round().astype(np.int64)[::-1]
+    return Schedule(
+        eta=schedule.eta[kept], kappa=schedule.kappa, timesteps=schedule.timesteps[kept]
+    )
 
 
 def q_sample(x0: Tensor, y: Tensor, eta: Tensor | float, eps: Tensor, kappa: float) -> Tensor:
@@ -57,6 +128,28 @@ def latent_input_scale(t: int, schedule: Schedule) -> float:
     return 1.0 / math.sqrt(schedule.kappa**2 * schedule.eta_at(t) + 1.0)
 
 
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding of a diffusion step (Vaswani et al. 2017, cosines before sines).
+
+    Args:
+        t: (B,) steps counted from 0, any real or integer dtype.
+        dim: even number of features.
+        max_period: period of the slowest wave over 2 pi.
+
+    Returns:
+        (B, dim) float32: cos(t w_i) for the dim/2 frequencies, then sin(t w_i).
+
+    Raises:
+        ValueError: dim is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"time embedding needs an even number of features, got {dim}")
+    half = dim // 2
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    phase = t.float()[:, None] * torch.exp(-math.log(max_period) * index / half)
+    return torch.cat((phase.cos(), phase.sin()), dim=-1)
+
+
 def sample(denoiser: Denoiser, y: Tensor, schedule: Schedule, noise: NoiseSource) -> Tensor:
     """Ancestral sampling from x_T to x_0; with a one-step schedule a single network call.
 
@@ -83,12 +176,12 @@ def _deviation(variance: float) -> float:
     return float(torch.exp(0.5 * torch.tensor(math.log(variance), dtype=torch.float32)))
 
 
-def draw_noise(shape: tuple[int, ...], seed: int | None, k: int) -> Tensor:
+def draw_noise(shape: tuple[int, ...], seed: int, k: int) -> Tensor:
     """The k-th standard normal field of a stream: the same seed gives the same field, anywhere.
 
-    Drawn on the CPU in float32, so that all devices agree. ``seed=None`` means no noise: zeros.
+    Drawn on the CPU in float32, so that all devices agree. A seed of -1 means no noise: zeros.
     """
-    if seed is None:
+    if seed < 0:
         return torch.zeros(shape)
     generator = torch.Generator().manual_seed(stream_seed(seed, k))
     return torch.randn(shape, generator=generator)

@@ -1,4 +1,4 @@
-"""What a network must offer to super-resolve tiles, and the two that do: compact and bicubic."""
+"""What a model must offer to super-resolve tiles, and two that do: interpolation, compact."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from difiisr_models.backends import NetworkRunner
-from difiisr_models.diffusion import NoiseSource, latent_input_scale, sample
+from difiisr_models.diffusion import NoiseSource, Schedule, latent_input_scale, respace, sample
 from difiisr_models.resample import PHASES, upsample
-from difiisr_models.schedule import Schedule, respace
 
 _WHOLE_FRAME = 640  # of the usual cameras: a border between tiles is work done twice
-SMALLEST_OWN_TILE = 256
-"""Of the models here."""
 
 
 class FrameModel(Protocol):
@@ -27,6 +23,7 @@ class FrameModel(Protocol):
         tile_shape: (batch, height, width) of the only tiles that it takes, None for any.
         own_tile: side of the largest tile where nobody asks for another.
         input_limit: it is shown values in [-limit, limit].
+        is_projected: the consistency step follows it.
         parameter_count: trainable values.
     """
 
@@ -35,21 +32,25 @@ class FrameModel(Protocol):
     tile_shape: tuple[int, int, int] | None
     own_tile: int
     input_limit: float
+    is_projected: bool
     parameter_count: int
 
     def super_resolve(
-        self, lr: Tensor, noise: Callable[[int], Tensor], steps: int, fidelity: float
+        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float | Tensor
     ) -> Tensor:
         """Tiles ``lr (n, 1, h, w)`` -> packed ``(n, 16, h, w)``, all in network units.
 
-        ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``. With a ``tile_shape``, n
-        is at most its batch.
+        ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``.
         """
         ...
 
 
 class BicubicModel:
-    """The honest baseline: bicubic x4, no network."""
+    """The honest baseline: bicubic x4, no network.
+
+    ``is_projected``: the consistency step follows (``bicubic-consistent``), or it is interpolation
+    and nothing else (``bicubic``).
+    """
 
     noise_channels = 0
     multiple = 1
@@ -57,11 +58,11 @@ class BicubicModel:
     own_tile = _WHOLE_FRAME
     parameter_count = 0
 
-    def __init__(self, input_limit: float) -> None:
-        self.input_limit = input_limit
+    def __init__(self, is_projected: bool, input_limit: float) -> None:
+        self.is_projected, self.input_limit = is_projected, input_limit
 
     def super_resolve(
-        self, lr: Tensor, noise: Callable[[int], Tensor], steps: int, fidelity: float
+        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float | Tensor
     ) -> Tensor:
         """See :class:`FrameModel`; ``noise``, ``steps`` and ``fidelity`` have nothing to act on."""
         return upsample(lr)
@@ -73,70 +74,39 @@ class CompactModel:
     noise_channels = PHASES
     multiple = 1
     own_tile = _WHOLE_FRAME
+    is_projected = True
 
     def __init__(
         self,
-        runner: NetworkRunner,
+        runner: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
         parameter_count: int,
         schedule: Schedule,
         input_limit: float,
     ) -> None:
-        """``schedule``: all T levels that the network was trained with."""
+        """Put a network to work.
+
+        Args:
+            runner: a ``CompactNetwork`` or what runs it, see :mod:`difiisr_models.backends`.
+            parameter_count: of the network.
+            schedule: all T levels that it was trained with.
+            input_limit: it is shown [-limit, limit].
+        """
         self._runner, self._schedule = runner, schedule
-        self.tile_shape = runner.shape
+        self.tile_shape = getattr(runner, "shape", None)
         self.parameter_count = parameter_count
         self.input_limit = input_limit
 
     def super_resolve(
-        self, lr: Tensor, noise: Callable[[int], Tensor], steps: int, fidelity: float
+        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float | Tensor
     ) -> Tensor:
-        """See :class:`FrameModel`."""
-        wanted = torch.full((1,), float(fidelity), device=lr.device)
-        if self.tile_shape is None or len(lr) == self.tile_shape[0]:
-            return sample_compact(self._runner, self._schedule, lr, noise, steps, wanted)
-        batch = self.tile_shape[0]
-        full = sample_compact(
-            self._runner,
-            self._schedule,
-            _filled(lr, batch),
-            lambda k: _filled(noise(k), batch),
-            steps,
-            wanted,
-        )
-        return full[: len(lr)]
+        """See :class:`FrameModel`; ``fidelity`` is that of ``CompactNetwork.forward``."""
+        schedule = respace(self._schedule, steps)
+        y = upsample(lr)
+        if not isinstance(fidelity, Tensor):
+            fidelity = torch.full((1,), float(fidelity), device=lr.device)
 
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            step = torch.full((1,), int(schedule.timesteps[t - 1]), device=lr.device)
+            return self._runner(x_t * latent_input_scale(t, schedule), y, lr, step, fidelity)
 
-def sample_compact(
-    network: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
-    schedule: Schedule,
-    lr: Tensor,
-    noise: NoiseSource,
-    steps: int,
-    fidelity: Tensor,
-) -> Tensor:
-    """Sample with a compact network.
-
-    Args:
-        network: a ``CompactNetwork`` or its ``NetworkRunner``.
-        schedule: all T levels.
-        lr: ``(B, 1, h, w)`` in network units.
-        noise: ``noise(k)`` is the k-th standard normal draw ``(B, 16, h, w)``.
-        steps: 1..T.
-        fidelity: ``(1,)``, see ``CompactNetwork.forward``.
-
-    Returns:
-        Packed ``(B, 16, h, w)``.
-    """
-    schedule = respace(schedule, steps)
-    y = upsample(lr)
-
-    def denoise(x_t: Tensor, t: int) -> Tensor:
-        step = torch.full((1,), int(schedule.timesteps[t - 1]), device=lr.device)
-        return network(x_t * latent_input_scale(t, schedule), y, lr, step, fidelity)
-
-    return sample(denoise, y, schedule, noise)
-
-
-def _filled(tiles: Tensor, batch: int) -> Tensor:
-    """``tiles`` followed by copies of the last, ``batch`` in all."""
-    return torch.cat([tiles, tiles[-1:].expand(batch - len(tiles), -1, -1, -1)])
+        return sample(denoise, y, schedule, noise)

@@ -17,8 +17,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def tf32_products(allowed: bool) -> Iterator[None]:
     """Whether a GPU may round the factors of float32 matrix products to TF32, while this lasts.
 
-    It is a switch of the process, which any library, or ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``, may
-    have set.
+    It is a switch of the process, which any library or the environment may have set.
     """
     switch = torch.backends.cuda.matmul
     # From torch 2.9 on there are two names for it: writing the old one sets both, reading it fails
@@ -39,13 +38,11 @@ def with_precision(module: nn.Module, precision: str) -> nn.Module:
     cast to float32 by themselves where they must (norms, softmax, code distances). The module's
     own result is float32.
     """
-    dtype = PRECISIONS[precision]
-    module = copy.deepcopy(module)
-    if dtype is None:
-        return module
-    for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.to(dtype)
-            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
-    module.register_forward_hook(lambda _, inputs, output: output.float())
+    dtype, module = PRECISIONS[precision], copy.deepcopy(module)
+    if dtype is not None:
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(dtype)
+                layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+        module.register_forward_hook(lambda _, inputs, output: output.float())
     return module

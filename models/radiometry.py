@@ -19,7 +19,6 @@ NO_DATA = 1e30
 _RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
 _WIDENING = 0.5  # of the span between the quantiles, at most, at either end
 _SCENE_QUANTILES = (0.1, 0.5, 0.9)
-_SCENE_CHANGE = 0.25  # of the tracked span; a hot object on less than a tenth of the frame is none
 _SAMPLED_PIXELS = 80_000  # larger frames are thinned out before their quantiles are taken
 _MIN_SPAN_COUNTS = 8.0
 _MIN_SPAN_RELATIVE = 1e-4  # of the magnitude of float frames: 0.03 K at 300 K
@@ -71,10 +70,10 @@ def robust_range(counts: np.ndarray) -> CountRange:
         counts: ``(H, W)`` uint8, uint16 or float32; values that are not finite, or not below
             :data:`NO_DATA`, are ignored.
     """
-    return _range_and_bulk(counts)[0]
+    return range_and_bulk(counts)[0]
 
 
-def _range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
+def range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
     """The robust range, and the quantiles that tell one scene from another, ``(3,)``."""
     stride = max(1, int((counts.size / _SAMPLED_PIXELS) ** 0.5))
     values = np.ascontiguousarray(counts[::stride, ::stride])
@@ -117,46 +116,3 @@ def _quantiles_of_sorted(ordered: np.ndarray, shares: tuple[float, ...]) -> list
         low, high = float(ordered[below]), float(ordered[min(below + 1, last)])
         found.append(low + (position - below) * (high - low))
     return found
-
-
-class RangeTracker:
-    """The range of a stream over time.
-
-    It follows the frames slowly, so that a hot object entering does not make the output pump, and
-    snaps to a frame whose bulk (its 10 %, 50 % and 90 % quantiles) has moved: another scene, a
-    shutter event. A stream of one static frame keeps exactly that frame's range.
-    """
-
-    def __init__(self, rate: float = 0.05) -> None:
-        """``rate``: share of the way to the current frame's range taken at each frame, 0..1.
-
-        However far that is, neither end moves by more than ``rate`` times the span.
-        """
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
-        self._rate = rate
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the stream; the next frame sets the range."""
-        self._range: CountRange | None = None
-        self._bulk: np.ndarray | None = None
-
-    def update(self, counts: np.ndarray) -> CountRange:
-        """Take in one frame ``(H, W)`` and return the range to use for it."""
-        frame, bulk = _range_and_bulk(counts)
-        if self._range is None or self._scene_changed(bulk):
-            self._range, self._bulk = frame, bulk
-        else:
-            most = self._range.span
-            self._range = CountRange(
-                self._range.lo
-                + self._rate * float(np.clip(frame.lo - self._range.lo, -most, most)),
-                self._range.hi
-                + self._rate * float(np.clip(frame.hi - self._range.hi, -most, most)),
-            )
-            self._bulk = self._bulk + self._rate * (bulk - self._bulk)
-        return self._range
-
-    def _scene_changed(self, bulk: np.ndarray) -> bool:
-        return bool(np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * self._range.span)

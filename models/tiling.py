@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,65 +48,124 @@ def plan_axis(length: int, tile: int, overlap: int, balanced: bool) -> list[tupl
     return [(start, start + size) for start in starts]
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, balanced: bool) -> list[Tile]:
-    """All tiles of a frame, row by row; see :func:`plan_axis`."""
-    return [
-        Tile(top, bottom, left, right)
-        for top, bottom in plan_axis(height, tile, overlap, balanced)
-        for left, right in plan_axis(width, tile, overlap, balanced)
-    ]
+@dataclass(frozen=True)
+class TilePlan:
+    """How a frame is cut up.
+
+    Attributes:
+        height: of the frame to cut, rows; not less than the frame given, which is padded to it.
+        width: likewise, columns.
+        tiles: all windows, row by row.
+        overlap: pixels that neighbours share, at least.
+        batch: tiles per call of the model.
+        full: every call takes exactly ``batch`` tiles.
+    """
+
+    height: int
+    width: int
+    tiles: tuple[Tile, ...]
+    overlap: int
+    batch: int
+    full: bool
+
+    def batches(self) -> Iterator[list[Tile]]:
+        """The tiles, call by call; where calls must be full, the last tile is repeated."""
+        for first in range(0, len(self.tiles), self.batch):
+            places = list(self.tiles[first : first + self.batch])
+            missing = self.batch - len(places) if self.full else 0
+            yield places + places[-1:] * missing
 
 
-def process_tiles(
-    frame: Tensor,
-    tiles: list[Tile],
-    process: Callable[[Tensor, list[Tile]], Tensor],
-    batch: int,
+def plan_tiles(
+    size: tuple[int, int],
+    tile: int,
     overlap: int,
-) -> Tensor:
-    """Run ``process`` on batches of tiles and blend the overlaps with linear ramps.
+    batch: int,
+    multiple: int = 1,
+    tile_shape: tuple[int, int, int] | None = None,
+) -> TilePlan:
+    """Cut a frame of ``size (height, width)`` into overlapping tiles; see :func:`plan_axis`.
 
     Args:
-        frame: ``(1, C, h, w)``.
-        tiles: a plan that covers the frame.
-        process: ``(n, C, th, tw)`` tiles and their places -> ``(n, D, th, tw)``.
-        batch: tiles per call; bounds the memory.
-        overlap: pixels that neighbours share, as planned.
-
-    Returns:
-        ``(1, D, h, w)``.
+        size: of the frame.
+        tile: largest side of a tile.
+        overlap: pixels that neighbours share; less where tiles are too small for it.
+        batch: tiles per call.
+        multiple: sides of tiles are multiples of it.
+        tile_shape: the only ``(batch, height, width)`` that the model takes; it overrules ``tile``
+            and ``batch``.
     """
-    if len(tiles) == 1:
-        return process(frame, tiles)
-    total: Tensor | None = None
-    weight_sum = frame.new_zeros(frame.shape[-2:])
-    for first in range(0, len(tiles), batch):
-        places = tiles[first : first + batch]
-        results = process(torch.cat([place.cut(frame) for place in places]), places)
-        if total is None:
-            total = results.new_zeros((1, results.shape[1], *frame.shape[-2:]))
-        for place, result in zip(places, results, strict=True):
-            weight = _blend_weight(place, frame, overlap)
-            place.cut(total)[0] += weight * result
-            place.cut(weight_sum)[...] += weight
-    return total / weight_sum
+    if tile_shape is None:
+        side = tile + -tile % multiple
+        sides, padded = (side, side), tuple(n + -n % multiple for n in size)
+    else:
+        batch, *sides = tile_shape
+        padded = tuple(max(pair) for pair in zip(size, sides, strict=True))
+    overlap = min(overlap, (min(sides) - 1) // 2)
+    balanced = tile_shape is None and multiple == 1
+    rows, columns = (
+        plan_axis(length, side, overlap, balanced)
+        for length, side in zip(padded, sides, strict=True)
+    )
+    tiles = tuple(Tile(*row, *column) for row in rows for column in columns)
+    return TilePlan(*padded, tiles, overlap, batch, full=tile_shape is not None)
 
 
-def _blend_weight(place: Tile, frame: Tensor, overlap: int) -> Tensor:
-    """The tile's share of each pixel before normalisation, ``(th, tw)``.
+def pad_to(frame: Tensor, height: int, width: int) -> Tensor:
+    """Pad ``(1, 1, h, w)`` below and right by mirror images to at least its own size."""
+    for dim, wanted in ((2, height), (3, width)):
+        size = frame.shape[dim]
+        if wanted > size:
+            period = 2 * (size - 1)
+            index = torch.arange(wanted, device=frame.device) % period
+            frame = frame.index_select(dim, torch.where(index < size, index, period - index))
+    return frame
 
-    On a side that is not the frame's, a quarter of the overlap counts for nothing (the network saw
-    a false border there) and a ramp rises over the middle half.
-    """
-    trim = overlap // 4
-    ramp = overlap - 2 * trim + 1
 
-    def axis(first: int, last: int, length: int) -> Tensor:
-        position = torch.arange(first, last, device=frame.device, dtype=frame.dtype)
-        full = torch.ones_like(position)
-        from_first = (position - first + 1 - trim) / ramp if first > 0 else full
-        from_last = (last - position - trim) / ramp if last < length else full
-        return torch.minimum(from_first, from_last).clamp(0, 1)
+class Blend:
+    """Puts the results of a plan's tiles together; overlaps are blended with linear ramps."""
 
-    height, width = frame.shape[-2:]
-    return torch.outer(axis(place.top, place.bottom, height), axis(place.left, place.right, width))
+    def __init__(self, plan: TilePlan) -> None:
+        self._plan = plan
+        self._total: Tensor | None = None
+        self._weights: Tensor | None = None
+
+    def add(self, places: list[Tile], results: Tensor) -> None:
+        """Add results ``(n, D, th, tw)`` of the tiles at ``places``; a repeated one counts once."""
+        plan = self._plan
+        if len(plan.tiles) == 1:
+            self._total = results[:1]
+            return
+        if self._total is None:
+            size = (plan.height, plan.width)
+            self._total = results.new_zeros((1, results.shape[1], *size))
+            self._weights = results.new_zeros(size)
+        for place, result in zip(dict.fromkeys(places), results, strict=False):
+            weight = self._weight(place, result)
+            place.cut(self._total)[0] += weight * result
+            place.cut(self._weights)[...] += weight
+
+    def result(self) -> Tensor:
+        """The whole, ``(1, D, h, w)``."""
+        return self._total if self._weights is None else self._total / self._weights
+
+    def _weight(self, place: Tile, like: Tensor) -> Tensor:
+        """The tile's share of each pixel before normalisation, ``(th, tw)``.
+
+        On a side that is not the frame's, a quarter of the overlap counts for nothing (the network
+        saw a false border there) and a ramp rises over the middle half.
+        """
+        trim = self._plan.overlap // 4
+        ramp = self._plan.overlap - 2 * trim + 1
+
+        def axis(first: int, last: int, length: int) -> Tensor:
+            position = torch.arange(first, last, device=like.device, dtype=like.dtype)
+            full = torch.ones_like(position)
+            from_first = (position - first + 1 - trim) / ramp if first > 0 else full
+            from_last = (last - position - trim) / ramp if last < length else full
+            return torch.minimum(from_first, from_last).clamp(0, 1)
+
+        return torch.outer(
+            axis(place.top, place.bottom, self._plan.height),
+            axis(place.left, place.right, self._plan.width),
+        )

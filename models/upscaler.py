@@ -1,12 +1,12 @@
 """The frame upscaler: counts in, four times as many counts out, in the same units.
 
-radiometry -> tiles -> sampler and network -> blend -> consistency -> counts
+fill -> range -> normalise -> tiles -> network -> blend -> consistency -> counts
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import math
 import threading
 from pathlib import Path
 
@@ -16,20 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from difiisr_models.backends import ENGINE_MISMATCH
-from difiisr_models.backends.selection import (
-    check_precision,
-    resolve_device,
-    torch_only,
-)
+from difiisr_models.backends.selection import check_precision, resolve_device, torch_only
 from difiisr_models.consistency import enforce_consistency
-from difiisr_models.diffusion import draw_noise
-from difiisr_models.frame_model import SMALLEST_OWN_TILE, BicubicModel, FrameModel
+from difiisr_models.diffusion import NoiseSource, draw_noise
+from difiisr_models.frame_model import BicubicModel, FrameModel
 from difiisr_models.model_loading import LoadedModel, load_model
-from difiisr_models.radiometry import NETWORK_LIMIT, NO_DATA, CountRange, RangeTracker
+from difiisr_models.radiometry import NETWORK_LIMIT, NO_DATA, CountRange
 from difiisr_models.resample import SCALE, unpack
-from difiisr_models.tiling import Tile, plan_axis, process_tiles
-from difiisr_models.upscaler_settings import MIN_SIDE, UpscalerSettings
+from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
+from difiisr_models.stream import Stream
+from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
 
 DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
 WARM_UP_SIDE = 64
@@ -39,20 +35,21 @@ STAGE = "difiisr: "
 
 
 class Upscaler:
-    """A loaded model with its settings; call it with frames of one stream.
+    """A loaded model with its settings; call it with frames.
 
-    Threads may share it, and what :meth:`with_settings` made of it: frames are computed one by one,
-    in memory that backends keep.
+    Threads may share it: frames are computed one by one, in memory that backends keep.
 
     Attributes:
         name: the model's name or path, as asked for.
         scale: 4.
         device: torch device in words.
-        backend: what runs the network, one of ``selection.BACKENDS`` but auto.
+        backend: what runs the network, one of ``settings.Backend`` but auto.
         passed_over: (backend, reason) of each that would have come before it.
         weights_sha256: hash of the weights, "" without any.
         parameter_count: trainable values of the network.
-        settings: :class:`UpscalerSettings`.
+        runtime: :class:`Runtime`, as asked for.
+        settings: :class:`FrameSettings`; :meth:`change` replaces both.
+        stream: the stream of frames that come without one.
     """
 
     scale = SCALE
@@ -61,51 +58,53 @@ class Upscaler:
         self,
         name: str,
         model: FrameModel,
-        weights_sha256: str,
-        device: torch.device,
-        backend: str,
-        settings: UpscalerSettings,
+        *,
+        device: torch.device | str = "cpu",
+        backend: str = "torch",
+        weights_sha256: str = "",
         passed_over: tuple[tuple[str, str], ...] = (),
+        runtime: Runtime = Runtime(),
+        settings: FrameSettings = FrameSettings(),
     ) -> None:
         """Use :func:`load_upscaler` unless the model is your own."""
-        self.name, self.settings, self.backend = name, settings, backend
-        self.passed_over = passed_over
-        self.device, self.weights_sha256 = str(device), weights_sha256
+        self.name, self.device, self.backend = name, str(device), backend
+        self.passed_over, self.weights_sha256 = passed_over, weights_sha256
         self.parameter_count = model.parameter_count
+        self.runtime, self.settings, self.stream = runtime, settings, Stream()
         self._model = model
-        self._tracker = RangeTracker()
         self._lock = threading.Lock()
         self._noise_key: tuple = ()
         self._noise: dict[int, Tensor] = {}
 
-    def __call__(self, counts: np.ndarray, tracker: RangeTracker | None = None) -> np.ndarray:
+    def __call__(
+        self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
+    ) -> np.ndarray:
         """Super-resolve one frame.
 
         Args:
-            counts: ``(H, W)`` uint8, uint16 or float32, at least 16x16, any unit. Float pixels
+            frame: ``(H, W)``, or ``(H, W, C)`` of which each channel is super-resolved, once if
+                all are equal; uint8, uint16 or float32, at least 16x16, any unit. Float pixels
                 that are not finite, or beyond 1e30 (a mark for no data), are filled for the
                 network and come back as they were.
-            tracker: the stream that the frame belongs to; by default this upscaler's own.
+            stream: the stream that the frame belongs to; by default this upscaler's own.
+            stamp_ns: when the frame was taken, nanoseconds.
 
         Returns:
-            ``(4H, 4W)`` of the same dtype and unit.
+            ``(4H, 4W)`` or ``(4H, 4W, C)`` of the same dtype and unit.
 
         Raises:
             ValueError: another rank, dtype, or a smaller frame.
         """
-        check_frame(counts)
-        with self._lock, record_function(STAGE + "frame"):
-            return self._fill_and_upscale(counts, tracker)
-
-    def _fill_and_upscale(self, counts: np.ndarray, tracker: RangeTracker | None) -> np.ndarray:
-        missing = ~(np.abs(counts) < NO_DATA) if counts.dtype == np.float32 else None
-        if missing is not None and missing.any():
-            known = counts[~missing]
-            filled = np.where(missing, np.median(known) if known.size else 0, counts)
-            result = self._upscale(filled.astype(np.float32), counts, tracker)
-            block = np.ones((SCALE, SCALE), bool)
-            return np.where(np.kron(missing, block), np.kron(counts, block), result)
-        return self._upscale(counts, counts, tracker)
+        check_frame(frame)
+        stream = self.stream if stream is None else stream
+        with self._lock, record_function(STAGE + "frame"), torch.inference_mode():
+            stream.begin_frame(frame, stamp_ns)
+            if frame.ndim == 2:
+                return self._upscale(frame, stream, 0)
+            count = 1 if (frame == frame[..., :1]).all() else frame.shape[2]
+            planes = [np.ascontiguousarray(frame[..., c]) for c in range(count)]
+            results = [self._upscale(plane, stream, c) for c, plane in enumerate(planes)]
+            return np.stack(results * (frame.shape[2] // count), axis=-1)
 
     def warm_up(self) -> None:
         """Run once on a frame of no meaning, 64x64 where the backend takes tiles of any size.
@@ -114,197 +113,199 @@ class Upscaler:
         be slow once more.
         """
         _, height, width = self._model.tile_shape or (1, WARM_UP_SIDE, WARM_UP_SIDE)
-        self(np.arange(height * width).reshape(height, width).astype(np.uint16), RangeTracker())
+        self(np.arange(height * width).reshape(height, width).astype(np.uint16), Stream())
 
     def reset(self) -> None:
-        """Forget the stream seen so far; the next frame sets the radiometric range."""
-        self._tracker.reset()
+        """Forget the frames that came without a stream."""
+        self.stream.reset()
 
-    def with_settings(self, **changes: object) -> Upscaler:
-        """The same model on the same stream with other settings.
+    def change(self, **fields: object) -> None:
+        """Set fields of :class:`FrameSettings`, or ``tile``, ``overlap`` and ``tile_batch``.
+
+        They act from the next frame on.
 
         Raises:
-            ValueError: as the dataclass does, or other tiles than the only ones that the backend
-                takes.
+            ValueError: an unknown field, a value out of its range, or other tiles than the only
+                ones that the backend takes; nothing is changed then.
         """
-        other = copy.copy(self)
-        other.settings = dataclasses.replace(self.settings, **changes)
-        for name in ("tile", "tile_batch") if self._model.tile_shape else ():
-            if getattr(other.settings, name) != getattr(self.settings, name):
+        runtime, settings = with_fields(self.runtime, self.settings, fields)
+        for name in (field.name for field in dataclasses.fields(Runtime)):
+            if getattr(runtime, name) == getattr(self.runtime, name):
+                continue
+            if name not in ("tile", "overlap", "tile_batch"):
+                raise ValueError(f"{name} cannot change once a model is loaded: load it anew")
+            if self._model.tile_shape and name != "overlap":
+                shape = "x".join(map(str, self._model.tile_shape))
                 raise ValueError(
-                    f"{name} cannot change: {self.backend} takes tiles of "
-                    f"{'x'.join(map(str, self._model.tile_shape))} (batch, height, width) only"
+                    f"{name} cannot change: {self.backend} takes tiles of {shape} (batch, height, "
+                    "width) only"
                 )
-        return other
+        self.runtime, self.settings = runtime, settings
 
-    def _upscale(
-        self, filled: np.ndarray, counts: np.ndarray, tracker: RangeTracker | None
-    ) -> np.ndarray:
+    def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
+        """The way of a frame ``(H, W)``, from top to bottom."""
+        model, runtime, settings = self._model, self.runtime, self.settings
+        filled, missing = fill_missing(counts)
         with record_function(STAGE + "range"):
-            found = (tracker or self._tracker).update(counts)
+            found = stream.range_of(counts, channel)
             ends = found.normalise(np.array([filled.min(), filled.max()]))
-            inside = bool(np.abs(ends).max() <= self._model.input_limit)
-        with torch.inference_mode():
-            with record_function(STAGE + "to device"):
-                frame = _normalise(_to_device(filled, self.device), found)
-            image = self._super_resolve(frame[None, None], inside)[0, 0]
-            with record_function(STAGE + "to counts"):
-                return _to_host(_to_counts(image, found, DTYPES[counts.dtype.type])).numpy()
-
-    def _super_resolve(self, frame: Tensor, inside: bool) -> Tensor:
-        """``(1, 1, h, w)`` in network units -> ``(1, 1, 4h, 4w)``.
-
-        ``inside``: no pixel lies beyond what the model is shown.
-        """
-        limit, settings = self._model.input_limit, self.settings
-        shown = frame if inside else frame.clamp(-limit, limit)
+            limit = model.input_limit
+            inside = bool(np.abs(ends).max() <= limit)
+        with record_function(STAGE + "to device"):
+            frame = _normalise(_to_device(filled, self.device), found)[None, None]
+            shown = frame if inside else frame.clamp(-limit, limit)
         with record_function(STAGE + "tiles"):
-            packed = self._run_tiles(shown)
+            plan = plan_tiles(
+                counts.shape, runtime.tile or model.own_tile, runtime.overlap, runtime.tile_batch,
+                model.multiple, model.tile_shape,
+            )  # fmt: skip
+            padded, blend = pad_to(shown, plan.height, plan.width), Blend(plan)
+            for places in plan.batches():
+                tiles = _cut(padded, places)
+                noise = self._noise_source(places, padded.shape[-2:])
+                with record_function(STAGE + "network"):
+                    result = model.super_resolve(tiles, noise, settings.steps, settings.fidelity)
+                blend.add(places, result)
+            packed = blend.result()[..., : counts.shape[0], : counts.shape[1]]
         with record_function(STAGE + "consistency"):
-            packed = enforce_consistency(packed, shown, settings.consistency)
-            image = unpack(packed)
-        if not inside:  # dead pixels, the sun: carried by an interpolation that does not ring
-            excess = frame - shown
-            image = image + F.interpolate(excess, scale_factor=SCALE, mode="bilinear")
-        return image
+            strength = settings.consistency if model.is_projected else 0.0
+            image = unpack(enforce_consistency(packed, shown, strength))
+            if not inside:  # dead pixels, the sun: carried by an interpolation that does not ring
+                excess = frame - shown
+                image = image + F.interpolate(excess, scale_factor=SCALE, mode="bilinear")
+        with record_function(STAGE + "to counts"):
+            result = _to_counts(image[0, 0], found, DTYPES[counts.dtype.type])
+            return put_back(_to_host(result).numpy(), counts, missing)
 
-    def _run_tiles(self, frame: Tensor) -> Tensor:
-        model, settings = self._model, self.settings
-        height, width = frame.shape[-2:]
-        if model.tile_shape is None:
-            side = settings.tile or model.own_tile
-            side += -side % model.multiple
-            batch, sides = settings.tile_batch, (side, side)
-            padded = pad_to(frame, *(n + -n % model.multiple for n in (height, width)))
-        else:
-            batch, *sides = model.tile_shape
-            padded = pad_to(frame, max(height, sides[0]), max(width, sides[1]))
-        overlap = min(settings.overlap, (min(sides) - 1) // 2)
-        balanced = model.tile_shape is None and model.multiple == 1
-        rows, columns = (
-            plan_axis(length, side, overlap, balanced)
-            for length, side in zip(padded.shape[-2:], sides, strict=True)
-        )
-        tiles = [Tile(*row, *column) for row in rows for column in columns]
+    def _noise_source(self, places: list[Tile], size: tuple[int, int]) -> NoiseSource:
+        """The draws for the tiles at ``places`` of a frame of ``size``.
 
-        def process(lr: Tensor, places: list[Tile]) -> Tensor:
-            def noise(k: int) -> Tensor:
-                field = self._noise_field(k, padded.shape[-2:])
-                cut = [place.cut(field) for place in places]
-                return cut[0] if len(cut) == 1 else torch.cat(cut)  # that of a frame is large
-
-            with record_function(STAGE + "network"):
-                return model.super_resolve(lr, noise, settings.steps, settings.fidelity)
-
-        packed = process_tiles(padded, tiles, process, batch, overlap)
-        return packed[..., :height, :width]
-
-    def _noise_field(self, k: int, size: tuple[int, int]) -> Tensor:
-        """The frame's k-th noise field, kept from frame to frame: static scenes do not flicker."""
+        A frame's noise fields are kept from frame to frame: static scenes do not flicker.
+        """
         key = (self.settings.seed, *size)
         if key != self._noise_key:
             self._noise_key, self._noise = key, {}
-        if k not in self._noise:
-            shape = (1, self._model.noise_channels, *size)
-            self._noise[k] = draw_noise(shape, self.settings.seed, k).to(self.device)
-        return self._noise[k]
+
+        def noise(k: int) -> Tensor:
+            if k not in self._noise:
+                shape = (1, self._model.noise_channels, *size)
+                self._noise[k] = draw_noise(shape, key[0], k).to(self.device)
+            return _cut(self._noise[k], places)
+
+        return noise
 
 
 def load_upscaler(
     name: str,
     *,
-    device: str = "auto",
-    backend: str = "auto",
-    precision: str = "fp32",
-    compile: bool = False,
-    engine: str | Path = "",
-    engine_mismatch: str = "fallback",
-    **settings: object,
+    runtime: Runtime = Runtime(),
+    settings: FrameSettings = FrameSettings(),
+    **fields: object,
 ) -> Upscaler:
     """Load a model by name.
 
-    The network gets as many CPU threads as torch has (``torch.set_num_threads``) at this call.
+    The network gets as many CPU threads as ``runtime`` says, or as torch has
+    (``torch.set_num_threads``) at this call. The first export for ONNX Runtime takes seconds; its
+    graph is kept in the user's cache folder.
 
     Args:
-        name: a shipped model (``"difiisr-rt-x4"``), ``"bicubic"``, or a path to a weights folder
-            or to a file in one.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        backend: ``"auto"`` for the fastest that works here, or ``"tensorrt"``,
-            ``"torch_tensorrt"``, ``"onnxruntime"``, ``"torch"``. The first export for ONNX Runtime
-            takes seconds; its graph is kept in the user's cache folder.
-        precision: ``"fp32"``, or ``"bf16"`` / ``"fp16"`` for convolutions and products.
-        compile: let the torch backend compile the network; each new frame size takes up to a
-            minute.
-        engine: TensorRT engine file, as ``difiisr build-engine`` writes it; "" for none.
-        engine_mismatch: when that file does not fit network, machine and runtime: ``"rebuild"``
-            it, ``"fallback"`` to another backend, or ``"fail"``.
-        settings: fields of :class:`UpscalerSettings`.
+        name: a shipped model (``"difiisr-rt-x4"``), ``"bicubic"`` (plain interpolation),
+            ``"bicubic-consistent"`` (with the consistency step), or a path to a weights folder or
+            to a file in one.
+        runtime: what runs it.
+        settings: how a frame is made.
+        fields: fields of either, over what these say: ``device="cpu"``, ``fidelity=0.5``.
 
     Raises:
         FileNotFoundError: no such model.
         WeightsError: its files are damaged.
         BackendUnavailable: the backend asked for does not work here (a ValueError).
-        ValueError: an unknown device, backend, precision or setting, or a value out of range.
+        ValueError: an unknown device or field, or a value out of range.
     """
-    known = {f.name for f in dataclasses.fields(UpscalerSettings)}
-    if unknown := sorted(set(settings) - known):
-        raise ValueError(
-            f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        )
-    if engine_mismatch not in ENGINE_MISMATCH:
-        raise ValueError(
-            f"engine_mismatch {engine_mismatch!r} is not one of {', '.join(ENGINE_MISMATCH)}"
-        )
-    checked = UpscalerSettings(**settings)
-    where = resolve_device(device)
-    check_precision(precision, where)
-    if name == "bicubic":
-        choice = torch_only(backend, "bicubic", engine, engine_mismatch)
-        loaded = LoadedModel(BicubicModel(NETWORK_LIMIT), "", choice)
+    runtime, settings = with_fields(runtime, settings, fields)
+    device = resolve_device(runtime.device)
+    check_precision(runtime.precision, device)
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    if name in BICUBIC:
+        loaded = LoadedModel(BICUBIC[name], "", torch_only(runtime, name))
     else:
-        loaded = load_model(
-            name,
-            where,
-            backend,
-            precision=precision,
-            compile=compile,
-            engine=Path(engine).expanduser() if engine else None,
-            engine_mismatch=engine_mismatch,
-            tile=checked.tile or SMALLEST_OWN_TILE,
-            tile_given=checked.tile > 0,
-            tile_batch=checked.tile_batch,
-        )
+        loaded = load_model(name, device, runtime)
     return Upscaler(
         Path(name).name,
         loaded.model,
-        loaded.weights_sha256,
-        where,
-        loaded.backend.name,
-        checked,
-        loaded.backend.passed_over,
+        device=device,
+        backend=loaded.backend.name,
+        weights_sha256=loaded.weights_sha256,
+        passed_over=loaded.backend.passed_over,
+        runtime=runtime,
+        settings=settings,
     )
 
 
-def check_frame(counts: np.ndarray) -> None:
-    """Raise ValueError unless ``counts`` is a frame that can be super-resolved."""
-    if not isinstance(counts, np.ndarray) or counts.ndim != 2:
-        shape = getattr(counts, "shape", type(counts).__name__)
-        raise ValueError(f"a frame is a two-dimensional array (H, W), got {shape}")
-    if counts.dtype.type not in DTYPES or not counts.dtype.isnative:
-        raise ValueError(f"a frame is uint8, uint16 or float32, got {counts.dtype}")
-    if min(counts.shape) < MIN_SIDE:
-        raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {counts.shape}")
+BICUBIC = {
+    "bicubic": BicubicModel(is_projected=False, input_limit=math.inf),
+    "bicubic-consistent": BicubicModel(is_projected=True, input_limit=NETWORK_LIMIT),
+}
+"""The models without a network, by name."""
 
 
-def pad_to(frame: Tensor, height: int, width: int) -> Tensor:
-    """Pad ``(1, 1, h, w)`` below and right by mirror images to at least its own size."""
-    for dim, wanted in ((2, height), (3, width)):
-        size = frame.shape[dim]
-        if wanted > size:
-            period = 2 * (size - 1)
-            index = torch.arange(wanted, device=frame.device) % period
-            frame = frame.index_select(dim, torch.where(index < size, index, period - index))
-    return frame
+def with_fields(
+    runtime: Runtime, settings: FrameSettings, fields: dict[str, object]
+) -> tuple[Runtime, FrameSettings]:
+    """Both with the ``fields`` replaced that are theirs; ValueError for one that is neither's."""
+    parts = []
+    for part in (runtime, settings):
+        own = {field.name for field in dataclasses.fields(part)} & fields.keys()
+        parts.append(dataclasses.replace(part, **{name: fields[name] for name in own}))
+    known = [field.name for part in parts for field in dataclasses.fields(part)]
+    if unknown := sorted(fields.keys() - set(known)):
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
+    return parts[0], parts[1]
+
+
+def check_frame(frame: np.ndarray) -> None:
+    """Raise ValueError unless ``frame`` is one that can be super-resolved."""
+    if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or 0 in frame.shape:
+        shape = getattr(frame, "shape", type(frame).__name__)
+        raise ValueError(f"a frame is an array (H, W) or (H, W, channels), got {shape}")
+    if frame.dtype.type not in DTYPES or not frame.dtype.isnative:
+        raise ValueError(f"a frame is uint8, uint16 or float32, got {frame.dtype}")
+    if min(frame.shape[:2]) < MIN_SIDE:
+        raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
+
+
+def fill_missing(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Fill the pixels that hold no measurement, for the network.
+
+    Args:
+        counts: ``(H, W)``; in float frames what is not finite, or not below ``NO_DATA``.
+
+    Returns:
+        the frame without gaps, and where they were, ``(H, W)`` bool; None where there are none.
+    """
+    if counts.dtype != np.float32:
+        return counts, None
+    missing = ~(np.abs(counts) < NO_DATA)
+    if not missing.any():
+        return counts, None
+    known = counts[~missing]
+    fill = np.median(known) if known.size else 0
+    return np.where(missing, fill, counts).astype(np.float32), missing
+
+
+def put_back(result: np.ndarray, counts: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    """``result (4H, 4W)`` with the missing pixels of ``counts (H, W)`` as they were."""
+    if missing is None:
+        return result
+    block = np.ones((SCALE, SCALE), bool)
+    return np.where(np.kron(missing, block), np.kron(counts, block), result)
+
+
+def _cut(frame: Tensor, places: list[Tile]) -> Tensor:
+    """The windows of ``frame (1, C, h, w)``, ``(n, C, th, tw)``."""
+    windows = [place.cut(frame) for place in places]
+    return windows[0] if len(windows) == 1 else torch.cat(windows)  # that of a frame is large
 
 
 def _normalise(counts: Tensor, found: CountRange) -> Tensor:

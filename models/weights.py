@@ -7,10 +7,15 @@ A weights folder holds ``manifest.json`` and the safetensors files that it names
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from difiisr_models.files import sha256_file, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -38,16 +43,9 @@ def share_dir() -> Path:
         if (candidate / MODELS_SUBFOLDER).is_dir():
             return candidate
     raise WeightsError(
-        "no share folder with config/models found; looked in "
-        + ", ".join(str(c) for c in candidates)
-        + ". Install the package, or run from its checkout."
+        f"no share folder with config/models found; looked in {', '.join(map(str, candidates))}. "
+        "Install the package, or run from its checkout."
     )
-
-
-def shipped_models() -> list[str]:
-    """Names of the models whose weights ship with the package."""
-    folder = share_dir() / MODELS_SUBFOLDER
-    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}"))
 
 
 def find_weights_folder(name: str) -> Path:
@@ -62,9 +60,10 @@ def find_weights_folder(name: str) -> Path:
         shipped = share_dir() / MODELS_SUBFOLDER / name
         path = shipped if (shipped / MANIFEST_NAME).is_file() else path
     if not path.exists():
+        found = sorted((share_dir() / MODELS_SUBFOLDER).glob(f"*/{MANIFEST_NAME}"))
         raise FileNotFoundError(
-            f"no model {name!r}: neither a shipped one ({', '.join(shipped_models())}), "
-            "nor 'bicubic', nor an existing path"
+            f"no model {name!r}: neither a shipped one ({', '.join(p.parent.name for p in found)}),"
+            " nor 'bicubic', nor an existing path"
         )
     folder = path if path.is_dir() else path.parent
     if not (folder / MANIFEST_NAME).is_file():
@@ -76,34 +75,13 @@ def find_weights_folder(name: str) -> Path:
     return folder
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def verify_file(path: Path, expected_sha256: str) -> None:
-    """Raise :class:`WeightsError` unless ``path`` exists and has the hash."""
-    if not Path(path).is_file():
-        raise WeightsError(f"{path} is missing though its manifest names it")
-    actual = sha256_file(path)
-    if actual != expected_sha256:
-        raise WeightsError(
-            f"{path} has sha256 {actual}, its manifest says {expected_sha256}: "
-            "the file was changed or damaged; install or convert it again"
-        )
-
-
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """Parse ``folder/manifest.json``.
 
     Raises:
         WeightsError: unreadable, not JSON, or of another format number.
     """
-    path = Path(folder) / MANIFEST_NAME
+    path = folder / MANIFEST_NAME
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -114,12 +92,48 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def write_manifest(folder: Path, manifest: dict) -> None:
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write ``folder/manifest.json``, stamped with the format number."""
-    text = json.dumps({"format": MANIFEST_FORMAT, **manifest}, indent=2, sort_keys=False)
-    (Path(folder) / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST_NAME, {"format": MANIFEST_FORMAT, **manifest})
 
 
-def describe_file(path: Path) -> dict:
+def describe_file(path: Path) -> dict[str, Any]:
     """Manifest entry of a file: ``{"bytes": n, "sha256": hex}``."""
-    return {"bytes": Path(path).stat().st_size, "sha256": sha256_file(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def save_tensors(network: nn.Module, path: Path) -> None:
+    """Write the state of ``network`` as a safetensors file."""
+    from safetensors.torch import save_file  # here: what looks for weights alone needs no torch
+
+    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, path)
+    path.chmod(0o644)  # the library makes it readable for its owner alone
+
+
+def load_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a weights folder, if it is what the manifest says.
+
+    Raises:
+        WeightsError: the file is missing, changed or damaged, or the manifest does not name it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / name
+    try:
+        expected = manifest["files"][name]["sha256"]
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"the manifest of {folder} is incomplete: {error}") from error
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing though its manifest names it")
+    if (actual := sha256_file(path)) != expected:
+        raise WeightsError(
+            f"{path} has sha256 {actual}, its manifest says {expected}: "
+            "the file was changed or damaged; install or convert it again"
+        )
+    try:
+        # Copies: someone may write over the mapped file, and mapped tensors are unaligned, which
+        # costs time and changes last bits.
+        return {key: value.clone() for key, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {error}") from error

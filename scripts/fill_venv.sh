@@ -9,19 +9,19 @@ constraints=$here/constraints.txt
 can_serve() {
     "$1" - >/dev/null 2>&1 <<'PYTHON'
 import os, sys
-assert (3, 10) <= sys.version_info[:2] <= (3, 13)
+assert sys.version_info[:2] >= (3, 10)
 if os.environ.get("ROS_DISTRO"):
     import rclpy  # of the sourced distribution, which is built for one Python
 PYTHON
 }
 
 if [ ! -x "$venv/bin/python" ]; then
-    for python in python3 python3.13 python3.12 python3.11 python3.10; do
+    for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
         can_serve "$python" && break
         python=
     done
     if [ -z "$python" ]; then
-        echo "No Python 3.10 to 3.13 found${ROS_DISTRO:+ that can import rclpy of ROS $ROS_DISTRO}." >&2
+        echo "No Python 3.10 or newer found${ROS_DISTRO:+ that can import rclpy of ROS $ROS_DISTRO}." >&2
         exit 1
     fi
     # ROS distributions keep Python packages of theirs (numpy, yaml) in the system's site-packages.
@@ -67,6 +67,6 @@ for package in einops lpips spandrel; do
     install --no-deps "$package" || echo "No $package for this machine: tests that need it skip."
 done
 # These bring what they need; a machine without them skips the tests of TensorRT and of the judges.
-for package in tensorrt-rtx jinja2 pycocotools torchmetrics transformers; do
+for package in tensorrt-rtx jinja2 nvidia-ml-py pandas pycocotools tabulate torchmetrics transformers; do
     install "$package" || echo "No $package for this machine: tests that need it skip."
 done

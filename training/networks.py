@@ -1,44 +1,22 @@
-"""From a configuration to network, space and objective; from a checkpoint to weights."""
+"""From a configuration to a network and its objective; from a run to weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from difiisr_models.compact import CompactConfig, CompactNetwork, embed, parameter_count
-from difiisr_models.schedule import exponential_schedule
-from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
-from difiisr_models.vq_autoencoder import VQAutoencoder
-from difiisr_training.config import TrainConfig
-from difiisr_training.data.crops import open_crops
-from difiisr_training.evaluation.peers import load_image_teacher, load_published_network
-from difiisr_training.guidance.loss import build_guidance_loss
-from difiisr_training.objectives import Objective
-from difiisr_training.space import LatentSpace, PackedSpace
-from difiisr_training.transfer import begin_as_rlfn
-
-_FITTED_ON = 96  # crops; of 48x48 they give 500 equations for each of the unknowns
-
-
-@dataclass(frozen=True)
-class TrainingFiles:
-    """Weights of frozen networks that a run may need; ``None`` where it has none.
-
-    Attributes:
-        autoencoder: the published VQ autoencoder, to train the published network.
-        vgg: weights of the configured VGG.
-        sam: checkpoint of a Segment Anything model.
-        peers: folder with the weights of published networks, to imitate or to begin as.
-    """
-
-    autoencoder: VQAutoencoder | None = None
-    vgg: Path | None = None
-    sam: Path | None = None
-    peers: Path | None = None
+from difiisr_models.compact import CompactNetwork, embed, parameter_count
+from difiisr_models.model_loading import load_network, save_compact, save_published_unet
+from difiisr_models.published.swin_unet import SwinUNet
+from difiisr_models.published.vq_autoencoder import VQAutoencoder
+from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
+from difiisr_training.config import TrainConfig, from_dict
+from difiisr_training.guidance import build_guidance_loss
+from difiisr_training.losses import LatentSpace, Objective, PackedSpace
 
 
 def build_network(config: TrainConfig) -> nn.Module:
@@ -48,51 +26,35 @@ def build_network(config: TrainConfig) -> nn.Module:
     return CompactNetwork(config.network)
 
 
-def build_objective(config: TrainConfig, files: TrainingFiles, device: torch.device) -> Objective:
-    """What the run minimises.
+def build_objective(
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    autoencoder: VQAutoencoder | None = None,
+    vgg: Path | None = None,
+    sam: Path | None = None,
+    image_teacher: Callable[[Tensor], Tensor] | None = None,
+) -> Objective:
+    """What the run minimises, with what its configuration asks for.
+
+    ``vgg`` and ``sam`` are files, see :func:`difiisr_training.guidance.build_guidance_loss`;
+    ``image_teacher`` is the configured network to imitate, a function of images.
 
     Raises:
-        ValueError: the configuration needs a file that is not given; the text names the option.
+        ValueError: the configuration needs what is not given; the text names the option.
     """
-    if config.published is None:
-        space = PackedSpace()
-    elif files.autoencoder is not None:
-        space = LatentSpace(files.autoencoder.to(device))
-    else:
-        raise ValueError("the published network is trained in latents: --autoencoder DIR is needed")
-    teacher = None
-    if config.image_teacher != "none":
-        if files.peers is None:
-            raise ValueError(f"image_teacher {config.image_teacher!r} needs --peers DIR")
-        teacher = load_image_teacher(config.image_teacher, files.peers, device)
-    return Objective(
-        space,
-        exponential_schedule(),
-        config.guidance,
-        build_guidance_loss(config.guidance, files.vgg, files.sam, device),
-        config.perceptual_weight,
-        config.norm,
-        teacher,
-        config.teacher_weight,
-    )
+    space: PackedSpace | LatentSpace = PackedSpace()
+    if config.published is not None:
+        if autoencoder is None:
+            raise ValueError("the published network needs --autoencoder DIR: it works in latents")
+        space = LatentSpace(autoencoder.to(device))
+    if config.image_teacher != "none" and image_teacher is None:
+        raise ValueError(f"image_teacher {config.image_teacher!r} needs --peers DIR")
+    guidance_loss = build_guidance_loss(config.guidance, vgg, sam, device)
+    return Objective(config, space, guidance_loss, image_teacher)
 
 
-def begin(config: TrainConfig, files: TrainingFiles, data: Path) -> CompactNetwork:
-    """The configured network with weights made of those that ``config.begin_as`` names.
-
-    Raises:
-        ValueError: the published weights are not given, or do not fit the configured network.
-    """
-    if files.peers is None:
-        raise ValueError(f"begin_as {config.begin_as!r} needs --peers DIR")
-    torch.manual_seed(config.seed)
-    network = CompactNetwork(config.network)
-    rlfn, _ = load_published_network(config.begin_as, files.peers, "cpu")
-    samples = open_crops(config.sources, data, config.crops, config.seed, _FITTED_ON)
-    begin_as_rlfn(network, rlfn, torch.stack([samples[i][0] for i in range(_FITTED_ON)]))
-    return network
-
-
+@torch.no_grad()
 def start_from(network: nn.Module, initial: nn.Module) -> None:
     """Give ``network`` the weights of ``initial``, in place.
 
@@ -107,7 +69,14 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
         ours, theirs = network.config, initial.config
         larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
         if larger and ours.time_features == theirs.time_features:
-            return _grow_from(network, initial)
+            for block in network.blocks:
+                nn.init.dirac_(block.mix.weight)
+                nn.init.zeros_(block.mix.bias)
+            for block in network.blocks[theirs.blocks :]:
+                nn.init.zeros_(block.conv3.weight)
+                nn.init.zeros_(block.conv3.bias)
+            embed(initial, network)
+            return
     try:
         network.load_state_dict(initial.state_dict())
     except RuntimeError as error:
@@ -120,43 +89,33 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
         ) from error
 
 
-@torch.no_grad()
-def _grow_from(network: CompactNetwork, initial: CompactNetwork) -> None:
-    for block in network.blocks:
-        nn.init.dirac_(block.mix.weight)
-        nn.init.zeros_(block.mix.bias)
-    for block in network.blocks[initial.config.blocks :]:
-        nn.init.zeros_(block.conv3.weight)
-        nn.init.zeros_(block.conv3.bias)
-    embed(initial, network)
-
-
-def read_checkpoint(path: Path) -> dict:
-    """What ``loop.save_checkpoint`` wrote.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]  # further lines are advice to programmers
-        raise ValueError(f"{path} is damaged: {reason}") from error
-
-
-def load_average(path: Path) -> tuple[dict, nn.Module, int]:
-    """Settings, moving average and iteration of a run's checkpoint.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
-    """
+def load_average(path: Path) -> tuple[TrainConfig, nn.Module, int]:
+    """Settings, moving average and iteration of a run's checkpoint, read as ``read_checkpoint``."""
     saved = read_checkpoint(path)
-    settings = saved["config"]
-    if settings.get("published"):
-        network: nn.Module = SwinUNet(SwinUNetConfig(**settings["published"]))
-    else:
-        network = CompactNetwork(CompactConfig(**settings["network"]))
+    config = from_dict(saved["config"], str(path))
+    network = build_network(config)
     network.load_state_dict(saved["ema"])
-    return settings, network.requires_grad_(False), saved["iteration"]
+    return config, network.requires_grad_(False), saved["iteration"]
+
+
+def starting_weights(folder: Path) -> nn.Module:
+    """Network of a run folder (its moving average) or of a weights folder."""
+    if (folder / CHECKPOINT_NAME).is_file():
+        return load_average(folder / CHECKPOINT_NAME)[1]
+    return load_network(folder)
+
+
+def export_run(run: Path, folder: Path, published: Path | None = None) -> None:
+    """Write the moving average of a run's checkpoint as a weights folder.
+
+    ``published``: where a published network's autoencoder comes from.
+    """
+    config, network, iteration = load_average(run / CHECKPOINT_NAME)
+    kept = ("batch", "seed", "stage", "guidance", "begin_as", "image_teacher", "perceptual_weight")
+    settings, sources = asdict(config), [source.folder for source in config.sources]
+    training = {"iterations": iteration, "sources": sources} | {k: settings[k] for k in kept}
+    card = {"name": config.name, "training": training}
+    if isinstance(network, CompactNetwork):
+        save_compact(network, folder, card)
+    else:
+        save_published_unet(network, published, folder, card)

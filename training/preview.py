@@ -1,123 +1,96 @@
-"""A picture of what the network is trained on: scenes, and how each degradation leaves them."""
+"""Pictures of frames side by side: what a network is trained on, and what came of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
 from difiisr_training.config import TrainConfig
-from difiisr_training.data.crops import Frame, crop_side, draw_crop, prepare_frame
-from difiisr_training.data.images import load_images
-from difiisr_training.degradations.compression import to_eight_bit
-from difiisr_training.degradations.mix import KINDS, DegradationConfig, Kind, degrade
+from difiisr_training.data.images import LoadFrames
+from difiisr_training.data.training_pairs import crop_side, draw_crop, prepare_frame
+from difiisr_training.degradations.mix import degrade
+from difiisr_training.degradations.thermal_camera import to_eight_bit
 
-_CELL = 256  # pixels on a side
-_GAP = 8
-_HEADER = 48
-_LABEL = 28
-_BACKGROUND, _INK, _FAINT = 24, 235, 150
 _SCENES = 4
 _TRIES = 16
-_DRAWS = {"bicubic": 1, "thermal": 3, "second_order": 3}
-_TITLES = {"bicubic": "bicubic", "thermal": "thermal camera", "second_order": "second order"}
+_COLUMNS = {
+    "bicubic": ("bicubic", 1),
+    "thermal": ("thermal camera", 3),
+    "second_order": ("second order", 3),
+}
 
 
-def save_preview(config: TrainConfig, data: Path, out: Path) -> None:
+def save_panel(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    out: Path,
+    labels: Sequence[str] = (),
+) -> None:
+    """Draw ``(H, W)`` images, pixels as squares: one row per scene, one column per result.
+
+    Args:
+        titles: of the columns.
+        rows: as many images each as there are titles. 8-bit ones are shown as they are; of others
+            in counts the last of a row sets that row's grey scale.
+        out: picture to write, its type by its suffix; folders are made.
+        labels: of the rows.
+    """
+    figure = Figure(figsize=(2.6 * len(titles), 2.6 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, places in zip(rows, axes, strict=True):
+        low, high = (0, 255) if row[-1].dtype == np.uint8 else np.percentile(row[-1], (0.5, 99.5))
+        for image, place in zip(row, places, strict=True):
+            shades = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6)}
+            place.imshow(image, interpolation="nearest", **shades)
+            place.set(xticks=[], yticks=[])
+    for title, place in zip(titles, axes[0], strict=True):
+        place.set_title(title, fontsize=9)
+    for label, place in zip(labels, axes[:, 0], strict=False):
+        place.set_ylabel(label, fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+def save_preview(config: TrainConfig, load: LoadFrames, out: Path) -> None:
     """Draw a grid: one row per scene; the scene itself and low-resolution samples of it.
 
-    Low-resolution pixels are shown as squares. Grey values are those of the frame's 8-bit picture,
-    so that stuck pixels and drift are seen as a camera's display shows them. Only degradations of
-    a weight above 0 appear. The same configuration gives the same picture.
+    Grey values are those of the frame's 8-bit picture, so that stuck pixels and drift are seen as a
+    camera's display shows them. Only degradations of a weight above 0 appear. The same
+    configuration gives the same picture.
 
     Args:
         config: the run.
-        data: folder that the configured sources lie in.
+        load: gives the frames of its sources.
         out: image file to write, its type by its suffix; folders are made.
 
     Raises:
         ValueError: no frame is large enough for the configured crops.
-        FileNotFoundError: as :func:`~difiisr_training.data.images.load_images`.
     """
     rng = np.random.Generator(np.random.Philox(config.seed))
-    scenes = _choose_scenes(config, data, rng)
-    weights = config.crops.degradation
-    columns = [kind for kind in KINDS if getattr(weights, kind) > 0 for _ in range(_DRAWS[kind])]
-    grid = _Grid(rows=len(scenes), columns=1 + len(columns))
-    grid.title(0, 1, "scene")
-    for kind in dict.fromkeys(columns):
-        share = getattr(weights, kind) / sum(getattr(weights, k) for k in KINDS)
-        title = f"{_TITLES[kind]}, {100 * share:.0f} % of samples"
-        grid.title(1 + columns.index(kind), columns.count(kind), title)
-    for row, (name, frame) in enumerate(scenes):
-        crop = _busiest_crop(frame, crop_side(config.crops), rng)
-        grid.picture(row, 0, to_eight_bit(crop, frame.shown), name)
-        for column, kind in enumerate(columns):
-            grid.picture(row, 1 + column, _low_resolution(kind, crop, frame, weights, rng), "")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    grid.image.save(out)
-
-
-def _choose_scenes(
-    config: TrainConfig, data: Path, rng: np.random.Generator
-) -> list[tuple[str, Frame]]:
-    """Random frames of all sources in turn, of those that are large enough."""
-    side = crop_side(config.crops)
-    usable = []
-    for source in config.sources:
-        images = [i for i in load_images(source, data, "train") if min(i.shape) >= side]
-        if images:
-            usable.append((source.folder, images))
+    mix, side = config.crops.degradation, crop_side(config.crops)
+    sources = {
+        source.folder: [i for i in load(source, part="train") if min(i.shape) >= side]
+        for source in config.sources
+    }
+    usable = [name for name, images in sources.items() if images]
     if not usable:
         raise ValueError(
             f"no frame has {side} pixels on a side, which crops of {config.crops.lr_size} "
             "low-resolution pixels need; set crops: lr_size lower"
         )
-    chosen = [usable[i % len(usable)] for i in range(max(_SCENES, len(usable)))]
-    return [
-        (name, prepare_frame(images[rng.integers(len(images))], 1.0, side))
-        for name, images in chosen
-    ]
-
-
-def _busiest_crop(frame: Frame, side: int, rng: np.random.Generator) -> np.ndarray:
-    """The one of the highest contrast of a few random crops: much of a frame is plain sky."""
-    return max((draw_crop(frame.counts, side, rng) for _ in range(_TRIES)), key=np.std)
-
-
-def _low_resolution(
-    kind: Kind, crop: np.ndarray, frame: Frame, config: DegradationConfig, rng: np.random.Generator
-) -> np.ndarray:
-    lr, _ = degrade(kind, crop, frame.shown, config, rng)
-    return to_eight_bit(lr, frame.shown)
-
-
-class _Grid:
-    """A picture with a title row over cells of equal size."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        size = (
-            _GAP + columns * (_CELL + _GAP),
-            _HEADER + rows * (_CELL + _LABEL) + _GAP,
-        )
-        self.image = Image.new("L", size, _BACKGROUND)
-        self._draw = ImageDraw.Draw(self.image)
-
-    def title(self, column: int, span: int, text: str) -> None:
-        """Write above ``span`` columns, with a line under it."""
-        left, right = _left(column), _left(column + span) - _GAP
-        self._draw.line((left, _HEADER - 8, right, _HEADER - 8), fill=_FAINT)
-        self._draw.text((left, 12), text, fill=_INK, font=ImageFont.load_default(20))
-
-    def picture(self, row: int, column: int, pixels: np.ndarray, label: str) -> None:
-        """Fill a cell with ``(H, W)`` uint8, pixels as squares, and write below it."""
-        left, top = _left(column), _HEADER + row * (_CELL + _LABEL)
-        shown = Image.fromarray(pixels).resize((_CELL, _CELL), Image.NEAREST)
-        self.image.paste(shown, (left, top))
-        font = ImageFont.load_default(15)
-        self._draw.text((left, top + _CELL + 4), label, fill=_FAINT, font=font)
-
-
-def _left(column: int) -> int:
-    return _GAP + column * (_CELL + _GAP)
+    names = [usable[i % len(usable)] for i in range(max(_SCENES, len(usable)))]
+    chosen = [sources[name][rng.integers(len(sources[name]))] for name in names]
+    shares = mix.shares()
+    kinds = [kind for kind, share in shares.items() if share for _ in range(_COLUMNS[kind][1])]
+    titles = [f"{_COLUMNS[kind][0]}, {100 * shares[kind]:.0f} %" for kind in kinds]
+    rows = []
+    for counts in chosen:
+        frame = prepare_frame(counts, 1.0, side)
+        # The busiest of a few crops: much of a frame is plain sky.
+        crop = max((draw_crop(frame.counts, side, rng) for _ in range(_TRIES)), key=np.std)
+        samples = [degrade(kind, crop, frame.shown, mix, rng)[0] for kind in kinds]
+        rows.append([to_eight_bit(image, frame.shown) for image in (crop, *samples)])
+    save_panel(["scene", *titles], rows, out, names)

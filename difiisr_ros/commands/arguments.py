@@ -1,70 +1,85 @@
-"""Types of command-line arguments, and what is asked of them."""
+"""Types of command-line arguments that more than one verb takes."""
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
-MOST_THREADS = 256
-_LARGEST = 1_000_000
+from cyclopts import Parameter, Token
+from cyclopts.validators import Number
+
+from difiisr_models import FrameSettings, Runtime
+
 _LONGEST_SIDE = 16_384  # pixels
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """``"120x160"`` -> (120, 160): height, then width, in pixels."""
-    return _sides(text, "HEIGHTxWIDTH, as in 120x160")
-
-
-def camera_size(text: str) -> tuple[int, int]:
-    """``"640x512"`` -> (512, 640): written as cameras' sizes are."""
-    width, height = _sides(text, "WIDTHxHEIGHT, as in 640x512")
-    return height, width
 
 
 def _sides(text: str, form: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
     sides = tuple(map(int, found.groups())) if found else ()
     if not found or max(sides) > _LONGEST_SIDE:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no size: write {form}, no side longer than {_LONGEST_SIDE}"
-        )
+        raise ValueError(f"{text!r} is no size: write {form}, no side longer than {_LONGEST_SIDE}")
     return sides
 
 
-def threads(text: str) -> int:
-    """A number of threads: from 1 to as many as the node takes."""
-    count = positive(text)
-    if count > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text} threads are too many: at most {MOST_THREADS}")
-    return count
+def _height_first(_: Any, tokens: Sequence[Token]) -> tuple[int, int]:
+    return _sides(tokens[0].value, "HEIGHTxWIDTH, as in 120x160")
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 up."""
-    if not text.isdecimal() or not 1 <= int(text) <= _LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {_LARGEST}")
-    return int(text)
+def _width_first(_: Any, tokens: Sequence[Token]) -> tuple[tuple[int, int], ...]:
+    return tuple(_sides(token.value, "WIDTHxHEIGHT, as in 640x512")[::-1] for token in tokens)
 
 
-def positive_number(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+def _seconds(_: Any, tokens: Sequence[Token]) -> float:
+    text = tokens[0].value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found:
+        raise ValueError(f"{text!r} is not a duration like 90s, 30m or 1.5h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def cuda_device(text: str) -> str:
-    """``cuda`` or ``cuda:N``."""
-    if not re.fullmatch(r"cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not cuda or cuda:N")
-    return text
+ImageSize = Annotated[tuple[int, int], Parameter(converter=_height_first, n_tokens=1)]
+"""``120x160`` -> (120, 160): height, then width, in pixels."""
+
+CameraSizes = Annotated[
+    tuple[tuple[int, int], ...],
+    Parameter(
+        converter=_width_first,
+        n_tokens=-1,
+        consume_multiple=True,
+        show_default=lambda sizes: " ".join(f"{width}x{height}" for height, width in sizes),
+    ),
+]
+"""``640x512 160x120`` -> ((512, 640), (120, 160)): written as cameras' sizes are."""
+
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+"""A whole number from 1 up."""
+
+Threads = Annotated[int, Parameter(validator=Number(gte=0, lte=256))]
+"""A number of CPU threads; 0: as many as there are cores."""
+
+Duration = Annotated[float, Parameter(converter=_seconds, n_tokens=1)]
+"""``90``, ``90s``, ``30m`` or ``1.5h`` -> seconds."""
+
+RuntimeOptions = Annotated[Runtime, Parameter(name="*")]
+"""The fields of :class:`difiisr_models.Runtime` as options of their own."""
+
+FrameOptions = Annotated[FrameSettings, Parameter(name="*")]
+"""The fields of :class:`difiisr_models.FrameSettings` as options of their own."""
+
+
+def as_asked(runtime: Runtime) -> Runtime:
+    """``runtime`` as a command takes it: an engine that is given runs, or the command fails.
+
+    (A node on a robot rather falls back; that is the default of ``engine_mismatch``.)
+    """
+    if not runtime.engine or runtime.engine_mismatch != "fallback":
+        return runtime
+    backend = "tensorrt" if runtime.backend == "auto" else runtime.backend
+    return replace(runtime, backend=backend, engine_mismatch="fail")
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -76,3 +91,11 @@ def check_target(target: Path, force: bool) -> None:
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise PermissionError(f"{target} cannot be written: {folder} is no folder to write in")
+
+
+def check_run(folder: Path, resume: bool) -> None:
+    """Raise a ValueError where ``folder`` holds a training run that nobody asked to resume."""
+    from difiisr_training.checkpoints import CHECKPOINT_NAME
+
+    if (folder / CHECKPOINT_NAME).exists() and not resume:
+        raise ValueError(f"{folder} holds a run: --resume goes on with it, or choose another")

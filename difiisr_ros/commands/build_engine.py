@@ -2,80 +2,92 @@
 
 from __future__ import annotations
 
-import argparse
+import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from tqdm import tqdm
+from cyclopts import Parameter
 
-from difiisr_models.backends.engine_build import EngineSettings, build_engine, build_from_network
-from difiisr_models.backends.engine_file import this_machine
-from difiisr_models.backends.selection import resolve_device
-from difiisr_models.model_loading import load_parts
-from difiisr_models.onnx_graph import require_packages
-from difiisr_models.precision import PRECISIONS
-from difiisr_ros.commands.arguments import check_target, cuda_device, image_size, positive
+from difiisr_models.settings import Precision
+from difiisr_ros.commands.arguments import Count, ImageSize, check_target
+
+if TYPE_CHECKING:
+    from difiisr_models.backends.tensorrt_engine import EngineDescription
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run ``difiisr build-engine`` with the arguments after that word; returns the exit code.
+def build_engine(
+    model: str,
+    target: Annotated[Path, Parameter(name="OUT")],
+    /,
+    *,
+    input_size: ImageSize,
+    batch: Count = 1,
+    precision: Precision = "fp32",
+    onnx: Path | None = None,
+    device: str = "cuda",
+    workspace: Count = 1024,
+    force: bool = False,
+) -> None:
+    """Build a TensorRT engine.
 
-    Raises:
-        ModuleNotFoundError: no TensorRT, or a package of the extra ``onnx`` is missing.
-        OSError, ValueError: no such model or graph, a graph of something else, a device that is
-            not there, or TensorRT cannot build the engine.
+    Do it on the machine that will run it: engines are bound to their GPU and their TensorRT.
+
+    Args:
+        model: model name, or path of weights.
+        target: the engine file to write, as in model.plan.
+        input_size: of a low-resolution tile, best the camera's frame, HxW as in 120x160.
+        batch: tiles per call.
+        precision: of convolutions and matrix products.
+        onnx: graph that difiisr export wrote elsewhere from the same weights.
+        device: cuda or cuda:N.
+        workspace: GPU memory for a layer's scratch, MiB.
+        force: replace an existing OUT.
     """
-    options = _parser().parse_args(argv)
-    check_target(options.target, options.force)
-    parts = load_parts(options.model)
+    import torch
+
+    from difiisr_models.backends import tensorrt_engine
+    from difiisr_models.backends.selection import resolve_device
+    from difiisr_models.model_loading import load_parts
+
+    if not re.fullmatch(r"cuda(:\d{1,3})?", device):
+        raise ValueError(f"device {device!r} is not cuda or cuda:N")
+    check_target(target, force)
+    parts = load_parts(model)
     if parts.kind != "compact":
-        raise ValueError(
-            f"{options.model} is a {parts.kind} model, which always runs in torch; engines are "
-            "for compact models"
-        )
-    gpu = _gpu(options.device)
-    machine = this_machine(gpu)
+        raise ValueError(f"{model} is a {parts.kind} model, which always runs in torch")
+    gpu = resolve_device(device) if torch.cuda.is_available() else None
+    machine = tensorrt_engine.this_machine(gpu)
     if gpu is None:
         print(
-            "warning: no GPU here; this shows that the graph builds, but the engine will be "
-            "refused: build it on the machine that will run it",
+            "warning: no GPU here; the graph builds, but the engine will be refused: build it on "
+            "the machine that will run it",
             file=sys.stderr,
         )
-    settings = EngineSettings(
-        options.model,
-        parts.weights_sha256,
-        options.batch,
-        *options.input_size,
-        options.precision,
-        options.workspace << 20,
+    wanted = tensorrt_engine.EngineDescription(
+        machine, model, parts.weights_sha256, precision, batch, *input_size
     )
-    with torch.cuda.device(gpu) if gpu else nullcontext(), _progress_bar() as report:
-        if options.onnx is None:
-            built = build_from_network(parts.network, options.target, settings, machine, report)
-        else:
-            _check_graph(options.onnx, settings)
-            built = build_engine(options.onnx, options.target, settings, machine, report)
-    size = options.target.stat().st_size
-    print(
-        f"{options.target}: {size / 1e6:.2f} MB in {built.build_seconds:.1f} s, {built.precision}"
-    )
-    print(f"            per call {built.batch} x {built.height}x{built.width}")
-    where = "no GPU" if gpu is None else f"{machine.gpu} ({machine.compute_capability})"
-    print(f"            {machine.tensorrt}, {where}")
-    return 0
+    if onnx is not None:
+        _check_graph(onnx, wanted)
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # TensorRT lets no exception through
+    try:
+        with torch.cuda.device(-1 if gpu is None else gpu):  # -1: leaves all as it is
+            built = tensorrt_engine.build_engine(
+                onnx or parts.network, target, wanted, workspace << 20
+            )
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    size = target.stat().st_size / 1e6
+    print(f"{target}: {size:.2f} MB in {built.build_seconds:.1f} s, {precision}")
+    print(f"            per call {batch} x {input_size[0]}x{input_size[1]}")
+    print(f"            {machine['tensorrt']}, {machine['gpu']} ({machine['compute_capability']})")
 
 
-def _gpu(name: str) -> torch.device | None:
-    if not torch.cuda.is_available():
-        return None
-    return resolve_device(name)
+def _check_graph(path: Path, wanted: EngineDescription) -> None:
+    """Raise ValueError unless the graph is of these weights, this precision and these tiles."""
+    from difiisr_models.backends.onnx_export import require_packages
 
-
-def _check_graph(path: Path, settings: EngineSettings) -> None:
-    """Raise ValueError unless the graph is of these weights and this precision."""
     require_packages(("onnx",))
     import onnx
     from google.protobuf.message import DecodeError
@@ -83,67 +95,17 @@ def _check_graph(path: Path, settings: EngineSettings) -> None:
     try:
         graph = onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        size = path.stat().st_size
-        raise ValueError(f"{path} ({size} bytes) is no ONNX graph: {error}") from error
+        raise ValueError(f"{path} is no ONNX graph: {error}") from error
     found = {entry.key: entry.value for entry in graph.metadata_props}
-    wanted = {
+    needed = {
         "what": "network",
-        "weights_sha256": settings.weights_sha256,
-        "precision": settings.precision,
+        "weights_sha256": wanted.weights_sha256,
+        "precision": wanted.precision,
+        "shape": "x".join(map(str, wanted.shape)),
     }
-    wrong = [
-        f"its {key} is {found.get(key)}, {value} is needed"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    ]
-    if wrong:
-        raise ValueError(f"{path} is another graph: {'; '.join(wrong)}. See `difiisr export`")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """One line that shows the phase which moved last; nothing where no one looks."""
-    with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as line:
-
-        def report(phase: str, done: int, steps: int) -> None:
-            line.set_description_str(f"{phase} {done}/{steps}", refresh=False)
-            line.update()
-
-        yield report
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="difiisr build-engine",
-        description="Build a TensorRT engine. Do it on the machine that will run it: engines are "
-        "bound to their GPU and their TensorRT.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="model name, or path of weights")
-    parser.add_argument("target", metavar="OUT", type=Path, help="as in model.plan")
-    parser.add_argument(
-        "--input-size",
-        type=image_size,
-        required=True,
-        metavar="HxW",
-        help="of a low-resolution tile, best the camera's frame, as in 120x160",
-    )
-    parser.add_argument("--batch", type=positive, default=1, help="tiles per call (%(default)s)")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    parser.add_argument(
-        "--onnx",
-        type=Path,
-        metavar="FILE",
-        help="graph that difiisr export wrote elsewhere from the same weights",
-    )
-    parser.add_argument(
-        "--device", type=cuda_device, default="cuda", help="cuda or cuda:N (%(default)s)"
-    )
-    parser.add_argument(
-        "--workspace",
-        type=positive,
-        default=1024,
-        metavar="MIB",
-        help="GPU memory for a layer's scratch (%(default)s)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing OUT")
-    return parser
+    for key, value in needed.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{path} is another graph: its {key} is {found.get(key)}, {value} is needed. See "
+                "`difiisr export`"
+            )

@@ -2,94 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-from difiisr_models.model_loading import load_parts
-from difiisr_models.onnx_graph import (
-    CompactSampler,
-    GraphShape,
-    PublishedSampler,
-    export_network,
-    export_sampler,
-    require_packages,
-)
-from difiisr_models.precision import PRECISIONS
-from difiisr_models.weights import sha256_file
-from difiisr_ros.commands.arguments import check_target, image_size, positive
+from cyclopts import Parameter
+
+from difiisr_models.files import replaced, sha256_file
+from difiisr_models.settings import Precision
+from difiisr_ros.commands.arguments import Count, ImageSize, check_target
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run ``difiisr export`` with the arguments after that word; returns the exit code.
+def export(
+    model: str,
+    target: Annotated[Path, Parameter(name="OUT.onnx")],
+    /,
+    *,
+    input_size: ImageSize,
+    what: Literal["network", "sampler"] = "network",
+    precision: Precision = "fp32",
+    steps: Count = 1,
+    batch: Count | Literal["dynamic"] = 1,
+    force: bool = False,
+) -> None:
+    """Write a model as an ONNX graph, checked against torch.
 
-    Raises:
-        ModuleNotFoundError: a package of the extra ``onnx`` is missing.
-        OSError, ValueError: no such model, a size that it does not take, or a graph that differs
-            from torch.
+    Args:
+        model: model name, or path of weights.
+        target: the graph to write.
+        input_size: of a low-resolution tile, HxW as in 120x160.
+        what: the bare network, or from normalised tile to super-resolved tile.
+        precision: of convolutions and matrix products.
+        steps: diffusion steps of the sampler.
+        batch: tiles, or dynamic.
+        force: replace an existing OUT.onnx.
     """
-    options = _parser().parse_args(argv)
+    from difiisr_models.backends.onnx_export import GraphSampler, export_graph, require_packages
+    from difiisr_models.model_loading import load_parts
+
     require_packages()
-    check_target(options.target, options.force)
-    parts = load_parts(options.model)
-    shape = GraphShape(options.batch, *options.input_size)
-    properties = {
-        "what": options.what,
-        "kind": parts.kind,
-        "weights_sha256": parts.weights_sha256,
-        "scale": "4",
-    }
-    if options.what == "network":
-        if options.steps != 1:
-            raise ValueError("--steps is a property of the sampler: add --what sampler")
-        done = export_network(parts.network, options.target, shape, options.precision, properties)
-    else:
-        if parts.autoencoder is None:
-            sampler = CompactSampler(parts.network, parts.schedule, options.steps)
-        else:
-            sampler = PublishedSampler(
-                parts.network, parts.autoencoder, parts.schedule, options.steps
-            )
-        properties["steps"] = str(options.steps)
-        done = export_sampler(sampler, options.target, shape, options.precision, properties)
-    print(f"{done.path}: {options.what}, {shape}, {options.precision}")
-    print(f"            {done.path.stat().st_size / 1e6:.2f} MB, sha256 {sha256_file(done.path)}")
+    check_target(target, force)
+    if what == "network" and steps != 1:
+        raise ValueError("--steps is a property of the sampler: add --what sampler")
+    kind, module, autoencoder, schedule, weights_sha256 = load_parts(model)
+    properties = {"what": what, "kind": kind, "weights_sha256": weights_sha256, "scale": "4"}
+    if what == "sampler":
+        module = GraphSampler(module, autoencoder, schedule, steps)
+        properties["steps"] = str(steps)
+    shape = (None if batch == "dynamic" else batch, *input_size)
+    done = export_graph(module, shape, precision, properties)
+    with replaced(target) as beside:
+        beside.write_bytes(done.graph)
+    print(f"{target}: {what}, {'x'.join(str(n or '?') for n in shape)}, {precision}")
+    print(f"            {len(done.graph) / 1e6:.2f} MB, sha256 {sha256_file(target)}")
     print(
         f"            {done.quantity} difference to torch, in ONNX Runtime: "
         f"{done.difference:.1e} (allowed: {done.tolerance:.1e})"
     )
-    return 0
-
-
-def _batch(text: str) -> int | None:
-    return None if text == "dynamic" else positive(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="difiisr export", description="Write a model as an ONNX graph, checked against torch."
-    )
-    parser.add_argument("model", metavar="MODEL", help="model name, or path of weights")
-    parser.add_argument("target", metavar="OUT.onnx", type=Path)
-    parser.add_argument(
-        "--input-size",
-        type=image_size,
-        required=True,
-        metavar="HxW",
-        help="of a low-resolution tile, as in 120x160",
-    )
-    parser.add_argument(
-        "--what",
-        choices=("network", "sampler"),
-        default="network",
-        help="the bare network, or from normalised tile to super-resolved tile (%(default)s)",
-    )
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    parser.add_argument(
-        "--steps", type=positive, default=1, help="diffusion steps of the sampler (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch", type=_batch, default=1, metavar="N", help="tiles, or dynamic (1)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing OUT.onnx")
-    return parser

@@ -1,32 +1,22 @@
-"""What runs a network: torch, ONNX Runtime or TensorRT, each behind :class:`NetworkRunner`.
+"""What runs a network: torch, ONNX Runtime or TensorRT, each behind ``compact.NetworkRunner``.
 
-Every backend is a module with ``build_runner(source: NetworkSource) -> NetworkRunner``, which
-raises :class:`BackendUnavailable` where it cannot work; ``selection`` chooses among them.
+Every backend has a function ``build_runner(source: NetworkSource) -> NetworkRunner``, which raises
+:class:`BackendUnavailable` where it cannot work; ``selection`` chooses among them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from difiisr_models.compact import CompactNetwork
-from difiisr_models.precision import PRECISIONS
+from difiisr_models.resample import PHASES
+from difiisr_models.settings import SMALLEST_OWN_TILE, Runtime
 
-__all__ = [
-    "ENGINE_MISMATCH",
-    "PRECISIONS",
-    "BackendUnavailable",
-    "EngineRefused",
-    "NetworkRunner",
-    "NetworkSource",
-]
-
-ENGINE_MISMATCH = ("rebuild", "fallback", "fail")
-"""What can be done about an engine that does not fit."""
+NETWORK_INPUTS = ("x_t", "y", "lr", "t", "fidelity")
+NETWORK_OUTPUT = "x_0"
 
 
 class BackendUnavailable(ValueError):
@@ -37,25 +27,6 @@ class EngineRefused(BackendUnavailable):
     """An engine file is not the one for this network, machine and runtime, or is not safe."""
 
 
-class NetworkRunner(Protocol):
-    """Runs a compact network: the arguments and the result of ``CompactNetwork.forward``.
-
-    Attributes:
-        shape: the one ``(batch, height, width)`` that it takes, None if it takes all.
-    """
-
-    shape: tuple[int, int, int] | None
-
-    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
-        """Predict x_0 ``(B, 16, h, w)`` float32.
-
-        All tensors lie on the source's device: ``x_t`` and ``y (B, 16, h, w)`` and
-        ``lr (B, 1, h, w)`` float32, ``t (1,)`` int64, ``fidelity (1,)`` float32. The result may be
-        overwritten by the next call.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class NetworkSource:
     """What a backend builds its runner from.
@@ -64,25 +35,28 @@ class NetworkSource:
         network: float32, in evaluation mode, on the CPU; a backend that changes it copies it.
         weights_sha256: of the file that the network was read from.
         device: where the runner's tensors will lie.
-        precision: one of :data:`PRECISIONS`.
-        compile: whether the torch backend runs ``torch.compile``.
-        engine: the TensorRT engine file to run, None for none given.
-        engine_mismatch: what to do when it does not fit: one of :data:`ENGINE_MISMATCH`.
-            ``rebuild`` is done by the backend; it raises :class:`EngineRefused` for the others.
-        tile: side of the largest tile, low-resolution pixels.
-        tile_given: whether somebody asked for that side.
-        tile_batch: tiles per call, at most.
+        runtime: precision, tiles, the engine file and the rest of what was asked for.
         model: its name or path, for commands that errors suggest.
     """
 
     network: CompactNetwork
     weights_sha256: str
     device: torch.device
-    precision: str = "fp32"
-    compile: bool = False
-    engine: Path | None = None
-    engine_mismatch: str = "fallback"
-    tile: int = 256
-    tile_given: bool = False
-    tile_batch: int = 1
+    runtime: Runtime = Runtime()
     model: str = "MODEL"
+
+    @property
+    def tile_shape(self) -> tuple[int, int, int]:
+        """(batch, height, width) of the tiles that a runner of one shape is built for."""
+        side = self.runtime.tile or SMALLEST_OWN_TILE
+        return self.runtime.tile_batch, side, side
+
+
+def example_inputs(batch: int, height: int, width: int) -> dict[str, Tensor]:
+    """Random inputs of a compact network by name, on the CPU, always the same."""
+    x_t, y, lr = (
+        torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+        for seed, channels in ((1, PHASES), (2, PHASES), (3, 1))
+    )
+    values = (x_t, y, lr, torch.tensor([14]), torch.tensor([0.5]))
+    return dict(zip(NETWORK_INPUTS, values, strict=True))

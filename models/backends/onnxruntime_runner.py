@@ -1,137 +1,121 @@
-"""The network in ONNX Runtime: on the CPU, or on a GPU through its CUDA provider."""
+"""The network in ONNX Runtime on the CPU.
+
+Exported graphs are kept from one start to the next, in the user's cache folder. A graph's file name
+says what it was made from and the hash of its bytes: ``KEY-SHA256.onnx``.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import os
+from contextlib import suppress
 
 import numpy as np
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor
 
-from difiisr_models.backends import BackendUnavailable, NetworkSource
-from difiisr_models.graph_cache import network_graph
-from difiisr_models.onnx_graph import (
-    NETWORK_INPUTS,
-    NETWORK_OUTPUT,
-    require_packages,
-    with_constants,
-)
+from difiisr_models.backends import NETWORK_OUTPUT, BackendUnavailable, NetworkSource
+from difiisr_models.backends.onnx_export import export_graph, require_packages, with_constants
+from difiisr_models.files import replaced
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+with suppress(ModuleNotFoundError):  # told by require_packages
+    import onnxruntime
 
-_NUMPY = {torch.float32: np.float32, torch.int64: np.int64}
+EXPORT_VERSION = 3
+"""Part of a kept graph's key; raise it whenever the same weights are to give another graph."""
+
+KEPT_GRAPHS = 16
+"""The ones used last."""
 
 
 class OnnxRuntimeRunner:
-    """See :class:`difiisr_models.backends.NetworkRunner`; takes tiles of every shape.
+    """See ``compact.NetworkRunner``; takes tiles of every shape, on the CPU.
 
-    Tensors are bound where they lie: nothing is copied between torch and ONNX Runtime. On the CPU
-    every step has a session of its own, in which step and fidelity are constants and leave nothing
+    Every step has a session of its own, in which step and fidelity are constants and leave nothing
     but convolutions and sums: a tenth faster. Another fidelity than the last opens new ones, in
     some 15 ms each; those of the last are not kept, each holds the memory of a frame.
     """
 
     shape = None
 
-    def __init__(self, graph: bytes, device: torch.device, threads: int) -> None:
-        """Choose the provider.
-
-        Args:
-            graph: as ``onnx_graph.export_network`` writes it.
-            device: CPU or CUDA.
-            threads: of the session on the CPU. They sleep between frames; spinning would take the
-                robot's other cores for nothing.
-
-        Raises:
-            BackendUnavailable: this build of ONNX Runtime does not run on the device.
-        """
-        import onnxruntime
-
+    def __init__(self, graph: bytes) -> None:
+        """``graph``: of ``onnx_export.export_graph``. Sessions have as many threads as torch."""
         self._graph = graph
-        self._device, self._index = device.type, device.index or 0
-        self._sessions: dict[tuple[int, float] | None, InferenceSession] = {}
+        self._sessions: dict[tuple[int, float], onnxruntime.InferenceSession] = {}
         self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
+        self._options.intra_op_num_threads = torch.get_num_threads()
+        # They sleep between frames: spinning would take the robot's other cores for nothing.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._options.log_severity_level = 3
-        self._provider: str | tuple[str, dict[str, str]] = "CPUExecutionProvider"
-        if device.type == "cuda":
-            present = onnxruntime.get_available_providers()
-            if "CUDAExecutionProvider" not in present:
-                raise BackendUnavailable(
-                    f"onnxruntime {onnxruntime.__version__} has no CUDA provider, only "
-                    f"{', '.join(present)}: pip install onnxruntime-gpu"
-                )
-            # Not torch's default stream: its handle is 0, which ONNX Runtime takes for none.
-            self._stream = torch.cuda.Stream(device)
-            handle = str(self._stream.cuda_stream)
-            self._provider = (
-                "CUDAExecutionProvider",
-                {"device_id": str(self._index), "user_compute_stream": handle},
-            )
-            if "CUDAExecutionProvider" not in self._session(None).get_providers():
-                raise BackendUnavailable(
-                    f"onnxruntime {onnxruntime.__version__} could not start its CUDA provider: "
-                    "install the CUDA and cuDNN that it was built for"
-                )
 
     def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
-        """See :class:`difiisr_models.backends.NetworkRunner`."""
-        inputs = dict(zip(NETWORK_INPUTS, (x_t, y, lr, t, fidelity), strict=True))
-        session = self._session_of(inputs)
-        held = {name: value.contiguous() for name, value in inputs.items()}
-        result = torch.empty(y.shape, device=y.device)
-        binding = session.io_binding()
-        for name, value in held.items():
-            binding.bind_input(name, *self._placed(value))
-        binding.bind_output(NETWORK_OUTPUT, *self._placed(result))
-        if self._device == "cuda":
-            callers = torch.cuda.current_stream(result.device)
-            self._stream.wait_stream(callers)
-            session.run_with_iobinding(binding)
-            callers.wait_stream(self._stream)
-        else:
-            session.run_with_iobinding(binding)
+        """See ``compact.NetworkRunner``."""
+        session, result = self._session(int(t), float(fidelity)), torch.empty(y.shape)
+        binding = session.io_binding()  # to where tensors lie: nothing is copied
+        for name, value in (("x_t", x_t), ("y", y), ("lr", lr)):
+            binding.bind_cpu_input(name, value.contiguous().numpy())
+        place = ("cpu", 0, np.float32, tuple(result.shape), result.data_ptr())
+        binding.bind_output(NETWORK_OUTPUT, *place)
+        session.run_with_iobinding(binding)
         return result
 
-    def _session_of(self, inputs: dict[str, Tensor]) -> InferenceSession:
-        """The session for these inputs; takes out of them what is constant in it."""
-        if self._device == "cuda":
-            return self._session(None)
-        step, fidelity = int(inputs.pop("t")), float(inputs.pop("fidelity"))
+    def _session(self, t: int, fidelity: float) -> onnxruntime.InferenceSession:
         if any(fidelity != other for _, other in self._sessions):
             self._sessions.clear()
-        return self._session((step, fidelity))
-
-    def _session(self, constants: tuple[int, float] | None) -> InferenceSession:
-        """The session of a step and a fidelity, None for the one that takes any; opened once."""
-        import onnxruntime
-
-        if constants not in self._sessions:
-            graph = self._graph if constants is None else with_constants(self._graph, *constants)
-            opened = onnxruntime.InferenceSession(graph, self._options, [self._provider])
-            self._sessions[constants] = opened
-        return self._sessions[constants]
-
-    def _placed(self, value: Tensor) -> tuple:
-        dtype = _NUMPY[value.dtype]
-        return self._device, self._index, dtype, tuple(value.shape), value.data_ptr()
+        if (t, fidelity) not in self._sessions:
+            graph = with_constants(self._graph, t, fidelity)
+            self._sessions[t, fidelity] = onnxruntime.InferenceSession(
+                graph, self._options, ["CPUExecutionProvider"]
+            )
+        return self._sessions[t, fidelity]
 
 
 def build_runner(source: NetworkSource) -> OnnxRuntimeRunner:
-    """See :mod:`difiisr_models.backends`; the session has as many threads as torch.
+    """See :mod:`difiisr_models.backends`.
 
     Raises:
         BackendUnavailable: a package is missing, or the precision or device is not served.
     """
-    if source.device.type == "cpu" and source.precision != "fp32":
+    device, precision = source.device.type, source.runtime.precision
+    if (device, precision) != ("cpu", "fp32"):
         raise BackendUnavailable(
-            f"on a CPU ONNX Runtime computes in fp32 only, {source.precision} was asked for"
+            f"computes on a CPU in fp32 only, {precision} on {device} was asked for"
         )
     try:
         require_packages(("onnx", "onnxruntime"))
-        graph = network_graph(source)
+        return OnnxRuntimeRunner(network_graph(source))
     except (ModuleNotFoundError, OSError) as error:
         raise BackendUnavailable(str(error)) from error
-    return OnnxRuntimeRunner(graph, source.device, torch.get_num_threads())
+
+
+def network_graph(source: NetworkSource) -> bytes:
+    """The graph of the source's network for any batch, height and width: kept, or exported now.
+
+    A kept file whose bytes do not have the hash in its name is exported again.
+
+    Raises:
+        ModuleNotFoundError: none is kept and a package of the extra ``onnx`` is missing.
+        OSError: the cache folder cannot be written.
+        ValueError: the exported graph differs from torch.
+    """
+    precision = source.runtime.precision
+    made_from = (source.weights_sha256, precision, torch.__version__, EXPORT_VERSION)
+    key = hashlib.sha256(" ".join(map(str, made_from)).encode()).hexdigest()[:16]
+    folder = user_cache_path("difiisr_ros")
+    for path in sorted(folder.glob(f"{key}-*.onnx")):
+        with suppress(OSError):  # another process made room, or the cache may only be read
+            graph = path.read_bytes()
+            if path.stem == f"{key}-{hashlib.sha256(graph).hexdigest()}":
+                with suppress(OSError):
+                    path.touch()
+                return graph
+            path.unlink()
+    properties = {"weights_sha256": source.weights_sha256, "what": "network"}
+    graph = export_graph(source.network, (None, None, None), precision, properties).graph
+    with replaced(folder / f"{key}-{hashlib.sha256(graph).hexdigest()}.onnx") as beside:
+        beside.write_bytes(graph)
+    with suppress(OSError):  # another process makes room at the same time
+        for old in sorted(folder.glob("*.onnx"), key=os.path.getmtime)[:-KEPT_GRAPHS]:
+            old.unlink(missing_ok=True)
+    return graph

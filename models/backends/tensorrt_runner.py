@@ -1,135 +1,129 @@
-"""The network in TensorRT: an engine file of one shape, on a stream and in a CUDA graph of its own.
-
-Inputs are copied on the device to where the engine reads them. Streams wait for each other on the
-device; the host waits for nothing here.
-"""
+"""The network in TensorRT: an engine file of one shape, replayed as a CUDA graph."""
 
 from __future__ import annotations
 
 import logging
 import weakref
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, cuda
+from torch import Tensor
 
-from difiisr_models.backends import BackendUnavailable, EngineRefused, NetworkSource
-from difiisr_models.backends.engine_build import EngineSettings, build_from_network, input_shapes
-from difiisr_models.backends.engine_file import (
-    Machine,
-    build_command,
+from difiisr_models.backends import (
+    NETWORK_INPUTS,
+    NETWORK_OUTPUT,
+    BackendUnavailable,
+    EngineRefused,
+    NetworkSource,
+    example_inputs,
+)
+from difiisr_models.backends.tensorrt_engine import (
+    EngineDescription,
+    build_engine,
+    complaints,
+    import_tensorrt,
     read_engine,
     read_sidecar,
+    tensorrt_logger,
     this_machine,
 )
-from difiisr_models.backends.tensorrt_module import import_tensorrt, tensorrt_logger
-from difiisr_models.onnx_graph import NETWORK_INPUTS, NETWORK_OUTPUT
+from difiisr_models.backends.torch_runner import CudaGraphs
 
 _LOG = logging.getLogger(__name__)
-_WARM_UP_CALLS = 2  # memory and kernels that are made at the first call are not in the graph
 
 
 class TensorRTRunner:
-    """See :class:`difiisr_models.backends.NetworkRunner`; takes tiles of the engine's shape."""
+    """See ``compact.NetworkRunner``; takes tiles of the engine's shape."""
 
-    def __init__(
-        self,
-        plan: bytes,
-        shape: tuple[int, int, int],
-        device: torch.device,
-        capture: bool = True,
-    ) -> None:
+    def __init__(self, plan: bytes, shape: tuple[int, int, int], device: torch.device) -> None:
         """Deserialise an engine and make it ready.
 
         Args:
-            plan: bytes that ``engine_file.read_engine`` has checked, on a machine with a driver.
+            plan: bytes that ``read_engine`` has checked, on a machine with a driver.
             shape: (batch, height, width) of its tiles.
             device: the GPU.
-            capture: replay a CUDA graph instead of launching every kernel anew.
 
         Raises:
             BackendUnavailable: TensorRT cannot deserialise or run the engine.
             EngineRefused: it is not the engine of a compact network of that shape.
         """
-        trt = import_tensorrt()
-        logger, self._complaints = tensorrt_logger()
-        self._complaints.take()
+        complaints()  # of what was before
         self.shape = shape
-        self._device = device
-        with cuda.device(device):
-            self._runtime = trt.Runtime(logger)
+        inputs = {name: value.to(device) for name, value in example_inputs(*shape).items()}
+        self._kinds = {name: (tuple(value.shape), value.dtype) for name, value in inputs.items()}
+        self._output = torch.empty_like(inputs["y"])
+        with torch.cuda.device(device):
+            self._runtime = import_tensorrt().Runtime(tensorrt_logger())
             engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
-                self._fail(f"TensorRT could not deserialise the engine of {len(plan)} bytes.")
-            self._tensors = _allocate(trt, engine, shape, device)
+                _fail(f"TensorRT could not deserialise the engine of {len(plan)} bytes.")
+            _check_tensors(engine, inputs | {NETWORK_OUTPUT: self._output})
             self._context = engine.create_execution_context()
             if self._context is None:
-                self._fail(
-                    "TensorRT could not create an execution context; it needs "
-                    f"{engine.device_memory_size_v2 / 1e6:.0f} MB of GPU memory."
-                )
-            for name, tensor in self._tensors.items():
-                if not self._context.set_tensor_address(name, tensor.data_ptr()):
-                    self._fail(f"TensorRT did not take the memory of tensor {name!r}.")
-            self._stream = cuda.Stream(device)
+                megabytes = engine.device_memory_size_v2 / 1e6
+                _fail(f"TensorRT could not get the {megabytes:.0f} MB of GPU memory that it needs.")
             # The engine must not be freed under work that is still queued.
-            weakref.finalize(self, self._stream.synchronize)
-            self._stream.wait_stream(cuda.current_stream(device))
-            self._graph = self._capture() if capture else None
+            weakref.finalize(self, torch.cuda.synchronize, device)
+            self._run = CudaGraphs(self._enqueue)
+            self._run(*inputs.values())
 
     def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
-        """See :class:`difiisr_models.backends.NetworkRunner`.
+        """See ``compact.NetworkRunner``.
 
         Raises:
-            ValueError: a tensor of another shape than the engine's.
-            BackendUnavailable: TensorRT refuses to run.
+            ValueError: a tensor of another shape or dtype than the engine's.
         """
-        inputs = dict(zip(NETWORK_INPUTS, (x_t, y, lr, t, fidelity), strict=True))
-        for name, value in inputs.items():
-            if value.shape != self._tensors[name].shape:
-                raise ValueError(
-                    f"the engine takes {name} of shape {tuple(self._tensors[name].shape)}, "
-                    f"got {tuple(value.shape)}"
-                )
-        callers = cuda.current_stream(self._device)
-        self._stream.wait_stream(callers)
-        with cuda.stream(self._stream):
-            for name, value in inputs.items():
-                self._tensors[name].copy_(value, non_blocking=True)
-            if self._graph is None:
-                self._execute()
-            else:
-                self._graph.replay()
-        callers.wait_stream(self._stream)
-        return self._tensors[NETWORK_OUTPUT]
+        inputs = (x_t, y, lr, t, fidelity)
+        given = {
+            name: (tuple(value.shape), value.dtype)
+            for name, value in zip(NETWORK_INPUTS, inputs, strict=True)
+        }
+        if given != self._kinds:
+            raise ValueError(f"the engine takes {self._kinds}, got {given}")
+        return self._run(*inputs)
 
-    def _execute(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
-            self._fail("TensorRT could not queue the engine's work.")
+    def _enqueue(self, *inputs: Tensor) -> Tensor:
+        """Queue the engine's work on torch's current stream."""
+        held = [value.contiguous() for value in inputs]
+        tensors = dict(zip(NETWORK_INPUTS, held, strict=True)) | {NETWORK_OUTPUT: self._output}
+        for name, tensor in tensors.items():
+            if not self._context.set_tensor_address(name, tensor.data_ptr()):
+                _fail(f"TensorRT did not take the memory of tensor {name!r}.")
+        stream = torch.cuda.current_stream(self._output.device)
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            _fail("TensorRT could not queue the engine's work.")
+        return self._output
 
-    def _capture(self) -> cuda.CUDAGraph | None:
-        """One call recorded; None, and a line in the log, where it cannot be."""
-        with cuda.stream(self._stream):
-            for _ in range(_WARM_UP_CALLS):
-                self._execute()
-        self._stream.synchronize()
-        graph, callers = cuda.CUDAGraph(), cuda.current_stream(self._device)
-        try:
-            with cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._execute()
-        except (RuntimeError, BackendUnavailable) as error:
-            cuda.set_stream(callers)  # a recording that fails as it ends leaves its own behind
-            _LOG.warning("TensorRT runs without a CUDA graph, slower: %s", error)
-            return None
-        return graph
 
-    def _fail(self, text: str) -> None:
-        raise BackendUnavailable(text + self._complaints.take())
+def _fail(text: str) -> None:
+    raise BackendUnavailable(text + complaints())
+
+
+def _check_tensors(engine: Any, tensors: dict[str, Tensor]) -> None:
+    """Raise EngineRefused unless the engine's tensors are those of a compact network."""
+    wanted = {
+        name: (
+            "OUTPUT" if name == NETWORK_OUTPUT else "INPUT",
+            "INT64" if value.dtype == torch.int64 else "FLOAT",
+            tuple(value.shape),
+        )
+        for name, value in tensors.items()
+    }
+    found = {
+        name: (
+            engine.get_tensor_mode(name).name,
+            engine.get_tensor_dtype(name).name,
+            tuple(engine.get_tensor_shape(name)),
+        )
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
+    }
+    if found != wanted:
+        raise EngineRefused(f"build the engine anew: its tensors are {found}, not {wanted}")
 
 
 def build_runner(source: NetworkSource) -> TensorRTRunner:
-    """See :mod:`difiisr_models.backends`; builds the engine where ``source`` asks for that.
+    """See :mod:`difiisr_models.backends`; ``engine_mismatch``: "rebuild" builds one that fits.
 
     Raises:
         BackendUnavailable: no GPU, no driver, no engine file given, or TensorRT fails.
@@ -137,83 +131,32 @@ def build_runner(source: NetworkSource) -> TensorRTRunner:
             not asked to be built anew.
         ModuleNotFoundError: no TensorRT, or no exporter to build with.
     """
-    if source.device.type != "cuda":
-        raise BackendUnavailable(f"needs a CUDA GPU, the device is {source.device}")
-    if not cuda.is_available():  # deserialising would crash the process
+    device, runtime = source.device, source.runtime
+    if device.type != "cuda":
+        raise BackendUnavailable(f"needs a CUDA GPU, the device is {device}")
+    if not torch.cuda.is_available():  # deserialising would crash the process
         raise BackendUnavailable("needs an NVIDIA driver, and torch finds no CUDA GPU here")
-    if source.engine is None:
+    if not runtime.engine:
         raise BackendUnavailable(
             "no engine file was given: build one with `difiisr build-engine "
             f"{source.model} FILE --input-size HxW` and set 'engine' to it"
         )
-    machine = this_machine(source.device)
+    plan, machine = Path(runtime.engine).expanduser(), this_machine(device)
     try:
-        return _load(source, machine)
+        description, content = read_engine(plan, machine, source)
+        return TensorRTRunner(content, description.shape, device)
     except EngineRefused as error:
-        if source.engine_mismatch != "rebuild":
+        if runtime.engine_mismatch != "rebuild":
             raise
         _LOG.warning("building anew: %s", error)
-    _rebuild(source, machine)
-    return _load(source, machine)
-
-
-def _load(source: NetworkSource, machine: Machine) -> TensorRTRunner:
-    description, plan = read_engine(source.engine, machine, source)
-    try:
-        return TensorRTRunner(plan, description.shape, source.device)
-    except EngineRefused as error:
-        command = build_command(source.engine, description, source)
-        raise EngineRefused(
-            f"engine {source.engine} refused: {error}. Build it: {command}"
-        ) from error
-
-
-def _rebuild(source: NetworkSource, machine: Machine) -> None:
-    """Build the engine for the tiles of the one that is there, else for those of the frames."""
-    try:
-        shape = read_sidecar(source.engine).shape
+    try:  # for the tiles of the engine that is there, else for those of the frames
+        shape = read_sidecar(plan).shape
     except EngineRefused:
-        shape = (source.tile_batch, source.tile, source.tile)
-    settings = EngineSettings(source.model, source.weights_sha256, *shape, source.precision)
-    with cuda.device(source.device):  # TensorRT builds for the current GPU
-        build_from_network(
-            source.network,
-            source.engine,
-            settings,
-            machine,
-            lambda phase, done, steps: _LOG.debug("%s: %d of %d", phase, done, steps),
-        )
-
-
-def _allocate(
-    trt: ModuleType, engine: Any, shape: tuple[int, int, int], device: torch.device
-) -> dict[str, Tensor]:
-    """Memory for each of the engine's tensors, which must be those of a compact network."""
-    inputs = input_shapes(shape)
-    floats, integers = trt.DataType.FLOAT, trt.DataType.INT64
-    wanted = {
-        name: (trt.TensorIOMode.INPUT, integers if name == "t" else floats, size)
-        for name, size in inputs.items()
-    }
-    wanted[NETWORK_OUTPUT] = (trt.TensorIOMode.OUTPUT, floats, inputs["y"])
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    if set(names) != set(wanted):
-        raise EngineRefused(f"its tensors are {sorted(names)}, {sorted(wanted)} are needed")
-    for name, expected in wanted.items():
-        mode, dtype = engine.get_tensor_mode(name), engine.get_tensor_dtype(name)
-        found = (mode, dtype, tuple(engine.get_tensor_shape(name)))
-        if found != expected:
-            raise EngineRefused(
-                f"its tensor {name!r} is {_words(found)}, {_words(expected)} is needed"
-            )
-    return {
-        name: torch.zeros(
-            size, dtype=torch.int64 if dtype == integers else torch.float32, device=device
-        )
-        for name, (_, dtype, size) in wanted.items()
-    }
-
-
-def _words(tensor: tuple[Any, Any, tuple[int, ...]]) -> str:
-    mode, dtype, size = tensor
-    return f"{mode.name} {dtype.name} {size}"
+        shape = source.tile_shape
+    wanted = EngineDescription(
+        machine, source.model, source.weights_sha256, runtime.precision, *shape
+    )
+    with torch.cuda.device(device):  # TensorRT builds for the current GPU
+        build_engine(source.network, plan, wanted)
+    description, content = read_engine(plan, machine, source)
+    return TensorRTRunner(content, description.shape, device)

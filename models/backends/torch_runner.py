@@ -1,44 +1,18 @@
-"""The network in torch itself: eager or compiled, CUDA graphs on a GPU."""
+"""The network in torch itself: eager, compiled or through torch_tensorrt; CUDA graphs on a GPU."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from difiisr_models.backends import NetworkSource
-from difiisr_models.compact import CompactNetwork, widened
+from difiisr_models.backends import BackendUnavailable, NetworkSource, example_inputs
+from difiisr_models.compact import CompactNetwork, NetworkRunner, widened
 from difiisr_models.precision import with_precision
 
 _GRAPHS = 4  # shapes whose CUDA graphs are kept; each holds the activations of one call
 _WARM_UP_CALLS = 3
-
-
-class TorchRunner:
-    """See :class:`difiisr_models.backends.NetworkRunner`; takes tiles of every shape."""
-
-    shape = None
-
-    def __init__(self, source: NetworkSource) -> None:
-        network = with_precision(_of_a_width_that_suits(source), source.precision)
-        network = network.to(source.device, memory_format=torch.channels_last)
-        # Of fixed sizes: convolutions of sizes left open are not laid out for the GPU.
-        run = torch.compile(network, dynamic=False) if source.compile else network
-        self._run = CudaGraphs(run) if source.device.type == "cuda" else run
-
-    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
-        """See :class:`difiisr_models.backends.NetworkRunner`."""
-        with torch.inference_mode():
-            return self._run(x_t, y, lr, t, fidelity)
-
-
-class _Captured(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, ...]
-    output: Tensor
 
 
 class CudaGraphs:
@@ -47,54 +21,93 @@ class CudaGraphs:
     The result is overwritten by the next call of the same kind.
     """
 
+    shape = None
+
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._function = function
-        self._captured: OrderedDict[tuple, _Captured] = OrderedDict()
+        self._recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
 
+    @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Copy the inputs to where the recording reads them, and replay."""
         key = tuple((value.shape, value.dtype) for value in inputs)
-        if key not in self._captured:
-            if len(self._captured) == _GRAPHS:
-                self._captured.popitem(last=False)
-            self._captured[key] = self._capture(inputs)
-        self._captured.move_to_end(key)
-        captured = self._captured[key]
-        for static, value in zip(captured.inputs, inputs, strict=True):
+        if key not in self._recorded and len(self._recorded) == _GRAPHS:
+            del self._recorded[next(iter(self._recorded))]
+        recorded = self._recorded.pop(key, None) or self._record(inputs)
+        self._recorded[key] = recorded  # last: the one that goes first is the one used least lately
+        graph, read, output = recorded
+        for static, value in zip(read, inputs, strict=True):
             static.copy_(value)
-        captured.graph.replay()
-        return captured.output
+        graph.replay()
+        return output
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> _Captured:
+    def _record(
+        self, inputs: tuple[Tensor, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
         static = tuple(value.clone() for value in inputs)
         with torch.cuda.device(inputs[0].device):  # recording looks at the current GPU alone
-            side = torch.cuda.Stream()
+            graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            with torch.cuda.stream(side):  # left again, also by a recording that fails
                 for _ in range(_WARM_UP_CALLS):
                     self._function(*static)
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    output = self._function(*static)
             torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                output = self._function(*static)
-        return _Captured(graph, static, output)
+        return graph, static, output
+
+
+def build_runner(source: NetworkSource) -> NetworkRunner:
+    """The network itself, or what replays it: takes tiles of every shape."""
+    network = with_precision(_of_a_width_that_suits(source), source.runtime.precision)
+    network = network.to(source.device, memory_format=torch.channels_last)
+    network.shape = None
+    # Of fixed sizes: convolutions of sizes left open are not laid out for the GPU.
+    run = torch.compile(network, dynamic=False) if source.runtime.compile else network
+    return CudaGraphs(run) if source.device.type == "cuda" else run
 
 
 def _of_a_width_that_suits(source: NetworkSource) -> CompactNetwork:
     """The network, on Hopper filled up with zeros to a whole number of 64 channels.
 
     There cuDNN convolves 64 channels in less time than 48 (benchmarks/network_h200.json): compiled,
-    fp16 2.1 against 3.4 ms, bf16 2.1 against 2.3; not so bf16 uncompiled. Other GPUs were not
-    measured.
+    fp16 2.1 against 3.4 ms, bf16 2.1 against 2.3; not so bf16 uncompiled.
     """
     network, channels = source.network, source.network.config.channels
-    gains = source.precision == "fp16" or (source.precision == "bf16" and source.compile)
+    precision = source.runtime.precision
+    gains = precision == "fp16" or (precision == "bf16" and source.runtime.compile)
     if not gains or source.device.type != "cuda":
         return network
     hopper = torch.cuda.get_device_capability(source.device) == (9, 0)
     return widened(network, channels + -channels % 64) if hopper else network
 
 
-def build_runner(source: NetworkSource) -> TorchRunner:
-    """See :mod:`difiisr_models.backends`."""
-    return TorchRunner(source)
+def build_torch_tensorrt_runner(source: NetworkSource) -> NetworkRunner:
+    """The network compiled by torch_tensorrt for ``source.tile_shape``.
+
+    Raises:
+        BackendUnavailable: the device is no CUDA GPU, or nobody asked for tiles: whole frames in
+            torch are less work than frames in tiles with borders of their own.
+        ModuleNotFoundError: torch_tensorrt is not installed.
+    """
+    device, runtime = source.device, source.runtime
+    if device.type != "cuda":
+        raise BackendUnavailable(f"needs a CUDA GPU, the device is {device}")
+    if runtime.backend != "torch_tensorrt" and not runtime.tile:
+        raise BackendUnavailable("takes tiles of one size: set 'tile' to have it")
+    try:
+        import torch_tensorrt
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "torch_tensorrt is not installed: pip install its release for torch "
+            f"{torch.__version__}; there is none for Jetson Orin after 2.8"
+        ) from error
+    compiled = torch_tensorrt.compile(
+        with_precision(source.network, runtime.precision).to(device).eval(),
+        ir="dynamo",
+        inputs=[value.to(device) for value in example_inputs(*source.tile_shape).values()],
+        device=device,
+        use_explicit_typing=True,
+    )
+    compiled.shape = source.tile_shape
+    return compiled

@@ -7,13 +7,14 @@ import torch
 
 from difiisr_models.diffusion import (
     draw_noise,
+    exponential_schedule,
     latent_input_scale,
     posterior,
     prior_sample,
     q_sample,
+    respace,
     sample,
 )
-from difiisr_models.schedule import exponential_schedule, respace
 
 SCHEDULE = exponential_schedule()
 
@@ -119,4 +120,4 @@ def test_noise_is_a_function_of_seed_and_number():
     assert not torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 3, 1))
     assert not torch.equal(draw_noise(shape, 3, 0), draw_noise(shape, 4, 0))
     assert not torch.equal(draw_noise(shape, 0, 0), draw_noise(shape, 1 << 24, 0))
-    assert draw_noise(shape, None, 0).abs().max() == 0
+    assert draw_noise(shape, -1, 0).abs().max() == 0

@@ -1,10 +1,13 @@
 """The published networks against what the reference computed for the same parameters."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from difiisr_models.parity import run_parity
+from difiisr_models.published import parity
+from difiisr_models.published.parity import run_parity
 from difiisr_ros import cli
 
 RECORDED = Path(__file__).parent / "parity"
@@ -13,8 +16,12 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-def test_tiny_networks_reproduce_every_recorded_output():
-    rows = run_parity("tiny", RECORDED)
+@pytest.fixture(scope="module")
+def rows():
+    return run_parity("tiny", RECORDED)
+
+
+def test_tiny_networks_reproduce_every_recorded_output(rows):
     assert {row.name for row in rows} == OUTPUTS | {"sample.steps15"}
     assert {row.name: row.max_abs_diff for row in rows if not row.passed} == {}
 
@@ -29,7 +36,8 @@ def test_published_size_reproduces_every_recorded_output():
     assert {row.name: row.max_abs_diff for row in rows if not row.passed} == {}
 
 
-def test_the_command_prints_a_line_for_each_output(capsys):
+def test_the_command_prints_a_line_for_each_output(rows, capsys, monkeypatch):
+    monkeypatch.setattr(parity, "run_parity", lambda size, folder, progress: rows)
     arguments = ["info", "bicubic", "--parity", "tiny", "--parity-data", str(RECORDED)]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
@@ -37,9 +45,8 @@ def test_the_command_prints_a_line_for_each_output(capsys):
     assert "FAILED" not in printed
 
 
-def test_wrong_parameters_are_noticed(monkeypatch):
+def test_wrong_parameters_are_noticed(tmp_path, monkeypatch):
     """One bias off by 0.01 must show."""
-    from difiisr_models import parity
 
     def disturbed(shapes):
         state = honest(shapes)
@@ -47,8 +54,14 @@ def test_wrong_parameters_are_noticed(monkeypatch):
             state["out.2.bias"] += 0.01
         return state
 
+    expected = load_file(RECORDED / "tiny_expected.safetensors")
+    save_file(
+        {k: expected[k] for k in ("unet.out", "vq.z")}, tmp_path / "tiny_expected.safetensors"
+    )
+    shutil.copy(RECORDED / "tiny_state_dict_shapes.json", tmp_path)
     honest = parity.rule_state
     monkeypatch.setattr(parity, "rule_state", disturbed)
-    failed = {row.name for row in run_parity("tiny", RECORDED) if not row.passed}
-    assert {"unet.out", "unet_wide.out"} <= failed
-    assert "vq.z" not in failed
+    assert {row.name: row.passed for row in run_parity("tiny", tmp_path)} == {
+        "unet.out": False,
+        "vq.z": True,
+    }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difiisr_models.schedule import exponential_schedule, respace
+from difiisr_models.diffusion import exponential_schedule, respace
 
 PUBLISHED_SQRT_ETA = [
     0.02, 0.11716508, 0.17630456, 0.23362892, 0.29157413, 0.35100928, 0.41235614, 0.47585773,

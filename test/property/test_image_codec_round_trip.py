@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
-from difiisr_ros.image_codec import ENCODINGS, ImageCodecError, decode, encode
+from difiisr_ros.image_codec import ENCODINGS, EncodedImage, ImageCodecError, encode, image_to_array
 
 
 @st.composite
@@ -19,7 +19,7 @@ def images(draw):
 @given(images())
 def test_round_trip_is_exact(image):
     encoding, pixels = image
-    decoded = decode(**encode(pixels, encoding)._asdict())
+    decoded = image_to_array(encode(pixels, encoding))
     assert decoded.dtype == pixels.dtype
     np.testing.assert_array_equal(decoded, pixels)
 
@@ -31,9 +31,10 @@ def test_padding_byte_order_and_trailing_bytes_do_not_change_the_pixels(
     encoding, pixels = image
     stored = pixels.astype(pixels.dtype.newbyteorder(">" if is_bigendian else "<"))
     rows = [row.tobytes() + b"\xaa" * padding for row in stored]
-    decoded = decode(
-        encoding, len(rows), pixels.shape[1], len(rows[0]), is_bigendian, b"".join(rows) + trailing
-    )
+    data = b"".join(rows) + trailing
+    data = memoryview(b"\xff" * padding + data)[padding:]  # at an odd address, too
+    fields = (len(rows), pixels.shape[1], encoding, is_bigendian, len(rows[0]), data)
+    decoded = image_to_array(EncodedImage(*fields))
     assert decoded.flags.c_contiguous
     assert decoded.flags.aligned
     np.testing.assert_array_equal(decoded, pixels)
@@ -49,7 +50,7 @@ def test_padding_byte_order_and_trailing_bytes_do_not_change_the_pixels(
 )
 def test_any_fields_are_an_image_or_refused(encoding, height, width, step, is_bigendian, data):
     try:
-        pixels = decode(encoding, height, width, step, is_bigendian, data)
+        pixels = image_to_array(EncodedImage(height, width, encoding, is_bigendian, step, data))
     except ImageCodecError:
         return
     assert pixels.shape[:2] == (height, width)

@@ -1,8 +1,5 @@
-"""What the ROS tests talk to sr_node with: the node as a process, and a peer beside it."""
+"""What the ROS tests talk to sr_node with: a domain of their own, and a peer of the node."""
 
-import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,46 +14,25 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_ros.image_codec import encode
+from difiisr_ros.node_process import NodeProcess, own_domain
 
-PATIENCE = 30.0  # seconds after which something that must happen has not
-DOMAIN = 1 + os.getpid() % 100  # apart from other tests on this machine
-
-
-class NodeProcess:
-    """`python -m difiisr_ros.sr_node` in a process of its own, its log in a file."""
-
-    def __init__(self, log, *ros_arguments, domain=DOMAIN):
-        self._log = log
-        with log.open("w") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "difiisr_ros.sr_node", "--ros-args", *ros_arguments],
-                env={**os.environ, "ROS_DOMAIN_ID": str(domain)},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def log(self):
-        return self._log.read_text()
-
-    def wait_for_log(self, text):
-        wait_until(lambda: text in self.log or self._process.poll() is not None, lambda: self.log)
-        assert text in self.log, self.log
-
-    def stop(self, number):
-        """Send a signal and return the exit code."""
-        self._process.send_signal(number)
-        try:
-            return self._process.wait(PATIENCE)
-        finally:
-            self._process.kill()
+PATIENCE = 60.0  # seconds after which something that must happen has not
+RETRY = 5.0  # seconds after which a message or a service call counts as lost
+DOMAIN = own_domain()
 
 
-def wait_until(condition, describe=lambda: ""):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
+def wait_until(condition, describe=lambda: "", patience=PATIENCE):
+    """Wait for a true value of `condition()` and return it."""
+    deadline = time.monotonic() + patience
+    while not (value := condition()):
         assert time.monotonic() < deadline, describe() or "waited in vain"
         time.sleep(0.005)
+    return value
+
+
+def start_node(log, *ros_arguments):
+    """sr_node as a process in our domain."""
+    return NodeProcess(log, *ros_arguments)
 
 
 def spin_in_thread(node):
@@ -73,12 +49,19 @@ def spin_in_thread(node):
     return stop
 
 
+def of(messages, sent):
+    """The message with the stamp of `sent`, None without any."""
+    found = [m for m in tuple(messages) if m.header.stamp == sent.header.stamp]
+    assert len(found) <= 1, "answered twice"
+    return found[0] if found else None
+
+
 class Peer:
     """Camera, recorder and operator in one node, spun by a thread."""
 
-    def __init__(self, domain=DOMAIN):
+    def __init__(self):
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=domain)
+        rclpy.init(context=self._context, domain_id=DOMAIN)
         self.node = rclpy.create_node("peer", context=self._context)
         best_effort = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._image = self.node.create_publisher(Image, "/thermal/image_raw", best_effort)
@@ -88,7 +71,7 @@ class Peer:
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 10)
         self._clients = {}
         self._stop_spinning = spin_in_thread(self.node)
-        self.stamp = 1_700_000_000
+        self._stamp = 1_700_000_000
 
     def close(self):
         self._stop_spinning()
@@ -98,68 +81,33 @@ class Peer:
     # Recorder
 
     def listen(self):
-        """Subscribe to the results and wait until the node knows."""
+        """Subscribe to the results, and wait until an active node answers."""
+        self.images.clear()
+        self.infos.clear()
         if not self._recorders:
+            subscribe = self.node.create_subscription
             self._recorders = [
-                self.node.create_subscription(Image, "/thermal/sr", self.images.append, 10),
-                self.node.create_subscription(
-                    CameraInfo, "/thermal/sr/camera_info", self.infos.append, 10
-                ),
+                subscribe(Image, "/thermal/sr", self.images.append, 10),
+                subscribe(CameraInfo, "/thermal/sr/camera_info", self.infos.append, 10),
             ]
-        wait_until(lambda: self.node.count_publishers("/thermal/sr") == 1)
-        wait_until(lambda: self._image.get_subscription_count() == 1)
-        wait_until(lambda: self._info.get_subscription_count() == 1)
         # Both ends find each other one after the other: ask for an answer until there is one.
-        known = self._answered()
-        wait_until(lambda: self._probe() or self._answered() > known)
-        self.settle()
+        wait_until(lambda: self._info.get_subscription_count() == 1)
+        probe = np.full((16, 16), 3000, np.uint16)
+        wait_until(lambda: (self.send(probe) and time.sleep(0.05)) or self.images)
 
     def stop_listening(self):
         for recorder in self._recorders:
             self.node.destroy_subscription(recorder)
         self._recorders = []
 
-    def _answered(self):
-        return len(self.images)
-
-    def _probe(self):
-        self.send(np.full((16, 16), 3000, np.uint16))
-        time.sleep(0.05)
-
-    def settle(self):
-        """Wait until nothing more comes, then forget what came."""
-        before = -1
-        while before != len(self.images):
-            before = len(self.images)
-            time.sleep(0.3)
-        self.images.clear()
-        self.infos.clear()
-
-    def answer_to(self, sent):
-        """The result with the stamp of `sent`."""
-        wait_until(lambda: self._find(self.images, sent) is not None)
-        return self._find(self.images, sent)
-
-    def info_for(self, sent):
-        wait_until(lambda: self._find(self.infos, sent) is not None)
-        return self._find(self.infos, sent)
-
-    def _find(self, messages, sent):
-        found = [m for m in tuple(messages) if m.header.stamp == sent.header.stamp]
-        assert len(found) <= 1, "answered twice"
-        return found[0] if found else None
-
     # Camera
 
-    def next_header(self, message):
-        self.stamp += 1
-        message.header.stamp.sec = self.stamp
-        message.header.stamp.nanosec = 123_456_789
-        message.header.frame_id = f"thermal_optical_{self.stamp}"
-        return message
-
     def image(self, pixels, encoding="mono16"):
-        message = self.next_header(Image())
+        """The message of these pixels, with a stamp and a frame_id that no other has."""
+        self._stamp += 1
+        message = Image()
+        message.header.stamp.sec, message.header.stamp.nanosec = self._stamp, 123_456_789
+        message.header.frame_id = f"thermal_optical_{self._stamp}"
         for name, value in encode(pixels, encoding)._asdict().items():
             setattr(message, name, value)
         return message
@@ -175,33 +123,69 @@ class Peer:
     def send_info(self, info):
         self._info.publish(info)
 
+    def answer_to(self, sent):
+        """The result with the stamp of `sent`."""
+        return wait_until(lambda: of(self.images, sent))
+
+    def ask(self, pixels, encoding="mono16"):
+        """Send an image, again if it is lost, which best effort may; what was sent, the answer."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            sent = self.send(pixels, encoding)
+            try:
+                return sent, wait_until(lambda sent=sent: of(self.images, sent), patience=RETRY)
+            except AssertionError:
+                assert time.monotonic() < deadline, "no answer to an image"
+
+    def ask_with(self, info, pixels):
+        """The camera_info of the result, once the node has taken note of `info`."""
+
+        def answered():
+            self.send_info(info)
+            time.sleep(0.02)
+            sent, _ = self.ask(pixels)
+            time.sleep(0.02)
+            return of(self.infos, sent)
+
+        return wait_until(answered)
+
     # Operator
 
-    def call(self, service_type, name, request):
-        """Call a service of the node and return the future's result."""
-        return self.call_later(service_type, name, request).wait()
+    def call(self, service_type, name, request, is_done=lambda: False):
+        """The answer of a service, None once `is_done()` says that there was one.
 
-    def call_later(self, service_type, name, request):
+        Asked again where no answer comes: a node that has not found this client yet drops it.
+        """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(service_type, f"/sr_node/{name}")
         client = self._clients[name]
         assert client.wait_for_service(PATIENCE), f"no service {name}"
-        return PendingCall(client.call_async(request))
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            answered = threading.Event()
+            future = client.call_async(request)
+            future.add_done_callback(lambda _, answered=answered: answered.set())
+            if answered.wait(RETRY):
+                return future.result()
+            if is_done():
+                return None
+        raise AssertionError(f"no answer from {name}")
 
     def transition(self, label):
         """Request a transition by label; whether it succeeded."""
+        goals = {"configure": "inactive", "activate": "active", "deactivate": "inactive"}
         request = ChangeState.Request()
         request.transition.label = label
-        return self.call(ChangeState, "change_state", request).success
+        answer = self.call(
+            ChangeState,
+            "change_state",
+            request,
+            lambda: self.state() == goals.get(label, "unconfigured"),
+        )
+        return answer is None or answer.success
 
     def state(self):
-        """Asked again where no answer comes: a node that has not found this client yet drops it."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            pending = self.call_later(GetState, "get_state", GetState.Request())
-            wait = min(2.0, deadline - time.monotonic())
-            if pending.answered_within(wait) or wait < 2.0:
-                return pending.wait().current_state.label
+        return self.call(GetState, "get_state", GetState.Request()).current_state.label
 
     def set(self, **values):
         """Set one parameter; the result with `successful` and `reason`."""
@@ -209,8 +193,9 @@ class Peer:
         request = SetParameters.Request(parameters=[p.to_parameter_msg() for p in parameters])
         return self.call(SetParameters, "set_parameters", request).results[0]
 
-    def get_later(self, *names):
-        return self.call_later(GetParameters, "get_parameters", GetParameters.Request(names=names))
+    def get(self, *names):
+        request = GetParameters.Request(names=names)
+        return self.call(GetParameters, "get_parameters", request).values
 
     def status(self):
         """The newest diagnostic status and its values, from after this call."""
@@ -220,22 +205,14 @@ class Peer:
         status = self.diagnostics[-1].status[0]
         return status, {value.key: value.value for value in status.values}
 
+    def counts(self):
+        """How many frames met each fate ("dropped stale", "frames idle", ...), once all have."""
 
-class PendingCall:
-    """A service call under way."""
+        def settled():
+            values = self.status()[1].items()
+            frames = {k: int(v) for k, v in values if k.startswith(("frames", "dropped"))}
+            answered = sum(frames.values()) - frames["frames received"]
+            answered -= frames["frames lost before"]  # these never came
+            return frames if answered == frames["frames received"] else None
 
-    def __init__(self, future):
-        self._future = future
-        self._done = threading.Event()
-        future.add_done_callback(lambda _: self._done.set())
-
-    @property
-    def answered(self):
-        return self._done.is_set()
-
-    def answered_within(self, seconds):
-        return self._done.wait(seconds)
-
-    def wait(self):
-        assert self._done.wait(PATIENCE), "no answer from the service"
-        return self._future.result()
+        return wait_until(settled)

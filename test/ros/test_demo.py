@@ -1,4 +1,4 @@
-"""The demo as a user runs it: three processes, real DDS, a recording and a picture at the end."""
+"""The demo as a user runs it: a node of its own, real DDS, a recording and a picture at the end."""
 
 import os
 import re
@@ -8,21 +8,20 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image as Picture
 
-from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, BagReader, stamp_of
-from difiisr_ros.bag_writer import STORE, image_bytes, write_bag
-from difiisr_ros.demo.live import missing_ros
+from difiisr_ros import bags, cli
+from difiisr_ros.node_process import missing_ros
 
 needs_ros = pytest.mark.skipif(bool(missing_ros()), reason=f"no ROS: {missing_ros()}")
 
 
 def demo(*arguments, **options):
-    command = [sys.executable, "-m", "difiisr_ros.demo", "--device", "cpu", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    command = [sys.executable, "-m", "difiisr_ros.cli", "demo", "--device", "cpu"]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, *map(str, arguments)], **piped, **options)
 
 
 def finish(process):
@@ -31,9 +30,9 @@ def finish(process):
 
 
 def recorded(bag, topic):
-    with BagReader(bag) as reader:
+    with bags.open_bag(bag) as reader:
         assert reader.fault == ""
-        return [bytes(raw) for _, _, raw in reader.messages({topic})]
+        return [message.data for message in reader.messages({topic})]
 
 
 def numbers(output):
@@ -60,10 +59,10 @@ def test_scene_through_dds(tmp_path):
 
     results = recorded(tmp_path / "sr", "/thermal/sr")
     assert len(results) == answered
-    inputs = {stamp_of(raw): raw for raw in recorded(tmp_path / "scene", "/thermal/image_raw")}
+    inputs = {bags.stamp_of(raw): raw for raw in recorded(tmp_path / "scene", "/thermal/image_raw")}
     for raw in results:
-        image = STORE.deserialize_cdr(raw, IMAGE_TYPE)
-        source = STORE.deserialize_cdr(inputs[stamp_of(raw)], IMAGE_TYPE)
+        image = bags.parse_message(raw, bags.IMAGE_TYPE)
+        source = bags.parse_message(inputs[bags.stamp_of(raw)], bags.IMAGE_TYPE)
         assert image.header == source.header
         assert (image.width, image.height, image.encoding) == (640, 480, "mono16")
         shrunk = image.data.view("<u2").reshape(120, 4, 160, 4).mean(axis=(1, 3))
@@ -71,7 +70,7 @@ def test_scene_through_dds(tmp_path):
         assert np.abs(shrunk - counts).mean() < 0.01 * np.ptp(counts)
     infos = recorded(tmp_path / "sr", "/thermal/sr/camera_info")
     assert infos
-    info = STORE.deserialize_cdr(infos[0], CAMERA_INFO_TYPE)
+    info = bags.parse_message(infos[0], bags.CAMERA_INFO_TYPE)
     assert (info.width, info.height, info.k[0], info.k[2]) == (640, 480, 760.0, 319.5)
     with Picture.open(tmp_path / "panel.png") as picture:
         assert picture.width > picture.height > 300
@@ -80,43 +79,33 @@ def test_scene_through_dds(tmp_path):
 def write_frames(bag, topics, frames, period):
     """A mono8 recording of noise; ``period`` in seconds."""
     noise = np.random.default_rng(0).integers(0, 255, (frames, 32, 40), np.uint8)
-    with write_bag(bag) as writer:
-        connections = [writer.add_connection(t, IMAGE_TYPE, typestore=STORE) for t in topics]
+    with bags.write_bag(bag) as writer:
         for index, pixels in enumerate(noise):
-            stamp = STORE.types["builtin_interfaces/msg/Time"](7, index)
-            header = STORE.types["std_msgs/msg/Header"](stamp, "boson")
-            for connection in connections:
-                at = round(index * period * 1e9)
-                writer.write(connection, at, image_bytes(header, pixels, "mono8"))
+            stamp = bags.STORE.types["builtin_interfaces/msg/Time"](7, index)
+            header = bags.STORE.types["std_msgs/msg/Header"](stamp, "boson")
+            raw, at = bags.image_bytes(header, pixels, "mono8"), round(index * period * 1e9)
+            for topic in topics:
+                writer.write(bags.Message(bags.ros_topic(topic, bags.IMAGE_TYPE), at, raw))
 
 
 @needs_ros
 def test_own_bag_with_a_topic_of_its_own_and_no_camera_info(tmp_path):
     write_frames(tmp_path / "mine", ["/ir", "/other"], 6, 0.2)
     bag, out = tmp_path / "mine", tmp_path / "out"
-    code, _, error = finish(demo("--bag", bag, "--model", "bicubic", "--out", out))
-    assert code == 2
-    assert "/ir" in error
-    assert "/other" in error
-    process = demo("--bag", bag, "--topic", "/ir", "--model", "bicubic", "--out", out)
-    code, output, error = finish(process)
+    code, output, error = finish(
+        demo("--bag", bag, "--topic", "/ir", "--model", "bicubic", "--out", out)
+    )
     assert code == 0, output + error
     assert numbers(output)[0][0] == 6
     results = recorded(out / "sr", "/thermal/sr")
-    assert STORE.deserialize_cdr(results[0], IMAGE_TYPE).header.frame_id == "boson"
+    assert bags.parse_message(results[0], bags.IMAGE_TYPE).header.frame_id == "boson"
     assert (out / "panel.png").is_file()
 
 
-def hide_rclpy(folder):
-    """An environment in which rclpy cannot be imported."""
-    (folder / "rclpy.py").write_text("raise ImportError('no rclpy here')")
-    return {**os.environ, "PYTHONPATH": str(folder)}
-
-
 def test_without_ros_the_same_bag_goes_through_the_replay(tmp_path):
-    process = demo(
-        *("--model", "bicubic", "--frames", 4, "--out", tmp_path / "out"), env=hide_rclpy(tmp_path)
-    )
+    (tmp_path / "rclpy.py").write_text("raise ImportError('no rclpy here')")
+    hiding = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = demo("--model", "bicubic", "--frames", 4, "--out", tmp_path / "out", env=hiding)
     code, output, error = finish(process)
     assert code == 0, output + error
     assert "no rclpy here" in output
@@ -132,59 +121,46 @@ def test_without_ros_the_same_bag_goes_through_the_replay(tmp_path):
     [
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", "bicubic", "--bag", "no-such-bag"], "no-such-bag"),
+        (["--model", "bicubic", "--bag", "mine"], "/ir, /other"),
+        (["--model", "bicubic", "--bag", "sr", "--topic", "/ir", "--out", "."], "records to"),
     ],
 )
-def test_what_cannot_run_is_said_at_once(tmp_path, arguments, expected):
-    code, _, error = finish(demo(*arguments, "--frames", 1, "--out", tmp_path / "out"))
-    assert code == 2
-    assert expected in error
-    assert "Traceback" not in error
+def test_what_cannot_run_is_said_at_once(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    write_frames(tmp_path / "mine", ["/ir", "/other"], 1, 0.2)
+    assert cli.main(["demo", "--device", "cpu", "--frames", "1", *arguments]) == 1
+    assert expected in capsys.readouterr().err
 
 
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
-
-
-def command_of(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline") as file:
-            return file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def wait_for_child(process, module):
+@pytest.fixture
+def playing(tmp_path):
+    """The demo of a minute's recording, and its node, while it plays."""
+    write_frames(tmp_path / "long", ["/ir"], 600, 0.1)
+    out = tmp_path / "out"
+    process = demo("--bag", tmp_path / "long", "--model", "bicubic", "--out", out)
     until = time.monotonic() + 60
-    while time.monotonic() < until:
+    while not ((log := out / "node.log").exists() and "active:" in log.read_text()):
         assert process.poll() is None, finish(process)
-        found = [pid for pid in children(process.pid) if module in command_of(pid)]
-        if found:
-            return found[0]
+        assert time.monotonic() < until
         time.sleep(0.05)
-    raise AssertionError(f"no process of {module}")
+    children = psutil.Process(process.pid).children()
+    (node,) = (child for child in children if "difiisr_ros.sr_node" in child.cmdline())
+    yield process, node
+    process.kill()
 
 
 @needs_ros
-@pytest.mark.parametrize("module", ["difiisr_ros.sr_node", "difiisr_ros.demo.player"])
-def test_demo_fails_when_a_process_dies_and_leaves_none_behind(tmp_path, module):
-    write_frames(tmp_path / "long", ["/ir"], 600, 0.1)
-    process = demo("--bag", tmp_path / "long", "--model", "bicubic", "--out", tmp_path / "out")
-    wait_for_child(process, "difiisr_ros.demo.player")
-    others = children(process.pid)
-    os.kill(wait_for_child(process, module), signal.SIGKILL)
+def test_demo_fails_when_the_node_dies(playing):
+    process, node = playing
+    node.send_signal(signal.SIGKILL)
     code, _, error = finish(process)
     assert code == 1
     assert "exit code -9" in error
-    assert not any("difiisr_ros" in command_of(pid) for pid in others)
 
 
 @needs_ros
-def test_demo_ends_on_sigterm_and_leaves_none_behind(tmp_path):
-    write_frames(tmp_path / "long", ["/ir"], 600, 0.1)
-    process = demo("--bag", tmp_path / "long", "--model", "bicubic", "--out", tmp_path / "out")
-    wait_for_child(process, "difiisr_ros.demo.player")
-    others = children(process.pid)
+def test_demo_ends_on_sigterm_and_leaves_no_node_behind(playing):
+    process, node = playing
     process.terminate()
     assert finish(process)[0] == 130
-    assert not any("difiisr_ros" in command_of(pid) for pid in others)
+    assert not node.is_running()

@@ -16,8 +16,8 @@ pytest.importorskip("launch_ros", reason="ros2 launch comes with a ROS distribut
 
 from ros_peer import DOMAIN, PATIENCE, Peer, wait_until
 
-from difiisr_ros.bag_reader import BagReader
-from difiisr_ros.demo.scene_bag import write_scene_bag
+from difiisr_ros.bags import open_bag
+from difiisr_ros.scene import write_scene_bag
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -85,6 +85,13 @@ def has_left_some(process):
     return True
 
 
+def wait_for_all(process, patience=PATIENCE):
+    """The exit code of launch; all that it started ends with it, if a moment later."""
+    code = process.wait(patience)
+    wait_until(lambda: not has_left_some(process), lambda: "a process is left")
+    return code
+
+
 def test_the_launched_node_answers_and_ends_with_launch(launch):
     process, log = launch("sr.launch.py", "model:=bicubic", "device:=cpu")
     wait_until(lambda: "active: " in log.read_text() or process.poll() is not None, log.read_text)
@@ -92,14 +99,12 @@ def test_the_launched_node_answers_and_ends_with_launch(launch):
     peer = Peer()
     try:
         peer.listen()
-        sent = peer.send(np.full((32, 40), 3000, np.uint16))
-        answer = peer.answer_to(sent)
+        _, answer = peer.ask(np.full((32, 40), 3000, np.uint16))
     finally:
         peer.close()
     assert (answer.width, answer.height, answer.encoding) == (160, 128, "mono16")
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-    assert process.wait(PATIENCE) == 0, log.read_text()
-    assert not has_left_some(process)
+    assert wait_for_all(process) == 0, log.read_text()
     text = log.read_text()
     assert "process has finished cleanly" in text
     for trouble in ("Traceback", "[ERROR]", "deprecated", "XMLPARSER"):
@@ -118,10 +123,9 @@ def bag(tmp_path):
 
 def test_a_bag_is_replayed_and_recorded(launch, bag):
     process, log = launch("replay.launch.py", f"bag:={bag}/", "model:=bicubic", "linger:=2")
-    assert process.wait(3 * PATIENCE) == 0, log.read_text()
-    assert not has_left_some(process)
-    with BagReader(bag.with_name("old_sr")) as reader:
-        counts = Counter(connection.topic for connection, _, _ in reader.messages())
+    assert wait_for_all(process, 2 * PATIENCE) == 0, log.read_text()
+    with open_bag(bag.with_name("old_sr")) as recorded:
+        counts = Counter(message.topic.name for message in recorded.messages())
     assert counts["/thermal/image_raw"] == counts["/thermal/camera_info"] == 9, log.read_text()
     assert 1 <= counts["/thermal/sr"] <= 9
     assert counts["/diagnostics"] >= 1
@@ -129,6 +133,5 @@ def test_a_bag_is_replayed_and_recorded(launch, bag):
 
 def test_a_replay_ends_with_a_node_that_does_not_start(launch, bag):
     process, log = launch("replay.launch.py", f"bag:={bag}", "device:=gpu")
-    assert process.wait(PATIENCE) == 0
-    assert not has_left_some(process)
+    assert wait_for_all(process) == 0, log.read_text()
     assert "must be one of auto, cpu, cuda" in log.read_text()

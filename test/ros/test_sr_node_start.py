@@ -10,7 +10,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced di
 
 import rclpy
 from rclpy.parameter import Parameter
-from ros_peer import DOMAIN, NodeProcess, Peer, spin_in_thread, wait_until
+from ros_peer import DOMAIN, Peer, spin_in_thread, start_node, wait_until
 from rosgraph_msgs.msg import Clock
 
 from difiisr_models import load_upscaler
@@ -47,7 +47,7 @@ def test_the_command_of_the_readme_starts_the_node_and_sigterm_ends_it_with_0(tm
         r"`python -m difiisr_ros\.sr_node --ros-args (.*)`", readme.read_text()
     )
     arguments = arguments.replace("config/", f"{ROOT}/config/").split()
-    node = NodeProcess(tmp_path / "log", *arguments, "-p", "model:=bicubic")
+    node = start_node(tmp_path / "log", *arguments, "-p", "model:=bicubic")
     node.wait_for_log("active:")
     assert node.stop(signal.SIGTERM) == 0
     assert "Traceback" not in node.log
@@ -58,6 +58,7 @@ def test_the_command_of_the_readme_starts_the_node_and_sigterm_ends_it_with_0(tm
     [
         ("fidelity:=1", "'fidelity' is of type double, but 1 is integer: write 1.0"),
         ("steps:=99", "steps"),
+        ("precision:=int8", "fp32, bf16, fp16"),
         ("device:=gpu", "must be one of auto, cpu, cuda, cuda:N"),
     ],
 )
@@ -83,7 +84,7 @@ def test_a_signal_while_the_node_is_made_ends_it_with_0(monkeypatch):
 
 
 def test_a_parameter_that_there_is_not_is_named(tmp_path):
-    node = NodeProcess(tmp_path / "log", "-p", "fidelty:=0.5", "-p", "model:=bicubic")
+    node = start_node(tmp_path / "log", "-p", "fidelty:=0.5", "-p", "model:=bicubic")
     node.wait_for_log("there are no parameters fidelty: ignored")
     assert node.stop(signal.SIGTERM) == 0
 
@@ -144,19 +145,30 @@ def test_build_only_fails_where_no_engine_can_be_built(make_node, tmp_path, mode
     assert not engine.exists()
 
 
-def test_without_autostart_it_waits_unconfigured(make_node):
-    node = make_node(model="bicubic")
-    stop_spinning = spin_in_thread(node)
-    peer = Peer()
+@pytest.fixture
+def beside(make_node):
+    """Return a function that makes a node, spins it, and returns a peer of it."""
+    stops = []
+
+    def start(**parameters):
+        stops.append(spin_in_thread(make_node(**parameters, diagnostics_period=0.1)))
+        peer = Peer()
+        stops.append(peer.close)
+        return peer
+
+    yield start
+    for stop in stops:
+        stop()
+
+
+def test_without_autostart_it_waits_unconfigured(beside):
+    peer = beside(model="bicubic")
     assert peer.state() == "unconfigured"
     assert peer.status()[0].message == "unconfigured"
-    stop_spinning()
-    peer.close()
 
 
-def test_simulated_time_stamps_the_diagnostics_even_when_it_stands_still(make_node):
-    stop_spinning = spin_in_thread(make_node(use_sim_time=True, diagnostics_period=0.1))
-    peer = Peer()
+def test_simulated_time_stamps_the_diagnostics_even_when_it_stands_still(beside):
+    peer = beside(use_sim_time=True)
     clock = peer.node.create_publisher(Clock, "/clock", 1)
     now = Clock()
     now.clock.sec = 4321
@@ -167,5 +179,3 @@ def test_simulated_time_stamps_the_diagnostics_even_when_it_stands_still(make_no
 
     wait_until(stamped)
     peer.status()
-    stop_spinning()
-    peer.close()

@@ -1,6 +1,7 @@
 """The ablation trains every variant from one start and says what each came to."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ import torch
 from PIL import Image
 from random_vgg import random_vgg
 
+from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
-from difiisr_training import ablation, loop
-from difiisr_training.guidance.injection import GuidanceConfig
+from difiisr_ros.cli import main as difiisr
+from difiisr_training import train as training
+from difiisr_training.config import load_config
+from difiisr_training.evaluation import peers
 from difiisr_training.networks import load_average
+from difiisr_training.recipes import ablation
 
 CONFIG = """
 name: tiny
@@ -28,12 +33,21 @@ batch: 2
 """
 
 
-def test_the_variants_are_the_rows_of_tables_3_and_4():
-    made = ablation.variants(GuidanceConfig(kind="both", mode="gradient", rho=0.25))
+def test_the_variants_are_the_rows_of_tables_3_and_4(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(CONFIG.replace("kind: both,", "kind: both, rho: 0.25,"))
+    made = ablation.variants(load_config(tmp_path / "tiny.yaml"))
     assert list(made) == ["none", "visual", "perceptual", "both", "both-sum"]
-    assert [g.kind for g in made.values()] == ["none", "visual", "perceptual", "both", "both"]
-    assert [g.mode for g in made.values()] == ["gradient"] * 4 + ["sum"]
-    assert {g.rho for g in made.values()} == {0.25}
+    guidances = [config.guidance for config in made.values()]
+    assert [g.kind for g in guidances] == ["none", "visual", "perceptual", "both", "both"]
+    assert [g.mode for g in guidances] == ["gradient"] * 4 + ["sum"]
+    assert {g.rho for g in guidances} == {0.25}
+
+
+def command(tmp_path, data, text, *more):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    given = ["--data", data, "--out", tmp_path / "out", "--weights", tmp_path, *more]
+    return ["train-ablation", str(path), *map(str, given)]
 
 
 @pytest.fixture
@@ -49,17 +63,17 @@ def data(tmp_path):
 
 def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "METRICS", ("psnr", "ssim"))
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    monkeypatch.setattr(peers, "load_upscaler", partial(load_upscaler, backend="torch"))
     torch.manual_seed(0)
     start = CompactNetwork(CompactConfig(channels=8, blocks=1, time_features=16))
     torch.nn.init.normal_(start.detail_head.weight)
     save_compact(start, tmp_path / "start", {"name": "start"})
-    out = tmp_path / "out"
-    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--out", str(out)]
-    arguments += ["--init", str(tmp_path / "start"), "--weights", str(tmp_path), "--workers", "0"]
-    arguments += ["--vgg", str(random_vgg("vgg16", tmp_path / "vgg16.pth"))]
-    arguments += ["--sets", "judged", "--device", "cpu", "--seed", "3"]
-    assert ablation.main(arguments) == 0
+    out, vgg = tmp_path / "out", random_vgg("vgg16", tmp_path / "vgg16.pth")
+    arguments = command(
+        tmp_path, data, CONFIG, "--init", tmp_path / "start", "--workers", 0, "--vgg", vgg,
+        "--sets", "judged", "--device", "cpu", "--seed", 3,
+    )  # fmt: skip
+    assert difiisr(arguments) == 0
 
     written = json.loads((out / "ablation.json").read_text())
     assert written["config"]["seed"] == 3
@@ -67,7 +81,7 @@ def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
         "bicubic", "none@0", "visual@0", "perceptual@0", "both@0", "both-sum@0",
     ]  # fmt: skip
     table = (out / "ablation.md").read_text()
-    assert "| none | " in table
+    assert "| none " in table
     assert "PSNR" in table
     assert Image.open(out / "ablation.png").width > 6 * 190
     weights = {
@@ -78,8 +92,8 @@ def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
     assert all(value.abs().max() < 0.1 for value in detail.values())  # they started from zero
     assert not torch.equal(detail["none"], detail["visual"])
     assert not torch.equal(detail["none"], detail["both-sum"])
-    monkeypatch.setattr(loop, "training_step", None)  # again: everything is there already
-    assert ablation.main(arguments) == 0
+    monkeypatch.setattr(training, "learning_rate", None)  # again: everything is there already
+    assert difiisr(arguments) == 0
 
 
 @pytest.mark.parametrize(
@@ -91,23 +105,13 @@ def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
         ("", ["--sets", "judged"], "--vgg or --sam is needed"),
         ("", ["--sets", "judged", "--vgg", "FILE"], "lpips_squeeze cannot be measured"),
         ("begin_as: rlfn", ["--sets", "judged", "--vgg", "FILE"], "begin_as 'rlfn'"),
+        ("perceptual_weight: 0.0", [], "perceptual_weight 0 does not train"),
     ],
 )
-def test_what_cannot_work_is_said_before_any_training(data, tmp_path, change, options, said):
-    (tmp_path / "tiny.yaml").write_text(CONFIG + change)
-    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
-    options = [str(tmp_path / "tiny.yaml") if word == "FILE" else word for word in options]
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
-        ablation.main([*arguments, "--weights", str(tmp_path), *options])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_network_without_a_perceptual_estimate_is_refused_before_any_training(data, tmp_path):
-    config = CONFIG.replace("perceptual_weight: 0.5", "perceptual_weight: 0.0")
-    config = config.replace("{kind: both,", "{kind: none,")
-    (tmp_path / "tiny.yaml").write_text(config)
-    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
-    arguments += ["--weights", str(tmp_path), "--sets", "judged"]
-    with pytest.raises(ValueError, match="perceptual_weight 0 does not train"):
-        ablation.main([*arguments, "--vgg", str(tmp_path / "tiny.yaml")])
+def test_what_cannot_work_is_said_before_any_training(
+    data, tmp_path, capsys, change, options, said
+):
+    options = [tmp_path / "tiny.yaml" if word == "FILE" else word for word in options]
+    assert difiisr(command(tmp_path, data, CONFIG + change, *options)) == 1
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

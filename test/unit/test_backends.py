@@ -1,33 +1,34 @@
 """Which backend runs, why others do not, and that each gives what torch gives."""
 
-import dataclasses
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from difiisr_models import graph_cache, load_upscaler, onnx_graph
+from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_models.backends import (
     BackendUnavailable,
     EngineRefused,
     NetworkSource,
+    onnx_export,
+    onnxruntime_runner,
     selection,
     torch_runner,
 )
 from difiisr_models.backends.selection import select_backend
 from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel
 from difiisr_models.frame_profile import profile_stages
 from difiisr_models.model_loading import save_compact
-from difiisr_models.schedule import exponential_schedule
 from difiisr_models.upscaler import Upscaler
-from difiisr_models.upscaler_settings import UpscalerSettings
 
 CPU = torch.device("cpu")
-ENGINE = Path("network.plan")
+ENGINE = "network.plan"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,18 @@ def network():
 
 
 @pytest.fixture
-def source(network):
-    return NetworkSource(network, "a" * 64, CPU)
+def source_of(network):
+    """A source with these fields of its runtime."""
+
+    def source_of(device=CPU, weights="a" * 64, **fields):
+        return NetworkSource(network, weights, device, Runtime(**fields))
+
+    return source_of
+
+
+@pytest.fixture
+def source(source_of):
+    return source_of()
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +64,16 @@ def folder(network, tmp_path_factory):
 @pytest.fixture
 def builders(monkeypatch):
     """Stand-ins for the backends' modules; a test sets how each is built."""
-    builders = {"torch": torch_runner.build_runner}
-    monkeypatch.setattr(selection, "_builder", builders.__getitem__)
+    unavailable = refuse(BackendUnavailable("needs a CUDA GPU"))
+    builders = dict.fromkeys(("tensorrt", "torch_tensorrt"), unavailable)
+    builders["torch"] = torch_runner.build_runner
+    monkeypatch.setattr(selection, "_build", lambda name, source: builders[name](source))
     return builders
 
 
 @pytest.fixture
 def onnx_packages():
-    for name in onnx_graph.REQUIRED:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason="needs the extra onnx")
 
 
@@ -92,34 +105,17 @@ class Runner:
 def test_onnx_runtime_is_the_default_on_a_cpu_and_equals_torch(folder, onnx_packages):
     default = load_upscaler(str(folder), device="cpu", tile=40, overlap=8, tile_batch=3)
     assert default.backend == "onnxruntime"
-    assert dict(default.passed_over) == dict.fromkeys(
-        ("tensorrt", "torch_tensorrt"), "needs a CUDA GPU"
-    )
+    assert [name for name, _ in default.passed_over] == ["tensorrt", "torch_tensorrt"]
+    assert all("needs a CUDA GPU" in reason for _, reason in default.passed_over)
     in_torch = load_upscaler(
         str(folder), device="cpu", backend="torch", tile=40, overlap=8, tile_batch=3
     )
     assert (in_torch.backend, in_torch.passed_over) == ("torch", ())
     for changes in ({}, {"fidelity": 0.0}, {"steps": 3}):
-        one, other = (up.with_settings(**changes) for up in (default, in_torch))
+        for up in (default, in_torch):
+            up.change(**changes)
         for frame in frames(2):
-            np.testing.assert_allclose(one(frame), other(frame).astype(int), atol=1)
-
-
-def test_threads_are_those_of_torch(source, onnx_packages, monkeypatch):
-    from difiisr_models.backends import onnxruntime_runner
-
-    given = []
-    monkeypatch.setattr(onnxruntime_runner, "network_graph", lambda source: b"")
-    monkeypatch.setattr(
-        onnxruntime_runner,
-        "OnnxRuntimeRunner",
-        lambda graph, device, threads: given.append(threads),
-    )
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    onnxruntime_runner.build_runner(source)
-    torch.set_num_threads(before)
-    assert given == [3]
+            np.testing.assert_allclose(default(frame), in_torch(frame).astype(int), atol=1)
 
 
 @pytest.fixture
@@ -127,186 +123,147 @@ def exports(tmp_path, monkeypatch):
     """The networks exported to a cache of the test's own, as files that are no graphs."""
     exports = []
 
-    def export(network, path, *_):
+    def export(network, *_):
         exports.append(network)
-        path.write_bytes(b"graph %d" % len(exports))
+        return onnx_export.Exported(b"graph %d" % len(exports), 0.0, "largest", 1.0)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(graph_cache, "export_network", export)
+    monkeypatch.setattr(onnxruntime_runner, "export_graph", export)
     return exports
 
 
-def test_a_graph_is_exported_once_for_its_weights_and_precision(source, exports):
-    assert [graph_cache.network_graph(source) for _ in range(3)] == [b"graph 1"] * 3
-    for other in ({"weights_sha256": "b" * 64}, {"precision": "fp16"}):
-        graph_cache.network_graph(dataclasses.replace(source, **other))
-    assert len(exports) == 3
-    graph_cache.network_graph(source)
-    assert len(exports) == 3
+def test_a_graph_is_exported_once_for_its_weights_and_precision_and_makes_room(
+    source, source_of, exports, tmp_path
+):
+    assert [onnxruntime_runner.network_graph(source) for _ in range(3)] == [b"graph 1"] * 3
+    assert onnxruntime_runner.network_graph(source_of(precision="fp16")) == b"graph 2"
+    for k in range(onnxruntime_runner.KEPT_GRAPHS + 3):
+        onnxruntime_runner.network_graph(source_of(weights=str(k)))
+    assert len(list((tmp_path / "difiisr_ros").iterdir())) == onnxruntime_runner.KEPT_GRAPHS
 
 
 def test_a_damaged_graph_is_exported_again(source, exports, tmp_path):
-    graph_cache.network_graph(source)
+    onnxruntime_runner.network_graph(source)
     (kept,) = (tmp_path / "difiisr_ros").iterdir()
     kept.write_bytes(b"grapf 1")
-    assert graph_cache.network_graph(source) == b"graph 2"
+    assert onnxruntime_runner.network_graph(source) == b"graph 2"
     (kept,) = (tmp_path / "difiisr_ros").iterdir()
     assert kept.stem.endswith(hashlib.sha256(b"graph 2").hexdigest())
 
 
 def test_a_cache_that_may_only_be_read_serves(source, exports, monkeypatch):
-    graph = graph_cache.network_graph(source)
+    graph = onnxruntime_runner.network_graph(source)
 
     def refuse_touch(path):
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "touch", refuse_touch)
-    assert graph_cache.network_graph(source) == graph
+    assert onnxruntime_runner.network_graph(source) == graph
     assert len(exports) == 1
 
 
-def test_old_graphs_make_room(source, exports, tmp_path):
-    for k in range(graph_cache._KEPT + 3):
-        graph_cache.network_graph(dataclasses.replace(source, weights_sha256=str(k)))
-    assert len(list((tmp_path / "difiisr_ros").iterdir())) == graph_cache._KEPT
-
-
-def test_without_the_exporter_torch_takes_over_and_says_why(source, tmp_path, monkeypatch):
+def test_without_the_exporter_torch_takes_over_and_says_why(
+    source, source_of, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None)
-    _, choice = select_backend("auto", source)
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
+    _, choice = select_backend(source)
     assert choice.name == "torch"
     assert "pip install onnx onnxscript onnxruntime" in dict(choice.passed_over)["onnxruntime"]
     with pytest.raises(BackendUnavailable, match=r"onnxruntime.*pip install"):
-        select_backend("onnxruntime", source)
+        select_backend(source_of(backend="onnxruntime"))
 
 
-def test_an_unwritable_cache_lets_torch_take_over(source, tmp_path, monkeypatch):
+def test_an_unwritable_cache_lets_torch_take_over(source, exports, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    _, choice = select_backend("auto", source)
+    _, choice = select_backend(source)
     assert choice.name == "torch"
     assert str(tmp_path / "file") in dict(choice.passed_over)["onnxruntime"]
 
 
-def test_half_precision_on_a_cpu_runs_in_torch(network):
-    _, choice = select_backend("auto", NetworkSource(network, "", CPU, "bf16"))
-    assert choice.name == "torch"
-    assert "fp32 only" in dict(choice.passed_over)["onnxruntime"]
-
-
 @pytest.mark.parametrize("wrong", [0.01, torch.nan])
-def test_a_backend_that_computes_something_else_is_passed_over(source, builders, wrong):
+def test_a_backend_that_computes_something_else_is_passed_over(source, source_of, builders, wrong):
     class Wrong(Runner):
         def __call__(self, *inputs):
             return self.network(*inputs) + wrong
 
     builders["onnxruntime"] = lambda source: Wrong(source.network)
-    _, choice = select_backend("auto", source)
+    _, choice = select_backend(source)
     assert choice.name == "torch"
     assert "differs from torch" in dict(choice.passed_over)["onnxruntime"]
     with pytest.raises(BackendUnavailable, match=r"backend onnxruntime: .*differs from torch"):
-        select_backend("onnxruntime", source)
+        select_backend(source_of(backend="onnxruntime"))
 
 
 def test_any_failure_of_a_backend_is_a_reason_with_its_kind(source, builders):
     builders["onnxruntime"] = refuse(RuntimeError("no such\n provider"))
-    _, choice = select_backend("auto", source)
+    _, choice = select_backend(source)
     assert dict(choice.passed_over)["onnxruntime"] == "RuntimeError: no such provider"
 
 
-@pytest.mark.parametrize("tile_given", [False, True])
+@pytest.mark.parametrize(("tile", "reason"), [(0, "set 'tile'"), (256, "not installed")])
 def test_a_backend_of_one_small_tile_is_automatic_only_where_tiles_are_asked_for(
-    network, builders, tile_given, monkeypatch
+    source_of, tile, reason, monkeypatch
 ):
-    monkeypatch.setattr(selection, "_check_agreement", lambda runner, source: None)
-    for name in ("tensorrt", "torch_tensorrt", "torch"):
-        builders[name] = lambda source: Runner(source.network)
-    builders["tensorrt"] = refuse(BackendUnavailable("no engine"))
-    source = NetworkSource(network, "", torch.device("cuda"), tile_given=tile_given)
-    _, choice = select_backend("auto", source)
-    assert choice.name == ("torch_tensorrt" if tile_given else "torch")
-    assert dict(choice.passed_over)["tensorrt"] == "no engine"
-    assert ("torch_tensorrt" in dict(choice.passed_over)) is not tile_given
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    monkeypatch.setattr(torch_runner, "build_runner", lambda source: Runner(source.network))
+    _, choice = select_backend(source_of(torch.device("cuda"), tile=tile))
+    assert choice.name == "torch"
+    assert reason in dict(choice.passed_over)["torch_tensorrt"]
 
 
-@pytest.mark.parametrize("mismatch", ["fallback", "rebuild"])
-def test_a_refused_engine_falls_back_when_asked_for_by_name(network, builders, mismatch):
-    source = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch=mismatch)
-    builders["tensorrt"] = refuse(EngineRefused("built for TensorRT 10.3, here is 10.16"))
-    builders["onnxruntime"] = lambda source: Runner(source.network)
-    if mismatch == "rebuild":  # the backend has tried that already
-        with pytest.raises(BackendUnavailable, match=r"backend tensorrt: .*TensorRT 10\.3"):
-            select_backend("tensorrt", source)
-        return
-    _, choice = select_backend("tensorrt", source)
-    assert choice.name == "onnxruntime"
-    assert dict(choice.passed_over) == {"tensorrt": "built for TensorRT 10.3, here is 10.16"}
-
-
-def test_a_refused_engine_fails_when_so_configured(network, builders):
-    source = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch="fail")
-    builders["tensorrt"] = refuse(EngineRefused("sha256"))
-    for name in ("tensorrt", "auto"):
-        with pytest.raises(BackendUnavailable, match=r"backend tensorrt: .*sha256"):
-            select_backend(name, source)
-
-
-@pytest.mark.parametrize("error", [BackendUnavailable("no driver"), ModuleNotFoundError("no trt")])
+@pytest.mark.parametrize("backend", ["tensorrt", "auto"])
+@pytest.mark.parametrize("error", [EngineRefused("TensorRT 10.3"), ModuleNotFoundError("no trt")])
 def test_the_policy_counts_for_everything_that_keeps_an_engine_from_running(
-    network, builders, error
+    source_of, builders, backend, error
 ):
     builders["tensorrt"] = refuse(error)
     builders["onnxruntime"] = lambda source: Runner(source.network)
-    for name in ("tensorrt", "auto"):
-        lenient = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch="fallback")
-        _, choice = select_backend(name, lenient)
-        assert choice.name == "onnxruntime"
-        assert dict(choice.passed_over)["tensorrt"] == str(error)
-        strict = NetworkSource(network, "", CPU, engine=ENGINE, engine_mismatch="fail")
-        with pytest.raises(BackendUnavailable, match=f"backend tensorrt: {error}"):
-            select_backend(name, strict)
+    _, choice = select_backend(source_of(backend=backend, engine=ENGINE))
+    assert choice.name == "onnxruntime"
+    assert dict(choice.passed_over)["tensorrt"] == str(error)
+    with pytest.raises(BackendUnavailable, match=f"backend tensorrt: {error}"):
+        select_backend(source_of(backend=backend, engine=ENGINE, engine_mismatch="fail"))
+
+
+def test_an_engine_that_cannot_be_rebuilt_is_an_error_where_tensorrt_was_asked_for(
+    source_of, builders
+):
+    builders["tensorrt"] = refuse(EngineRefused("TensorRT 10.3"))  # it has tried that already
+    with pytest.raises(BackendUnavailable, match=r"backend tensorrt: .*TensorRT 10\.3"):
+        select_backend(source_of(backend="tensorrt", engine=ENGINE, engine_mismatch="rebuild"))
 
 
 def test_models_without_a_network_to_hand_over_say_so():
     up = load_upscaler("bicubic", device="cpu", backend="onnxruntime")
     assert up.backend == "torch"
     assert up.passed_over == (("onnxruntime", "bicubic always runs in torch"),)
-    up = load_upscaler("bicubic", engine="/some.plan")
-    assert up.passed_over == (("tensorrt", "bicubic always runs in torch"),)
     with pytest.raises(BackendUnavailable, match=r"some\.plan"):
         load_upscaler("bicubic", engine="/some.plan", engine_mismatch="fail")
-    # As with every model, an engine counts only where TensorRT is to run.
-    plain = load_upscaler("bicubic", backend="torch", engine="/x.plan", engine_mismatch="fail")
-    assert plain.passed_over == ()
-
-
-def test_unknown_precision_and_engine_policy_are_refused():
-    with pytest.raises(ValueError, match="'int3' is not one of fp32, bf16, fp16"):
-        load_upscaler("bicubic", precision="int3")
-    with pytest.raises(ValueError, match="'shrug' is not one of rebuild, fallback, fail"):
-        load_upscaler("bicubic", engine_mismatch="shrug")
 
 
 @pytest.mark.parametrize("size", [(30, 30), (44, 52), (61, 90)])
 def test_a_runner_of_one_shape_takes_frames_of_any(network, size):
     """Smaller frames are filled up, larger ones are cut into tiles, batches are completed."""
-    settings = UpscalerSettings(tile=32, overlap=8, tile_batch=2, seed=None)
+    runtime, settings = Runtime(tile=32, overlap=8, tile_batch=2), FrameSettings(seed=-1)
     fixed, free = (
         Upscaler(
-            "tiny", CompactModel(runner, 0, exponential_schedule(), 3.0), "", CPU, "", settings
+            "tiny", CompactModel(runner, 0, exponential_schedule(), 3.0), runtime=runtime,
+            settings=settings,
         )
         for runner in (Runner(network, (2, 40, 48)), Runner(network))
-    )
+    )  # fmt: skip
     fixed.warm_up()
     (frame,) = frames(1, *size)
     # But where the frame's own border is inside the tile: the network saw a mirror there.
     rows, columns = (slice(4 * (side - 12)) for side in size)
     difference = np.abs(fixed(frame) - free(frame).astype(int))[rows, columns]
     assert difference.max() < 0.02 * np.ptp(frame)
-    assert fixed.with_settings(steps=2, tile=32).settings.steps == 2
+    fixed.change(steps=2, tile=32)
+    assert fixed.settings.steps == 2
     with pytest.raises(ValueError, match=r"tile cannot change: .* 2x40x48"):
-        fixed.with_settings(tile=64)
+        fixed.change(tile=64)
 
 
 def test_the_file_of_the_weights_may_change_under_a_running_model(folder, tmp_path):
@@ -325,7 +282,7 @@ def test_the_file_of_the_weights_may_change_under_a_running_model(folder, tmp_pa
 
 def test_the_profile_names_every_stage(folder):
     up = load_upscaler(str(folder), device="cpu", backend="torch", tile=32, overlap=8)
-    times = {stage.name: stage.host_ms for stage in profile_stages(up, 40, 48)}
+    times = {stage: host for stage, (host, _) in profile_stages(up, 40, 48).items()}
     parts = {"range", "to device", "tiles", "consistency", "to counts"}
     assert set(times) == parts | {"frame", "network"}
     assert 0 < times["network"] < times["tiles"]
@@ -352,24 +309,3 @@ def test_cuda_graphs_replay_what_torch_computes(folder, precision):
     for _ in range(3):
         up.reset()
         assert np.abs(up(frame) - expected).max() <= 0.02 * np.ptp(frame)
-
-
-@pytest.mark.parametrize(
-    ("capability", "precision", "compiled", "channels"),
-    [
-        ((9, 0), "fp16", False, 64),
-        ((9, 0), "bf16", True, 64),
-        ((9, 0), "bf16", False, 16),
-        ((9, 0), "fp32", True, 16),
-        ((8, 9), "fp16", True, 16),
-        ((12, 0), "bf16", True, 16),
-    ],
-)
-def test_hopper_gets_a_whole_number_of_64_channels(
-    monkeypatch, capability, precision, compiled, channels
-):
-    """Where that was measured to be faster, and nowhere else."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    network = CompactNetwork(CompactConfig(channels=16, blocks=1))
-    source = NetworkSource(network, "", torch.device("cuda"), precision, compiled)
-    assert torch_runner._of_a_width_that_suits(source).config.channels == channels

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from difiisr_ros.camera_info import matches, scale_camera_info
+from difiisr_ros.camera_info import camera_info_of_result, scale_camera_info
 
 
 def camera_info(**changes):
@@ -23,15 +23,14 @@ def camera_info(**changes):
     return SimpleNamespace(**fields | changes)
 
 
-def test_the_centre_pixel_of_the_input_is_the_centre_of_the_output():
+def test_matrices_scale_about_pixel_centres():
+    info = camera_info()
+    scaled = scale_camera_info(info, 4)
     # 160 px wide, centre 79.5; 640 px wide, centre 319.5
-    scaled = scale_camera_info(camera_info(), 4)
     np.testing.assert_allclose(scaled.k, [800, 0, 319.5, 0, 840, 239.5, 0, 0, 1])
-
-
-def test_projection_scales_with_its_baseline_terms():
-    scaled = scale_camera_info(camera_info(), 4)
+    # with its baseline terms
     np.testing.assert_allclose(scaled.p, [760, 0, 321.5, -76, 0, 780, 241.5, 8, 0, 0, 1, 0])
+    assert (info.width, info.k[0], info.roi.height) == (160, 200, 0)  # the original is as it was
 
 
 def test_a_ray_hits_the_same_place_of_the_scene():
@@ -58,23 +57,12 @@ def test_size_and_roi_scale_and_the_rest_stays():
     np.testing.assert_array_equal(scaled.r, info.r)
 
 
-def test_uncalibrated_stays_uncalibrated():
+def test_zeros_that_mean_uncalibrated_or_all_of_the_image_stay():
     scaled = scale_camera_info(camera_info(k=np.zeros(9), p=np.zeros(12)), 4)
     assert not np.any(scaled.k)
     assert not np.any(scaled.p)
+    assert scaled.roi.width == 0
     assert (scaled.width, scaled.height) == (640, 480)
-
-
-def test_full_roi_stays_zero():
-    assert scale_camera_info(camera_info(), 4).roi.width == 0
-
-
-def test_the_original_is_not_touched():
-    info = camera_info()
-    scale_camera_info(info, 4)
-    assert info.width == 160
-    assert info.k[0] == 200
-    assert info.roi.height == 0
 
 
 @pytest.mark.parametrize(
@@ -84,13 +72,18 @@ def test_the_original_is_not_touched():
         ({}, (640, 480), False),
         ({"binning_x": 2, "binning_y": 2}, (80, 60), True),
         ({"binning_x": 2, "binning_y": 2}, (160, 120), False),
-        ({"roi": SimpleNamespace(width=32, height=24)}, (32, 24), True),
+        ({"roi": SimpleNamespace(x_offset=0, y_offset=0, width=32, height=24)}, (32, 24), True),
         ({"width": 0, "height": 0}, (160, 120), False),
     ],
 )
-def test_info_of_another_image_size_does_not_match(changes, size, fits):
-    image = SimpleNamespace(width=size[0], height=size[1])
-    assert matches(camera_info(**changes), image) is fits
+def test_info_of_another_image_size_is_refused(changes, size, fits):
+    image = SimpleNamespace(width=size[0], height=size[1], header="of the image")
+    info = camera_info(**changes)
+    if fits:
+        assert camera_info_of_result(info, image, 4).header == "of the image"
+    else:
+        with pytest.raises(ValueError, match=f"these are {size[0]}x{size[1]}"):
+            camera_info_of_result(info, image, 4)
 
 
 def test_rosbags_messages_are_scaled_too():

@@ -1,10 +1,12 @@
 """Checkpoints of strangers: every style that exists is read, every hostile one is refused."""
 
+import io
 import json
 import os
 import pickle
 import shutil
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,15 @@ import torch
 
 from difiisr_models import WeightsError, load_upscaler
 from difiisr_models.backends import BackendUnavailable
-from difiisr_models.checkpoint import convert, load_published
-from difiisr_models.checkpoint_reader import CheckpointError, read_checkpoint
-from difiisr_models.parity import rule_state
+from difiisr_models.published import convert as convert_module
+from difiisr_models.published.convert import (
+    CheckpointError,
+    convert,
+    from_reference,
+    load_published,
+    read_checkpoint,
+)
+from difiisr_models.published.parity import rule_state
 from difiisr_ros import cli
 
 SHAPES = json.loads(
@@ -30,6 +38,11 @@ def state_of(part):
 @pytest.fixture(scope="module")
 def states():
     return state_of("unet"), state_of("autoencoder")
+
+
+@pytest.fixture
+def unet_state(states):
+    return states[0]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +90,6 @@ def test_conversion_writes_hashed_weights_and_a_manifest(converted, files):
 
 
 def test_a_changed_byte_is_noticed_at_loading(converted, tmp_path):
-    import shutil
-
     shutil.copytree(converted, tmp_path / "m")
     path = tmp_path / "m" / "unet.safetensors"
     data = bytearray(path.read_bytes())
@@ -104,7 +115,7 @@ def test_missing_extra_and_misshapen_parameters_are_all_named(tmp_path, files, s
 
 
 def test_swapped_files_are_told_apart(files, tmp_path):
-    with pytest.raises(CheckpointError, match="autoencoder"):
+    with pytest.raises(CheckpointError, match=r"vq\.pth: not a SwinUNet"):
         convert(files[1], files[0], tmp_path / "out")
 
 
@@ -118,78 +129,63 @@ def test_an_existing_folder_is_kept(converted, files, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-class Payload:
-    def __reduce__(self):
-        return (os.system, ("touch PWNED",))
+def save_half(path):
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:1000])
 
 
-def write_zip(path, index, extra=b""):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", index)
-        archive.writestr("archive/data/0", extra)
-
-
-def hostile_files(folder, states):
-    """name -> (path, what the refusal must say)."""
-    made = {}
-
-    def new(name):
-        return folder / f"{name}.pth"
-
-    torch.save({"a": Payload()}, new("payload"))
-    made["payload"] = "system"
-    new("plain_pickle").write_bytes(pickle.dumps({"a": Payload()}))
-    made["plain_pickle"] = "zip"
-    torch.save(states[1], new("truncated"))
-    whole = new("truncated").read_bytes()
-    new("truncated").write_bytes(whole[: len(whole) // 2])
-    made["truncated"] = "zip"
-    with zipfile.ZipFile(new("bomb"), "w", zipfile.ZIP_DEFLATED) as archive:
+def save_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
         archive.writestr("archive/data/0", bytes(50_000_000))
-    made["bomb"] = "declares"
-    write_zip(new("garbage"), b"\x80\x02\xff\xff not a pickle")
-    made["garbage"] = "damaged|refuses"
-    torch.save([1, 2, 3], new("list"))
-    made["list"] = "list"
-    endless = {}
-    endless["state_dict"] = endless
-    torch.save(endless, new("endless"))
-    made["endless"] = "dict"
-    write_zip(new("encrypted"), b"\x80\x02}.")
-    content = bytearray(new("encrypted").read_bytes())
+
+
+def save_index(path, index):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", index)
+
+
+def save_encrypted(path):
+    save_index(path, b"\x80\x02}.")
+    content = bytearray(path.read_bytes())
     for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(header) + flags] |= 1
-    new("encrypted").write_bytes(content)
-    made["encrypted"] = "encrypted"
-    torch.save({"a": "text"}, new("text"))
-    made["text"] = "str"
-    torch.save({"module.a": torch.zeros(1), "a": torch.zeros(1)}, new("twice"))
-    made["twice"] = "twice"
-    torch.save({"huge": torch.zeros(1).expand(1 << 40)}, new("huge"))
-    made["huge"] = "declare|refuses"
-    new("empty").write_bytes(b"")
-    made["empty"] = "zip"
-    return made
+    path.write_bytes(content)
 
 
-HOSTILE = ("payload", "plain_pickle", "truncated", "bomb", "garbage", "list", "text", "twice",
-           "huge", "empty", "endless", "encrypted")  # fmt: skip
+def save_endless(path):
+    endless = {}
+    endless["state_dict"] = endless
+    torch.save(endless, path)
 
 
-@pytest.fixture(scope="module")
-def hostile(states, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hostile")
-    return folder, hostile_files(folder, states)
+TWICE = {"module.a": torch.zeros(1), "a": torch.zeros(1)}
+OLD = {"_use_new_zipfile_serialization": False}
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files_are_refused_and_run_nothing(hostile, name, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    folder, expected = hostile
-    with pytest.raises(CheckpointError, match=expected[name]):
-        read_checkpoint(folder / f"{name}.pth")
-    assert not (tmp_path / "PWNED").exists()
+@pytest.mark.parametrize(
+    ("write", "text"),
+    [
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "zip"),
+        (lambda path: torch.save({"a": torch.zeros(4)}, path, **OLD), "save it again"),
+        (save_half, "zip"),
+        (save_bomb, "declares"),
+        (lambda path: save_index(path, b"\x80\x02\xff\xff not a pickle"), "damaged|refuses"),
+        (save_encrypted, "encrypted"),
+        (save_endless, "dict"),
+        (lambda path: torch.save([1, 2, 3], path), "list"),
+        (lambda path: torch.save({"a": "text"}, path), "str"),
+        (lambda path: torch.save(TWICE, path), "twice"),
+        (lambda path: torch.save({str(i): torch.zeros(1) for i in range(2001)}, path), "2001"),
+        (lambda path: torch.save({"a": torch.zeros(1).expand(1 << 40)}, path), "declare|refuses"),
+        (lambda path: path.write_bytes(b""), "zip"),
+        (lambda path: None, "no such file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, write, text):
+    write(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=text):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 def test_old_torch_is_not_trusted(files, monkeypatch):
@@ -198,34 +194,37 @@ def test_old_torch_is_not_trusted(files, monkeypatch):
         read_checkpoint(files[0])
 
 
-def test_the_command_converts_and_refuses_with_exit_code_2(files, hostile, tmp_path, capsys):
+def test_the_command_converts_and_refuses_with_exit_code_1(files, tmp_path, capsys):
     arguments = ["convert", *map(str, files), str(tmp_path / "m")]
     assert cli.main(arguments) == 0
-    assert cli.main(arguments) == 2
-    bad = [str(hostile[0] / "payload.pth"), str(files[1]), str(tmp_path / "n")]
-    assert cli.main(["convert", *bad]) == 2
-    assert "payload.pth" in capsys.readouterr().err
+    assert cli.main(arguments) == 1
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    bad = [str(tmp_path / "list.pth"), str(files[1]), str(tmp_path / "n")]
+    assert cli.main(["convert", *bad]) == 1
+    assert "list.pth" in capsys.readouterr().err
     assert not (tmp_path / "n").exists()
 
 
-@pytest.mark.parametrize("size", [(16, 16), (61, 83)])
-def test_a_converted_model_super_resolves_frames_of_any_size(converted, size):
-    frame = (np.random.default_rng(0).random(size) * 2000 + 7000).astype(np.uint16)
+def test_a_converted_model_super_resolves_frames_of_any_size(converted):
     # The tile is rounded up to what the network takes: multiples of 64.
     up = load_upscaler(str(converted), tile=50, overlap=16, tile_batch=2)
-    sr = up(frame)
-    assert sr.shape == (4 * size[0], 4 * size[1])
-    assert sr.dtype == np.uint16
-    np.testing.assert_array_equal(sr, up(frame))
+    large, small = (
+        (np.random.default_rng(0).random(size) * 2000 + 7000).astype(np.uint16)
+        for size in ((16, 70), (16, 16))
+    )
+    assert up(large).shape == (64, 280)
+    result = up(small)
+    assert (result.shape, result.dtype) == ((64, 64), np.uint16)
+    up.change(steps=2)
+    assert (up(small) != result).any()
 
 
-@pytest.mark.parametrize("value", [0, 20000, 65535])
-def test_flat_frames_are_never_black_or_nan(converted, value):
+def test_flat_frames_are_never_black_or_nan(converted):
     """float32 frames: nothing hides behind a cast, and the consistency step holds the level."""
     up = load_upscaler(str(converted), tile=64, overlap=16)
-    sr = up(np.full((64, 64), value, np.float32))
+    sr = up(np.full((16, 16), 65535, np.float32))
     assert np.isfinite(sr).all()
-    assert abs(float(sr.mean()) - value) < 8
+    assert abs(float(sr.mean()) - 65535) < 8
 
 
 def test_another_schedule_than_the_published_one_is_refused(converted, tmp_path):
@@ -243,9 +242,130 @@ def test_an_engine_asked_for_is_not_passed_over_in_silence(converted):
         load_upscaler(str(converted), engine="some.plan", engine_mismatch="fail")
 
 
-def test_a_respaced_schedule_runs(converted):
-    frame = (np.random.default_rng(0).random((64, 64)) * 255).astype(np.uint8)
-    one = load_upscaler(str(converted))(frame)
-    many = load_upscaler(str(converted), steps=3)(frame)
-    assert many.shape == one.shape
-    assert (many != one).any()
+# Archives that torch.save would never write, and values that no network has
+
+VALUES = bytes(16)
+
+
+class StorageReference:
+    """Stands for a storage inside a pickle."""
+
+
+class ForgedTensor:
+    def __init__(self, shape, stride):
+        self.arguments = (StorageReference(), 0, shape, stride, False, OrderedDict())
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+class Command:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def write_archive(path, content, declared=4, protocol=2):
+    """An archive like torch.save's, whose storage claims to have ``declared`` values."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, StorageReference):
+                return ("storage", torch.FloatStorage, "0", "cpu", declared)
+            return None
+
+    index = io.BytesIO()
+    Pickler(index, protocol).dump(content)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", index.getvalue())
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/data/0", VALUES)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "forged.pth"
+
+
+def test_an_honest_archive_of_this_make_is_read(path):
+    write_archive(path, {"module.a": ForgedTensor((4,), (1,))})
+    assert torch.equal(read_checkpoint(path)["a"], torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("declared", "shape", "stride"),
+    [
+        (10**9, (10**9,), (1,)),  # more values than the archive holds
+        (4, (10**9,), (1,)),  # a shape beyond its storage
+        (4, (2**40,), (0,)),  # a shape that repeats one value
+        (-4, (4,), (1,)),
+    ],
+)
+def test_sizes_that_the_archive_does_not_hold(path, declared, shape, stride):
+    write_archive(path, {"a": ForgedTensor(shape, stride)}, declared)
+    with pytest.raises(CheckpointError, match=r"forged\.pth"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_commands_are_refused_in_every_pickle_protocol(path, tmp_path, protocol):
+    target = tmp_path / "made"
+    write_archive(path, {"a": Command(target)}, protocol=protocol)
+    with pytest.raises(CheckpointError, match=r"mkdir|STACK_GLOBAL"):
+        read_checkpoint(path)
+    assert not target.exists()
+
+
+def test_a_directory_that_declares_more_than_the_file_has(path):
+    torch.save({"a": torch.zeros(4)}, path)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 20 : entry + 28] = (0x7FFFFFFF).to_bytes(4, "little") * 2  # both sizes
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match=r"declares \d{10} bytes of content"):
+        read_checkpoint(path)
+
+
+def test_files_beyond_the_limit_are_not_opened(path, monkeypatch):
+    torch.save({"a": torch.zeros(4)}, path)
+    monkeypatch.setattr(convert_module, "MAX_FILE_BYTES", 100)
+    with pytest.raises(CheckpointError, match="at most 100"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.full((3,), torch.nan),
+        torch.tensor([0.0, torch.inf, 0.0]),
+        torch.zeros(3, dtype=torch.int64),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3).to_sparse(),
+        torch.zeros(3, device="meta"),
+    ],
+    ids=["nan", "infinite", "integers", "complex", "sparse", "without values"],
+)
+def test_values_that_no_network_has(unet_state, value):
+    with pytest.raises(CheckpointError, match=r"values: out\.2\.bias"):
+        from_reference(unet_state | {"out.2.bias": value}, "unet")
+
+
+def test_half_precision_files_without_buffers_are_read_as_float32(unet_state):
+    buffers = ("_index", "attn_mask")
+    halves = {k: v.half() for k, v in unet_state.items() if not k.endswith(buffers)}
+    network = from_reference(halves, "unet")
+    assert network.config == from_reference(unet_state, "unet").config
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert torch.equal(network.conv_out.bias, unet_state["out.2.bias"].half().float())
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path, files):
+    first = convert(*files, tmp_path / "out")
+    (tmp_path / "out" / "stale.txt").write_text("x")
+    assert convert(*files, tmp_path / "out", overwrite=True) == first
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["autoencoder.safetensors", "manifest.json", "unet.safetensors"]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

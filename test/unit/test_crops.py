@@ -1,21 +1,22 @@
 """Training samples: pure functions of their number, in the units that the network sees."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import downsample, pack
-from difiisr_training.data.crops import (
+from difiisr_training.data.images import ImageSource, load_images
+from difiisr_training.data.training_pairs import (
     CropConfig,
     CropDataset,
     crop_side,
     open_crops,
     prepare_frame,
 )
-from difiisr_training.data.images import ImageSource
 from difiisr_training.degradations.mix import DegradationConfig
 
 CLEAN = DegradationConfig(bicubic=1, thermal=0, second_order=0)
@@ -42,13 +43,6 @@ def test_a_sample_depends_on_seed_and_number_alone():
             assert (a == b) if isinstance(a, bool) else torch.equal(a, b)
     assert not torch.equal(dataset()[3][0], dataset()[4][0])
     assert not torch.equal(dataset()[3][0], dataset(seed=6)[3][0])
-
-
-def test_workers_do_not_change_samples():
-    alone, shared = (DataLoader(dataset(length=12), 4, num_workers=n) for n in (0, 2))
-    for a, b in zip(alone, shared, strict=True):
-        assert torch.equal(a[0], b[0])
-        assert torch.equal(a[1], b[1])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
@@ -140,23 +134,10 @@ def test_clean_samples_are_marked():
     assert marks == {"bicubic": {True}, "thermal": {False}, "second_order": {False}}
 
 
-def test_frames_stay_in_the_dtype_of_the_file():
-    assert frame(dtype=np.uint16, scale=0.5).counts.dtype == np.uint16
-    assert frame(dtype=np.uint16).counts.shape == (200, 260)
-
-
 def test_frames_too_small_for_a_crop_are_counted_in_the_log(tmp_path, caplog):
     for i, side in enumerate((96, 64, 64)):
         Image.fromarray(np.zeros((side, 128), np.uint8)).save(tmp_path / f"{i}.png")
-    open_crops([ImageSource(".", val_share=0.0)], tmp_path, CropConfig(16), 0, 4)
+    source = ImageSource(".", val_share=0.0)
+    open_crops([source], partial(load_images, data=tmp_path), CropConfig(16), 0, 4)
     assert "2 of 3 frames" in caplog.text
     assert "96 pixels" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"lr_size": 0}, {"gain_jitter": 0.0}, {"offset_jitter": -0.1}, {"inverted_share": 2.0}],
-)
-def test_crops_that_cannot_be_drawn_are_refused_by_name(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        CropConfig(**settings)

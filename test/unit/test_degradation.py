@@ -11,9 +11,14 @@ from PIL import Image
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import downsample, pack
 from difiisr_training.config import load_config
-from difiisr_training.degradations import compression, optics, sensor
+from difiisr_training.degradations import thermal_camera as camera
 from difiisr_training.degradations.mix import KINDS, DegradationConfig, choose_kind, degrade
-from difiisr_training.degradations.thermal_camera import ThermalConfig, thermal_pair
+from difiisr_training.degradations.thermal_camera import (
+    ThermalConfig,
+    agc_range,
+    thermal_pair,
+    to_eight_bit,
+)
 
 SHOWN = CountRange(1000.0, 3000.0)
 QUIET = {
@@ -57,22 +62,9 @@ def test_a_lens_attenuates_each_frequency_by_its_mtf(cycles, sigma):
     r = f / cutoff
     theory = 2 / math.pi * (math.acos(r) - r * math.sqrt(1 - r * r)) if r < 1 else 0.0
     theory *= math.exp(-2 * (math.pi * sigma * f) ** 2)
-    blurred = optics.apply_mtf(
-        wave(side, f),
-        lambda f: optics.diffraction_mtf(f, cutoff) * optics.gaussian_mtf(f, sigma),
-    )
+    blurred = camera.blur_by_lens(wave(side, f), cutoff, sigma)
     inner = blurred[:, 40:-40]  # 80 columns hold whole periods of every wave here
     assert amplitude(inner, f) == pytest.approx(theory, abs=0.01)
-
-
-def test_nothing_passes_beyond_the_cutoff_and_the_mean_is_kept():
-    assert optics.diffraction_mtf(np.array([0.0, 0.36, 0.5]), 0.35).tolist() == [1.0, 0.0, 0.0]
-    assert optics.apply_mtf(np.full((32, 48), 7.0), lambda f: f < 0.01) == pytest.approx(7.0)
-
-
-def test_cutoff_of_a_known_camera():
-    # 10 um, f/1.0: 100 cycles per mm; 12 um pixels: 1.2 cycles per pixel.
-    assert optics.cutoff_frequency(10.0, 1.0, 12.0) == pytest.approx(1.2)
 
 
 # Detectors
@@ -82,41 +74,34 @@ def test_cutoff_of_a_known_camera():
 @pytest.mark.parametrize("cycles", [2, 8, 14])
 def test_detector_sampling_follows_the_aperture_function(fill_factor, cycles):
     f, width = cycles / 160, 4 * math.sqrt(fill_factor)
-    sampled = sensor.sample_by_detector(wave(160, f), fill_factor)
+    sampled = camera.sample_by_detector(wave(160, f), fill_factor)
     # Pixels are samples here, while sinc assumes a continuous scene: hence the few per cent.
     assert amplitude(sampled, 4 * f) == pytest.approx(np.sinc(width * f), abs=0.02)
 
 
 def test_detectors_average_and_do_not_shift():
     blocks = scene(64, np.float32)
-    whole = sensor.sample_by_detector(blocks, 1.0)
+    whole = camera.sample_by_detector(blocks, 1.0)
     assert whole == pytest.approx(blocks.reshape(16, 4, 16, 4).mean(axis=(1, 3)), rel=1e-6)
     ramp = np.broadcast_to(np.arange(64.0), (64, 64))
-    assert sensor.sample_by_detector(ramp, 0.5)[0] == pytest.approx(4 * np.arange(16) + 1.5)
+    assert camera.sample_by_detector(ramp, 0.5)[0] == pytest.approx(4 * np.arange(16) + 1.5)
 
 
 # Read-out
 
 
-def test_temporal_noise_is_white_and_as_strong_as_asked():
-    noise = sensor.temporal_noise((400, 400), 3.0, rng())
-    assert noise.std() == pytest.approx(3.0, rel=0.02)
-    assert abs(np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1]) < 0.02
-    assert noise.mean(axis=0).std() < 0.3
-
-
 def test_stripes_are_constant_along_their_line():
-    columns = sensor.stripes((300, 500), 0.0, 2.0, rng())
+    columns = camera.stripes((300, 500), 0.0, 2.0, rng())
     assert (columns == columns[:1]).all()
     assert columns[0].std() == pytest.approx(2.0, rel=0.1)
-    rows = sensor.stripes((500, 300), 2.0, 0.0, rng())
+    rows = camera.stripes((500, 300), 2.0, 0.0, rng())
     assert (rows == rows[:, :1]).all()
     assert rows[:, 0].std() == pytest.approx(2.0, rel=0.1)
 
 
 def test_the_share_of_stuck_pixels_and_their_levels():
     image = np.full((500, 500), 50.0, np.float32)
-    stuck = sensor.stick_pixels(image, 0.01, 100.0, 200.0, rng())
+    stuck = camera.stick_pixels(image, 0.01, 100.0, 200.0, rng())
     changed = stuck != image
     assert changed.mean() == pytest.approx(0.01, rel=0.1)
     assert stuck[changed].min() >= 100
@@ -125,9 +110,9 @@ def test_the_share_of_stuck_pixels_and_their_levels():
 
 
 def test_drift_is_slow_and_as_strong_as_asked():
-    fields = np.stack([sensor.drift_field((40, 60), 0.5, rng(i)) for i in range(2000)])
-    assert np.sqrt((fields**2).mean()) == pytest.approx(0.5, rel=0.03)
-    assert fields.mean(axis=(1, 2)).std() == pytest.approx(0.5 / math.sqrt(3), rel=0.05)
+    fields = np.stack([camera.drift_field((40, 60), 0.5, rng(i)) for i in range(500)])
+    assert np.sqrt((fields**2).mean()) == pytest.approx(0.5, rel=0.06)
+    assert fields.mean(axis=(1, 2)).std() == pytest.approx(0.5 / math.sqrt(3), rel=0.1)
     assert np.abs(np.diff(fields, 2, axis=1)).max() < 1e-5
 
 
@@ -136,29 +121,10 @@ def test_drift_is_slow_and_as_strong_as_asked():
 
 def test_agc_saturates_one_per_cent_at_either_end():
     frame = rng().permutation(100_00).reshape(100, 100).astype(np.uint16)
-    picture = compression.to_eight_bit(frame, compression.agc_range(frame))
+    picture = to_eight_bit(frame, agc_range(frame))
     # Half a grey level's worth of counts (20 of 10,000) rounds to black and to white as well.
     assert (picture == 0).mean() == pytest.approx(0.012, abs=0.001)
     assert (picture == 255).mean() == pytest.approx(0.012, abs=0.001)
-
-
-def test_eight_bit_and_back_is_within_half_a_grey_level():
-    counts = rng().uniform(1000, 3000, (50, 50)).astype(np.float32)
-    back = compression.from_eight_bit(compression.to_eight_bit(counts, SHOWN), SHOWN)
-    assert np.abs(back - counts).max() <= 2000 / 255 / 2 + 1e-3
-
-
-def test_agc_of_a_flat_frame_is_finite():
-    shown = compression.agc_range(np.full((16, 16), 9, np.uint16))
-    assert compression.to_eight_bit(np.full((16, 16), 9, np.uint16), shown).max() == 0
-
-
-def test_jpeg_loses_more_at_lower_quality():
-    picture = compression.to_eight_bit(scene(), SHOWN)
-    errors = [
-        np.abs(compression.jpeg(picture, q).astype(float) - picture).mean() for q in (95, 60, 20)
-    ]
-    assert 0 < errors[0] < errors[1] < errors[2]
 
 
 # The three degradations
@@ -177,9 +143,9 @@ def test_bicubic_is_pillows_and_the_models_own_operator():
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_every_degradation_gives_a_pair_on_one_scale_and_only_by_its_seed(kind, dtype):
     hr = (scene() // (12 if dtype == np.uint8 else 1)).astype(dtype)
-    shown = compression.agc_range(hr)
+    shown = agc_range(hr)
     config = DegradationConfig()
-    for seed in range(20):
+    for seed in range(8):
         lr, target = degrade(kind, hr, shown, config, rng(seed))
         again = degrade(kind, hr, shown, config, rng(seed))
         assert (lr == again[0]).all()
@@ -211,14 +177,7 @@ def test_the_thermal_cameras_noise_is_its_netd(netd):
     hr = np.full((480, 480), 2000, np.float32)
     lr, _ = thermal_pair(hr, SHOWN, ThermalConfig(**{**QUIET, "netd": (netd, netd)}), rng())
     assert lr.std() == pytest.approx(netd * SHOWN.span, rel=0.03)
-
-
-def test_column_noise_of_the_thermal_camera_is_stated_of_its_temporal_noise():
-    hr = np.full((800, 800), 2000, np.float32)
-    stripy = {**QUIET, "netd": (0.01, 0.01), "column_noise": (0.7, 0.7)}
-    lr, _ = thermal_pair(hr, SHOWN, ThermalConfig(**stripy), rng())
-    assert lr.mean(axis=0).std() == pytest.approx(0.7 * 20, rel=0.15)
-    assert lr.mean(axis=1).std() < 3
+    assert abs(np.corrcoef(lr[:, 1:].ravel(), lr[:, :-1].ravel())[0, 1]) < 0.03  # white
 
 
 def test_drift_is_in_the_target_too_and_noise_is_not():
@@ -244,7 +203,7 @@ def test_the_gain_control_saturates_both_and_rounds_the_low_resolution_one():
 
 def test_degradations_are_drawn_by_their_weights():
     config = DegradationConfig(bicubic=6, thermal=3, second_order=1)
-    drawn = [choose_kind(config, generator) for generator in [rng()] for _ in range(20000)]
+    drawn = [choose_kind(config, generator) for generator in [rng()] for _ in range(5000)]
     shares = [drawn.count(kind) / len(drawn) for kind in KINDS]
     assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
 
@@ -279,7 +238,7 @@ def test_degradations_are_settings_of_a_run(tmp_path):
         ("camera: {pitch_um: [12]}", "pitch_um.*12"),
         ("pipeline: {first: {resize: [2, 1]}}", "resize"),
         ("{bicubic: 0, thermal: 0, second_order: 0}", "weights"),
-        ("{bicubic: -1}", "weights"),
+        ("{bicubic: -1}", "degradation.bicubic"),
     ],
 )
 def test_wrong_ranges_are_refused_by_name(tmp_path, text, error):

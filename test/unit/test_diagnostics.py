@@ -1,5 +1,4 @@
-import os
-import sys
+from collections import Counter
 
 import pytest
 
@@ -9,57 +8,56 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus as Status
 
 from difiisr_models import load_upscaler
-from difiisr_ros.diagnostics import (
-    assess,
-    diagnostic_array,
-    memory_values,
-    model_values,
-    stream_values,
-)
+from difiisr_ros.diagnostics import assess, diagnostic_array, model_values, stream_values
 from difiisr_ros.stream_statistics import Summary
+
+
+def total(**fates):
+    return {"total": Counter(fates)}
+
+
+def recent(**fates):
+    return {"recent": Counter(fates)}
 
 
 @pytest.mark.parametrize(
     ("summary", "level", "text"),
     [
-        (Summary(published=9, rate_out=9.0), Status.OK, "9.0 Hz"),
-        (Summary(received=4, idle=4, waiting=True), Status.OK, "waiting for a subscriber"),
+        ({**total(published=9), "rate_out": 9.0}, Status.OK, "9.0 Hz"),
+        ({**total(received=4, idle=4), "waiting": True}, Status.OK, "waiting for a subscriber"),
         # the subscriber went, or has just come
-        (Summary(published=9, idle=4, waiting=True), Status.OK, "waiting for a subscriber"),
-        (Summary(received=5, idle=4), Status.OK, "computing the first frame"),
-        (Summary(), Status.OK, "waiting for an image"),
-        (Summary(silence=5.0), Status.STALE, "no image on /thermal/image_raw for 5 s"),
-        (Summary(recent_lost=3), Status.WARN, "3 frames lost before this node"),
+        ({**total(published=9, idle=4), "waiting": True}, Status.OK, "waiting for a subscriber"),
+        (total(received=5, idle=4), Status.OK, "computing the first frame"),
+        ({}, Status.OK, "waiting for an image"),
+        ({"silence": 5.0}, Status.STALE, "no image on /thermal/image_raw for 5 s"),
+        (recent(lost=3), Status.WARN, "3 frames lost before this node"),
+        (recent(received=9, stale=6), Status.WARN, "6 of 9 frames skipped"),
         (
-            Summary(recent_received=9, recent_dropped={"stale": 6}),
-            Status.WARN,
-            "6 of 9 frames skipped",
-        ),
-        (
-            Summary(recent_dropped={"malformed": 2}, last_error="step 3"),
+            {**recent(malformed=2), "last_error": "step 3"},
             Status.WARN,
             "2 images refused in 10 s: step 3",
         ),
         (
-            Summary(recent_dropped={"failed": 1, "stale": 5}, last_error="out of memory"),
+            {**recent(failed=1, stale=5), "last_error": "out of memory"},
             Status.ERROR,
             "1 frames failed in 10 s: out of memory",
         ),
         # what is long over is counted, not alarmed about
-        (Summary(published=1, lost=3, dropped={"failed": 9}), Status.OK, "Hz"),
+        (total(published=1, lost=3, failed=9), Status.OK, "Hz"),
     ],
 )
 def test_the_worst_trouble_sets_level_and_message(summary, level, text):
-    found_level, message = assess(summary, "/thermal/image_raw")
+    found_level, message = assess(Summary(**summary), "/thermal/image_raw")
     assert found_level == level
     assert text in message
 
 
 def test_the_values_a_dashboard_reads():
     summary = Summary(
-        received=10, published=7, latency=(0.02, 0.03, 0.5), upscaling=0.015,
-        dropped={"stale": 2, "malformed": 1},
-    )  # fmt: skip
+        total=Counter(received=10, published=7, stale=2, malformed=1),
+        latency=(0.02, 0.03, 0.5),
+        upscaling=0.015,
+    )
     values = stream_values(summary)
     assert values["latency p50 (ms)"] == "20.0"
     assert values["latency p99 (ms)"] == "500.0"
@@ -74,15 +72,7 @@ def test_the_backend_and_what_was_passed_over_are_told():
     values = model_values(load_upscaler("bicubic", device="cpu", backend="onnxruntime"))
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
     assert values["passed over onnxruntime"] == "bicubic always runs in torch"
-
-
-def test_memory_is_that_of_this_process():
-    if sys.platform != "linux":
-        pytest.skip("resident memory is read from /proc")
-    before = float(memory_values("cpu")["memory (MB)"])
-    ballast = bytearray(os.urandom(64_000_000))
-    assert float(memory_values("cpu")["memory (MB)"]) - before > 32
-    del ballast
+    assert 50 < float(values["memory (MB)"]) < 50_000
 
 
 def test_the_message_carries_everything():

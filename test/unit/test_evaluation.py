@@ -1,31 +1,23 @@
 import csv
 import json
+import re
 import shutil
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
+from cyclopts import App
 from PIL import Image
 from thermal_bags import header, image_bytes, record
 
-from difiisr_training.evaluation import run as run_module
-from difiisr_training.evaluation.cli import main
-from difiisr_training.evaluation.judge import Judge, Scene
+from difiisr_ros.cli import main
+from difiisr_ros.commands import evaluate as command
+from difiisr_training.evaluation import evaluate as evaluate_module
+from difiisr_training.evaluation import judged_frames
+from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
-from difiisr_training.evaluation.pairs import make_pair
-from difiisr_training.evaluation.peers import Contestant
-from difiisr_training.evaluation.results import (
-    FrameRow,
-    frames_folder,
-    read_frame,
-    read_per_frame,
-    read_results,
-    slug,
-    write_frame,
-    write_per_frame,
-)
-
-WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+from difiisr_training.evaluation.peers import Peer
+from difiisr_training.evaluation.results import frames_folder, read_frame, slug, write_frame
 
 
 @pytest.fixture
@@ -51,16 +43,23 @@ def film_bag(path, frames=6, size=(24, 32)):
 
 
 def evaluate(*arguments):
-    return main([*map(str, arguments), "--device", "cpu", "--no-report"])
+    """What the command line gives, without its report."""
+    app = App(suppress_keyboard_interrupt=False)
+    app.default(command.evaluate)
+    words = [*map(str, arguments), "--device", "cpu", "--no-report"]
+    return app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def rows_of(out):
+    with (out / "per_frame.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def test_sets_are_judged_with_reference(data, capsys):
     out = data / "out"
-    code = evaluate(data / "eight", data / "deep", "--models", "bicubic,difiisr-rt-x4@0.5",
+    results = evaluate(data / "eight", data / "deep", "--models", "bicubic,difiisr-rt-x4@0.5",
                     "--out", out, "--metrics", "psnr,ssim,spectral,consistency,error")  # fmt: skip
-    assert code == 0
-    assert "| 5 | bicubic |" in capsys.readouterr().out
-    results = read_results(out)
+    assert re.search(r"\| +5 \| bicubic +\|", capsys.readouterr().out)
     assert (results.mode, results.degradation) == ("reference", "bicubic")
     assert [(s.name, s.frames, s.kind) for s in results.sets] == [
         (str(data / "eight"), 5, "images"), (str(data / "deep"), 3, "images"),
@@ -70,12 +69,12 @@ def test_sets_are_judged_with_reference(data, capsys):
     assert ours.parameters > 1e5
     assert len(ours.weights_sha256) == 64
     assert ours.seconds_per_frame > 0
-    assert plain.difference_to_bicubic["psnr"].mean == 0
+    assert plain.difference_to_bicubic["psnr"]["mean"] == 0
     assert ours.mean["consistency_mean"] < plain.mean["consistency_mean"]
     low, high = ours.interval["psnr"]
     assert low < ours.mean["psnr"] < high
     gain = ours.difference_to_bicubic["psnr"]
-    assert gain.mean == pytest.approx(ours.mean["psnr"] - plain.mean["psnr"])
+    assert gain["mean"] == pytest.approx(ours.mean["psnr"] - plain.mean["psnr"])
     assert results.sets[0].temperature_bins is None
     assert {"psnr", "error_p95"} <= results.metrics.keys()
 
@@ -107,15 +106,14 @@ def test_means_can_be_computed_again_from_the_frames(data):
 
 
 def test_errors_in_kelvin_with_a_radiometry(data):
-    out = data / "out"
-    evaluate(data / "deep", "--models", "bicubic", "--out", out, "--metrics", "kelvin,error",
-             "--radiometry", "kelvin=0.01*counts+250")  # fmt: skip
-    (chosen,) = read_results(out).sets
+    results = evaluate(data / "deep", "--models", "bicubic", "--out", data / "out", "--metrics",
+                       "kelvin,error", "--radiometry", "kelvin=0.01*counts+250")  # fmt: skip
+    (chosen,) = results.sets
     (model,) = chosen.models
     assert model.mean["kelvin_p95"] == pytest.approx(0.01 * model.mean["error_p95"])
-    pixels = sum(one.pixels for one in chosen.temperature_bins)
+    pixels = sum(one["pixels"] for one in chosen.temperature_bins)
     assert pixels == 3 * 64 * 76
-    bias = sum(one.pixels * one.models["bicubic"].bias for one in chosen.temperature_bins)
+    bias = sum(one["pixels"] * one["models"]["bicubic"]["bias"] for one in chosen.temperature_bins)
     assert bias / pixels == pytest.approx(model.mean["kelvin_bias"], abs=1e-9)
 
 
@@ -123,8 +121,7 @@ def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
     film_bag(tmp_path / "bag")
     out = tmp_path / "out"
     arguments = [tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4", "--out", out]
-    assert evaluate(*arguments, "--mode", "camera", "--topic", "/cam/image_raw") == 0
-    results = read_results(out)
+    results = evaluate(*arguments, "--mode", "camera", "--topic", "/cam/image_raw")
     (chosen,) = results.sets
     assert (chosen.kind, chosen.topic, chosen.frames) == ("bag", "/cam/image_raw", 6)
     assert results.degradation is None
@@ -132,23 +129,12 @@ def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
     assert plain.mean["flicker"] == pytest.approx(1)
     assert 0.5 < ours.mean["flicker"] < 3
     assert ours.mean["consistency_mean"] < 0.5
-    rows = read_per_frame(out)
-    assert [np.isnan(row.values["flicker"]) for row in rows] == [True, *[False] * 5] * 2
+    assert [row["flicker"] == "" for row in rows_of(out)] == [True, *[False] * 5] * 2
     for name in ("clip_iqa", "musiq", "niqe"):
         assert results.not_run[name]
         assert name not in results.metrics
     assert not frames_folder(out, chosen.name, "hr").exists()
     assert read_frame(frames_folder(out, chosen.name, "lr"), "000005").shape == (24, 32)
-
-
-def test_a_recording_of_high_resolution_frames_can_be_the_reference(tmp_path):
-    film_bag(tmp_path / "bag", frames=3, size=(96, 128))
-    out = tmp_path / "out"
-    evaluate(tmp_path / "bag", "--models", "bicubic", "--out", out, "--metrics", "psnr",
-             "--degradation", "thermal")  # fmt: skip
-    results = read_results(out)
-    assert results.degradation == "thermal"
-    assert results.sets[0].models[0].mean["psnr"] > 10
 
 
 def test_a_recording_in_kelvin_stays_float(tmp_path):
@@ -159,23 +145,24 @@ def test_a_recording_in_kelvin_stays_float(tmp_path):
     }
     record(tmp_path / "bag", frames=2, images=images)
     out = tmp_path / "out"
-    evaluate(tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4", "--out", out,
-             "--radiometry", "kelvin=1*counts")  # fmt: skip
-    (chosen,) = read_results(out).sets
+    results = evaluate(tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4", "--out", out,
+                       "--radiometry", "kelvin=1*counts")  # fmt: skip
+    (chosen,) = results.sets
+    assert results.mode == "reference"
     assert read_frame(frames_folder(out, chosen.name, "hr"), "000001").dtype == np.float32
     for model in chosen.models:
         assert model.mean["kelvin_p95"] == model.mean["error_p95"] < 15
         assert model.mean["psnr"] > 15
     assert chosen.models[1].mean["consistency_max"] < 0.5
-    assert chosen.temperature_bins[0].low >= 270
+    assert chosen.temperature_bins[0]["low"] >= 270
 
 
 def test_the_same_again_gives_the_same_numbers(data):
     tables = []
     for name in ("one", "two"):
-        evaluate(data / "eight", "--models", "difiisr-rt-x4@0", "--out", data / name,
-                 "--metrics", "psnr,spectral,consistency")  # fmt: skip
-        tables.append([(r.frame, dict(r.values)) for r in read_per_frame(data / name)])
+        evaluate(data / "deep", "--models", "difiisr-rt-x4@0", "--out", data / name,
+                 "--metrics", "psnr,consistency")  # fmt: skip
+        tables.append([row | {"seconds": ""} for row in rows_of(data / name)])
     assert tables[0] == tables[1]
 
 
@@ -183,7 +170,7 @@ def test_the_same_again_gives_the_same_numbers(data):
 def counted(monkeypatch):
     """Upscaled frames per model."""
     calls = []
-    original = Contestant.__init__
+    original = Peer.__init__
 
     def init(self, name, upscale, *rest):
         def counting(counts):
@@ -192,7 +179,7 @@ def counted(monkeypatch):
 
         original(self, name, counting, *rest)
 
-    monkeypatch.setattr(Contestant, "__init__", init)
+    monkeypatch.setattr(Peer, "__init__", init)
     return calls
 
 
@@ -228,82 +215,40 @@ def test_a_run_that_was_killed_goes_on_with_the_model_that_was_running(data, cou
         return write_frame(folder, frame, counts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_frame", stop)
+        patch.setattr(evaluate_module, "write_frame", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate(*arguments)
     counted.clear()
-    evaluate(*arguments)
+    results = evaluate(*arguments)
     assert counted == ["difiisr-rt-x4"] * 6
-    assert [m.name for m in read_results(data / "out").sets[0].models] == [
-        "bicubic", "difiisr-rt-x4",
-    ]  # fmt: skip
+    assert [m.name for m in results.sets[0].models] == ["bicubic", "difiisr-rt-x4"]
 
 
-def test_a_detector_judges_the_frames_of_every_set(data, monkeypatch):
-    from difiisr_training.detection import judge
-
+def test_detector_and_segmenter_are_asked_about_every_series_of_frames(data, monkeypatch):
     asked = []
 
-    def note(out, folder, detector, annotations, series):
+    def note(out, folder, network, file, series, *device):
         assert (out / "frames" / folder / "hr").is_dir()
-        asked.append((folder, detector.name, annotations.name, series))
+        asked.append((network.name, file and file.name, series, *device))
         return {"sets": {folder: {}}}
 
-    monkeypatch.setattr(judge, "judge_detection", note)
-    detector, boxes = data / "d.onnx", data / "a.json"
-    arguments = [data / "eight", data / "deep", "--models", "bicubic", "--metrics", "psnr"]
-    arguments += ["--out", data / "out", "--detector", detector]
-    with pytest.raises(FileNotFoundError, match=r"d\.onnx"):
-        evaluate(*arguments, "--annotations", boxes)
-    detector.touch()
-    boxes.touch()
-    given = [("--annotations", f"{data / name}={boxes}") for name in ("eight", "deep")]
-    evaluate(*arguments, *given[0], *given[1])
-    folders = [slug(str(data / name)) for name in ("eight", "deep")]
-    assert asked == [(one, "d.onnx", "a.json", ["bicubic", "hr"]) for one in folders]
-    assert read_results(data / "out").detection == {"sets": {folders[1]: {}}}
-    with pytest.raises(ValueError, match="--annotations"):
-        evaluate(*arguments)
-
-
-def test_sets_without_annotations_are_named_as_not_run(data, monkeypatch):
-    from difiisr_training.detection import judge
-
-    def refuse_deep(out, folder, *_):
-        if "deep" in folder:
-            raise judge.NotAnnotated("no boxes here")
-        return {"sets": {folder: {}}}
-
-    monkeypatch.setattr(judge, "judge_detection", refuse_deep)
-    for name in ("d.onnx", "a.json"):
-        (data / name).touch()
-    judges = ["--detector", data / "d.onnx", "--annotations", data / "a.json"]
-    rest = ["--models", "bicubic", "--metrics", "psnr", "--out", data / "out", *judges]
-    evaluate(data / "eight", data / "deep", *rest)
-    results = read_results(data / "out")
-    assert results.detection == {"sets": {slug(str(data / "eight")): {}}}
-    assert results.not_run[f"detection on {data / 'deep'}"] == "no boxes here"
-    with pytest.raises(judge.NotAnnotated):
-        evaluate(data / "deep", *rest)
-
-
-def test_a_segmenter_judges_with_and_without_labels(data, monkeypatch):
-    from difiisr_training.segmentation import judge
-
-    asked = []
-
-    def note(out, folder, segmenter, labels, series, device):
-        asked.append((segmenter.name, labels and labels.name, series, device))
-        return {"sets": {folder: {}}}
-
-    monkeypatch.setattr(judge, "judge_segmentation", note)
+    for name in ("judge_detection", "judge_segmentation"):
+        monkeypatch.setattr(judged_frames, name, note)
     arguments = [data / "eight", "--models", "bicubic", "--metrics", "psnr", "--out", data / "out"]
-    for name in ("b1", "Label"):
-        (data / name).mkdir()
-    evaluate(*arguments, "--segmenter", data / "b1")
-    evaluate(*arguments, "--segmenter", data / "b1", "--labels", data / "Label")
-    assert asked == [("b1", name, ["bicubic", "hr"], "cpu") for name in (None, "Label")]
-    assert read_results(data / "out").segmentation["sets"]
+    detector, boxes, segmenter = data / "d.onnx", data / "a.json", data / "b1"
+    with pytest.raises(FileNotFoundError, match=r"d\.onnx"):
+        evaluate(*arguments, "--detector", detector, "--annotations", boxes)
+    for path in (detector, boxes, segmenter):
+        path.touch()
+    for wrong, said in (
+        (["--detector", detector], "--detector needs --annotations"),
+        (["--labels", boxes], "--labels needs --segmenter"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate(*arguments, *wrong)
+    evaluate(*arguments, "--detector", detector, "--annotations", boxes, "--segmenter", segmenter)
+    series = ["bicubic", "hr"]
+    assert asked == [("d.onnx", "a.json", series), ("b1", None, series, "cpu")]
 
 
 def test_outputs_of_another_method_are_judged_as_a_model_is(data):
@@ -311,19 +256,43 @@ def test_outputs_of_another_method_are_judged_as_a_model_is(data):
     arguments = [data / "eight", "--models", "bicubic", "--metrics", "psnr,consistency"]
     evaluate(*arguments, "--out", out)
     theirs = frames_folder(out, str(data / "eight"), "bicubic")
-    evaluate(*arguments, "--out", data / "again", "--outputs", f"Bi-DiffSR={theirs}")
-    plain, copied = read_results(data / "again").sets[0].models
+    results = evaluate(*arguments, "--out", data / "again", "--outputs", f"Bi-DiffSR={theirs}")
+    plain, copied = results.sets[0].models
     assert copied.name == "Bi-DiffSR"
     assert copied.mean == plain.mean
-    assert (copied.parameters, copied.seconds_per_frame) == (None, None)
+    assert copied.parameters is None
+    assert np.isnan(copied.seconds_per_frame)
     assert len(copied.weights_sha256) == 64
     perfect = frames_folder(out, str(data / "eight"), "hr")
     evaluate(*arguments, "--out", data / "again", "--outputs", f"perfect={perfect}")
-    assert read_results(data / "again").sets[0].models[1].mean["psnr"] is None  # infinite
-    assert all(r.values["psnr"] == np.inf for r in read_per_frame(data / "again")[5:])
+    written = json.loads((data / "again" / "results.json").read_text())["sets"][0]["models"][1]
+    assert written["mean"]["psnr"] is None  # infinite
+    assert (written["parameters"], written["seconds_per_frame"]) == (None, None)
+    assert [(r["psnr"], r["seconds"]) for r in rows_of(data / "again")[5:]] == [("inf", "")] * 5
     (theirs / "03.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 5 frames .* 03"):
         evaluate(*arguments, "--out", data / "again", "--outputs", f"Bi-DiffSR={theirs}")
+
+
+def test_the_command_line_reports_and_exits_with_zero(data, capsys):
+    pytest.importorskip("jinja2")
+    words = ["evaluate", data / "eight", "--models", "bicubic", "--limit", "2", "--metrics", "psnr"]
+    words += ["--out", data / "out", "--outputs", f"A={data / 'x'}", f"B={data / 'x'}"]
+    assert main([*map(str, words), "--device", "cpu"]) == 1
+    assert f"no folder {data / 'x'}" in capsys.readouterr().err
+    assert main([*map(str, words[:-3]), "--device", "cpu"]) == 0
+    assert (data / "out" / "report.html").is_file()
+    written = json.loads((data / "out" / "results.json").read_text())["command"]
+    assert main([*written[1:-1], "cpu"]) == 0  # it repeats itself
+    assert main(["evaluate", "--mode", "other"]) == 2
+
+
+def test_what_to_install_is_said_where_the_extra_is_absent(data, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "difiisr_ros.commands.evaluate")
+    monkeypatch.setitem(sys.modules, "difiisr_training.evaluation.metrics", None)
+    monkeypatch.delitem(sys.modules, "difiisr_training.evaluation.evaluate")
+    assert main(["evaluate", str(data / "eight"), "--out", str(data / "out")]) == 1
+    assert "pip install '.[" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -336,14 +305,13 @@ def test_outputs_of_another_method_are_judged_as_a_model_is(data):
         (["--models", "safmn"], "safmn_ntire23_x4.pth"),
         (["--models", "bicubic,bicubic"], "would share the folder 'bicubic'"),
         (["--outputs", "lr=x"], "'lr'"),
-        (["--limit", "0"], "1 or more"),
         (["--radiometry", "celsius"], "no linear radiometry"),
     ],
 )
 def test_the_command_says_what_is_wrong(data, changes, said):
-    arguments = [data / "eight", "--models", "bicubic", "--metrics", "psnr"]
+    options = {"--models": "bicubic", "--metrics": "psnr", changes[0]: changes[1]}
     with pytest.raises((ValueError, OSError), match=said):
-        evaluate(*arguments, "--out", data / "out", *changes)
+        evaluate(data / "eight", "--out", data / "out", *[w for o in options.items() for w in o])
 
 
 def test_frames_of_two_depths_are_no_set(data):
@@ -353,8 +321,7 @@ def test_frames_of_two_depths_are_no_set(data):
 
 
 def test_what_cannot_be_measured_is_said_and_never_a_number(data, capsys):
-    evaluate(data / "eight", "--models", "bicubic", "--out", data / "out")
-    results = read_results(data / "out")
+    results = evaluate(data / "eight", "--models", "bicubic", "--out", data / "out")
     assert results.not_run.keys() == {
         "lpips_squeeze", "lpips_alex", "lpips_vgg", "kelvin", "niqe", "clip_iqa", "musiq",
     }  # fmt: skip
@@ -362,47 +329,17 @@ def test_what_cannot_be_measured_is_said_and_never_a_number(data, capsys):
     assert "not run: musiq: needs musiq_koniq_ckpt-e95806b9.pth" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
-def test_all_metrics_agree_which_result_is_better(shared_data):
-    frame = np.asarray(Image.open(sorted((shared_data / "roadscene/train").glob("*"))[0]))
-    lr, hr = make_pair(frame[:288, :288])
-    names = ["psnr", "ssim", "lpips_squeeze", "niqe", "spectral", "error"]
-    judge = Judge("reference", names, WEIGHTS)
-    exact, coarse = (judge(sr, Scene(lr, hr)) for sr in (hr, lr.repeat(4, 0).repeat(4, 1)))
-    assert exact["lpips_squeeze"] == exact["spectral"] == exact["error_p95"] == 0
-    for name, info in judge.columns.items():
-        if info.better != "zero":
-            assert (exact[name] > coarse[name]) == (info.better == "higher"), name
-
-
-def test_16_bit_images_are_judged_on_their_own_range(data):
-    hr = np.asarray(Image.open(data / "deep" / "00.png")).astype(np.uint16)
-    lr, hr = make_pair(hr)
-    score = Judge("reference", ["psnr"], None)(hr + np.uint16(100), Scene(lr, hr))
-    assert score["psnr"] == pytest.approx(20 * np.log10((int(hr.max()) - int(hr.min())) / 100))
-
-
-def test_tables_and_frames_come_back_as_they_were_written(tmp_path):
-    rows = [
-        FrameRow("a", "f", "m", {"psnr": np.inf, "niqe": np.nan}, 0.25),
-        FrameRow("a", "g", "m", {"psnr": 30.123456789012345, "niqe": 4.0}, np.nan),
-    ]
-    write_per_frame(rows, ["psnr", "niqe"], tmp_path)
-    again = read_per_frame(tmp_path)
-    assert str(again) == str(rows)
-    for dtype in (np.uint8, np.uint16, np.float32):
-        counts = (np.random.default_rng(0).random((5, 7)) * 200).astype(dtype)
-        write_frame(tmp_path / dtype.__name__, "f", counts)
-        back = read_frame(tmp_path / dtype.__name__, "f")
-        assert back.dtype == dtype
-        assert np.array_equal(back, counts)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_frames_come_back_as_they_were_written(tmp_path, dtype):
+    counts = (np.random.default_rng(0).random((5, 7)) * 200).astype(dtype)
+    write_frame(tmp_path, "f", counts)
+    back = read_frame(tmp_path, "f")
+    assert back.dtype == dtype
+    assert np.array_equal(back, counts)
 
 
 def note_judged(monkeypatch, unknown="nowhere"):
     """Judges that note folder and file of each set, and know none whose name holds ``unknown``."""
-    from difiisr_training.detection import judge as detection
-    from difiisr_training.segmentation import judge as segmentation
-
     asked = []
 
     def note(absent):
@@ -415,8 +352,8 @@ def note_judged(monkeypatch, unknown="nowhere"):
 
         return judge
 
-    monkeypatch.setattr(detection, "judge_detection", note(detection.NotAnnotated))
-    monkeypatch.setattr(segmentation, "judge_segmentation", note(segmentation.NotLabelled))
+    monkeypatch.setattr(judged_frames, "judge_detection", note(judged_frames.NotAnnotated))
+    monkeypatch.setattr(judged_frames, "judge_segmentation", note(judged_frames.NotLabelled))
     return asked
 
 
@@ -439,9 +376,9 @@ def test_each_set_is_judged_by_its_own_file(data, judged, monkeypatch):
     evaluate(*arguments, option, own[0], option, own[1])
     slugs = [slug(str(data / name)) for name in ("eight", "deep")]
     assert asked == [(slugs[0], "a.json"), (slugs[1], "b.json")]
-    evaluate(*arguments, option, own[0])
+    results = evaluate(*arguments, option, own[0])
     assert asked[2:] == [(slugs[1], "b.json")]
-    (reason,) = [v for k, v in read_results(data / "out").not_run.items() if k.endswith("eight")]
+    (reason,) = [v for k, v in results.not_run.items() if k.endswith("eight")]
     assert reason == f"no {option} {data / 'eight'}=... was given"
 
 
@@ -451,17 +388,19 @@ def test_a_file_without_a_set_must_fit_one_alone(data, judged, monkeypatch):
     with pytest.raises(ValueError, match=f"fits frames of .*eight and of .*deep; .*{option} .*="):
         evaluate(*arguments, option, data / "a.json")
     assert note_judged(monkeypatch, "eight") == []
-    evaluate(*arguments, option, data / "a.json")
-    results = read_results(data / "out")
+    results = evaluate(*arguments, option, data / "a.json")
     assert (results.detection or results.segmentation)["sets"].keys() == {slug(str(data / "deep"))}
     task = "detection" if results.detection else "segmentation"
     assert results.not_run[f"{task} on {data / 'eight'}"] == "nothing here"
+    note_judged(monkeypatch, "e")
+    with pytest.raises(ValueError, match="nothing here; nothing here"):
+        evaluate(*arguments, option, data / "a.json")
 
 
 def test_what_is_wrong_with_the_files_of_sets_is_said_before_anything_runs(data, judged):
     option, arguments = judged
     for given, error, said in (
-        ([f"other={data / 'a.json'}"], ValueError, "the sets are called .*eight, .*deep"),
+        ([f"other={data / 'a.json'}"], FileNotFoundError, "the sets are called .*eight, .*deep"),
         ([f"{data / 'deep'}={data / 'c.json'}"], FileNotFoundError, r"c\.json"),
         ([data / "a.json", data / "b.json"], ValueError, "twice without SET="),
     ):

@@ -9,7 +9,8 @@ import torch
 from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
-from difiisr_training.data.images import list_images, pillow_resize, read_counts
+from difiisr_training.data.images import list_images, read_counts
+from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.metrics import LpipsSqueeze, psnr
 
 KNOB = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -19,9 +20,9 @@ def results(up, frame):
     """The output at each place of the knob; the range tracker starts anew for each."""
     found = []
     for fidelity in KNOB:
-        turned = up.with_settings(fidelity=fidelity)
-        turned.reset()
-        found.append(turned(frame))
+        up.change(fidelity=fidelity)
+        up.reset()
+        found.append(up(frame))
     return found
 
 

@@ -6,17 +6,16 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
-from thermal_bags import record
 
 from difiisr_training.data.images import (
     ImageSource,
-    crop_to_multiple,
     list_images,
     load_images,
-    pillow_resize,
     read_counts,
 )
+from difiisr_training.degradations.mix import pillow_resize
 
 
 def gradient(dtype, top=None):
@@ -24,19 +23,15 @@ def gradient(dtype, top=None):
     return np.linspace(0, top, 24 * 32).reshape(24, 32).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(
+    ("dtype", "suffix"),
+    [(np.uint8, ".png"), (np.uint16, ".png"), (np.uint16, ".tif"), (np.float32, ".tif")],
+)
 def test_counts_come_back_as_stored(tmp_path, dtype, suffix):
     Image.fromarray(gradient(dtype)).save(tmp_path / f"a{suffix}")
     read = read_counts(tmp_path / f"a{suffix}")
     assert read.dtype == dtype
     assert (read == gradient(dtype)).all()
-
-
-def test_kelvin_in_float_stay_kelvin(tmp_path):
-    kelvin = gradient(np.float32) + 290
-    Image.fromarray(kelvin).save(tmp_path / "a.tiff")
-    assert (read_counts(tmp_path / "a.tiff") == kelvin).all()
 
 
 def test_a_colour_file_gives_its_mean_channel(tmp_path):
@@ -78,31 +73,13 @@ def test_16_bit_colours_are_refused_and_never_cut_to_8_bit(tmp_path, colour_type
     assert (read_counts(tmp_path / "b.png") == counts[..., 0]).all()
 
 
-def write_16_bit_colour_tiff(path, order, planar):
-    """A bare TIFF of 4 x 4 pixels in one strip; two values per entry are too many for its place."""
-    counts = np.full((4, 4, 3), 30000, f"{order}u2")
-    strips = [counts[..., :1].tobytes()] * 3 if planar else [counts.tobytes()]
-    tags = {256: (3, [4]), 257: (3, [4]), 258: (3, [16] * 3), 259: (3, [1]), 262: (3, [2])}
-    tags |= {273: (4, [0] * len(strips)), 277: (3, [3]), 278: (3, [4])}
-    tags |= {279: (4, [len(strip) for strip in strips]), 284: (3, [2 if planar else 1])}
-    after = 8 + 2 + 12 * len(tags) + 4
-    starts = np.cumsum([after + 64, *(len(strip) for strip in strips)])[:-1]
-    tags[273] = (4, [int(start) for start in starts])
-    entries, extra = b"", b""
-    for tag, (kind, values) in tags.items():
-        data = b"".join(struct.pack(order + {3: "H", 4: "I"}[kind], value) for value in values)
-        if len(data) > 4:
-            extra, data = extra + data, struct.pack(f"{order}I", after + len(extra))
-        entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + data.ljust(4, b"\0")
-    start = struct.pack(f"{order}2sHI", {"<": b"II", ">": b"MM"}[order], 42, 8)
-    head = start + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
-    path.write_bytes(head + extra.ljust(64, b"\0") + b"".join(strips))
-
-
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_16_bit_colours_of_a_tiff_are_refused_too(tmp_path, order, planar):
-    write_16_bit_colour_tiff(tmp_path / "a.tif", order, planar)
+    counts = np.full((4, 4, 3) if planar == "contig" else (3, 4, 4), 30000, np.uint16)
+    tifffile.imwrite(
+        tmp_path / "a.tif", counts, byteorder=order, photometric="rgb", planarconfig=planar
+    )
     with pytest.raises(ValueError, match="16-bit colour"):
         read_counts(tmp_path / "a.tif")
 
@@ -125,11 +102,6 @@ def test_images_are_found_in_folders_below_in_order_of_their_paths(tmp_path):
     assert found == ["0.png", "a/2.png", "b/1.PNG"]
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_images(ImageSource("nowhere"), tmp_path, "train")
-
-
 def damage(good: bytes):
     """Ways in which files are found broken."""
     yield "empty", b""
@@ -150,7 +122,7 @@ def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
     for name, data in damage(good):
         (folder / f"bad_{name}{suffix}").write_bytes(data)
     with caplog.at_level(logging.WARNING):
-        images = load_images(ImageSource("frames", val_share=0.0), tmp_path, "train")
+        images = load_images(ImageSource("frames", val_share=0.0), data=tmp_path, part="train")
     # Bytes that are wrong yet readable cannot be told from right ones.
     files = list_images(folder)
     skipped = len(files) - len(images)
@@ -171,20 +143,13 @@ def test_a_cut_image_is_an_error_with_its_name(tmp_path):
         list_images(tmp_path / "absent")
 
 
-def test_nothing_readable_is_an_error(tmp_path):
-    (tmp_path / "frames").mkdir()
-    (tmp_path / "frames" / "a.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match="nothing to train on among 1 files"):
-        load_images(ImageSource("frames"), tmp_path, "train")
-
-
 def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
     (tmp_path / "frames").mkdir()
     for i, value in enumerate((1.0, np.nan)):
         pixels = np.full((20, 20), 300, np.float32)
         pixels[3, 3] = value
         Image.fromarray(pixels).save(tmp_path / "frames" / f"{i}.tif")
-    assert len(load_images(ImageSource("frames"), tmp_path, "train")) == 1
+    assert len(load_images(ImageSource("frames"), data=tmp_path, part="train")) == 1
     assert "skipped 1" in caplog.text
     assert "1.tif: 1 pixels are NaN or infinity" in caplog.text
 
@@ -194,7 +159,7 @@ def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
     [{"weight": -1.0}, {"every": 0}, {"val_share": 1.0}, {"scales": ()}, {"scales": (-1.0,)}],
 )
 def test_impossible_sources_are_refused(change):
-    with pytest.raises(ValueError, match=f"frames: .*{next(iter(change))}"):
+    with pytest.raises(ValueError, match=next(iter(change))):
         ImageSource("frames", **change)
 
 
@@ -210,24 +175,3 @@ def test_resizing_16_bit_does_not_wrap_at_the_ends():
     edge = np.where(np.arange(32) < 16, 0, 65535).astype(np.uint16) * np.ones((32, 1), np.uint16)
     small = pillow_resize(edge, 8, 8)
     assert (np.diff(small[0].astype(int)) >= 0).all()
-
-
-def test_cropping_keeps_the_top_left():
-    image = gradient(np.uint16)
-    assert (crop_to_multiple(image, 5) == image[:20, :30]).all()
-
-
-def test_files_that_are_skipped_at_the_end_are_never_seen(tmp_path):
-    for i in range(3):
-        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
-    one = load_images(ImageSource(".", skip_last=2, val_share=0.0), tmp_path, "train")
-    assert [int(image[0, 0]) for image in one] == [0]
-    with pytest.raises(ValueError, match="nothing to train on"):
-        load_images(ImageSource(".", skip_last=4, val_share=0.0), tmp_path, "train")
-
-
-def test_images_beside_a_recording_are_not_left_out_in_silence(tmp_path):
-    record(tmp_path / "bag", frames=2)
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "0.png")
-    with pytest.raises(ValueError, match="1 recordings and 1 images"):
-        load_images(ImageSource("."), tmp_path, "train")

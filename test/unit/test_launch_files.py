@@ -12,24 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from difiisr_ros.parameters import MEANINGS, NAMES
+
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-STAND_INS = {
-    "launch": ["LaunchDescription"],
-    "launch.actions": [
-        "DeclareLaunchArgument",
-        "ExecuteProcess",
-        "IncludeLaunchDescription",
-        "OpaqueFunction",
-        "RegisterEventHandler",
-        "Shutdown",
-        "TimerAction",
-    ],
-    "launch.event_handlers": ["OnProcessExit"],
-    "launch.launch_description_sources": ["PythonLaunchDescriptionSource"],
-    "launch.substitutions": ["LaunchConfiguration"],
-    "launch_ros": [],
-    "launch_ros.actions": ["LifecycleNode"],
-}
+STAND_INS = (
+    *("launch", "launch.actions", "launch.event_handlers", "launch.launch_description_sources"),
+    *("launch.substitutions", "launch_ros", "launch_ros.actions"),
+)
 DDS_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
@@ -43,14 +32,21 @@ class Recorded:
         return values[self.positional[0]]
 
 
+class StandIn(types.ModuleType):
+    """A module in which every name is such a class."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        setattr(self, name, type(name, (Recorded,), {}))
+        return getattr(self, name)
+
+
 @pytest.fixture
 def load(monkeypatch):
     """Imports a launch file with the stand-ins in place."""
-    for module, names in STAND_INS.items():
-        stand_in = types.ModuleType(module)
-        for name in names:
-            setattr(stand_in, name, type(name, (Recorded,), {}))
-        monkeypatch.setitem(sys.modules, module, stand_in)
+    for module in STAND_INS:
+        monkeypatch.setitem(sys.modules, module, StandIn(module))
     for name in (*DDS_VARIABLES, "ROS_DISTRO"):
         monkeypatch.delenv(name, raising=False)
 
@@ -84,21 +80,22 @@ def made(load, name, **arguments):
     return opaque.named["function"]({**defaults(entities), **arguments})
 
 
-def node_actions(load, **arguments):
-    return made(load, "sr.launch.py", **arguments)
-
-
 def started_node(load, **arguments):
-    (node,) = of_kind(node_actions(load, **arguments), "LifecycleNode")
+    (node,) = of_kind(made(load, "sr.launch.py", **arguments), "LifecycleNode")
     return node.named
 
 
-@pytest.mark.parametrize("name", ["sr.launch.py", "replay.launch.py"])
-def test_every_argument_is_documented(load, name):
-    declared = of_kind(described(load(name)), "DeclareLaunchArgument")
-    assert declared
-    for entity in declared:
-        assert len(entity.named["description"]) > 5
+def descriptions(module):
+    declared = of_kind(described(module), "DeclareLaunchArgument")
+    return {entity.positional[0]: entity.named["description"] for entity in declared}
+
+
+def test_every_argument_is_documented(load):
+    texts = descriptions(load("sr.launch.py"))
+    for text in (*texts.values(), *descriptions(load("replay.launch.py")).values()):
+        assert len(text) > 5
+    # The node's parameters are among them, with their own words.
+    assert all(MEANINGS[name] in texts[name] for name in NAMES if name != "autostart")
 
 
 def test_stock_result_is_on_thermal_sr(load):
@@ -115,23 +112,18 @@ def test_stock_result_is_on_thermal_sr(load):
     }
 
 
-@pytest.mark.parametrize("true", ["true", "True", "1"])
-def test_result_can_be_where_image_transport_looks_for_its_info(load, true):
-    node = started_node(load, output_image_raw=true, output="/front/sr/")
-    remaps = dict(node["remappings"])
-    assert remaps["sr/image_raw"] == "/front/sr/image_raw"
-    assert remaps["sr/camera_info"] == "/front/sr/camera_info"
-
-
 def test_node_parameters_come_from_file_then_arguments(load):
     file, overrides = started_node(load)["parameters"]
     assert (Path(file).name, Path(file).is_file()) == ("sr.yaml", True)
     # Nothing of the file is overridden unasked but what launch stands for.
     assert overrides == {"autostart": True}
     chosen = {"model": "bicubic", "device": "cpu", "backend": "torch"}
+    numbers = {"steps": 3, "fidelity": 0.5}
+    words = {name: str(value) for name, value in numbers.items()}
     for true, false in (("true", "false"), ("True", "False"), ("1", "0")):
-        node = started_node(load, **chosen, autostart=false, use_sim_time=true)
-        assert node["parameters"][1] == {**chosen, "autostart": False, "use_sim_time": True}
+        node = started_node(load, **chosen, **words, autostart=false, use_sim_time=true)
+        switches = {"autostart": False, "use_sim_time": True}
+        assert node["parameters"][1] == {**chosen, **numbers, **switches}
 
 
 @pytest.mark.parametrize("name", ["autostart", "use_sim_time", "output_image_raw"])
@@ -140,22 +132,31 @@ def test_what_is_neither_true_nor_false_is_refused(load, name):
         started_node(load, **{name: "yes"})
 
 
-def test_node_log_level_and_namespace(load):
-    node = started_node(load, log_level="debug", namespace="front")
-    assert node["namespace"] == "front"
-    assert node["arguments"][-2:] == ["--log-level", "debug"]
+def test_node_log_level_namespace_and_topics(load):
+    chosen = {"log_level": "debug", "namespace": "front", "image": "a", "camera_info": "b"}
+    for true in ("true", "True", "1"):
+        node = started_node(load, **chosen, output="/front/sr/", output_image_raw=true)
+        assert node["namespace"] == "front"
+        assert node["arguments"][-2:] == ["--log-level", "debug"]
+        assert dict(node["remappings"]) == {
+            **{"image_raw": "a", "camera_info": "b"},
+            # Where image_transport looks for the camera_info of that image.
+            **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"},
+        }
+
+
+def assert_has_profile(environment, variable=DDS_VARIABLES[0]):
+    ((name, profile),) = environment.items()
+    assert (name, Path(profile).is_file()) == (variable, True)
 
 
 @pytest.mark.parametrize(
     ("distribution", "variable"),
     [("", DDS_VARIABLES[0]), ("kilted", DDS_VARIABLES[0]), ("jazzy", DDS_VARIABLES[1])],
 )
-def test_dds_profile_is_set(load, monkeypatch, distribution, variable):
+def test_dds_profile_is_set_for_the_node_alone(load, monkeypatch, distribution, variable):
     monkeypatch.setenv("ROS_DISTRO", distribution)
-    # For the node alone: what else is launched keeps its own.
-    (node,) = node_actions(load)
-    ((name, profile),) = node.named["additional_env"].items()
-    assert (name, Path(profile).is_file()) == (variable, True)
+    assert_has_profile(started_node(load)["additional_env"], variable)
 
 
 @pytest.mark.parametrize("variable", DDS_VARIABLES)
@@ -256,31 +257,22 @@ def test_replay_knows_a_started_node_by_its_diagnostics(load, name, message, sta
     assert evaluated is started
 
 
-def test_replay_publishes_large_images_with_the_profile(replay):
-    play, _ = process(replay, "ros2", "bag", "play")
-    ((name, profile),) = play.named["additional_env"].items()
-    assert (name, Path(profile).is_file()) == (DDS_VARIABLES[0], True)
-
-
-def test_replay_gives_the_bags_clock_and_time_for_discovery(replay):
-    _, command = process(replay, "ros2", "bag", "play")
+def test_replay_plays_as_a_camera_with_the_bags_clock_and_time_for_discovery(replay):
+    play, command = process(replay, "ros2", "bag", "play")
+    assert_has_profile(play.named["additional_env"])  # its images are large
     assert "--clock" in command
     assert command[command.index("--rate") + 1] == "0.5"
     assert command[command.index("--delay") + 1] == "4.0"
     assert command[-3:] == ["--topics", "/t/image_raw", "/t/camera_info"]
 
 
-def test_replay_ends_when_the_bag_ends(replay):
+def test_replay_ends_when_the_bag_ends_and_with_the_node_or_the_recorder(replay):
     play, _ = process(replay, "ros2", "bag", "play")
     (finish,) = following(replay, play)
     assert finish.named["period"] == 5.0
     assert [type(action).__name__ for action in finish.named["actions"]] == ["Shutdown"]
-    # Launch fails at a second end.
-    assert following(replay, play, ending=True) == []
-
-
-def test_replay_ends_with_the_node_or_the_recorder(replay):
     record, _ = process(replay, "ros2", "bag", "record")
     for ended in (record, object()):  # the node is another file's
         assert [type(action).__name__ for action in following(replay, ended)] == ["Shutdown"]
+    for ended in (play, record, object()):  # launch fails at a second end
         assert following(replay, ended, ending=True) == []

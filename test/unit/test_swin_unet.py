@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from difiisr_models.blocks import timestep_embedding
-from difiisr_models.swin_unet import SwinUNet, SwinUNetConfig
-from difiisr_models.window_attention import from_windows, shift_mask, to_windows
+from difiisr_models.diffusion import timestep_embedding
+from difiisr_models.published.swin_unet import (
+    SwinUNet,
+    SwinUNetConfig,
+    from_windows,
+    shift_mask,
+    to_windows,
+)
 
 SMALL = SwinUNetConfig(
     channels=32, multipliers=(1, 2), blocks=1, swin_channels=32, heads=2, mlp_ratio=1,
@@ -39,12 +44,8 @@ def test_any_multiple_of_the_stride(network, height, width):
     y = network(x, torch.tensor([14, 0]), lq)
     assert y.shape == x.shape
     assert torch.isfinite(y).all()
-
-
-def test_other_sizes_are_refused(network):
-    x, lq = inputs(1, 16, 24)
-    with pytest.raises(ValueError, match="multiples of 16, got 16x24"):
-        network(x, torch.tensor([0]), lq)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        network(x[..., 1:], torch.tensor([14, 0]), lq[..., 1:])
 
 
 def test_images_of_a_batch_do_not_mix(network):
@@ -72,13 +73,6 @@ def test_half_precision_stays_close_and_survives_constant_input(network, dtype):
         for value in (-1.0, 0.0, 1.0):
             x = torch.full((1, 3, 16, 16), value)
             assert torch.isfinite(network(x, t, x)).all()
-
-
-def test_exported_program_computes_the_same(network):
-    x, lq = inputs(1, 16, 32)
-    t = torch.tensor([14])
-    exported = torch.export.export(network, (x, t, lq)).module()
-    torch.testing.assert_close(exported(x, t, lq), network(x, t, lq), atol=1e-6, rtol=1e-6)
 
 
 def test_windows_there_and_back():
@@ -110,8 +104,8 @@ def test_embedding_is_cosines_then_sines():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 48}, "multiple of 32, got 48"),
-        ({"heads": 5}, "5 heads"),
+        ({"channels": 48}, "multiples of 32"),
+        ({"heads": 5}, "also of heads"),
         ({"latent_size": 32}, "at least 64"),
         ({"blocks": 0}, "at least 1"),
         ({"multipliers": ()}, "at least 1"),

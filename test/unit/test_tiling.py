@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from difiisr_models.tiling import plan_axis, plan_tiles, process_tiles
+from difiisr_models.tiling import Blend, plan_axis, plan_tiles
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -34,24 +34,44 @@ def test_too_much_overlap_is_refused_with_the_numbers():
         plan_axis(640, 256, 128, balanced=True)
 
 
+def blended(plan, process):
+    """What ``process`` (a batch of places -> results) makes of a frame, tile by tile."""
+    blend = Blend(plan)
+    for places in plan.batches():
+        blend.add(places, process(places))
+    return blend.result()
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_blending_reproduces_a_function_of_each_pixel(batch):
     frame = torch.rand(1, 1, 70, 90)
-    tiles = plan_tiles(70, 90, 32, 8, balanced=True)
-    result = process_tiles(frame, tiles, lambda x, _: torch.cat((x, 2 * x), 1), batch, 8)
+
+    def process(places):
+        tiles = torch.cat([place.cut(frame) for place in places])
+        return torch.cat((tiles, 2 * tiles), 1)
+
+    result = blended(plan_tiles((70, 90), 32, 8, batch), process)
     torch.testing.assert_close(result, torch.cat((frame, 2 * frame), 1))
+
+
+def test_a_model_of_one_tile_size_gets_full_batches_of_a_frame_that_is_large_enough():
+    plan = plan_tiles((30, 90), tile=640, overlap=8, batch=1, tile_shape=(4, 32, 40))
+    assert (plan.height, plan.width) == (32, 90)
+    calls = list(plan.batches())
+    assert [len(places) for places in calls] == [4]
+    assert {(p.bottom - p.top, p.right - p.left) for places in calls for p in places} == {(32, 40)}
+    ones = blended(plan, lambda places: torch.ones(len(places), 2, 32, 40))
+    torch.testing.assert_close(ones, torch.ones(1, 2, 32, 90))
 
 
 def test_a_step_between_tiles_becomes_a_ramp():
     """Tiles that disagree by 1 must not leave an edge: the blend climbs over half the overlap."""
-    frame = torch.zeros(1, 1, 32, 56)
-    tiles = plan_tiles(32, 56, 32, 8, balanced=True)
-    assert len(tiles) == 2
-
-    def process(x, places):
-        return torch.stack([torch.full((1, 32, 32), float(p.left > 0)) for p in places])
-
-    result = process_tiles(frame, tiles, process, 1, 8)
+    plan = plan_tiles((32, 56), 32, 8, batch=1)
+    assert len(plan.tiles) == 2
+    result = blended(
+        plan,
+        lambda places: torch.stack([torch.full((1, 32, 32), float(p.left > 0)) for p in places]),
+    )
     assert result[..., 0].max() == 0
     assert result[..., -1].min() == 1
     assert result.diff(dim=-1).abs().max() <= 1 / 5 + 1e-6

@@ -1,15 +1,16 @@
 """Training in the latent space of the published autoencoder, with networks of no size."""
 
-import numpy as np
+from functools import partial
+
 import pytest
 import torch
-from PIL import Image
+from wave_frames import write_waves
 
-from difiisr_models.vq_autoencoder import VQAutoencoder, VQConfig
-from difiisr_training.cli import make_accelerator
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_training.config import from_dict
-from difiisr_training.loop import train
-from difiisr_training.networks import TrainingFiles, build_objective
+from difiisr_training.data.images import load_images
+from difiisr_training.networks import build_network, build_objective
+from difiisr_training.train import make_accelerator, train
 from difiisr_training.validation import Validator
 
 SETTINGS = {
@@ -29,30 +30,27 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    y, x = np.mgrid[:256, :256]
-    for i, sequence in enumerate("ab"):
-        (folder / "frames" / sequence).mkdir(parents=True)
-        waves = 127 + 120 * np.sin(x / (3 + i)) * np.cos(y / (9 - i))
-        Image.fromarray(waves.astype(np.uint8)).save(folder / "frames" / sequence / "0.png")
+    for slower, sequence in enumerate("ab"):
+        write_waves(folder / "frames" / sequence, 1, (256, 256), slower)
     return folder
 
 
 @pytest.fixture(scope="module")
-def files():
+def autoencoder():
     torch.manual_seed(0)
     sizes = VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64)
-    return TrainingFiles(autoencoder=VQAutoencoder(sizes))
+    return VQAutoencoder(sizes)
 
 
-def run(settings, data, files, folder, teacher=None, budget=1e9):
+def run(settings, data, autoencoder, folder, teacher=None, budget=1e9):
     config = from_dict(SETTINGS | settings, "test")
-    accelerator = make_accelerator(config, "cpu")
-    objective = build_objective(config, files, accelerator.device)
+    accelerator, load = make_accelerator(config, "cpu"), partial(load_images, data=data)
+    objective = build_objective(config, accelerator.device, autoencoder=autoencoder)
     validate = None
     if config.validate_every:
-        validate = Validator(config, data, folder, files.autoencoder)
+        validate = Validator(config, load, folder, autoencoder)
     return train(
-        config, objective, data, folder, accelerator=accelerator, teacher=teacher,
+        config, objective, load, folder, accelerator=accelerator, teacher=teacher,
         initial=teacher, validate=validate, budget_s=budget,
     )  # fmt: skip
 
@@ -70,15 +68,16 @@ def run(settings, data, files, folder, teacher=None, budget=1e9):
         },
     ],
 )
-def test_every_stage_trains_and_resumes_to_the_bit(data, files, tmp_path, settings):
+def test_every_stage_trains_and_resumes_to_the_bit(data, autoencoder, tmp_path, settings):
     teacher = None
     if "stage" in settings:
-        teacher = run({}, data, files, tmp_path / "teacher").ema.eval()
-    whole = run(settings, data, files, tmp_path / "whole", teacher)
-    for _ in range(2):
-        pieces = run(settings, data, files, tmp_path / "pieces", teacher, budget=0)
-    start = run(settings | {"optimiser": {"lr": 0.0}}, data, files, tmp_path / "still", teacher)
-    weights, unmoved = (state.network.state_dict() for state in (pieces, start))
+        torch.manual_seed(1)
+        teacher = build_network(from_dict(SETTINGS, "test")).eval()
+    whole = run(settings, data, autoencoder, tmp_path / "whole", teacher)
+    first, pieces = (
+        run(settings, data, autoencoder, tmp_path / "pieces", teacher, budget=0) for _ in range(2)
+    )
+    weights, unmoved = (state.network.state_dict() for state in (pieces, first))
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, weights[name]), name
     assert any(not torch.equal(value, unmoved[name]) for name, value in weights.items())

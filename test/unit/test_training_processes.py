@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from wave_frames import write_waves
 
-from difiisr_training import cli
+from difiisr_ros.cli import main as difiisr
 from difiisr_training.networks import load_average
 
 pytestmark = pytest.mark.skipif(
@@ -31,12 +30,7 @@ log_every: 4
 @pytest.fixture
 def command(tmp_path):
     """Arguments of a tiny run on two frames; the run's folder is still to be added."""
-    frames = tmp_path / "data" / "frames"
-    frames.mkdir(parents=True)
-    y, x = np.mgrid[:128, :160]
-    for i in range(2):
-        waves = 127 + 120 * np.sin(x / (3 + i)) * np.cos(y / (5 - i))
-        Image.fromarray(waves.astype(np.uint8)).save(frames / f"{i}.png")
+    write_waves(tmp_path / "data" / "frames", 2)
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG)
     data = ["--data", str(tmp_path / "data")]
@@ -44,11 +38,11 @@ def command(tmp_path):
 
 
 def test_two_processes_train_the_weights_of_one(command, tmp_path):
-    assert cli.main([*command, "--run", str(tmp_path / "one")]) == 0
+    assert difiisr(["train", *command, "--run", str(tmp_path / "one")]) == 0
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    difiisr = ["--", "difiisr_ros.cli", "train", *command, "--run", str(tmp_path / "two")]
+    verb = ["--", "difiisr_ros.cli", "train", *command, "--run", str(tmp_path / "two")]
     finished = subprocess.run(
-        [sys.executable, *torchrun, *difiisr],
+        [sys.executable, *torchrun, *verb],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -2,12 +2,14 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from difiisr_models import RangeTracker, UpscalerSettings, load_upscaler
+from difiisr_models import Stream, load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_models.resample import downsample, pack
@@ -27,8 +29,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def up(folder):
-    return load_upscaler(str(folder), device="cpu", backend="torch")
+def made(folder):
+    """Loads that network with other settings."""
+    return partial(load_upscaler, str(folder), device="cpu", backend="torch")
+
+
+@pytest.fixture(scope="module")
+def up(made):
+    return made()
 
 
 def scene(height: int, width: int, dtype=np.uint16, low: float = 7000, span: float = 2000):
@@ -41,23 +49,23 @@ def measured_again(sr: np.ndarray) -> np.ndarray:
     return downsample(pack(torch.from_numpy(sr.astype(np.float64))[None, None]))[0, 0].numpy()
 
 
-@pytest.mark.parametrize("model", ["bicubic", "network"])
+@pytest.mark.parametrize("model", ["bicubic-consistent", "network"])
 @pytest.mark.parametrize(
     ("dtype", "low", "span"),
     [(np.uint8, 20, 200), (np.uint16, 7000, 2000), (np.uint16, 22000, 70), (np.float32, 290, 25)],
 )
 def test_downsampled_output_is_the_input_in_counts(folder, model, dtype, low, span):
     frame = scene(61, 83, dtype, low, span)
-    sr = load_upscaler("bicubic" if model == "bicubic" else str(folder))(frame)
+    sr = load_upscaler(model if model != "network" else str(folder))(frame)
     assert sr.dtype == dtype
     assert sr.shape == (244, 332)
     error = np.abs(measured_again(sr) - frame).mean()
     assert error < 0.005 * np.ptp(frame.astype(float))
 
 
-def test_without_consistency_the_random_network_would_break_that(up):
+def test_without_consistency_the_random_network_would_break_that(made):
     frame = scene(61, 83)
-    error = np.abs(measured_again(up.with_settings(consistency=0.0)(frame)) - frame).mean()
+    error = np.abs(measured_again(made(consistency=0.0)(frame)) - frame).mean()
     assert error > 0.005 * np.ptp(frame)
 
 
@@ -67,19 +75,19 @@ def test_same_frame_in_same_frame_out(up):
     np.testing.assert_array_equal(up(frame), up(frame))
 
 
-def test_seed_and_no_noise(up):
+def test_seed_and_no_noise(made):
     frame = scene(40, 48)
-    first = up.with_settings(seed=0)(frame)
-    assert (up.with_settings(seed=1)(frame) != first).any()
-    none = up.with_settings(seed=None)
+    first = made(seed=0)(frame)
+    assert (made(seed=1)(frame) != first).any()
+    none = made(seed=-1)
     np.testing.assert_array_equal(none(frame), none(frame))
     assert (none(frame) != first).any()
 
 
-def test_fidelity_moves_the_output_along_a_line(up):
+def test_fidelity_moves_the_output_along_a_line(made):
     """Float frames: the half-way output is half way between the two ends."""
     frame = scene(40, 48, np.float32, 290, 20)
-    ends = [up.with_settings(fidelity=f)(frame).astype(np.float64) for f in (0.0, 0.5, 1.0)]
+    ends = [made(fidelity=f)(frame).astype(np.float64) for f in (0.0, 0.5, 1.0)]
     assert np.abs(ends[0] - ends[2]).max() > 0.1
     np.testing.assert_allclose(ends[1], (ends[0] + ends[2]) / 2, atol=2e-3)
 
@@ -88,7 +96,7 @@ def test_a_whole_number_is_a_fidelity_too(folder, up):
     frame = scene(24, 24)
     for backend in ("torch", "auto"):
         whole = load_upscaler(str(folder), backend=backend, fidelity=1)
-        np.testing.assert_allclose(whole(frame).astype(int), up(frame, RangeTracker()), atol=1)
+        np.testing.assert_allclose(whole(frame).astype(int), up(frame, Stream()), atol=1)
 
 
 def test_threads_share_an_upscaler_one_frame_after_another(folder):
@@ -108,22 +116,21 @@ def test_threads_share_an_upscaler_one_frame_after_another(folder):
 
     shared._model.super_resolve = watched
     with ThreadPoolExecutor(3) as pool:
-        users = [shared, shared.with_settings(fidelity=0.0), shared]
-        list(pool.map(lambda user: user(scene(24, 24), RangeTracker()), users))
+        list(pool.map(lambda _: shared(scene(24, 24), Stream()), range(3)))
     assert together == [1, 1, 1]
 
 
 @pytest.mark.parametrize("steps", [2, 15])
-def test_more_steps_run_and_stay_consistent(up, steps):
+def test_more_steps_run_and_stay_consistent(made, steps):
     frame = scene(32, 40)
-    sr = up.with_settings(steps=steps)(frame)
+    sr = made(steps=steps)(frame)
     assert np.abs(measured_again(sr) - frame).mean() < 0.005 * np.ptp(frame)
 
 
-def test_tiled_equals_whole_but_for_a_small_share_of_the_span(up):
+def test_tiled_equals_whole_but_for_a_small_share_of_the_span(made):
     frame = scene(150, 170)
-    whole = up.with_settings(tile=256)(frame).astype(float)
-    tiled = up.with_settings(tile=64, overlap=16, tile_batch=3)(frame).astype(float)
+    whole = made(tile=256)(frame).astype(float)
+    tiled = made(tile=64, overlap=16, tile_batch=3)(frame).astype(float)
     difference = np.abs(whole - tiled)
     print(
         f"tiled against whole: largest {difference.max():.1f}, mean {difference.mean():.4f} counts"
@@ -151,20 +158,20 @@ def test_garbage_in_a_float_pixel_stays_local(up, value):
     frame = scene(60, 80, np.float32, 290, 10)
     broken = frame.copy()
     broken[10, 10] = value
-    difference = np.abs(up(broken, RangeTracker()) - up(frame, RangeTracker()))
+    difference = np.abs(up(broken, Stream()) - up(frame, Stream()))
     assert difference[4 * 30 :].max() < 1e-3
     assert difference[:, 4 * 30 :].max() < 1e-3
 
 
 def test_a_hot_object_does_not_pump_the_background(up):
-    tracker = RangeTracker()
+    stream = Stream()
     frame = scene(120, 160)
-    before = up(frame, tracker=tracker).astype(float)
+    before = up(frame, stream).astype(float)
     hot = frame.copy()
     hot[10:40, 10:50] = 40000
-    after = up(hot, tracker=tracker).astype(float)
+    after = up(hot, stream).astype(float)
     background = np.abs(after - before)[4 * 70 :, 4 * 90 :]
-    untracked = np.abs(up(hot, tracker=RangeTracker()).astype(float) - before)[4 * 70 :, 4 * 90 :]
+    untracked = np.abs(up(hot, Stream()).astype(float) - before)[4 * 70 :, 4 * 90 :]
     assert background.mean() < 0.01 * np.ptp(frame)
     assert background.mean() < 0.5 * untracked.mean()
 
@@ -191,7 +198,8 @@ def test_constant_frames_stay_constant_enough(up, value):
 @pytest.mark.parametrize(
     ("frame", "text"),
     [
-        (np.zeros((16, 16, 3), np.uint8), r"\(16, 16, 3\)"),
+        (np.zeros((16, 16, 3, 1), np.uint8), r"\(16, 16, 3, 1\)"),
+        (np.zeros((16, 16, 0), np.uint8), r"\(16, 16, 0\)"),
         (np.zeros((16, 15), np.uint8), "16x16"),
         (np.zeros((16, 16), np.int32), "int32"),
         ([[1, 2]], "list"),
@@ -206,11 +214,11 @@ def test_bad_frames_are_refused_with_what_was_wrong(up, frame, text):
     "change",
     [{"steps": 0}, {"steps": 16}, {"steps": 2.0}, {"fidelity": 1.5}, {"fidelity": float("nan")},
      {"consistency": -1}, {"seed": -5}, {"seed": 0.5}, {"seed": 1 << 32}, {"tile": 8},
-     {"overlap": 200}, {"tile_batch": 0}],
+     {"overlap": 200}, {"tile_batch": 0}, {"precision": "fp8"}, {"threads": "2"}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        UpscalerSettings(**change)
+        load_upscaler("bicubic", **change)
 
 
 def test_unknown_model_setting_device_and_backend_are_named():
@@ -228,18 +236,53 @@ def test_the_cpu_is_one_device_whatever_its_number():
     assert load_upscaler("bicubic", device="cpu:0").device == "cpu"
 
 
-def test_every_seed_is_another_field(up):
+def test_every_seed_is_another_field(made):
     frame = scene(24, 24)
     seeds = (0, 1, 1 << 24, (1 << 32) - 1)
-    first, *others = (up.with_settings(seed=seed)(frame, RangeTracker()) for seed in seeds)
+    first, *others = (made(seed=seed)(frame, Stream()) for seed in seeds)
     for other in others:
         assert (first != other).any()
 
 
-def test_with_settings_shares_the_stream(up):
-    up.reset()
-    up(scene(40, 40))
-    other = up.with_settings(fidelity=0.5)
-    assert other.settings.fidelity == 0.5
-    assert up.settings.fidelity == 1.0
-    assert other._tracker is up._tracker
+def test_settings_change_between_frames_and_a_bad_change_changes_nothing(made):
+    frame = scene(40, 40, np.float32, 290, 20)
+    up = made()
+    first = up(frame)
+    up.change(fidelity=0.5, tile=32, overlap=8)
+    assert (up(frame) != first).any()
+    for bad in ({"fidelity": 2.0, "steps": 2}, {"device": "cuda"}, {"sharpness": 1}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            up.change(**bad)
+    assert (up.settings.fidelity, up.settings.steps, up.runtime.tile) == (0.5, 1, 32)
+    up.change(fidelity=1.0, tile=0)
+    np.testing.assert_array_equal(up(frame), first)
+
+
+def test_a_stream_remembers_for_itself_and_a_new_kind_of_frame_begins_a_new_one(up):
+    warm, cold = (scene(40, 48, np.uint16, low, 2000) for low in (7000, 7400))
+    alone, stream, other = up(cold, Stream()), Stream(), Stream()
+    up(warm, stream)
+    up(warm.astype(np.float32), other)
+    assert (up(cold, stream) != alone).any()
+    np.testing.assert_array_equal(up(cold, other), alone)
+    stream.reset()
+    np.testing.assert_array_equal(up(cold, stream), alone)
+
+
+def test_colour_is_upscaled_channel_by_channel_and_grey_once(up, monkeypatch):
+    planes = [scene(24, 32, np.uint8, low, 90) for low in (20, 60, 100)]
+    colour = up(np.stack(planes, axis=-1), Stream())
+    for channel, plane in enumerate(planes):
+        np.testing.assert_array_equal(colour[..., channel], up(plane, Stream()))
+    calls = []
+    monkeypatch.setattr(up, "_upscale", lambda *a: calls.append(a) or np.zeros((96, 128), np.uint8))
+    assert up(np.repeat(planes[0][..., None], 3, axis=-1)).shape == (96, 128, 3)
+    assert len(calls) == 1
+
+
+def test_bicubic_is_plain_interpolation(up):
+    frame = scene(40, 48, np.float32, 290, 20)
+    frame[20, 20] = 4000
+    size = (4 * 48, 4 * 40)
+    plain = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(load_upscaler("bicubic", consistency=1.0)(frame), plain, atol=2e-3)

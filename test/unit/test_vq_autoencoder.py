@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from difiisr_models import vq_autoencoder
-from difiisr_models.vq_autoencoder import VQAutoencoder, VQConfig, attend, nearest_codes
+from difiisr_models.published import vq_autoencoder
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig, attend, nearest_codes
 
 SMALL = VQConfig(channels=32, multipliers=(1, 1, 2), blocks=1, codes=50)
 

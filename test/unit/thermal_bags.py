@@ -1,4 +1,4 @@
-"""Small recordings for the tests of bag reading and replay."""
+"""Small recordings, as rosbags writes them, for the tests of bag reading and replay."""
 
 import shutil
 import sqlite3
@@ -6,16 +6,13 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import StoragePlugin, Writer
 
-from difiisr_ros.bag_reader import CAMERA_INFO_TYPE, IMAGE_TYPE, BagReader
-from difiisr_ros.bag_writer import STORE, image_bytes, write_bag
-from difiisr_ros.demo.scene_bag import _camera_info
+from difiisr_ros import scene
+from difiisr_ros.bags import CAMERA_INFO_TYPE, IMAGE_TYPE, STORE, image_bytes, open_bag
 
 IMAGE, INFO, WORDS = "/cam/image_raw", "/cam/camera_info", "/words"
 START, PERIOD = 1_000_000_000, 100_000_000
-CUSTOM_TYPE = "our_msgs/msg/Pressure"
-CUSTOM_DEFINITION = "std_msgs/Header header\nfloat64 pascal\n"
 
 
 def header(index: int):
@@ -28,7 +25,7 @@ def pixels(index: int, height: int = 18, width: int = 24) -> np.ndarray:
 
 
 def camera_info(index: int, height: int = 18, width: int = 24) -> bytes:
-    info = _camera_info(header(index))
+    info = scene.camera_info(header(index))
     info.height, info.width = height, width
     return bytes(STORE.serialize_cdr(info, CAMERA_INFO_TYPE))
 
@@ -41,13 +38,13 @@ def word(text: str) -> bytes:
 
 def record(
     path: Path,
-    storage: StoragePlugin = StoragePlugin.MCAP,
+    storage: str = "mcap",
     frames: int = 5,
     images: dict[int, bytes] | None = None,
     infos: dict[int, bytes] | None = None,
 ) -> Path:
     """A camera with info and words between; ``images`` and ``infos`` replace single messages."""
-    with write_bag(path, storage) as writer:
+    with Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
         info = writer.add_connection(INFO, CAMERA_INFO_TYPE, typestore=STORE)
         image = writer.add_connection(IMAGE, IMAGE_TYPE, typestore=STORE)
         words = writer.add_connection(WORDS, "std_msgs/msg/String", typestore=STORE)
@@ -61,13 +58,18 @@ def record(
 
 
 def messages(path: Path, *topics: str) -> list[tuple[str, int, bytes]]:
-    with BagReader(path) as bag:
-        return [(c.topic, at, bytes(raw)) for c, at, raw in bag.messages(topics or None)]
+    with open_bag(path) as bag:
+        return [(m.topic.name, m.time, m.data) for m in bag.messages(topics or None)]
+
+
+def storage_file(path: Path) -> Path:
+    (file,) = (p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+    return file
 
 
 def cut(path: Path, fraction: float) -> None:
     """Cut the storage file of a recording, and take its metadata away, as a crash does."""
-    (file,) = (p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+    file = storage_file(path)
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * fraction)])
     (path / "metadata.yaml").unlink()

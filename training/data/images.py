@@ -1,17 +1,19 @@
-"""High-resolution infrared frames of image files and recordings, for training and validation."""
+"""High-resolution infrared frames of image files, for training and validation."""
 
 from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt, MinLen
 from PIL import Image
+from pydantic.dataclasses import dataclass
 
-from difiisr_training.data.bag_frames import find_recordings, read_recordings, require_finite
+from difiisr_models.radiometry import robust_range
 from difiisr_training.data.sequences import sequence_names, validation_sequences
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -24,7 +26,7 @@ _TWO_BYTES = re.compile(r";16[BLN]$")  # at the end of Pillow's raw modes; BMP's
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class ImageSource:
     """High-resolution frames of one origin and how they are used.
 
@@ -45,58 +47,81 @@ class ImageSource:
     """
 
     folder: str
-    weight: float = 1.0
-    skip_last: int = 0
-    scales: tuple[float, ...] = (1.0,)
-    val_share: float = 0.1
+    weight: Annotated[float, Ge(0)] = 1.0
+    skip_last: Annotated[int, Ge(0)] = 0
+    scales: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] = (1.0,)
+    val_share: Annotated[float, Ge(0), Lt(1)] = 0.1
     topic: str | None = None
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"{self.folder}: scales must be above 0, got {list(self.scales)}")
-        if self.weight < 0 or self.skip_last < 0 or self.every < 1 or not 0 <= self.val_share < 1:
-            raise ValueError(
-                f"{self.folder}: weight and skip_last must be 0 or more, every 1 or more and "
-                f"val_share in 0..1, got {self.weight}, {self.skip_last}, {self.every} and "
-                f"{self.val_share}"
-            )
+    every: Annotated[int, Ge(1)] = 1
 
 
-def load_images(source: ImageSource, data: Path, part: Part) -> list[np.ndarray]:
-    """Read one part of a source; what is damaged is skipped, counted and named in the log.
+class LoadFrames(Protocol):
+    """Gives the frames of one part of a source: ``(H, W)`` uint8, uint16 or float32 counts each.
 
-    Returns:
-        ``(H, W)`` uint8, uint16 or float32 counts.
+    Whoever opens the sources makes it: ``partial(load_images, data=folder)`` for image files.
+    """
+
+    def __call__(self, source: ImageSource, *, part: Part) -> list[np.ndarray]:
+        """Read them; the training part is never empty."""
+
+
+def load_images(source: ImageSource, *, data: Path, part: Part) -> list[np.ndarray]:
+    """Read one part of a source of image files; what is damaged is skipped, counted and logged.
 
     Raises:
-        FileNotFoundError: the folder does not exist or holds neither images nor recordings.
-        ValueError: a recording has no such topic, nothing of the training part is readable, or
-            there are images beside the recordings.
+        FileNotFoundError: the folder does not exist or holds no image.
+        ValueError: nothing of the training part is readable.
     """
     root = data / source.folder
-    recordings = find_recordings(root)
-    if recordings:
-        if loose := [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES]:
-            raise ValueError(
-                f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
-                "make folders, and sources, of their own of them"
-            )
-        names = [path.relative_to(root).as_posix() for path in recordings]
-        files = _part(recordings, names, source, part)
-        images, skipped = read_recordings(files, source.topic, source.every)
-    else:
-        paths = list_images(root)
-        names = sequence_names([path.relative_to(root) for path in paths])
-        files = _part(paths, names, source, part)
-        images, skipped = read_all(files)
+    paths = list_images(root)
+    names = sequence_names([path.relative_to(root) for path in paths])
+    return read_part(source, root, part, paths, names, _read_readable)
+
+
+def read_part(
+    source: ImageSource,
+    root: Path,
+    part: Part,
+    files: Sequence[Path],
+    sequences: Sequence[str],
+    read: Callable[[Path, Callable[[str], None]], Iterator[np.ndarray]],
+) -> list[np.ndarray]:
+    """Read the files of one part: whole sequences, never some frames of one.
+
+    Args:
+        source: says how much is held out.
+        root: place of the source, for the log.
+        part: which.
+        files: of the source, in order.
+        sequences: the name of each file's sequence.
+        read: gives the frames of a file, and calls its argument with a text for each that it skips.
+    """
+    count = max(0, len(files) - source.skip_last)
+    held_out = validation_sequences(sequences[:count], source.val_share)
+    named = zip(files[:count], sequences[:count], strict=True)
+    chosen = [file for file, name in named if (name in held_out) == (part == "val")]
+    skipped: list[str] = []
+    images = [image for file in chosen for image in read(file, skipped.append)]
     size = sum(image.nbytes for image in images) / 2**20
     log.info("%s: %d frames (%.0f MiB) for %s", root, len(images), size, part)
+    for text in skipped:
+        log.warning("%s", text)
     if skipped:
         log.warning("%s: skipped %d that were damaged or not finite", root, len(skipped))
     if part == "train" and not images:
-        raise ValueError(f"{root}: nothing to train on among {len(files)} files; see the log")
+        raise ValueError(f"{root}: nothing to train on among {len(chosen)} files; see the log")
     return images
+
+
+def _read_readable(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
+    try:
+        counts = read_counts(path)
+        if counts.dtype.kind == "f" and (wrong := np.count_nonzero(~np.isfinite(counts))):
+            raise ValueError(f"{wrong} pixels are NaN or infinity")
+    except Exception as error:  # damaged files raise whatever their decoder raises
+        skipped(f"skipped damaged image {path}: {error}")
+    else:
+        yield counts
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -105,9 +130,9 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: the folder does not exist or holds no image.
     """
-    if not Path(folder).exists():
+    if not folder.exists():
         raise FileNotFoundError(f"no folder {folder}")
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
     return paths
@@ -150,44 +175,18 @@ def _is_deep_colour(image: Image.Image) -> bool:
     return max(bits) > 8 or any(_TWO_BYTES.search(str(coding[0])) for coding in codings if coding)
 
 
-def read_all(paths: list[Path]) -> tuple[list[np.ndarray], list[Path]]:
-    """Read images, skipping and naming those damaged or not finite: (images, skipped paths)."""
-    images, skipped = [], []
-    for path in paths:
-        try:
-            counts = read_counts(path)
-            require_finite(counts)
-            images.append(counts)
-        except Exception as error:  # damaged files raise whatever their decoder raises
-            log.warning("skipped damaged image %s: %s", path, error)
-            skipped.append(path)
-    return images, skipped
-
-
 def crop_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
     """Cut the bottom and right edge so that both sides are multiples of ``multiple``."""
     h, w = (side // multiple * multiple for side in image.shape)
     return image[:h, :w]
 
 
-def pillow_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Antialiased bicubic resize; the dtype (uint8, uint16, float32) and its rounding are kept."""
-    if image.dtype == np.uint8:
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
-    resized = np.asarray(
-        Image.fromarray(image.astype(np.float32)).resize((width, height), Image.BICUBIC)
-    )
-    if image.dtype == np.uint16:
-        return resized.round().clip(0, 65535).astype(np.uint16)
-    return resized
+def as_picture(counts: np.ndarray) -> np.ndarray:
+    """Counts ``(H, W)`` -> float32 in 0..1, as detectors and segmenters see them.
 
-
-def _part(files: list[Path], names: list[str], source: ImageSource, part: Part) -> list[Path]:
-    """The files of one part: whole sequences (``names``), never some frames of one."""
-    count = max(0, len(files) - source.skip_last)
-    held_out = validation_sequences(names[:count], source.val_share)
-    return [
-        file
-        for file, name in zip(files[:count], names[:count], strict=True)
-        if (name in held_out) == (part == "val")
-    ]
+    8 bit: 0..255. Otherwise from the bottom to the top of the frame's own robust range.
+    """
+    if counts.dtype == np.uint8:
+        return counts.astype(np.float32) / 255
+    shown = robust_range(counts)
+    return ((counts.astype(np.float32) - shown.lo) / shown.span).clip(0, 1)

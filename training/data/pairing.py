@@ -1,12 +1,40 @@
-"""Which boxes or labels belong to which frame: by the path, or by the file's name where unique."""
+"""Names of frames, and which boxes or labels belong to which frame: by path, or by unique name."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from difiisr_training.data.images import list_images
 
 
-def pair_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+def name_images(paths: Sequence[Path], folder: Path) -> list[str]:
+    """Name of the frame that each image holds: its path below ``folder`` without suffix.
+
+    Raises:
+        ValueError: two images differ in their suffix alone.
+    """
+    names = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = (str(path) for path, other in zip(paths, names, strict=True) if other == name)
+            raise ValueError(f"{' and '.join(same)} have one name; keep one of them")
+    return names
+
+
+def images_by_name(folder: Path) -> dict[str, Path]:
+    """The images in a folder by the names of their frames, sorted by path.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or holds no image.
+        ValueError: two images differ in their suffix alone.
+    """
+    paths = list_images(folder)
+    return dict(zip(name_images(paths, folder), paths, strict=True))
+
+
+def pair_names(names: Sequence[str], known: Collection[str]) -> dict[str, str]:
     """The known name that belongs to each name; names without any are left out.
 
     Names are paths without suffix, joined by ``__``, as those of frames. A name belongs to its
@@ -16,29 +44,21 @@ def pair_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
         ValueError: several names have that last part, on either side.
     """
     equal = set(names) & set(known)
-    ours, theirs = _by_last_part(names), _by_last_part(known)
+    ours, theirs = (defaultdict(list), defaultdict(list))
+    for found, given in ((ours, names), (theirs, known)):
+        for name in given:
+            found[name.rpartition("__")[2]].append(name)
     pairs = {}
-    for name in names:
-        last = _last_part(name)
-        candidates = [other for other in theirs[last] if other not in equal]
-        if name in equal:
-            pairs[name] = name
-        elif candidates:
-            if len(ours[last]) > 1 or len(theirs[last]) > 1:
+    for last, mine in ours.items():
+        free = [other for other in theirs[last] if other not in equal]
+        for name in mine:
+            if name in equal:
+                pairs[name] = name
+            elif free and (len(mine) > 1 or len(theirs[last]) > 1):
                 raise ValueError(
-                    f"{', '.join(ours[last])} cannot be told apart by the names "
+                    f"{', '.join(mine)} cannot be told apart by the names "
                     f"{', '.join(theirs[last])}: folders and names of both sides must be equal"
                 )
-            pairs[name] = candidates[0]
-    return pairs
-
-
-def _by_last_part(names: Iterable[str]) -> dict[str, list[str]]:
-    found = defaultdict(list)
-    for name in names:
-        found[_last_part(name)].append(name)
-    return found
-
-
-def _last_part(name: str) -> str:
-    return name.rpartition("__")[2]
+            elif free:
+                pairs[name] = free[0]
+    return {name: pairs[name] for name in names if name in pairs}

@@ -47,17 +47,9 @@ def sequence_names(paths: Sequence[PurePath]) -> list[str]:
                 first = number
             names[index] = f"{folder}/{before}{first}{after}"
             previous = number
-    return _folders_where_numbers_say_nothing(paths, names)
-
-
-def _folders_where_numbers_say_nothing(
-    paths: Sequence[PurePath], names: Sequence[str]
-) -> list[str]:
-    sizes = Counter(names)
-    folders = [path.parent.as_posix() for path in paths]
-    files = Counter(folders)
+    sizes, folders = Counter(names), [path.parent.as_posix() for path in paths]
     alone = Counter(f for f, name in zip(folders, names, strict=True) if sizes[name] == 1)
-    silent = {f for f, n in files.items() if n >= _FEW and alone[f] > _NEARLY_ALL * n}
+    silent = {f for f, n in Counter(folders).items() if n >= _FEW and alone[f] > _NEARLY_ALL * n}
     return [f if f in silent else name for f, name in zip(folders, names, strict=True)]
 
 
@@ -67,9 +59,7 @@ def validation_sequences(names: Sequence[str], share: float) -> set[str]:
     The choice depends on the names alone: sequences are taken in the order of their hashes, each
     one that still fits. A source of a single sequence keeps it for training.
 
-    Args:
-        names: the sequence of each image.
-        share: 0..1.
+    ``names``: the sequence of each image.
     """
     sizes = Counter(names)
     room = share * len(names)

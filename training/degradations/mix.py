@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from annotated_types import Ge
+from PIL import Image
+from pydantic.dataclasses import dataclass
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import SCALE
-from difiisr_training.data.images import pillow_resize
 from difiisr_training.degradations.second_order import SecondOrderConfig, second_order_pair
 from difiisr_training.degradations.thermal_camera import ThermalConfig, thermal_pair
 
 Kind = Literal["bicubic", "thermal", "second_order"]
-KINDS: tuple[Kind, ...] = ("bicubic", "thermal", "second_order")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid"})
 class DegradationConfig:
     """Which degradations are used, and their ranges.
 
@@ -29,22 +31,25 @@ class DegradationConfig:
         pipeline: of the reference's pipeline.
     """
 
-    bicubic: float = 0.7
-    thermal: float = 0.25
-    second_order: float = 0.05
+    bicubic: Annotated[float, Ge(0)] = 0.7
+    thermal: Annotated[float, Ge(0)] = 0.25
+    second_order: Annotated[float, Ge(0)] = 0.05
     camera: ThermalConfig = field(default_factory=ThermalConfig)
     pipeline: SecondOrderConfig = field(default_factory=SecondOrderConfig)
 
     def __post_init__(self) -> None:
-        weights = {kind: getattr(self, kind) for kind in KINDS}
-        if min(weights.values()) < 0 or sum(weights.values()) == 0:
-            raise ValueError(f"degradation weights must be 0 or more, not all 0, got {weights}")
+        if not any(self.shares().values()):
+            raise ValueError("the weights of the degradations must not all be 0")
+
+    def shares(self) -> dict[Kind, float]:
+        """Share of each kind among the samples, 1 in all (0 in all while none has a weight)."""
+        weights = np.array([getattr(self, kind) for kind in KINDS])
+        return dict(zip(KINDS, weights / (weights.sum() or 1.0), strict=True))
 
 
 def choose_kind(config: DegradationConfig, rng: np.random.Generator) -> Kind:
     """Draw a degradation by its weight."""
-    weights = np.array([getattr(config, kind) for kind in KINDS])
-    return KINDS[rng.choice(len(KINDS), p=weights / weights.sum())]
+    return KINDS[rng.choice(len(KINDS), p=list(config.shares().values()))]
 
 
 def degrade(
@@ -59,7 +64,7 @@ def degrade(
     Args:
         kind: which degradation.
         hr: ``(4h, 4w)`` uint8, uint16 or float32 counts.
-        shown: ``compression.agc_range`` of the frame that ``hr`` is cut from.
+        shown: ``thermal_camera.agc_range`` of the frame that ``hr`` is cut from.
         config: ranges to draw from.
         rng: where everything random comes from; "bicubic" draws nothing.
 
@@ -73,3 +78,12 @@ def degrade(
         return second_order_pair(hr, shown, config.pipeline, rng)
     h, w = (side // SCALE for side in hr.shape)
     return pillow_resize(hr, h, w).astype(np.float32), hr.astype(np.float32)
+
+
+def pillow_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Antialiased bicubic resize; the dtype (uint8, uint16, float32) and its rounding are kept."""
+    given = image.astype(np.float32) if image.dtype == np.uint16 else image
+    resized = np.asarray(Image.fromarray(given).resize((width, height), Image.BICUBIC))
+    if image.dtype == np.uint16:
+        return resized.round().clip(0, 65535).astype(np.uint16)
+    return resized

@@ -1,24 +1,62 @@
-"""Image quality of one-channel images: PSNR, SSIM, LPIPS-squeeze, spectra, consistency, NIQE.
+"""Image quality of one-channel images, each a number; and how sure their mean over frames is.
 
 Images are ``(H, W)`` arrays of any real dtype in counts; ``data_range`` is the width of the scale
 that they live on (255 for 8 bit). Everything is computed on whole images, no border is cut off.
+Networks are read from files that the user has; nothing is downloaded: FileNotFoundError without
+them, RuntimeError for other weights, ModuleNotFoundError without a network's package.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import correlate
+from scipy.special import gammaln
+from scipy.stats import bootstrap
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from difiisr_models.resample import SCALE, downsample, pack
-from difiisr_training.data.images import pillow_resize
-from difiisr_training.guidance.spectral_loss import spectral_loss
+from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.guidance import spectral_loss
 
-_SSIM_SIGMA, _SSIM_RADIUS, _K1, _K2 = 1.5, 5, 0.01, 0.03
+LPIPS_BACKBONES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+"""Torchvision's own names of the files."""
+
 _NIQE_BLOCK = 96
+_LPIPS_TAPS = (1, 4, 7, 9, 10, 11, 12)
+
+
+def mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Mean over frames, and its 95 % percentile interval of 2000 resamples (Efron 1979).
+
+    Frames of one film resemble each other, so that the interval holds for these scenes and is too
+    narrow for others. The seed is fixed.
+
+    Args:
+        values: ``(N,)`` one number per frame; NaN = no value, left out.
+
+    Returns:
+        mean and ``(low, high)``; all NaN without any value, and the mean alone, twice, for one
+        frame. An infinite value makes the mean infinite and the interval NaN.
+    """
+    values = values[~np.isnan(values)]
+    mean = float(values.mean()) if values.size else math.nan
+    if not math.isfinite(mean):
+        return mean, (math.nan, math.nan)
+    if len(values) == 1:
+        return mean, (mean, mean)
+    low, high = bootstrap(
+        (values,), np.mean, n_resamples=2000, batch=100, method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return mean, (float(low), float(high))
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
@@ -27,9 +65,8 @@ def psnr(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
     Raises:
         ValueError: the shapes differ.
     """
-    _check_pair(sr, hr)
-    mse = np.square(sr.astype(np.float64) - hr.astype(np.float64)).mean()
-    return float("inf") if mse == 0 else float(10 * np.log10(data_range**2 / mse))
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(*_doubles(hr, sr), data_range=data_range))
 
 
 def ssim(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
@@ -38,22 +75,12 @@ def ssim(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
     Raises:
         ValueError: the shapes differ, or a side is shorter than the window of 11 pixels.
     """
-    _check_pair(sr, hr)
-    window = 2 * _SSIM_RADIUS + 1
-    if min(sr.shape) < window:
-        raise ValueError(f"SSIM needs at least {window}x{window} pixels, got {sr.shape}")
-    x, y = (torch.from_numpy(image.astype(np.float64)) for image in (sr, hr))
-    taps = torch.exp(
-        -0.5 * (torch.arange(window) - _SSIM_RADIUS).double().square() / _SSIM_SIGMA**2
-    )
-    taps /= taps.sum()
-    moments = torch.stack([x, y, x * x, y * y, x * y])[:, None]
-    moments = F.conv2d(F.conv2d(moments, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))[:, 0]
-    mx, my, xx, yy, xy = moments
-    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
-    structure = (2 * (xy - mx * my) + c2) / (xx - mx * mx + yy - my * my + c2)
-    return float((luminance * structure).mean())
+    return float(
+        structural_similarity(
+            *_doubles(sr, hr), data_range=data_range, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )  # fmt: skip
 
 
 def spectral_distance(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
@@ -62,11 +89,7 @@ def spectral_distance(sr: np.ndarray, hr: np.ndarray, data_range: float) -> floa
     Raises:
         ValueError: the shapes differ.
     """
-    _check_pair(sr, hr)
-    a, b = (
-        torch.from_numpy(image.astype(np.float64) * (2 / data_range) - 1)[None, None]
-        for image in (sr, hr)
-    )
+    a, b = (torch.from_numpy(i * (2 / data_range) - 1)[None, None] for i in _doubles(sr, hr))
     return float(spectral_loss(a, b))
 
 
@@ -92,28 +115,22 @@ class LpipsSqueeze(nn.Module):
     """LPIPS v0.1 on SqueezeNet 1.1 (Zhang et al. 2018); report it as "LPIPS-squeeze".
 
     The distance is the mean over pixels of the weighted squared difference of unit-length feature
-    vectors, summed over seven layers. Not comparable with LPIPS on AlexNet or VGG.
+    vectors, summed over seven layers. Not comparable with LPIPS on AlexNet or VGG. The ``lpips``
+    package needs a torchvision that fits torch; training and its checks must run without.
     """
 
     def __init__(self, squeezenet_path: Path, lin_path: Path, device: str = "cpu") -> None:
-        """Read local files.
-
-        Args:
-            squeezenet_path: torchvision's ``squeezenet1_1`` weights (whole, or ``features`` only).
-            lin_path: the linear layers, ``weights/v0.1/squeeze.pth`` of the ``lpips`` package.
-            device: where to compute.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            RuntimeError: a file holds other weights.
-        """
+        """Read torchvision's ``squeezenet1_1`` weights, whole or ``features`` only, and the linear
+        layers, ``weights/v0.1/squeeze.pth`` of the ``lpips`` package."""
         super().__init__()
-        self._net = _squeezenet_features()
-        state = torch.load(squeezenet_path, map_location="cpu", weights_only=True)
-        names = {name.removeprefix("features."): value for name, value in state.items()}
-        self._net.load_state_dict(
-            {k: v for k, v in names.items() if not k.startswith("classifier")}
-        )
+        pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
+        self._net = nn.Sequential(  # SqueezeNet 1.1 (Iandola 2016), numbered as in torchvision
+            nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), nn.MaxPool2d(**pool),
+            _Fire(64, 16, 64), _Fire(128, 16, 64), nn.MaxPool2d(**pool),
+            _Fire(128, 32, 128), _Fire(256, 32, 128), nn.MaxPool2d(**pool),
+            _Fire(256, 48, 192), _Fire(384, 48, 192), _Fire(384, 64, 256), _Fire(512, 64, 256),
+        )  # fmt: skip
+        self._net.load_state_dict(_features(squeezenet_path))
         lin = torch.load(lin_path, map_location="cpu", weights_only=True)
         try:
             self._lin = [lin[f"lin{i}.model.1.weight"].to(device) for i in range(len(_LPIPS_TAPS))]
@@ -125,29 +142,69 @@ class LpipsSqueeze(nn.Module):
     @torch.inference_mode()
     def forward(self, sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
         """Distance of two images in counts; 0 for equal images, larger is worse."""
-        _check_pair(sr, hr)
-        return self.distance(self.features(sr, data_range), self.features(hr, data_range))
-
-    @torch.inference_mode()
-    def features(self, image: np.ndarray, data_range: float) -> list[Tensor]:
-        """Unit-length features of the seven layers, to compare one image with many."""
-        unit = torch.from_numpy(image.astype(np.float32) * (2.0 / data_range) - 1.0).to(
-            self._device
-        )
-        shift = unit.new_tensor([-0.030, -0.088, -0.188])[:, None, None]
-        scale = unit.new_tensor([0.458, 0.448, 0.450])[:, None, None]
-        h, found = ((unit - shift) / scale)[None], []
+        h = torch.cat([_colours(image, data_range, self._device) * 2 - 1 for image in (sr, hr)])
+        shift = h.new_tensor([-0.030, -0.088, -0.188])[:, None, None]
+        scale = h.new_tensor([0.458, 0.448, 0.450])[:, None, None]
+        h, total, lin = (h - shift) / scale, 0.0, iter(self._lin)
         for index, layer in enumerate(self._net):
             h = layer(h)
             if index in _LPIPS_TAPS:
-                found.append(h / (h.square().sum(1, keepdim=True).sqrt() + 1e-10))
-        return found
+                a, b = h / (h.square().sum(1, keepdim=True).sqrt() + 1e-10)
+                total += float(F.conv2d((a - b).square()[None], next(lin)).mean())
+        return total
+
+
+class _Fire(nn.Module):
+    def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
+        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(x).relu()
+        return torch.cat([self.expand1x1(x), self.expand3x3(x)], 1).relu()
+
+
+def load_lpips(
+    net: Literal["alex", "vgg"], backbone: Path, device: str = "cpu"
+) -> Callable[[np.ndarray, np.ndarray, float], float]:
+    """LPIPS v0.1 of the ``lpips`` package (Zhang et al. 2018); report it with its backbone.
+
+    ``backbone``: torchvision's ``alexnet`` or ``vgg16`` weights; the package brings the rest. Gives
+    the distance of two ``(H, W)`` images in counts, as :class:`LpipsSqueeze`.
+    """
+    from lpips import LPIPS
+
+    features = _features(backbone)
+    model = LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    for index in range(1, model.L + 1):
+        part: nn.Module = getattr(model.net, f"slice{index}")
+        part.load_state_dict({name: features[name] for name in part.state_dict()})
+    model.to(device)
 
     @torch.inference_mode()
-    def distance(self, a: list[Tensor], b: list[Tensor]) -> float:
-        """LPIPS of two results of :meth:`features`."""
-        layers = zip(a, b, self._lin, strict=True)
-        return float(sum(F.conv2d((x - y).square(), w).mean() for x, y, w in layers))
+    def distance(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
+        return float(model(*(_colours(image, data_range, device) * 2 - 1 for image in (sr, hr))))
+
+    return distance
+
+
+def load_clip_iqa(clip: Path, device: str) -> Callable[[np.ndarray, float], float]:
+    """CLIP-IQA (Wang et al., AAAI 2023) of the ``pyiqa`` package, by OpenAI's ``RN50.pt``."""
+    from pyiqa.archs.clipiqa_arch import CLIPIQA
+
+    return _rating(CLIPIQA(backbone=str(clip)), device)
+
+
+def load_musiq(weights: Path, device: str) -> Callable[[np.ndarray, float], float]:
+    """MUSIQ (Ke et al., ICCV 2021) of ``pyiqa``, by its weights for KonIQ-10k."""
+    from pyiqa.archs.musiq_arch import MUSIQ
+
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    network = MUSIQ(pretrained=False)
+    network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    return _rating(network, device)
 
 
 class Niqe:
@@ -158,26 +215,12 @@ class Niqe:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the pristine model: ``mu_pris_param (1, 36)``, ``cov_pris_param (36, 36)``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: it holds no such arrays.
-        """
+        """Read the pristine model, arrays ``mu_pris_param (1, 36)``, ``cov_pris_param (36, 36)``
+        and ``gaussian_window (7, 7)``; KeyError: the file holds no such arrays."""
         with np.load(path, allow_pickle=False) as arrays:
-            shapes = {name: arrays[name].shape for name in arrays.files}
-            wanted = {
-                "mu_pris_param": (1, 36),
-                "cov_pris_param": (36, 36),
-                "gaussian_window": (7, 7),
-            }
-            if any(shapes.get(name) != shape for name, shape in wanted.items()):
-                raise ValueError(f"{path} holds {shapes}, a NIQE model holds {wanted}")
-            self._mean = arrays["mu_pris_param"].astype(np.float64)[0]
-            self._covariance = arrays["cov_pris_param"].astype(np.float64)
-            self._window = torch.from_numpy(arrays["gaussian_window"].astype(np.float64))[
-                None, None
-            ]
+            names = ("mu_pris_param", "cov_pris_param", "gaussian_window")
+            mean, self._covariance, self._window = (arrays[n].astype(np.float64) for n in names)
+        self._mean = mean[0]
 
     def __call__(self, image: np.ndarray, data_range: float) -> float:
         """Score of one image, cut to whole blocks of 96 x 96 pixels.
@@ -199,55 +242,17 @@ class Niqe:
     def features(self, image: np.ndarray, data_range: float) -> np.ndarray:
         """``(blocks, 36)``: 18 features of each block at full, then at half resolution."""
         h, w = (side // _NIQE_BLOCK * _NIQE_BLOCK for side in image.shape)
-        scaled = (image[:h, :w].astype(np.float32) * (255.0 / data_range)).round()
-        features = []
-        for scale in (1, 2) if h and w else ():
-            if scale == 2:
-                scaled = pillow_resize(scaled, h // 2, w // 2)
-            mscn = _local_contrast(torch.from_numpy(scaled.astype(np.float64)), self._window)
-            features.append(_block_features(mscn.numpy(), _NIQE_BLOCK // scale))
-        return np.concatenate(features, axis=1) if features else np.empty((0, 36))
-
-
-def _check_pair(sr: np.ndarray, hr: np.ndarray) -> None:
-    if sr.shape != hr.shape or sr.ndim != 2:
-        raise ValueError(
-            f"two images (H, W) of one size are compared, got {sr.shape} and {hr.shape}"
-        )
-
-
-class _Fire(nn.Module):
-    def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(channels, squeezed, 1)
-        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
-        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.squeeze(x).relu()
-        return torch.cat([self.expand1x1(x), self.expand3x3(x)], 1).relu()
-
-
-_LPIPS_TAPS = (1, 4, 7, 9, 10, 11, 12)
-
-
-def _squeezenet_features() -> nn.Sequential:
-    """The convolutional part of SqueezeNet 1.1 (Iandola 2016), numbered as in torchvision."""
-    pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), nn.MaxPool2d(**pool),
-        _Fire(64, 16, 64), _Fire(128, 16, 64), nn.MaxPool2d(**pool),
-        _Fire(128, 32, 128), _Fire(256, 32, 128), nn.MaxPool2d(**pool),
-        _Fire(256, 48, 192), _Fire(384, 48, 192), _Fire(384, 64, 256), _Fire(512, 64, 256),
-    )  # fmt: skip
-
-
-def _local_contrast(image: Tensor, window: Tensor) -> Tensor:
-    """Mean-subtracted, contrast-normalised coefficients: (i - mu) / (sigma + 1)."""
-    padded = F.pad(image[None, None], (3, 3, 3, 3), mode="replicate")
-    mu = F.conv2d(padded, window)
-    sigma = (F.conv2d(padded.square(), window) - mu.square()).abs().sqrt()
-    return ((image - mu) / (sigma + 1))[0, 0]
+        if not (h and w):
+            return np.empty((0, 36))
+        whole = (image[:h, :w].astype(np.float32) * (255.0 / data_range)).round()
+        half = pillow_resize(whole, h // 2, w // 2)
+        columns = []
+        for scaled, block in ((whole, _NIQE_BLOCK), (half, _NIQE_BLOCK // 2)):
+            scaled = scaled.astype(np.float64)
+            mu = correlate(scaled, self._window, mode="nearest")
+            spread = correlate(scaled**2, self._window, mode="nearest") - mu**2
+            columns.append(_block_features((scaled - mu) / (np.sqrt(np.abs(spread)) + 1), block))
+        return np.concatenate(columns, axis=1)
 
 
 def _block_features(mscn: np.ndarray, block: int) -> np.ndarray:
@@ -259,7 +264,7 @@ def _block_features(mscn: np.ndarray, block: int) -> np.ndarray:
     columns = [alpha, (left + right) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
         alpha, left, right = _fit_asymmetric_gaussian(blocks * np.roll(blocks, shift, axis=(1, 2)))
-        mean = (right - left) * np.exp(_lgamma(2 / alpha) - _lgamma(1 / alpha))
+        mean = (right - left) * np.exp(gammaln(2 / alpha) - gammaln(1 / alpha))
         columns += [alpha, mean, left, right]
     return np.stack(columns, axis=1)
 
@@ -275,11 +280,37 @@ def _fit_asymmetric_gaussian(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray
         ratio = np.abs(flat).mean(1) ** 2 / (flat**2).mean(1)
         ratio = ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
     shapes = np.arange(0.2, 10.001, 0.001)
-    ratios = np.exp(2 * _lgamma(2 / shapes) - _lgamma(1 / shapes) - _lgamma(3 / shapes))
+    ratios = np.exp(2 * gammaln(2 / shapes) - gammaln(1 / shapes) - gammaln(3 / shapes))
     alpha = shapes[np.abs(ratios - ratio[:, None]).argmin(axis=1)]
-    spread = np.exp(0.5 * (_lgamma(1 / alpha) - _lgamma(3 / alpha)))
+    spread = np.exp(0.5 * (gammaln(1 / alpha) - gammaln(3 / alpha)))
     return alpha, left * spread, right * spread
 
 
-def _lgamma(x: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(x).lgamma().numpy()
+def _doubles(*images: np.ndarray) -> list[np.ndarray]:
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(f"images of one size are compared, got {[i.shape for i in images]}")
+    return [image.astype(np.float64) for image in images]
+
+
+def _colours(image: np.ndarray, data_range: float, device: str) -> Tensor:
+    """``(1, 3, H, W)`` float32, three equal channels in [0, 1]."""
+    unit = torch.from_numpy(image.astype(np.float32) / np.float32(data_range)).to(device)
+    return unit.expand(1, 3, -1, -1)
+
+
+def _features(path: Path) -> dict[str, Tensor]:
+    """The convolutions of a torchvision classifier's weights."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    names = {name.removeprefix("features."): value for name, value in state.items()}
+    return {name: value for name, value in names.items() if not name.startswith("classifier")}
+
+
+def _rating(network: nn.Module, device: str) -> Callable[[np.ndarray, float], float]:
+    """Score of one ``(H, W)`` image in counts by a network that sees colours in [0, 1]."""
+    network.eval().to(device)
+
+    @torch.inference_mode()
+    def rate(image: np.ndarray, data_range: float) -> float:
+        return float(network(_colours(image, data_range, device).clamp(0, 1)))
+
+    return rate

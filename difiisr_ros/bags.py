@@ -1,0 +1,327 @@
+"""The bag room: opens, reads and writes rosbag2 recordings (MCAP and SQLite) without ROS.
+
+A recording is a folder or one of its storage files, split and compressed ones included. Damaged
+ones are read as far as they go. What is written appears when it is complete, or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import numpy as np
+import zstandard
+
+from difiisr_ros.bag_storage import (
+    QOS,
+    STORE,
+    BagError,
+    BagWriter,
+    McapBagWriter,
+    McapFile,
+    Message,
+    SqliteBagWriter,
+    SqliteFile,
+    StorageFile,
+    Topic,
+)
+from difiisr_ros.image_codec import encode, image_to_array
+
+IMAGE_TYPE = "sensor_msgs/msg/Image"
+CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
+COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
+DIAGNOSTICS_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
+
+Storage = Literal["mcap", "sqlite3"]
+
+_FILES: dict[str, type[StorageFile]] = {".mcap": McapFile, ".db3": SqliteFile}
+_WRITERS: dict[str, type[BagWriter]] = {"mcap": McapBagWriter, "sqlite3": SqliteBagWriter}
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+log = logging.getLogger(__name__)
+
+
+class TopicError(ValueError):
+    """The recording has no such topic, or no single one to choose."""
+
+
+class Bag(ExitStack):
+    """A recording, opened for reading; see :func:`open_bag`. Its context closes the files.
+
+    Attributes:
+        path: of the folder or file.
+        storage: format of its files.
+        topics: of all its files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._faults: list[str] = []
+        self._files: list[StorageFile] = []
+        files = storage_files(path)
+        self.storage: Storage = "mcap" if ".mcap" in files[0].suffixes else "sqlite3"
+        for file in files:
+            try:
+                plain = self._decompressed(file)
+                opened = self.enter_context(closing(_FILES[plain.suffix](plain)))
+            except Exception as error:  # damaged files raise whatever their parser raises
+                self._faults.append(f"{file.name}: {error}")
+            else:
+                self._files.append(opened)
+        topics = (topic for file in self._files for topic in file.topics.values())
+        self.topics = list(dict.fromkeys(topics))
+        if not self.topics and self.fault:
+            self.close()
+            raise BagError(f"nothing in {path} is readable: {self.fault}")
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the recording, as far as it has been read; "" if nothing is."""
+        found = [f"{file.path.name}: {fault}" for file in self._files for fault in file.faults]
+        return "; ".join([*self._faults, *found])
+
+    def count(self, name: str) -> int:
+        """Number of messages of the topic ``name``."""
+        counts = [pair for file in self._files for pair in file.counts.items()]
+        return sum(count for topic, count in counts if topic.name == name)
+
+    def messages(self, names: Collection[str] | None = None) -> Iterator[Message]:
+        """Yield the messages, of some topics only, in recorded order."""
+        for file in self._files:
+            for message in file.messages(names):
+                # A recorder that compresses message by message says so in metadata.yaml alone
+                if message.topic.encoding == "cdr" and message.data[:4] == _ZSTD_MAGIC:
+                    with suppress(zstandard.ZstdError):
+                        unpacker = zstandard.ZstdDecompressor().decompressobj()
+                        message = message._replace(data=unpacker.decompress(message.data))
+                yield message
+
+    def extras(self) -> Iterator[Any]:
+        """Yield MCAP's attachments and metadata records, for :meth:`BagWriter.write_extra`."""
+        for file in self._files:
+            yield from file.extras()
+
+    def _decompressed(self, file: Path) -> Path:
+        """The storage file itself, or a temporary one of what of it could be decompressed."""
+        if file.suffix != ".zstd":
+            return file
+        plain = Path(self.enter_context(tempfile.TemporaryDirectory())) / file.stem
+        with file.open("rb") as packed, plain.open("wb") as unpacked:
+            try:
+                zstandard.ZstdDecompressor().copy_stream(packed, unpacked)
+            except zstandard.ZstdError as error:
+                self._faults.append(f"{file.name}: {error}")
+        return plain
+
+
+def open_bag(path: Path) -> Bag:
+    """Open a rosbag2 folder or one of its storage files; nothing is written beside them.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        BagError: it holds no recording, or nothing of it is readable.
+    """
+    return Bag(path)
+
+
+def storage_files(path: Path) -> list[Path]:
+    """Files of a recording in recorded order: those that its metadata lists, or all without it.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        BagError: there is no .mcap and no .db3 file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no recording at {path}")
+    files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    # A recorder killed while it compressed leaves both: the plain one is whole.
+    files = [f for f in files if f.suffix != ".zstd" or f.with_suffix("") not in files]
+    # bag_0.mcap, bag_1.mcap, ... bag_10.mcap: in numerical order
+    files = sorted(
+        (file for file in files if _FILES.keys() & file.suffixes),
+        key=lambda file: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", file.name)],
+    )
+    if not files:
+        raise BagError(f"{path} is no rosbag2: no .mcap and no .db3 file")
+    metadata = path / "metadata.yaml"
+    text = metadata.read_text(errors="replace") if metadata.exists() else ""
+    names = {PurePath(line.split()[-1]).name for line in text.splitlines() if line.strip()}
+    return [file for file in files if file.name in names] or files
+
+
+def find_recordings(path: Path) -> list[Path]:
+    """Recordings at or below ``path``: storage files, or their folder if it has a metadata.yaml."""
+    files = [path] if path.is_file() else path.rglob("*")
+    storage = [file for file in files if _FILES.keys() & set(file.suffixes)]
+    if path.is_file():
+        return storage
+    return sorted({f.parent if (f.parent / "metadata.yaml").exists() else f for f in storage})
+
+
+def choose_image_topic(bag: Bag, wanted: str | None = None) -> str:
+    """The topic to work on: ``wanted``, or the only image topic there is.
+
+    Raises:
+        TopicError: no such image topic, or no single one to choose; the text lists them.
+    """
+    topics, packed = topics_of(bag, IMAGE_TYPE), topics_of(bag, COMPRESSED_TYPE)
+    listed = ", ".join(topics) or "none"
+    if packed and not topics:
+        listed += (
+            f" but compressed ones ({', '.join(packed)}), which"
+            " `ros2 run image_transport republish` decompresses"
+        )
+    if wanted is None and len(topics) != 1:
+        raise TopicError(f"{bag.path}: say which topic of images to use; it has: {listed}")
+    if wanted is not None and wanted not in topics:
+        raise TopicError(f"{bag.path}: no image topic {wanted!r}; it has: {listed}")
+    return wanted or topics[0]
+
+
+def choose_info_topic(bag: Bag, image_topic: str, wanted: str | None = None) -> str | None:
+    """The camera_info topic: ``wanted``, else ``camera_info`` beside the image topic, else None.
+
+    Raises:
+        TopicError: there is no topic ``wanted`` of that type; the text lists those there are.
+    """
+    topics = topics_of(bag, CAMERA_INFO_TYPE)
+    if wanted is not None and wanted not in topics:
+        listed = ", ".join(topics) or "none"
+        raise TopicError(f"{bag.path}: no camera_info topic {wanted!r}; it has: {listed}")
+    beside = f"{image_topic.rpartition('/')[0]}/camera_info"
+    return wanted or (beside if beside in topics else None)
+
+
+def topics_of(bag: Bag, message_type: str) -> list[str]:
+    """Names of the topics of a type, sorted."""
+    return sorted({topic.name for topic in bag.topics if topic.type == message_type})
+
+
+def frames_of(
+    path: Path,
+    topic: str | None = None,
+    every: int = 1,
+    choose: Callable[[int], Collection[int]] | None = None,
+    skipped: Callable[[str], None] = log.warning,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the frames of a recording, in recorded order, named by their number: 000000, ...
+
+    Args:
+        path: folder or storage file.
+        topic: name of an image topic; ``None``: the only one there is.
+        every: take the first of each so many messages; neighbours are nearly the same picture.
+        choose: given their count, says the numbers of the messages to take; ``None``: all.
+        skipped: is told of each message that is damaged, has colours, or holds NaN or infinity,
+            and of what else is wrong with the recording.
+
+    Yields:
+        Name and ``(H, W)`` uint8, uint16 or float32 counts.
+
+    Raises:
+        TopicError: there is no such topic, or no single one to choose.
+    """
+    try:
+        bag = open_bag(path)
+    except BagError as error:
+        skipped(f"could not read {path}: {error}")
+        return
+    with bag:
+        topic = choose_image_topic(bag, topic)
+        chosen = None if choose is None else set(choose(bag.count(topic)))
+        for number, message in enumerate(bag.messages({topic})):
+            if number % every or (chosen is not None and number not in chosen):
+                continue
+            try:
+                yield f"{number:06}", _counts(message.data)
+            except ValueError as error:
+                skipped(f"skipped message {number} of {path}: {error}")
+        if bag.fault:
+            skipped(f"could not read all of {path}: {bag.fault}")
+
+
+def _counts(data: bytes) -> np.ndarray:
+    """Finite counts ``(H, W)`` of a serialised ``sensor_msgs/Image``; ValueError without."""
+    message = parse_message(data, IMAGE_TYPE)
+    counts = image_to_array(message)
+    if counts.ndim != 2:
+        raise ValueError(f"encoding {message.encoding!r} has colours; a thermal image has counts")
+    if counts.dtype.kind == "f" and not np.isfinite(counts).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(counts))} pixels are NaN or infinity")
+    return counts.copy()
+
+
+def parse_message(data: bytes, message_type: str) -> Any:
+    """A message of one of the types of :data:`STORE`.
+
+    Raises:
+        ValueError: the bytes are no such message.
+    """
+    try:
+        return STORE.deserialize_cdr(data, message_type)
+    except Exception as error:  # bytes that are no message raise whatever the parser raises
+        raise ValueError(f"its bytes are no {message_type} ({error})") from error
+
+
+def image_bytes(header: Any, pixels: np.ndarray, encoding: str) -> bytes:
+    """CDR bytes of a ``sensor_msgs/Image``; pixels as for :func:`image_codec.encode`."""
+    fields = encode(pixels, encoding)._asdict()
+    fields["data"] = np.frombuffer(fields["data"], np.uint8)
+    message = STORE.types[IMAGE_TYPE](header=header, **fields)
+    return bytes(STORE.serialize_cdr(message, IMAGE_TYPE))
+
+
+def stamp_of(data: bytes) -> int:
+    """Header stamp in nanoseconds of the CDR bytes of any message that begins with a header.
+
+    Raises:
+        ValueError: there are too few bytes for a stamp.
+    """
+    if len(data) < 12:
+        raise ValueError(f"{len(data)} bytes are too few for a message with a header")
+    seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+def ros_topic(name: str, message_type: str, like: Topic | None = None) -> Topic:
+    """A topic to write, of one of the types of :data:`STORE`, with the QoS of ``like``."""
+    metadata = () if like is None else tuple(pair for pair in like.metadata if pair[0] == QOS)
+    return Topic(name, message_type, metadata=metadata)
+
+
+@contextmanager
+def write_bag(target: Path, storage: Storage = "mcap", force: bool = False) -> Iterator[BagWriter]:
+    """A writer whose folder becomes ``target`` when the block ends without an error.
+
+    Raises:
+        FileExistsError: ``target`` exists and is no recording, or ``force`` is not set.
+    """
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} exists; choose another output, or --force to replace it")
+    if target.exists() and not (target / "metadata.yaml").is_file():
+        raise FileExistsError(f"{target} exists and is no rosbag2: it is not replaced")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.partial-", dir=target.parent, ignore_cleanup_errors=True
+    ) as work:
+        partial = Path(work) / target.name
+        with closing(_WRITERS[storage](partial)) as writer:
+            yield writer
+            writer.complete()
+        replaced = Path(work) / "replaced"
+        try:
+            if target.exists() and not force:
+                raise FileExistsError(f"{target} has come into being meanwhile: it is not replaced")
+            if target.exists():
+                target.rename(replaced)
+            partial.rename(target)
+        except BaseException:  # Ctrl-C too: the old one, or the new one, but never none
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            raise

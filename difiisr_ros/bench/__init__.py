@@ -1,1 +1,0 @@
-"""``difiisr bench``: how fast network, upscaler and node are, beside other models, in one run."""

@@ -1,0 +1,192 @@
+"""``difiisr bench``: how fast network, upscaler and node are, beside other models, in one run."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Gt, Lt
+from cyclopts import Parameter
+
+from difiisr_models.files import write_json, write_text
+from difiisr_models.settings import Runtime
+from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
+from difiisr_ros.node_process import missing_ros
+
+if TYPE_CHECKING:
+    import torch
+
+    from difiisr_ros.commands.bench_calls import Row
+
+Stage = Literal["network", "upscaler", "node"]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+STAGES: tuple[Stage, ...] = ("network", "upscaler", "node")
+_PACKAGES = "difiisr_ros", "torch", "onnxruntime", "numpy", "ros-rclpy", "tensorrt", "tensorrt-rtx"
+_TIMES = ("p50", "p90", "p99", "jitter")
+_COLUMNS = (
+    "stage", "size", "model", "runtime", "backend", "precision", "rate", "search", *_TIMES, "fps",
+    "loss", "flop", "flops", "roofline", "ratio", "cpu", "memory_mib", "no_result",
+)  # fmt: skip
+_NOTES = """\
+Columns are those of bench.json, SI units but where named otherwise. ratio: p50 over that of the \
+first network in the same runtime. flop: convolutions and matrix products of one call, a \
+multiply-add being two. roofline: flops over those of a large matrix product in the same run."""
+
+
+def bench(
+    *,
+    only: Annotated[tuple[Stage, ...], Parameter(consume_multiple=True)] = STAGES,
+    models: str = "difiisr-rt-x4,bicubic",
+    weights: Path | None = None,
+    sizes: CameraSizes = ((120, 160), (256, 320), (512, 640)),
+    rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True)] = (9.0, 30.0, 60.0),
+    runs: Count = 5,
+    seconds: Positive = 4.0,
+    quick: bool = False,
+    out: Path = Path("out/bench"),
+    runtime: RuntimeOptions = Runtime(),
+) -> None:
+    """Time the network, the upscaler and the node over DDS, beside other models in the same run.
+
+    Ratios carry over to other machines, milliseconds do not. ``bench.json`` is written too where a
+    run is interrupted or fails, with the rows that it had.
+
+    Args:
+        only: stages to run.
+        models: comma-separated, the first network is ours: model names or folders, bicubic, safmn,
+            rlfn, realesrgan (these three: --weights), published: random weights; it
+            takes seconds for 64x64.
+        weights: folder of the peers' files.
+        sizes: of the camera, WxH.
+        rates: of the camera in Hz, beside the search for the peak.
+        runs: of everything; best and worst are dropped.
+        seconds: of a run.
+        quick: one short run at 160x120 and 9 Hz.
+        out: folder for bench.json, bench.md and bench.png.
+        runtime: what runs our models; backend auto compares torch with the fastest that works.
+    """
+    import torch
+
+    from difiisr_models.backends.selection import check_precision, resolve_device
+    from difiisr_models.upscaler import BICUBIC
+    from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, network_rows, upscaler_rows
+
+    if quick:
+        sizes, rates, runs, seconds = ((120, 160),), (9.0,), 1, 1.0
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    device = resolve_device(runtime.device)
+    check_precision(runtime.precision, device)
+    named = tuple(PUBLISHED if name == "published" else name for name in models.split(","))
+    own = next((name for name in named if name not in (*BICUBIC, PUBLISHED)), named[0])
+    plan = Bench(named, weights, sizes, device, runtime, runs, seconds)
+    machine, rows = describe_machine(device), []
+
+    def all_rows() -> Iterator[Row]:
+        if "network" in only:
+            yield from network_rows(plan)
+        if "upscaler" in only:
+            yield from upscaler_rows(plan)
+        if "node" in only and (why := missing_ros()):
+            print(f"node: not run, no ROS in this Python: {why}")
+        elif "node" in only:
+            from difiisr_ros.commands.bench_node import node_rows
+
+            streams = tuple(dict.fromkeys(("bicubic", own)))
+            yield from node_rows(plan._replace(models=streams), rates, out)
+
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for row in all_rows():
+            rows.append(row)
+    finally:
+        if rows:
+            written = {
+                "version": 1, "command": ["difiisr", *sys.argv[1:]], "machine": machine,
+                "runs": runs, "seconds_per_run": seconds, "rows": rows,
+            }  # fmt: skip
+            write_json(out / "bench.json", written)
+    if not rows:
+        raise ValueError("nothing was measured")
+    text = markdown(rows, own)
+    write_text(out / "bench.md", text)
+    save_plot(rows, out / "bench.png")
+    print(text)
+    print(f"{out}: bench.json, bench.md, bench.png")
+
+
+def describe_machine(device: torch.device) -> dict[str, object]:
+    """Processor, cores, GPU, versions and commit; what cannot be found out is left out."""
+    import torch
+
+    packages = {found.name: found.version for found in distributions()}
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    found = {
+        "processor": named[1] if named else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": {name: packages[name] for name in _PACKAGES if name in packages},
+    }
+    with suppress(OSError):
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        found["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return found
+
+
+def markdown(rows: Sequence[Row], own: str) -> str:
+    """A table of the calls and one of the node, of the columns that hold anything."""
+    from tabulate import tabulate
+
+    def place(row: Row) -> tuple:
+        return row["stage"], row["size"], row.get("runtime")
+
+    ours = {place(row): row["p50"] for row in rows if row["model"] == own and "runtime" in row}
+    tables: tuple[list[Row], list[Row]] = [], []
+    for row in rows:
+        shown = row | {key: 1e3 * row[key] for key in _TIMES if key in row}
+        if place(row) in ours:
+            shown["ratio"] = row["p50"] / ours[place(row)]
+        if "no_result" in row:
+            shown["no_result"] = row["no_result"].splitlines()[0].replace("|", "/")
+        tables[row["stage"] == "node"].append(shown)
+    parts = []
+    for table in filter(None, tables):
+        keys = [key for key in _COLUMNS if any(row.get(key) not in (None, "") for row in table)]
+        headers = [f"{key} ms" if key in _TIMES else key for key in keys]
+        cells = [[row.get(key) for key in keys] for row in table]
+        parts.append(tabulate(cells, headers, "pipe", floatfmt=".4g"))
+    return "\n\n".join([*parts, _NOTES]) + "\n"
+
+
+def save_plot(rows: Sequence[Row], out: Path) -> None:
+    """p50 of every upscaler by size, and of the node by rate, logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    plots = ("upscaler", "pixels", "runtime"), ("node", "rate", "size")
+    for axes, (stage, across, kind) in zip(figure.subplots(1, 2), plots, strict=True):
+        measured = [row for row in rows if row["stage"] == stage and "no_result" not in row]
+        for name in dict.fromkeys((row["model"], row[kind]) for row in measured):
+            own = [row for row in measured if (row["model"], row[kind]) == name]
+            own.sort(key=lambda row: row[across])
+            x, p50 = [row[across] for row in own], [1e3 * row["p50"] for row in own]
+            axes.loglog(x, p50, marker="o", label=", ".join(name))
+        axes.set(xlabel=f"{across} in", ylabel="ms a frame (p50)", title=stage)
+        axes.grid(alpha=0.3, which="both")
+        if measured:
+            axes.legend(fontsize=7)
+    figure.savefig(out, dpi=120)

@@ -1,0 +1,237 @@
+"""Times bare networks and whole upscalers, in turns; what they cost at least."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer, timer
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from difiisr_models import Runtime, Upscaler, load_upscaler
+from difiisr_models.backends import NetworkSource, example_inputs
+from difiisr_models.backends.selection import select_backend
+from difiisr_models.compact import CompactNetwork, parameter_count
+from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.model_loading import load_parts
+from difiisr_models.precision import PRECISIONS, tf32_products
+from difiisr_models.published.sampler import PublishedModel
+from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
+from difiisr_models.upscaler import BICUBIC
+from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_published_network
+
+PUBLISHED = "published (random weights)"
+_TILE = 16  # networks are timed on tiles of whole multiples, which every peer's graph takes
+# Short enough that some calls are never interrupted on a CPU, large enough to fill a GPU.
+_MATMUL_SIDE = {"cpu": 512, "cuda": 8192}
+
+Row = dict[str, Any]
+"""Columns of ``bench.json``: one measurement; with ``no_result``, a reason, where there is none."""
+
+Call = Callable[[], object]
+Size = tuple[int, int]  # height, width
+Run = TypeVar("Run")
+
+
+class Bench(NamedTuple):
+    """How all that is timed is run; peers always run in float32."""
+
+    models: tuple[str, ...]  # as the option --models has them, "published" as PUBLISHED
+    weights: Path | None  # folder of the peers' files
+    sizes: tuple[Size, ...]  # of the camera
+    device: torch.device
+    runtime: Runtime  # of our models
+    runs: int  # best and worst are dropped
+    seconds: float  # of a run
+
+
+def network_rows(bench: Bench) -> Iterator[Row]:
+    """Bare networks on one tile. bicubic has none, the published one is timed as an upscaler."""
+    ceilings = {p: measure_ceiling(bench.device, p) for p in ("fp32", bench.runtime.precision)}
+    models = [model for model in bench.models if model not in (*BICUBIC, PUBLISHED)]
+    for height, width in bench.sizes:
+        size = -(-height // _TILE) * _TILE, -(-width // _TILE) * _TILE
+        calls = [call for model in models for call in network_calls(bench, model, size)]
+        for row in time_in_turns(calls, bench.runs, bench.seconds / 4):
+            flops, ceiling = row["flop"] / row["p50"], ceilings[row["precision"]]
+            yield row | {"flops": flops, "ceiling_flops": ceiling, "roofline": flops / ceiling}
+
+
+def upscaler_rows(bench: Bench) -> Iterator[Row]:
+    """Frame in, frame out, in counts, with everything that the node does to a frame."""
+    for size in bench.sizes:
+        calls = [call for model in bench.models for call in upscaler_calls(bench, model, size)]
+        yield from time_in_turns(calls, bench.runs, bench.seconds / 4)
+
+
+def size_columns(stage: str, model: str, size: Size) -> Row:
+    """What every row begins with."""
+    height, width = size
+    return {"stage": stage, "size": f"{width}x{height}", "pixels": height * width, "model": model}
+
+
+def camera_frames(size: Size, count: int) -> np.ndarray:
+    """Noise, (count, height, width) uint16 counts."""
+    return np.random.default_rng(0).integers(7000, 8000, (count, *size), np.uint16)
+
+
+def kept_runs(runs: Sequence[Run], value: Callable[[Run], float] = np.mean) -> list[Run]:
+    """Without the best and the worst run by ``value``, where three or more were made."""
+    ordered = sorted(runs, key=value)
+    return ordered[1:-1] if len(ordered) > 2 else ordered
+
+
+def percentiles(samples: Sequence[float]) -> Row:
+    """p50, p90 and p99 by nearest rank."""
+    found = np.percentile(samples, (50, 90, 99), method="inverted_cdf")
+    return dict(zip(("p50", "p90", "p99"), found.tolist(), strict=True))
+
+
+@torch.inference_mode()
+def time_in_turns(calls: Sequence[tuple[Row, Call]], runs: int, seconds: float) -> list[Row]:
+    """Time functions in turns, A B C A B C, so that whatever else the machine does hits all alike.
+
+    Args:
+        calls: each with the row that its times are for; a GPU's is waited for.
+        runs: turns of each; best and worst are dropped, as ros2_benchmark does.
+        seconds: that a turn of one function takes about; at least one call.
+
+    Returns:
+        the rows with ``calls`` that are kept, ``fps``, and seconds: ``p50`` to ``p99``, ``jitter``.
+    """
+    counts = []
+    for _, call in calls:
+        call()  # loads, allocates, compiles
+        counts.append(max(1, int(seconds / _seconds_of(call))))
+    samples: list[list[list[float]]] = [[] for _ in calls]
+    for _ in tqdm(range(runs), unit="turn"):
+        for (_, call), count, made in zip(calls, counts, samples, strict=True):
+            made.append([_seconds_of(call) for _ in range(count)])
+    rows = []
+    for (row, _), made in zip(calls, samples, strict=True):
+        kept = np.concatenate(kept_runs(made))
+        times = {"calls": len(kept), "fps": 1 / float(kept.mean()), "jitter": float(kept.std())}
+        rows.append(row | times | percentiles(kept))
+    return rows
+
+
+def network_flop(network: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Of convolutions and matrix products of one call, which is not made; a multiply-add is two."""
+    meta = copy.deepcopy(network).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        meta(*(value.to("meta") for value in inputs))
+    return counter.get_total_flops()
+
+
+def measure_ceiling(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product; in float32 a GPU uses TF32, as for its convolutions."""
+    side = _MATMUL_SIDE[device.type]
+    factor = torch.randn(side, side, device=device).to(PRECISIONS[precision] or torch.float32)
+    timed = {"stmt": "factor @ factor", "globals": {"factor": factor}}
+    with tf32_products(True):
+        watch = Timer(**timed, num_threads=torch.get_num_threads())
+        return 2 * side**3 / min(watch.blocked_autorange(min_run_time=0.4).times)
+
+
+def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
+    """A model's network on random inputs of ``size``: row and call for each of its runtimes."""
+    device, precision, runners = bench.device, bench.runtime.precision, {}
+    if model in PUBLISHED_NAMES:
+        precision, weights_sha256 = "fp32", load_peer(model, bench.weights, "cpu").weights_sha256
+        network, _ = load_published_network(model, bench.weights, device)
+        inputs = (torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last),)
+        runners["torch"] = network
+        if device.type == "cpu":
+            runners["onnxruntime"] = _onnx_runner(network, *inputs)
+    else:
+        parts = load_parts(model)
+        network, weights_sha256 = parts.network, parts.weights_sha256
+        if not isinstance(network, CompactNetwork):
+            raise ValueError(f"{model} is no compact network: time it with --only upscaler")
+        inputs = tuple(value.to(device) for value in example_inputs(1, *size).values())
+        for backend in _backends(bench):
+            runtime = replace(bench.runtime, backend=backend)
+            source = NetworkSource(network, weights_sha256, device, runtime, model)
+            runner, choice = select_backend(source)
+            if runner.shape in (None, (1, *size)):
+                runners[choice.name] = runner
+            else:
+                tqdm.write(f"{model}: {choice.name} takes {runner.shape}, not {(1, *size)}")
+    flop, count = network_flop(network, inputs), parameter_count(network)
+    for runtime, runner in runners.items():
+        row = size_columns("network", model, size) | {"flop": flop}
+        row |= _identity(device, runtime, precision, count, weights_sha256)
+        yield row, partial(runner, *inputs)
+
+
+def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
+    """The same of a model's way from frame to frame."""
+    device, described = bench.device, size_columns("upscaler", model, size)
+    (frame,) = camera_frames(size, 1)
+    if model in PUBLISHED_NAMES:
+        peer = load_peer(model, bench.weights, str(device))
+        told = _identity(device, "torch", "fp32", peer.parameters, peer.weights_sha256)
+        yield described | told, partial(peer.upscale, frame)
+        return
+    if model == PUBLISHED:
+        loaded = [Upscaler(PUBLISHED, published_model(device), device=device)]
+    elif model in BICUBIC:
+        loaded = [load_upscaler(model, device=str(device))]
+    else:
+        runtime = replace(bench.runtime, device=str(device))
+        loaded = [load_upscaler(model, runtime=runtime, backend=name) for name in _backends(bench)]
+    for up in loaded:
+        precision, count = up.runtime.precision, up.parameter_count
+        told = _identity(device, up.backend, precision, count, up.weights_sha256)
+        yield described | told, partial(up, frame)
+
+
+def _backends(bench: Bench) -> tuple[str, ...]:
+    """The one asked for; else both runtimes on a CPU, torch and the fastest that works on a GPU."""
+    if bench.runtime.backend != "auto":
+        return (bench.runtime.backend,)
+    if bench.device.type != "cpu":
+        return "torch", "auto"
+    return ("torch", "onnxruntime") if bench.runtime.precision == "fp32" else ("torch",)
+
+
+def published_model(device: torch.device) -> PublishedModel:
+    """The published network with random weights: they do not change what it costs."""
+    torch.manual_seed(0)
+    unet = SwinUNet(SwinUNetConfig()).eval().requires_grad_(False).to(device)
+    coder = VQAutoencoder(VQConfig()).eval().requires_grad_(False).to(device)
+    return PublishedModel(unet, coder, exponential_schedule())
+
+
+def _onnx_runner(network: nn.Module, image: Tensor) -> Callable[[Tensor], list[np.ndarray]]:
+    """A network of images in ONNX Runtime, with the same session settings as our own backend."""
+    import onnxruntime
+
+    program = torch.onnx.export(network, (image,), dynamo=True, opset_version=21, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    graph = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: image.contiguous().numpy()}
+    return lambda _: session.run(None, inputs)
+
+
+def _identity(device: torch.device, *told: object) -> Row:
+    names = ("device", "runtime", "precision", "parameters", "weights_sha256")
+    return dict(zip(names, (device.type, *told), strict=True))
+
+
+def _seconds_of(call: Call) -> float:
+    started = timer()  # of torch: waits for the GPU
+    call()
+    return timer() - started

@@ -1,0 +1,210 @@
+"""Times the node over DDS: frames at a fixed rate, results matched by their stamps."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+from tqdm import tqdm
+
+from difiisr_models import Runtime
+from difiisr_models.upscaler import BICUBIC
+from difiisr_ros.bags import STORE, image_bytes
+from difiisr_ros.commands.bench_calls import (
+    Bench,
+    Row,
+    Size,
+    camera_frames,
+    kept_runs,
+    percentiles,
+    size_columns,
+)
+from difiisr_ros.diagnostics import UPSCALING
+from difiisr_ros.node_process import (
+    START_PATIENCE,
+    NodeProcess,
+    ProcessFailed,
+    dds_environment,
+    ros_arguments,
+)
+from difiisr_ros.stream_statistics import WINDOW
+
+if TYPE_CHECKING:
+    from difiisr_ros.node_peer import NodePeer
+
+IMAGE, RESULT = "/bench/image_raw", "/bench/sr"
+TAIL_PATIENCE = 2.0  # seconds for the last results
+LARGEST_LOSS = 0.05  # share of the frames at a rate that counts as held
+_FRAMES = 4  # different ones that the camera sends over and over
+_KEEPS_UP = 0.95  # share of the rate asked for that a camera which keeps up reaches
+_RESOLUTION = 0.05  # of the peak
+_BACK_OFF = 0.9  # of a peak that not all runs hold
+
+
+def node_rows(bench: Bench, rates: Sequence[float], logs: Path) -> Iterator[Row]:
+    """The node at fixed rates and at its peak, model by model and size by size.
+
+    A stream that fails is a row without a result, and the next one begins.
+    """
+    os.environ.update(dds_environment())
+    streams = [(model, size) for model in bench.models for size in bench.sizes]
+    for model, size in tqdm(streams, desc="node", unit="stream"):
+        described = size_columns("node", model, size)
+        try:
+            with node_under_test(bench, model, size, logs) as node:
+                told = node.peer.identity
+                described |= {
+                    "backend": told["backend"], "device": told["device"].partition(":")[0],
+                    "weights_sha256": told["weights sha256"],
+                }  # fmt: skip
+                for row in stream_rows(node.run, rates, bench.runs, bench.seconds):
+                    yield described | row
+        except ProcessFailed as error:
+            yield described | {"rate": None, "search": False, "no_result": str(error)}
+
+
+@contextmanager
+def node_under_test(bench: Bench, model: str, size: Size, logs: Path) -> Iterator[NodeUnderTest]:
+    """A node that has answered a frame, else ProcessFailed.
+
+    This process's environment must be that of :func:`dds_environment`.
+    """
+    from difiisr_ros.node_peer import NodePeer
+
+    parameters = {"autostart": "true", "model": model, "threads": bench.runtime.threads}
+    if model not in BICUBIC:
+        asked, usual = asdict(bench.runtime), asdict(Runtime())
+        parameters |= {name: value for name, value in asked.items() if value != usual[name]}
+    parameters |= {"device": bench.device}
+    arguments = ros_arguments(parameters, {"image_raw": IMAGE, "sr/image_raw": RESULT})
+    with NodePeer(IMAGE, RESULT) as peer, NodeProcess(logs / "node.log", *arguments) as process:
+        frames = _stamped(camera_frames(size, _FRAMES))
+
+        def answered() -> bool:
+            peer.send(next(frames))
+            return bool(peer.arrived and peer.identity)
+
+        process.wait_until(answered, START_PATIENCE, "the first result")
+        time.sleep(1.0)  # results of the other frames that called it
+        yield NodeUnderTest(process, peer, frames)
+
+
+def _stamped(frames: Iterable[np.ndarray]) -> Iterator[bytes]:
+    """Serialised frames, over and over, each with the time as its stamp."""
+    zero = STORE.types["builtin_interfaces/msg/Time"](0, 0)
+    header = STORE.types["std_msgs/msg/Header"](stamp=zero, frame_id="thermal")
+    stamp = 0
+    for raw in cycle([bytearray(image_bytes(header, frame, "mono16")) for frame in frames]):
+        stamp = max(stamp + 1, time.time_ns())
+        struct.pack_into("<iI", raw, 4, *divmod(stamp, 10**9))
+        yield bytes(raw)
+
+
+@dataclass
+class NodeUnderTest:
+    """A node with its camera and consumer."""
+
+    process: NodeProcess
+    peer: NodePeer
+    frames: Iterator[bytes]
+
+    def run(self, rate: float, seconds: float) -> Row:
+        """Send frames at ``rate`` Hz for ``seconds`` and wait for the results.
+
+        Returns:
+            The columns of a row, of one run; besides ``latencies``, seconds from sending to the
+            result's arrival, and ``intervals`` between results.
+        """
+        count, peer = max(2, round(rate * seconds)), self.peer
+        node = psutil.Process(self.process.pid)
+        peer.sent, peer.arrived = {}, {}  # results of earlier runs do not count
+        node.cpu_percent()  # the next call tells of the time since
+        started = time.monotonic()
+        for i in range(count):
+            time.sleep(max(0.0, started + i / rate - time.monotonic()))
+            self.process.check()
+            peer.send(next(self.frames))
+        ended, cpu = time.monotonic(), node.cpu_percent() / 100
+
+        def answered() -> bool:
+            late = time.monotonic() - ended > TAIL_PATIENCE
+            return late or peer.sent.keys() <= peer.arrived.keys()
+
+        self.process.wait_until(answered, math.inf, "the results")
+        answers, took = peer.answers(), max(ended - started, 1e-9)
+        return {
+            "rate": (count - 1) / took, "sent": count, "received": len(answers),
+            "latencies": [(arrived - sent) / 1e9 for sent, arrived in answers],
+            "intervals": [(b - a) / 1e9 for (_, a), (_, b) in pairwise(answers)],
+            "cpu": cpu, "memory_mib": node.memory_info().rss / 2**20,
+            # The diagnostics look back on so long.
+            "upscaling": float(peer.identity[UPSCALING]) / 1e3 if seconds >= WINDOW else None,
+        }  # fmt: skip
+
+
+def stream_rows(
+    run: Callable[[float, float], Row], rates: Sequence[float], runs: int, seconds: float
+) -> Iterator[Row]:
+    """Rows of one stream: at every rate, then at the highest that the node and its camera hold.
+
+    That one is searched by doubling and halving, a run each; ``run`` is as
+    :meth:`NodeUnderTest.run`.
+    """
+
+    def loss(rate: float) -> float:
+        made = run(rate, seconds)
+        return 1.0 if made["rate"] < _KEEPS_UP * rate else 1 - made["received"] / made["sent"]
+
+    held = []
+    for rate in rates:
+        row = _stream_row(rate, [run(rate, seconds) for _ in range(runs)])
+        held += [rate] * (row["loss"] <= LARGEST_LOSS)
+        yield row | {"search": False}
+    low, high, rate, lowest = 0.0, math.inf, max(held, default=min(rates)), 2 / seconds  # 2 frames
+    while low < (1 - _RESOLUTION) * high and rate >= lowest:
+        low, high = (low, rate) if loss(rate) > LARGEST_LOSS else (rate, high)
+        rate = 2 * rate if high == math.inf else (low + high) / 2
+    while low >= lowest:
+        row = _stream_row(low, [run(low, seconds) for _ in range(runs)])
+        if row["loss"] <= LARGEST_LOSS:
+            yield row | {"search": True}
+            return
+        low *= _BACK_OFF  # the search's one run had been lucky
+    lost = f"more than {LARGEST_LOSS:.0%} lost at every rate down to {lowest:.2g} Hz"
+    yield {"rate": None, "search": True, "no_result": lost}
+
+
+def _stream_row(rate: float, runs: Sequence[Row]) -> Row:
+    """All columns from the same kept runs: a run without any result is the worst."""
+    kept = kept_runs(runs, lambda r: np.mean(r["latencies"]) if r["latencies"] else math.inf)
+    names = ("sent", "received", "latencies", "intervals")
+    sent, received, latencies, intervals = ([run[name] for run in kept] for name in names)
+    row = {"rate": rate, "sent": sum(sent), "received": sum(received)}
+    row["loss"] = 1 - row["received"] / row["sent"]
+    if not row["received"]:
+        return row | {"no_result": f"no result of {row['sent']} frames at {rate:g} Hz"}
+
+    def over(function: Callable, name: str) -> float | None:
+        values = [run[name] for run in kept if run[name] is not None]
+        return float(function(values)) if values else None
+
+    between = np.concatenate(intervals)
+    return row | {
+        "rate": over(np.mean, "rate"),
+        # Results over the time between them: None of a single one.
+        "fps": len(between) / float(between.sum()) if len(between) else None,
+        **percentiles(np.concatenate(latencies)),
+        "jitter": float(between.std()) if len(between) else 0.0,
+        "upscaling_p50": over(np.median, "upscaling"), "cpu": over(np.mean, "cpu"),
+        "memory_mib": over(max, "memory_mib"),
+    }  # fmt: skip

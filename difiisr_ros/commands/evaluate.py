@@ -1,0 +1,316 @@
+"""``difiisr evaluate``: judge models on recordings and images."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from cyclopts import Parameter
+from tabulate import tabulate
+
+from difiisr_models.backends.selection import resolve_device
+from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
+from difiisr_training.degradations.mix import Kind
+from difiisr_training.evaluation import judged_frames
+from difiisr_training.evaluation.evaluate import OutputFolder, Protocol, judge_models
+from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set
+from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
+from difiisr_training.evaluation.peers import load_peer
+from difiisr_training.evaluation.results import (
+    HR_FOLDER,
+    PER_FRAME_FILE,
+    RESULTS_FILE,
+    Results,
+    slug,
+    write_results,
+)
+
+_PACKAGES = (
+    "difiisr_ros", "lpips", "numpy", "onnxruntime", "pillow", "pycocotools", "pyiqa", "rosbags",
+    "scikit-image", "spandrel", "torch", "transformers",
+)  # fmt: skip
+
+
+def evaluate(
+    inputs: list[str],
+    /,
+    *,
+    out: Path,
+    models: str = "bicubic,difiisr-rt-x4",
+    outputs: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
+    mode: Mode = "reference",
+    degradation: Kind = "bicubic",
+    topic: str | None = None,
+    data: Path | None = None,
+    every: Annotated[int, Ge(1)] = 1,
+    last: Annotated[int, Ge(0)] = 0,
+    limit: Annotated[int, Ge(1)] | None = None,
+    weights: Path | None = None,
+    metrics: str | None = None,
+    radiometry: str | None = None,
+    detector: Path | None = None,
+    annotations: list[str] = [],  # noqa: B006
+    segmenter: Path | None = None,
+    labels: list[str] = [],  # noqa: B006
+    device: str = "auto",
+    no_report: bool = False,
+) -> Results:
+    """Judge models on recordings and images.
+
+    Writes report.html, results.json, per_frame.csv and all frames. What a folder already holds is
+    not run again. To measure what a node recorded: difiisr evaluate --recorded, or difiisr
+    recorded.
+
+    Args:
+        inputs: folders of images (8 or 16 bit), rosbag2 recordings, or sets below --data, as
+            hit_uav/test, msrs/test, roadscene/last20.
+        out: folder to write.
+        models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
+            published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
+            @FIDELITY, @steps=N, @consistency=F, @seed=N.
+        outputs: NAME=DIR, results of other methods: an image per frame, under the frame's name.
+        mode: reference: the input is high resolution, and low resolution is made of it; camera:
+            the input is super-resolved as it is, and judged without reference.
+        degradation: how low resolution is made, with reference.
+        topic: of a recording; by default its only images.
+        data: root of the sets' folders.
+        every: use the first of each so many frames.
+        last: use so many at the end (0: all).
+        limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
+        weights: folder of the metrics' and peers' networks.
+        metrics: comma-separated, by default all that can be measured. reference: psnr, ssim,
+            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, niqe,
+            clip_iqa, musiq; camera: niqe, clip_iqa, musiq, flicker, consistency.
+        radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
+        detector: an ONNX file; judge by detections too, see --annotations.
+        annotations: [SET=]FILE, boxes in the frames: COCO or HIT-UAV JSON, or a folder of Pascal
+            VOC files; SET is the INPUT that they belong to, which may be left out if they fit one
+            alone; repeatable.
+        segmenter: a folder; judge by segmentation too.
+        labels: [SET=]DIR, label maps of the frames, likewise; without: agreement with the
+            segmentation of HR.
+        device: auto, cpu, cuda, cuda:N.
+        no_report: write no report.html.
+    """
+    command = _as_typed(dict(locals()))
+    for option, given, reader, network in (
+        ("--annotations", annotations, "--detector", detector),
+        ("--labels", labels, "--segmenter", segmenter),
+    ):
+        if given and not network:
+            raise ValueError(f"{option} needs {reader}, which reads the frames")
+        if network and not network.exists():
+            raise FileNotFoundError(f"no file or folder {network}")
+    if detector and not annotations:
+        raise ValueError(
+            "--detector needs --annotations, a COCO or HIT-UAV file or a folder of Pascal VOC files"
+        )
+    torch.backends.cudnn.deterministic = True
+    device = str(resolve_device(device))
+    scale = Radiometry.parse(radiometry) if radiometry else None
+    selection = Selection(every, last, limit, spread=mode == "reference")
+    sets = resolve_inputs(inputs, data, topic, selection)
+    names = [chosen.name for chosen in sets]
+    boxes = files_of_sets("--annotations", annotations, names)
+    maps = files_of_sets("--labels", labels, names)
+    judge = Judge(mode, metrics.split(",") if metrics else None, weights, device, scale)
+    compared = [load_peer(name, weights, device) for name in models.split(",")]
+    compared += [OutputFolder.parse(text) for text in outputs]
+    out.mkdir(parents=True, exist_ok=True)
+    protocol = Protocol(mode, degradation, scale, environment(device))
+    results = judge_models(sets, compared, protocol, judge, out)
+    results.command = command
+    write_results(results, out)  # what a detector refuses must not cost the models' hours
+    series = [slug(model.name) for model in compared] + [HR_FOLDER] * (mode == "reference")
+    for part in ("detection", "segmentation"):  # the sets of an older run do not join this one's
+        (out / f"{part}.json").unlink(missing_ok=True)
+
+    def detect(folder: str, path: Path | None) -> dict[str, Any]:
+        return judged_frames.judge_detection(out, folder, detector, path, series)
+
+    def segment(folder: str, path: Path | None) -> dict[str, Any]:
+        return judged_frames.judge_segmentation(out, folder, segmenter, path, series, device)
+
+    if detector:
+        results.detection = _judge_sets(results, "detection", "--annotations", boxes, detect)
+    if segmenter:
+        results.segmentation = _judge_sets(results, "segmentation", "--labels", maps, segment)
+    write_results(results, out)
+    print(markdown_table(results))
+    for name, reason in results.not_run.items():
+        print(f"not run: {name}: {reason}")
+    print(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
+    if not no_report:
+        from difiisr_training.evaluation.report import write_report
+
+        print(write_report(results, out))
+    return results
+
+
+def resolve_inputs(
+    given: Iterable[str], data: Path | None, topic: str | None, selection: Selection
+) -> list[InputSet]:
+    """The sets that a command line names.
+
+    Args:
+        given: folders of images, recordings (mcap, sqlite3), folders of recordings; or names of
+            held-out sets or folders below ``data``.
+        data: root of the sets' folders.
+        topic: image topic of the recordings.
+        selection: of the frames of each set.
+
+    Raises:
+        FileNotFoundError: there is no such file, folder or set.
+        ValueError: two sets have one name, or a recording has no such topic or several.
+    """
+    found: dict[str, InputSet] = {}
+    for name in given:
+        for one in _resolve(name, data, topic, selection):
+            if one.name in found:
+                raise ValueError(f"two inputs are called {one.name}; give each once")
+            found[one.name] = one
+    return list(found.values())
+
+
+def _resolve(
+    name: str, data: Path | None, topic: str | None, selection: Selection
+) -> list[InputSet]:
+    """One of them, or the recordings of a folder, whose messages keep their numbers as names."""
+    path = Path(name)
+    if name in HELD_OUT and data and not path.exists():
+        folder, end = HELD_OUT[name]
+        return [image_set(name, data / folder, selection, end)]
+    if not path.exists() and data:
+        path = data / name
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: no file or folder {path}; the root of sets is --data")
+    recordings = find_recordings(path)
+    if not recordings:
+        return [image_set(name, path, selection)]
+    sets = []
+    for recording in recordings:
+        with open_bag(recording) as bag:
+            chosen = choose_image_topic(bag, topic)
+        read = functools.partial(frames_of, recording, chosen, choose=selection.choose)
+        title = f"{name}/{recording.relative_to(path)}" if len(recordings) > 1 else name
+        sets.append(InputSet(title, recording, "bag", read, chosen))
+    return sets
+
+
+def files_of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dict[str | None, Path]:
+    """Read ``SET=FILE`` and ``FILE``: the file of each named set, and of ``None`` the other.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, nor set.
+        ValueError: two files are given for one set.
+    """
+    files: dict[str | None, Path] = {}
+    for text in given:
+        fitting = [name for name in sets if text.startswith(f"{name}=")]
+        name = max(fitting, key=len, default=None)
+        path = Path(text if name is None else text[len(name) + 1 :]).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{option} {text}: no file or folder {path}; the sets are called {', '.join(sets)}"
+            )
+        if name in files:
+            raise ValueError(f"{option} is given twice {f'for {name}' if name else 'without SET='}")
+        files[name] = path
+    return files
+
+
+def _judge_sets(
+    results: Results,
+    part: str,
+    option: str,
+    files: dict[str | None, Path],
+    judge: Callable[[str, Path | None], dict[str, Any]],
+) -> dict[str, Any]:
+    """Judge each set by its own file, or by the file without ``SET=``, which must fit one alone.
+
+    Why other sets were not judged is noted in ``results``. ``judge`` takes a set's folder and file;
+    its result holds the sets that were judged before. Without ``files`` it judges all sets.
+    """
+    found, fitting, reasons = None, [], {}
+    for name in (chosen.name for chosen in results.sets):
+        path = files.get(name, files.get(None))
+        if files and path is None:
+            reasons[name] = f"no {option} {name}=... was given"
+            continue
+        try:
+            judged = judge(slug(name), path)
+        except (judged_frames.NotAnnotated, judged_frames.NotLabelled) as error:
+            reasons[name] = str(error)
+            continue
+        found = judged
+        if files and name not in files:
+            fitting.append(name)
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{option} {files[None]} fits frames of {' and of '.join(fitting)}; say whose it is: "
+            f"{option} {fitting[0]}={files[None]}"
+        )
+    if found is None:
+        raise ValueError("; ".join(reasons.values()))
+    results.not_run |= {f"{part} on {name}": reason for name, reason in reasons.items()}
+    return found
+
+
+def markdown_table(results: Results) -> str:
+    """Means per set and model, and COCO mAP where a detector judged, as Markdown tables."""
+    means = [
+        {"set": chosen.name, "frames": chosen.frames, "model": model.title}
+        | {name: model.mean[name] for name in results.metrics}
+        | {"seconds": model.seconds_per_frame}
+        for chosen in results.sets
+        for model in chosen.models
+    ]
+    precisions = [
+        {"set": name, "model": model, "mAP@.5:.95": found["map"], "mAP@.5": found["map50"]}
+        for name, judged in (results.detection or {"sets": {}})["sets"].items()
+        for model, found in judged.items()
+    ]
+    tables = [
+        tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".4g")
+        for rows in (means, precisions)
+        if rows
+    ]
+    return "\n\n".join(tables).replace(" nan ", "     ")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the numbers and times were taken with; packages that are absent are left out."""
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    named = f"{platform.processor() or platform.machine()}, {platform.system()}"
+    return {
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else named,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _as_typed(given: dict[str, Any]) -> list[str]:
+    """The command line that gives these arguments; defaults are left out."""
+    words = ["difiisr", "evaluate", *given.pop("inputs")]
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if value == inspect.signature(evaluate).parameters[name].default:
+            continue
+        if value is True:
+            words.append(option)
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            words += [option, str(one)]
+    return words

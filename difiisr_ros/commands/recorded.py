@@ -1,0 +1,273 @@
+"""``difiisr recorded``: what a running node really did, from its recording."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from difiisr_models import FrameSettings, Runtime
+from difiisr_models.files import replaced, write_json, write_text
+from difiisr_ros.commands.arguments import FrameOptions, RuntimeOptions, as_asked
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_CAMERA, _RESULT, _BAD = "#4477aa", "#228833", "#cc3311"
+
+
+def recorded(
+    bag: Path,
+    /,
+    *,
+    out: Path,
+    topic: str | None = None,
+    sr_topic: str | None = None,
+    detections_topic: str | None = None,
+    camera_bag: Path | None = None,
+    model: Annotated[str, Parameter(name=("--model", "--models"))] = "difiisr-rt-x4",
+    runtime: RuntimeOptions = Runtime(),
+    settings: FrameOptions = FrameSettings(),
+) -> int:
+    """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
+
+    Writes recorded.html, recorded.json and recorded_per_frame.csv. The exit code is 2 when the
+    recording was not readable to its end, or held damaged messages.
+
+    Args:
+        bag: rosbag2 with camera and results, folder or storage file.
+        out: folder for the three files.
+        topic: camera topic; by default the only image topic that is no result.
+        sr_topic: result topic; by default the only one named .../sr or .../sr/image_raw.
+        detections_topic: detections on the results, any topic with a header; by default the only
+            Detection2DArray topic.
+        camera_bag: the recording that holds the camera, where BAG does not; latency cannot be
+            measured then.
+        model: of the offline run, name or path; none leaves it out.
+        runtime: of the offline run.
+        settings: as the node had them.
+    """
+    values, frames = judge_recording(
+        bag,
+        topics=(topic, sr_topic, detections_topic),
+        camera_bag=camera_bag,
+        model=None if model == "none" else model,
+        runtime=as_asked(runtime),
+        settings=settings,
+    )
+    write_json(out / "recorded.json", values)
+    with replaced(out / "recorded_per_frame.csv") as beside:
+        frames.to_csv(beside)
+    write_text(out / "recorded.html", _page(values, frames))
+    print("\n".join(_summary(values)))
+    print(f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv")
+    if values["fault"]:
+        print(f"difiisr: the recording is damaged: {values['fault']}", file=sys.stderr)
+    return 2 if values["fault"] else 0
+
+
+def judge_recording(
+    bag: Path,
+    *,
+    topics: tuple[str | None, str | None, str | None] = (None, None, None),
+    camera_bag: Path | None = None,
+    model: str | None = "difiisr-rt-x4",
+    runtime: Runtime = Runtime(),
+    settings: FrameSettings = FrameSettings(),
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Measure a recording; arguments as of :func:`recorded`.
+
+    Args:
+        topics: of camera, results and detections; ``None``: chosen by name and type.
+        model: ``None``: no offline run.
+
+    Returns:
+        what ``recorded.json`` holds: ``bag``, ``camera_bag``, ``topics``, what
+        ``recorded_measures.MEASURES`` gives, ``notes`` (what limits these numbers), ``fault``
+        (what is wrong with the recording, or ""); and ``recorded_frames.Recording.frames``.
+
+    Raises:
+        FileNotFoundError: there is no recording.
+        ValueError: nothing in it is readable, a topic is not there or not clear, a setting not
+            allowed.
+    """
+    from difiisr_models import load_upscaler
+    from difiisr_ros.commands.recorded_frames import read_recording
+    from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
+
+    upscaler = load_upscaler(model, runtime=runtime, settings=settings) if model else None
+    recording = read_recording(bag, camera_bag, topics, upscaler)
+    values = {
+        "bag": str(bag),
+        "camera_bag": str(camera_bag) if camera_bag else None,
+        "topics": recording.topics,
+        **{name: measure(recording) for name, measure in MEASURES.items()},
+    }
+    timing = _timing_notes(values, recording.one_bag, shares_clock(recording))
+    values["notes"] = [*timing, *_exactness_notes(values)]
+    values["fault"] = recording.fault
+    return values, recording.frames
+
+
+def _timing_notes(values: dict[str, Any], one_bag: bool, one_clock: bool) -> Iterator[str]:
+    latency = values["latency_ms"]
+    if not one_bag:
+        yield "camera and results lie in two recordings: latency cannot be measured"
+    elif latency is None:
+        yield "no result has the stamp of a camera frame: latency cannot be measured"
+    elif latency["max"] == 0:
+        yield (
+            "every result lies at the very time of its camera frame: this recording was made "
+            "offline, and its latency says nothing about the node"
+        )
+    if latency is not None and not one_clock:
+        yield (
+            f"the camera's stamps are {values['clock_offset_ms']['p50'] / 1e3:.1f} s from the "
+            "clock of the recording (a played bag, or clocks that are not synchronised): "
+            "latency from the stamps is not measured"
+        )
+
+
+def _exactness_notes(values: dict[str, Any]) -> Iterator[str]:
+    """What the offline run shows, and why results may rightly differ from it."""
+    offline, between, node = values["offline"], values["drops"]["between"], values["node"]
+    if offline is None or not offline["frames"]:
+        return
+    if offline["lost_results"]:
+        yield (
+            f"{offline['lost_results']} frames without a result were processed by the node, as the "
+            "results after them show: their results were lost on the way to the recorder"
+        )
+    if offline["exact"] == offline["frames"]:
+        return
+    yield (
+        "the node's range may have followed frames from before the recording began; the results "
+        "then differ until it has caught up (5 % of the way with each frame)"
+    )
+    if between:
+        said = f" ({node['dropped stale']} by its own count)" if "dropped stale" in node else ""
+        yield (
+            f"{between} frames between results have none: dropped as stale{said}, or their results "
+            "lost on the way to the recorder; a mixture of both in one gap is not recognised"
+        )
+    sha, where = node.get("weights sha256"), (node.get("backend"), node.get("device"))
+    if sha is None:
+        yield "no diagnostics of the node are recorded: its model, backend and device are not known"
+    elif sha != offline["weights_sha256"]:
+        yield f"the node ran other weights: {sha[:12] or 'none'} ({node.get('model')})"
+    if sha is not None and where != (offline["backend"], offline["device"]):
+        yield (
+            f"the node ran {where[0]} on {where[1]}, the offline run {offline['backend']} on "
+            f"{offline['device']}: sums are rounded differently"
+        )
+    yield "the node's settings are not recorded: give those it had (steps, fidelity, ...)"
+
+
+def _summary(values: dict[str, Any]) -> Iterator[str]:
+    """The most important of ``recorded.json`` in words, one line each, and the notes."""
+    for name, topic, key in (("camera", "image", "camera"), ("result", "sr", "sr")):
+        timing = values[key]
+        rate = "rate unknown" if timing["rate"] is None else f"{timing['rate']:.2f} Hz"
+        yield (
+            f"{name} {values['topics'][topic]}: {timing['messages']} messages, {rate}, "
+            f"{len(timing['gaps'])} gaps, {timing['duplicates']} duplicates, "
+            f"{timing['out_of_order']} out of order"
+        )
+    sentences = {
+        "drops": "dropped {total} of {frames} frames: {before_first} before the first result, "
+        "{between} between, {after_last} after the last",
+        "latency_ms": "latency, camera to result: p50 {p50:.1f}, p90 {p90:.1f}, p99 {p99:.1f}, "
+        "max {max:.1f} ms",
+        "stamp_latency_ms": "latency, stamp to result: p50 {p50:.1f}, p90 {p90:.1f}, "
+        "p99 {p99:.1f}, max {max:.1f} ms",
+        "consistency": "consistency |D(SR) - LR|: mean {mean:.3g}, max {max:.3g} counts",
+        "offline": "offline {model}: {exact} of {frames} frames bit-exact, difference mean "
+        "{difference_mean:.3g}, max {difference_max:.3g} counts",
+        "camera_info": "camera_info: {right} of {messages} right",
+    }
+    for name, sentence in sentences.items():
+        if values[name] and values[name].get("frames") != 0:
+            yield sentence.format(**values[name])
+    if values["mismatches"]:
+        yield "faults: " + ", ".join(f"{n} x {k}" for k, n in values["mismatches"].items())
+    yield from (f"note: {note}" for note in values["notes"])
+
+
+def _page(values: dict[str, Any], frames: pd.DataFrame) -> str:
+    """``recorded.html``: opens offline, alone; the same report gives the same bytes."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {
+        "number": lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
+        "counts": lambda value: "-" if value is None else f"{value:.3g}",
+    }
+    template = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(report=values, plots=_plots(values, frames))
+
+
+def _plots(values: dict[str, Any], frames: pd.DataFrame) -> dict[str, str]:
+    """Title -> picture as SVG."""
+    from difiisr_ros.commands.recorded_measures import GAP
+
+    line, stamps = {"lw": 0.8, "ms": 4}, frames.index
+    seconds = (stamps - stamps.min()) / 1e9
+    plots = {}
+    if values["latency_ms"]:
+        latency = ((frames.sr_logged - frames.camera_logged) / 1e6).dropna().astype(float)
+        answered, dropped = seconds[stamps.isin(latency.index)], seconds[frames.sr_logged.isna()]
+        axes = plots["Latency over time"] = _axes("header stamp, s after the first", "ms")
+        axes.plot(answered, latency, ".-", color=_RESULT, **line)
+        label = f"dropped ({len(dropped)})" if len(dropped) else None
+        axes.plot(dropped, [0] * len(dropped), "|", color=_BAD, ms=14, mew=2, label=label)
+
+        axes = plots["Latency histogram"] = _axes("camera message to result, ms", "frames")
+        axes.hist(latency, bins=min(60, max(10, len(latency) // 5)), color=_RESULT, alpha=0.8)
+        for name in ("p50", "p90", "p99"):
+            at = values["latency_ms"][name]
+            axes.axvline(at, color="#555555", lw=1, ls="--")
+            axes.text(at, 1, f" {name}", transform=axes.get_xaxis_transform(), va="top")
+
+    axes = plots["Intervals"] = _axes("header stamp, s after the first", "ms between stamps")
+    for name, column, color in (
+        ("camera", "camera_logged", _CAMERA),
+        ("result", "sr_logged", _RESULT),
+    ):
+        there = frames[column].notna()
+        between = stamps[there].to_series().diff()[1:] / 1e6
+        axes.plot(seconds[there][1:], between, ".-", color=color, label=name, **line)
+        if len(between) and name == "camera":
+            limit = GAP * between.median()
+            label = f"gap: above {limit:.0f} ms"
+            axes.axhline(limit, color=_BAD, lw=1, ls="--", label=label)
+    return {title: _svg(axes, title) for title, axes in plots.items()}
+
+
+def _axes(xlabel: str, ylabel: str) -> Axes:
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(9, 2.9), layout="constrained").add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.margins(y=0.18)
+    return axes
+
+
+def _svg(axes: Axes, salt: str) -> str:
+    import matplotlib
+
+    axes.set_ylim(bottom=0)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), frameon=False, ncols=3)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        axes.figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,343 @@
+"""Reads a recording of a camera and its results, and compares their pixels frame by frame."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from difiisr_models import Stream, Upscaler
+from difiisr_models.resample import SCALE
+from difiisr_ros.bags import (
+    CAMERA_INFO_TYPE,
+    DIAGNOSTICS_TYPE,
+    IMAGE_TYPE,
+    Bag,
+    open_bag,
+    parse_message,
+    stamp_of,
+    topics_of,
+)
+from difiisr_ros.image_codec import image_to_array
+from difiisr_training.evaluation.metrics import consistency
+
+DETECTIONS_TYPE = "vision_msgs/msg/Detection2DArray"
+NODE_STATUS = "super-resolution"  # in the name of the node's own diagnostic status
+
+_PARSED = (CAMERA_INFO_TYPE, DIAGNOSTICS_TYPE)  # of all others the times are enough
+_PIXEL_COLUMNS = {
+    "consistency_mean": "Float64",
+    "consistency_max": "Float64",
+    "exact": "boolean",
+    "difference_mean": "Float64",
+    "difference_max": "Float64",
+    "faults": "object",
+}
+
+
+class RecordedMessage(NamedTuple):
+    """Header stamp and log time, ns, and bytes or parsed message; ``None``: times are enough."""
+
+    stamp: int
+    logged: int
+    content: Any = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """All that is read of a recording.
+
+    Attributes:
+        topics: names of ``image``, ``sr``, ``image_info``, ``sr_info`` and ``detections``;
+            ``None`` where the recording has none of that kind.
+        tables: of each kind, its messages in recorded order: ``stamp`` and ``logged``, int64 ns,
+            and, of camera_info, the messages themselves in ``content``.
+        node: the node's own last diagnostics, if recorded.
+        frames: a line for each camera frame and each result without, by ``stamp``;
+            ``camera_logged``, ``sr_logged`` and ``detections_logged``: log time of the first
+            message with that stamp, ns;
+            ``consistency_mean`` and ``consistency_max``: of |D(SR) - LR|, counts;
+            ``exact``: whether the result has the very pixels of the offline run;
+            ``difference_mean`` and ``difference_max``: of |SR - offline SR|, counts;
+            ``faults``: words, of size, encoding, frame_id, unreadable.
+            What was not measured is missing.
+        offline: the run that the results were compared with; ``None``: none was made.
+        one_bag: camera and results lie in one recording, so that their log times compare.
+        fault: what is wrong with the recording, or "".
+    """
+
+    topics: dict[str, str | None]
+    tables: dict[str, pd.DataFrame]
+    node: dict[str, str]
+    frames: pd.DataFrame
+    offline: OfflineRun | None
+    one_bag: bool
+    fault: str
+
+
+def read_recording(
+    bag: Path,
+    camera_bag: Path | None,
+    topics: tuple[str | None, str | None, str | None],
+    upscaler: Upscaler | None,
+) -> Recording:
+    """Read times and small messages in one go, then the images, of which few are kept at a time.
+
+    A terminal shows a progress bar.
+
+    Args:
+        bag: recording of the results.
+        camera_bag: that of the camera; ``None``: the same.
+        topics: of camera, results and detections; ``None``: chosen by name and type.
+        upscaler: of the offline run; ``None``: none is made.
+
+    Raises:
+        FileNotFoundError: there is no recording.
+        ValueError: a topic is not there or not clear, or no result is readable.
+    """
+    faults: list[str] = []
+    run = None if upscaler is None else OfflineRun(upscaler)
+    with open_bag(bag) as results, open_bag(camera_bag or bag) as cameras:  # both read at a time
+        names = _choose_topics(cameras, results, *topics)
+        if names["image"] == names["sr"] and camera_bag is None:
+            raise ValueError(f"{names['sr']} cannot be the camera's topic and the result's")
+        said = topics_of(results, DIAGNOSTICS_TYPE)
+        of_node = {names["sr"], names["sr_info"], names["detections"], *said}
+        made = _read_topics(results, of_node, faults)
+        seen = _read_topics(cameras, {names["image"], names["image_info"]}, faults)
+        of_camera = ("image", "image_info")
+        tables = {k: (seen if k in of_camera else made)[name] for k, name in names.items()}
+        if tables["sr"].empty:
+            raise ValueError(f"no readable message on {names['sr']} in {bag}")
+        frames, answers = _images(cameras, names["image"]), _images(results, names["sr"])
+        answers = tqdm(answers, total=len(tables["sr"]), unit="frame", disable=None)
+        pairs = match_frames(frames, answers, tables["image"].stamp, tables["sr"].stamp)
+        frames = _frame_table(tables, _compare_frames(pairs, run))
+        broken = [results.fault, cameras.fault, *faults]
+    arrays = (array for topic in said for array in made[topic].content)
+    statuses = (status for array in arrays for status in array.status)
+    return Recording(
+        topics=names,
+        tables=tables,
+        node={p.key: p.value for s in statuses if NODE_STATUS in s.name for p in s.values},
+        frames=frames,
+        offline=run,
+        one_bag=camera_bag is None,
+        fault="; ".join(dict.fromkeys(filter(None, broken))),
+    )
+
+
+def _choose_topics(
+    cameras: Bag, results: Bag, image: str | None, sr: str | None, detections: str | None
+) -> dict[str, str | None]:
+    """``Recording.topics``: those given, the others by name and type."""
+    made, seen = topics_of(results, IMAGE_TYPE), topics_of(cameras, IMAGE_TYPE)
+    likely = [name for name in made if name.endswith(("/sr", "/sr/image_raw"))]
+    camera = [name for name in seen if name not in likely]
+    sr = _choose("--sr-topic", sr, likely, made, "`difiisr replay` makes results")
+    image = _choose("--topic", image, camera, seen, "--camera-bag may give the camera's recording")
+    found = topics_of(results, DETECTIONS_TYPE)
+    if detections is not None or found:
+        every = sorted({topic.name for topic in results.topics})
+        detections = _choose("--detections-topic", detections, found, every, "or leave them out")
+    image_info = f"{image.rpartition('/')[0]}/camera_info"
+    sr_info = f"{sr.removesuffix('/image_raw')}/camera_info"
+    return {
+        "image": image,
+        "sr": sr,
+        "image_info": image_info if image_info in topics_of(cameras, CAMERA_INFO_TYPE) else None,
+        "sr_info": sr_info if sr_info in topics_of(results, CAMERA_INFO_TYPE) else None,
+        "detections": detections,
+    }
+
+
+def _choose(option: str, wanted: str | None, likely: list[str], known: list[str], hint: str) -> str:
+    listed = ", ".join(known) or "none"
+    if wanted is None and len(likely) != 1:
+        raise ValueError(f"say which topic with {option}; there are: {listed}; {hint}")
+    if wanted is not None and wanted not in known:
+        raise ValueError(f"no topic {wanted!r} for {option}; there are: {listed}; {hint}")
+    return wanted or likely[0]
+
+
+def _read_topics(
+    bag: Bag, names: set[str | None], faults: list[str]
+) -> dict[str | None, pd.DataFrame]:
+    """Topic -> table of its messages; damaged ones are noted in ``faults`` and left out."""
+    found: dict[str | None, list[RecordedMessage]] = {name: [] for name in names}
+    number: Counter[str] = Counter()
+    for message in bag.messages(names - {None}):
+        name, kind = message.topic.name, message.topic.type
+        try:
+            stamp = stamp_of(message.data)
+            parsed = parse_message(message.data, kind) if kind in _PARSED else None
+            found[name].append(RecordedMessage(stamp, message.time, parsed))
+        except ValueError as error:
+            faults.append(f"message {number[name]} of {name}: {error}")
+        number[name] += 1
+    columns, times = RecordedMessage._fields, {"stamp": np.int64, "logged": np.int64}
+    return {n: pd.DataFrame(rows, columns=columns).astype(times) for n, rows in found.items()}
+
+
+def _images(bag: Bag, topic: str) -> Iterator[RecordedMessage]:
+    for message in bag.messages({topic}):
+        with suppress(ValueError):  # without a stamp: noted when times were read
+            yield RecordedMessage(stamp_of(message.data), message.time, message.data)
+
+
+def match_frames(
+    frames: Iterable[RecordedMessage],
+    results: Iterable[RecordedMessage],
+    frame_stamps: Iterable[int],
+    result_stamps: Iterable[int],
+) -> Iterator[tuple[RecordedMessage | None, RecordedMessage | None]]:
+    """Yield each result, in recorded order, with the camera frame of its stamp (``None``: none).
+
+    Frames without a result come between, with ``None`` in its place, as far as there are results
+    after them. Only frames that still wait for a result are kept in memory; for that, the stamps
+    (ns) of all are read beforehand.
+    """
+    frames, there, wanted = iter(frames), set(frame_stamps), Counter(result_stamps)
+    waiting: dict[int, RecordedMessage] = {}
+    for result in results:
+        while result.stamp in there and result.stamp not in waiting:
+            frame = next(frames, None)
+            if frame is None:
+                break
+            if wanted[frame.stamp]:
+                waiting.setdefault(frame.stamp, frame)
+            else:
+                yield frame, None
+        wanted[result.stamp] -= 1
+        frame = waiting.get(result.stamp)
+        if not wanted[result.stamp]:
+            waiting.pop(result.stamp, None)
+        yield frame, result
+
+
+class OfflineRun:
+    """The stream of a node, computed again from what was recorded of it.
+
+    The result of a node depends on the frames that it processed before, through the tracked range.
+    Of a frame that has a result, one knows that it was processed, and when: one worker takes the
+    frames in the order of their results. A frame without may have been dropped as stale, and then
+    left no trace, or its result was lost on the way to the recorder. Both are tried at the next
+    result, and what explains its pixels is kept.
+
+    Attributes:
+        upscaler: what runs.
+        lost: frames without a result that were processed, as the results after them show.
+    """
+
+    def __init__(self, upscaler: Upscaler) -> None:
+        self.upscaler, self.lost = upscaler, 0
+        self._stream = Stream()
+        self._if_processed: Stream | None = None
+        self._skipped = 0
+
+    def skip(self, pixels: np.ndarray) -> None:
+        """Take in a frame without a result, ``(h, w)`` or ``(h, w, 3)``."""
+        if self._if_processed is None:
+            self._if_processed = copy.deepcopy(self._stream)
+        self._if_processed.begin_frame(pixels, None)
+        grey = pixels.ndim == 2 or (pixels == pixels[..., :1]).all()
+        planes = _planes(pixels)
+        for channel, plane in enumerate(planes[:1] if grey else planes):
+            self._if_processed.range_of(plane, channel)
+        self._skipped += 1
+
+    def expect(self, pixels: np.ndarray, recorded: np.ndarray | None) -> np.ndarray:
+        """What the node should have made of a frame, given what it made (``None``: not known)."""
+        expected = self.upscaler(pixels, self._stream)
+        in_doubt = self._if_processed is not None and recorded is not None
+        if in_doubt and not np.array_equal(recorded, expected, equal_nan=True):
+            other = self.upscaler(pixels, self._if_processed)
+            if np.array_equal(recorded, other, equal_nan=True):
+                expected, self._stream = other, self._if_processed
+                self.lost += self._skipped
+        self._if_processed, self._skipped = None, 0
+        return expected
+
+
+def _planes(pixels: np.ndarray) -> np.ndarray:
+    return np.moveaxis(np.atleast_3d(pixels), -1, 0)
+
+
+def _compare_frames(
+    pairs: Iterable[tuple[RecordedMessage | None, RecordedMessage | None]],
+    offline: OfflineRun | None,
+) -> dict[int, dict[str, Any]]:
+    """Stamp -> what the pixels of its first result say, of :data:`_PIXEL_COLUMNS`."""
+    compared: dict[int, dict[str, Any]] = {}
+    for frame, result in pairs:
+        image = _image(frame)
+        if result is not None:
+            found = {} if frame is None else _compare(image, _image(result), offline)
+            compared.setdefault(result.stamp, found)
+        elif image and offline:  # what is no frame, the node did not process
+            offline.skip(image[1])
+    return compared
+
+
+def _image(message: RecordedMessage | None) -> tuple[Any, np.ndarray] | None:
+    """A ``sensor_msgs/Image`` and its pixels; ``None``: it is not there, or not readable."""
+    with suppress(ValueError):
+        image = None if message is None else parse_message(message.content, IMAGE_TYPE)
+        return image and (image, image_to_array(image))
+    return None
+
+
+def _compare(
+    frame: tuple[Any, np.ndarray] | None,
+    result: tuple[Any, np.ndarray] | None,
+    offline: OfflineRun | None,
+) -> dict[str, Any]:
+    if frame is None:
+        return {"faults": "unreadable"}
+    (message, pixels), sr, faults = frame, None, ["unreadable"]
+    if result is not None:
+        answer, made = result
+        right = {
+            "size": made.shape[:2] == tuple(SCALE * side for side in pixels.shape[:2]),
+            "encoding": answer.encoding == message.encoding,
+            "frame_id": answer.header.frame_id == message.header.frame_id,
+        }
+        faults = [name for name in right if not right[name]]
+        sr = made if right["size"] and right["encoding"] else None
+    expected = None if offline is None else offline.expect(pixels, sr)
+    found: dict[str, Any] = {"faults": " ".join(faults)}
+    if sr is None:
+        return found
+    channels = zip(_planes(sr), _planes(pixels), strict=True)
+    apart = np.stack([consistency(above, below) for above, below in channels])
+    apart = apart[np.isfinite(apart)]
+    if apart.size:
+        found |= {"consistency_mean": float(apart.mean()), "consistency_max": float(apart.max())}
+    if expected is not None:
+        equal = (sr == expected) | (np.isnan(sr) & np.isnan(expected))
+        difference = np.abs(sr.astype(np.float64) - expected)[~equal]
+        difference = difference[np.isfinite(difference)]
+        found["exact"] = bool(equal.all())
+        found["difference_mean"] = float(difference.sum() / equal.size)
+        found["difference_max"] = float(difference.max(initial=0.0))
+    return found
+
+
+def _frame_table(tables: dict[str, pd.DataFrame], compared: dict[int, dict]) -> pd.DataFrame:
+    """``Recording.frames`` of the messages' times and of :func:`_compare_frames`."""
+    logged = {
+        f"{column}_logged": tables[kind].drop_duplicates("stamp").set_index("stamp").logged
+        for column, kind in (("camera", "image"), ("sr", "sr"), ("detections", "detections"))
+    }
+    frames = pd.DataFrame({name: times.astype("Int64") for name, times in logged.items()})
+    frames = frames.dropna(subset=["camera_logged", "sr_logged"], how="all")
+    pixels = pd.DataFrame.from_dict(compared, orient="index", columns=[*_PIXEL_COLUMNS])
+    return frames.join(pixels.astype(_PIXEL_COLUMNS)).fillna({"faults": ""}).rename_axis("stamp")

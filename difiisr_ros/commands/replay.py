@@ -1,0 +1,69 @@
+"""``difiisr replay``: every frame of a recording super-resolved, without ROS."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from difiisr_models import FrameSettings, Runtime
+from difiisr_ros.commands.arguments import FrameOptions, RuntimeOptions, as_asked
+
+SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
+
+
+def replay(
+    in_bag: Path,
+    out_bag: Path,
+    /,
+    *,
+    model: str = "difiisr-rt-x4",
+    image_topic: str | None = None,
+    camera_info_topic: str | None = None,
+    sr_topic: str | None = None,
+    only_sr: bool = False,
+    force: bool = False,
+    runtime: RuntimeOptions = Runtime(),
+    settings: FrameOptions = FrameSettings(),
+) -> int:
+    """Super-resolve every frame of a rosbag2 recording, without ROS.
+
+    Args:
+        in_bag: rosbag2 folder or storage file, mcap or sqlite3.
+        out_bag: rosbag2 folder to make.
+        model: name, or path of weights.
+        image_topic: default: the only image topic.
+        camera_info_topic: default: beside the image topic.
+        sr_topic: topic of the results; default: sr beside the image topic.
+        only_sr: do not copy the other topics.
+        force: replace an existing OUT_BAG.
+
+    Returns:
+        0: all frames; 1: none; 2: some, or those of a recording that is damaged.
+    """
+    from difiisr_models import load_upscaler
+    from difiisr_ros.replay import replay as replay_bag
+
+    upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
+    report = replay_bag(
+        in_bag,
+        out_bag,
+        upscaler,
+        image_topic=image_topic,
+        info_topic=camera_info_topic,
+        sr_topic=sr_topic,
+        only_sr=only_sr,
+        force=force,
+    )
+    for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
+        print(f"warning: {line}", file=sys.stderr)
+    print(
+        f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
+        f"on {report.sr_topic}, {len(report.malformed)} refused"
+    )
+    if report.fault:
+        kept = f"what was readable is in {out_bag}"
+        print(f"difiisr: {in_bag} is damaged; {kept}: {report.fault}", file=sys.stderr)
+    if not report.frames_out:
+        print("difiisr: no frame could be super-resolved", file=sys.stderr)
+        return 1
+    return 2 if report.fault or report.malformed else 0

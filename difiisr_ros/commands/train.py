@@ -1,0 +1,218 @@
+"""``difiisr train``: train a model, or say what a configuration asks for."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from difiisr_ros.bags import find_recordings, frames_of
+from difiisr_ros.commands.arguments import Duration, Threads
+
+if TYPE_CHECKING:
+    from difiisr_training.config import TrainConfig
+    from difiisr_training.data.images import ImageSource, Part
+
+
+def train(
+    config: Path,
+    /,
+    *,
+    data: Path | None = None,
+    run: Path | None = None,
+    init: Path | None = None,
+    teacher: Path | None = None,
+    device: Literal["auto", "cpu"] = "auto",
+    budget: Duration = math.inf,
+    workers: int = 1,
+    threads: Threads = 0,
+    vgg: Path | None = None,
+    sam: Path | None = None,
+    lpips: Path | None = None,
+    peers: Path | None = None,
+    autoencoder: Path | None = None,
+    tensorboard: bool = False,
+    export: Path | None = None,
+    preview: Path | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Train a model. `accelerate launch` and `torchrun` start several processes.
+
+    Args:
+        config: YAML file, see config/train/.
+        data: folder that the configured sources lie in.
+        run: run folder, continued if it exists; runs/NAME by default.
+        init: run or weights folder that a new run starts from.
+        teacher: run or weights folder to distil.
+        device: auto takes a GPU.
+        budget: wall-clock limit: 90s, 30m, 8h.
+        workers: processes that load samples.
+        threads: CPU threads; 0 leaves the default.
+        vgg: weights of the configured VGG.
+        sam: checkpoint of a Segment Anything model.
+        lpips: folder of the LPIPS-squeeze networks, for the validation.
+        peers: folder with the weights of published networks.
+        autoencoder: converted published model whose autoencoder gives the latent space.
+        tensorboard: write event files too.
+        export: write the weights here at the end.
+        preview: draw samples into this PNG, and train nothing.
+        dry_run: print settings, sizes and cost only.
+    """
+    from difiisr_training.config import load_config
+
+    settings = load_config(config)
+    if dry_run:
+        print(describe(settings))
+        return
+    if data is None:
+        raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
+    load = partial(load_source, data=data)
+    if preview:
+        from difiisr_training.preview import save_preview
+
+        save_preview(settings, load, preview)
+        print(f"{preview}: samples of the configured degradations")
+        return
+
+    import torch
+
+    from difiisr_models.published.convert import load_published
+    from difiisr_training import train as training
+    from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
+    from difiisr_training.evaluation.peers import load_image_teacher
+    from difiisr_training.networks import build_objective, export_run, starting_weights
+    from difiisr_training.recipes.begin_as_rlfn import begin
+    from difiisr_training.recipes.curves import save_learning_curve
+    from difiisr_training.validation import Validator
+
+    if export:
+        _check_export(export)
+    if threads:
+        torch.set_num_threads(threads)
+    run = run or Path("runs") / settings.name
+    is_new, begin_as = not (run / CHECKPOINT_NAME).is_file(), settings.begin_as
+    accelerator = training.make_accelerator(settings, device)
+    if settings.stage == "distillation" and teacher is None:
+        raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
+    if init and begin_as != "none":
+        raise ValueError(
+            f"--init {init} and begin_as {begin_as!r} both say what the run begins with: "
+            "leave one out"
+        )
+    teaching = None
+    if settings.stage == "distillation":
+        teaching = starting_weights(teacher).to(accelerator.device)
+    initial, how = None, "going on"
+    if is_new and init:
+        initial, how = starting_weights(init), f"beginning with the weights of {init}"
+    elif is_new and begin_as != "none":
+        initial, how = begin(settings, peers, load), f"beginning as {begin_as}"
+    elif is_new and teaching:
+        initial, how = teaching, f"beginning with the weights of {teacher}"
+    elif is_new:
+        how = "beginning with fresh weights; --init DIR begins with those of another run"
+    if accelerator.is_main_process:
+        print(f"{run}: {how}", file=sys.stderr)
+        if settings.precision != "fp32" and accelerator.device.type == "cpu":
+            text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
+            print(text, file=sys.stderr)
+    latent = load_published(autoencoder)[1] if autoencoder else None
+    imitated = None
+    if settings.image_teacher != "none" and peers:
+        imitated = load_image_teacher(settings.image_teacher, peers, accelerator.device)
+    objective = build_objective(
+        settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam, image_teacher=imitated
+    )
+    validate = Validator(settings, load, run, latent, lpips) if settings.validate_every else None
+    state = training.train(
+        settings, objective, load, run, accelerator=accelerator, teacher=teaching, initial=initial,
+        validate=validate, tensorboard=tensorboard, budget_s=budget, workers=workers,
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        print(f"{run / CHECKPOINT_NAME}: {state.iteration} of {settings.iterations} iterations")
+        if export:
+            export_run(run, export, autoencoder)
+            print(f"{export}: weights of the moving average, ready for load_upscaler")
+        if (run / STATISTICS_NAME).is_file():
+            save_learning_curve(run, run / "learning_curve.png")
+    accelerator.end_training()  # a process that ends with its group open may abort
+    if state.interrupted:
+        raise KeyboardInterrupt  # what it had is saved; `train A && train B` must not go on
+
+
+def load_source(source: ImageSource, *, data: Path, part: Part) -> list[np.ndarray]:
+    """Frames of one part of a source: a folder of images, a recording, or a folder of recordings.
+
+    What is damaged is skipped, counted and named in the log.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds neither images nor recordings.
+        ValueError: a recording has no such topic, nothing of the training part is readable, or
+            there are images beside the recordings.
+    """
+    from difiisr_training.data.images import SUFFIXES, load_images, read_part
+
+    root = data / source.folder
+    recordings = find_recordings(root)
+    if not recordings:
+        return load_images(source, data=data, part=part)
+    if loose := [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES]:
+        raise ValueError(
+            f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
+            "make folders, and sources, of their own of them"
+        )
+
+    def read(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
+        frames = frames_of(path, source.topic, source.every, skipped=skipped)
+        return (counts for _, counts in frames)
+
+    sequences = [path.relative_to(root).as_posix() for path in recordings]
+    return read_part(source, root, part, recordings, sequences, read)
+
+
+def describe(config: TrainConfig) -> str:
+    """The resolved settings, the network's size and what an iteration and the run cost."""
+    import json
+
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from difiisr_models.compact import parameter_count
+    from difiisr_models.diffusion import exponential_schedule
+    from difiisr_training.networks import build_network
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
+        network = build_network(config)
+        x, y, t = torch.zeros(1, 16, 64, 64), torch.zeros(1, 3, 64, 64), torch.zeros(1).long()
+        if config.published is None:
+            network(x, x, x[:, :1], t, torch.ones(1))
+        else:
+            network(y, t, y)
+    tile = counter.get_total_flops() / 1e9
+    # A backward pass costs two forward ones. SinSR's terms: three passes forward and back, one
+    # forward, and the teacher's T.
+    forwards = 10 + exponential_schedule().steps if config.stage == "distillation" else 3
+    iteration = forwards * tile * (config.crops.lr_size / 64) ** 2 * config.batch
+    return f"""{json.dumps(asdict(config), indent=2)}
+parameters        {parameter_count(network):,}
+network           {tile:.2f} GFLOP for 64x64 -> 256x256
+one iteration     {iteration:.1f} GFLOP (batch {config.batch}; without image teacher, guidance and \
+autoencoder)
+the whole run     {iteration * config.iterations / 1e6:.2f} PFLOP"""
+
+
+def _check_export(folder: Path) -> None:
+    """Make the folder; ValueError, before hours of training, if it holds something else."""
+    from difiisr_models.weights import MANIFEST_NAME
+
+    if folder.is_file():
+        raise ValueError(f"--export {folder} is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+        raise ValueError(f"--export {folder} holds files that are no weights folder's")
+    folder.mkdir(parents=True, exist_ok=True)

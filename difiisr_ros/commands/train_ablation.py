@@ -1,0 +1,113 @@
+"""``difiisr train-ablation``: what the guidance does, as in Tables 3 and 4 of the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from difiisr_ros.commands.arguments import Count, Duration, Threads
+from difiisr_ros.commands.train import train
+
+
+def train_ablation(
+    config: Path,
+    /,
+    *,
+    data: Path,
+    out: Path,
+    weights: Path,
+    init: Path | None = None,
+    vgg: Path | None = None,
+    sam: Path | None = None,
+    peers: Path | None = None,
+    sets: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (
+        "hit_uav/test",
+        "msrs/test",
+        "roadscene/last20",
+    ),
+    limit: Count | None = None,
+    detector: Path | None = None,
+    annotations: Path | None = None,
+    seed: int | None = None,
+    device: Literal["auto", "cpu"] = "auto",
+    budget: Duration = math.inf,
+    workers: int = 1,
+    threads: Threads = 0,
+) -> int:
+    """Train the guidance settings of the paper's Tables 3 and 4 and compare them.
+
+    Run again, it goes on where it was.
+
+    Args:
+        config: YAML file; its guidance is varied.
+        data: root of sources and sets.
+        out: folder to write.
+        weights: networks of the metrics.
+        init: weights that all start from.
+        vgg: weights of the configured VGG.
+        sam: checkpoint of a Segment Anything model.
+        peers: weights of the image teacher.
+        sets: judged on these.
+        limit: frames per set, evenly spaced; all by default.
+        detector: ONNX detector, for mAP.
+        annotations: boxes of one or more of the sets.
+        seed: instead of the configuration's.
+        device: auto takes a GPU.
+        budget: limit of each variant: 90s, 30m.
+        workers: processes that load samples.
+        threads: CPU threads; 0 leaves the default.
+    """
+    from difiisr_models.files import write_json
+    from difiisr_models.model_loading import save_compact
+    from difiisr_ros.commands.evaluate import evaluate, resolve_inputs
+    from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
+    from difiisr_training.config import load_config
+    from difiisr_training.evaluation.inputs import Selection
+    from difiisr_training.evaluation.measures import Judge
+    from difiisr_training.networks import starting_weights
+    from difiisr_training.recipes import ablation
+
+    # What would fail only after hours of training is said before.
+    base = load_config(config)
+    if seed is not None:
+        base = dataclasses.replace(base, seed=seed)
+    chosen = ablation.variants(base)
+    if (detector is None) != (annotations is None):
+        raise ValueError("--detector and --annotations go together")
+    if vgg is None and sam is None:
+        raise ValueError("--vgg or --sam is needed: three of the variants are perceptual")
+    for path in (detector, annotations, vgg, sam, weights):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"no file or folder {path}")
+    resolve_inputs(sets, data, None, Selection())
+    Judge("reference", ablation.METRICS, weights)
+
+    if init:
+        network = starting_weights(init)
+        network.reset_detail()  # what guidance shapes begins anew
+        save_compact(network, out / "start", {"name": str(init)})
+    for name, variant in chosen.items():
+        run = out / "runs" / name
+        write_json(out / "runs" / f"{name}.yaml", dataclasses.asdict(variant))  # JSON is YAML too
+        train(
+            out / "runs" / f"{name}.yaml", data=data, run=run, export=out / name, device=device,
+            init=out / "start" if init else None, vgg=vgg, sam=sam, peers=peers, budget=budget,
+            workers=workers, threads=threads,
+        )  # fmt: skip
+        if read_checkpoint(run / CHECKPOINT_NAME)["iteration"] < variant.iterations:
+            print(f"{name}: stopped before its last iteration; the same command goes on")
+            return 1
+    models = ["bicubic", *(f"{out / name}@0" for name in chosen)]
+    results = evaluate(
+        list(sets), data=data, out=out / "evaluation", models=",".join(models), weights=weights,
+        metrics=",".join(ablation.METRICS), limit=limit, detector=detector, device=device,
+        annotations=[str(annotations)] if annotations else [],
+    )  # fmt: skip
+    table = ablation.write_table(base, results, out)
+    ablation.write_panels(list(chosen), [judged.name for judged in results.sets], out)
+    print(table)
+    return 0

@@ -1,1 +1,0 @@
-"""The demo: a thermal stream played through DDS, super-resolved, recorded and shown."""

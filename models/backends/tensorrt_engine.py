@@ -1,0 +1,329 @@
+"""TensorRT engine files: building one, describing it, and all that is checked before it is run.
+
+A plan is executable code for one TensorRT on one GPU. Beside ``NAME`` lies ``NAME.json``, which
+says what it was built from, for what, and where.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import logging
+import os
+import platform
+import shlex
+import stat
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from difiisr_models.backends import EngineRefused, NetworkSource
+from difiisr_models.backends.onnx_export import export_graph
+from difiisr_models.compact import CompactNetwork
+from difiisr_models.files import replaced
+from difiisr_models.settings import Precision
+
+NO_GPU = "none"
+"""Compute capability and GPU of a machine without one; such an engine runs nowhere."""
+
+_LOG = logging.getLogger(__name__)
+_COMPLAINTS: deque[str] = deque(maxlen=8)  # more would not fit an error's text
+
+
+class BuildError(ValueError):
+    """TensorRT cannot build an engine from a graph; the text has what it says."""
+
+
+def import_tensorrt() -> ModuleType:
+    """``tensorrt``, or ``tensorrt_rtx`` where only that is installed; both have the same API.
+
+    Raises:
+        ModuleNotFoundError: neither is installed.
+    """
+    for name in ("tensorrt", "tensorrt_rtx"):
+        with suppress(ModuleNotFoundError):
+            return importlib.import_module(name)
+    raise ModuleNotFoundError(
+        "neither tensorrt nor tensorrt_rtx is installed: see docs/platforms.md for the packages of "
+        "each platform, or pip install tensorrt-rtx on an RTX GPU"
+    )
+
+
+@functools.cache
+def tensorrt_logger() -> Any:
+    """Hands what TensorRT says to Python's logging; TensorRT keeps the first that it is given."""
+    trt = import_tensorrt()
+    levels = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
+
+    class PythonLogger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, kind: Any, message: str) -> None:
+            level = levels.get(kind.name, logging.DEBUG)
+            if level == logging.ERROR:
+                _COMPLAINTS.append(message)
+            _LOG.log(level, "TensorRT: %s", message)
+
+    return PythonLogger()
+
+
+def complaints() -> str:
+    """What TensorRT, which raises nothing itself, logged as errors since the last call."""
+    text = "; ".join(_COMPLAINTS)
+    _COMPLAINTS.clear()
+    return f" TensorRT says: {text}" if text else " TensorRT says nothing about it."
+
+
+def this_machine(device: torch.device | None) -> dict[str, str]:
+    """What an engine is bound to: this machine with its GPU ``device``, None for one without.
+
+    Returns:
+        ``{"tensorrt": "tensorrt_rtx 1.7.1.116", "compute_capability": "8.7", "gpu": its name,
+        "system": "Linux aarch64"}``; without a GPU both in the middle are :data:`NO_GPU`.
+
+    Raises:
+        ModuleNotFoundError: no TensorRT is installed.
+    """
+    trt, capability, gpu = import_tensorrt(), NO_GPU, NO_GPU
+    if device is not None:
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        gpu = torch.cuda.get_device_name(device)
+    return {
+        "tensorrt": f"{trt.__name__} {trt.__version__}",
+        "compute_capability": capability,
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+@dataclass(frozen=True)
+class EngineDescription:
+    """What an engine is to be, and once it is built the content of its sidecar.
+
+    Attributes:
+        machine: what it is built on and for: :func:`this_machine`.
+        model: name or path of the model, as given to the command that builds it.
+        weights_sha256: of the file that its network was read from.
+        precision: of the graph.
+        batch: tiles per call; their ``height`` and ``width`` in low-resolution pixels.
+        onnx_sha256: of the graph that it was built from; ``plan_sha256``: of the engine file.
+        build_seconds: what building took.
+        package_version: of difiisr_ros.
+        format: of the sidecar.
+    """
+
+    machine: dict[str, str]
+    model: str
+    weights_sha256: str
+    precision: Precision
+    batch: Annotated[int, Ge(1)]
+    height: Annotated[int, Ge(1)]
+    width: Annotated[int, Ge(1)]
+    onnx_sha256: str = ""
+    plan_sha256: str = ""
+    build_seconds: float = 0.0
+    package_version: str = ""
+    format: Literal[1] = 1
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(batch, height, width)."""
+        return self.batch, self.height, self.width
+
+
+def sidecar_path(plan: Path) -> Path:
+    """Where the description of the engine file ``plan`` lies."""
+    return plan.with_name(plan.name + ".json")
+
+
+def write_engine(plan: Path, content: bytes, description: EngineDescription) -> None:
+    """Write an engine file and its sidecar, readable by all and writable by the owner alone.
+
+    Each appears whole or not at all, the sidecar first: what is left of an interrupted write is
+    refused for its hash.
+    """
+    text = json.dumps(asdict(description), indent=2) + "\n"
+    for path, written in ((sidecar_path(plan), text.encode()), (plan, content)):
+        with replaced(path) as beside:
+            beside.write_bytes(written)
+            beside.chmod(0o644)
+
+
+def read_sidecar(plan: Path) -> EngineDescription:
+    """The description of the engine file ``plan``.
+
+    Raises:
+        EngineRefused: it is missing, writable by others, or not a sidecar of this format.
+    """
+    path = sidecar_path(plan)
+    try:
+        return TypeAdapter(EngineDescription).validate_json(_read_private(path))
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise EngineRefused(f"{path} does not describe an engine: {'; '.join(wrong)}") from error
+
+
+def read_engine(
+    plan: Path, machine: dict[str, str], source: NetworkSource
+) -> tuple[EngineDescription, bytes]:
+    """The engine file's description and bytes, when it may be deserialised on ``machine``.
+
+    Nothing is deserialised, and the bytes returned are those that were checked. That there is a
+    driver is the caller's check: without one, :func:`this_machine` cannot be told.
+
+    Raises:
+        EngineRefused: a file is missing, a link, or may be written by others, the plan is damaged,
+            or it was built for something else than ``source``. The text names all mismatches with
+            both values, what to delete, and the command that builds the right engine.
+    """
+    description = None
+    try:
+        description = read_sidecar(plan)
+        content = _read_private(plan)
+    except EngineRefused as error:
+        problems = [str(error)]
+    else:
+        bound = {"weights_sha256": source.weights_sha256, "precision": source.runtime.precision}
+        found = description.machine | asdict(description)
+        problems = [
+            f"its {name} is {found.get(name)}, {value} is needed"
+            for name, value in (machine | bound).items()
+            if found.get(name) != value
+        ]
+        if (actual := hashlib.sha256(content).hexdigest()) != description.plan_sha256:
+            problems.append(
+                f"its {len(content)} bytes have sha256 {actual}, its description says "
+                f"{description.plan_sha256}: damaged or replaced"
+            )
+        if not problems:
+            return description, content
+    size, batch, doing = "HxW", 1, "Build it"
+    if description is not None:
+        size, batch = f"{description.height}x{description.width}", description.batch
+    elif there := [str(p) for p in (plan, sidecar_path(plan)) if os.path.lexists(p)]:
+        # What may be no engine is never overwritten.
+        doing = f"Delete {' and '.join(there)}, then build it"
+    words = ["difiisr", "build-engine", source.model, str(plan), "--input-size", size]
+    words += ["--precision", source.runtime.precision, "--batch", str(batch)]
+    words += ["--device", str(source.device)] if source.device.index else []
+    raise EngineRefused(
+        f"engine {plan} refused: {'; '.join(problems)}. {doing}: {shlex.join(words)} --force"
+    )
+
+
+def _read_private(path: Path) -> bytes:
+    """The bytes of a regular file that nobody but its owner, this user or root, may write."""
+    if path.is_symlink():
+        raise EngineRefused(f"{path} is a link to {os.readlink(path)}: name the file itself")
+    careful = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | careful)) as file:
+            status = os.fstat(file.fileno())
+            owner, mode = status.st_uid, stat.S_IMODE(status.st_mode)
+            if not stat.S_ISREG(status.st_mode):
+                raise EngineRefused(f"{path} is not a file")
+            if owner not in (0, os.geteuid()):
+                raise EngineRefused(
+                    f"{path} belongs to user {owner}, not to this user ({os.geteuid()}) or root"
+                )
+            if mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise EngineRefused(f"{path} has mode {mode:03o}: others may write it (chmod go-w)")
+            return file.read()
+    except OSError as error:
+        raise EngineRefused(f"{path} cannot be read: {error.strerror}") from error
+
+
+def build_engine(
+    source: CompactNetwork | Path,
+    plan: Path,
+    wanted: EngineDescription,
+    workspace: int = 1 << 30,
+) -> EngineDescription:
+    """Build an engine for the current GPU, and write it with its sidecar when all has worked.
+
+    Args:
+        source: the network, or the ``.onnx`` file of its graph.
+        plan: the engine file to write.
+        wanted: what it is to be; ``machine`` must be :func:`this_machine`.
+        workspace: bytes of GPU memory that a layer may use for scratch.
+
+    Returns:
+        What the sidecar says.
+
+    Raises:
+        BuildError: no file is written; the text names every node that cannot be parsed, or says
+            why the engine cannot run here.
+        FileExistsError: what is called like ``plan`` or its sidecar may be no engine.
+        ModuleNotFoundError: TensorRT or a package of the extra ``onnx`` is missing.
+    """
+    if os.path.lexists(plan) or os.path.lexists(sidecar_path(plan)):
+        try:
+            read_sidecar(plan)
+        except EngineRefused as error:
+            raise FileExistsError(
+                f"{plan} or {sidecar_path(plan).name} exists, and they may be no engine: delete "
+                f"them, or name another file ({error})"
+            ) from error
+    trt, machine = import_tensorrt(), wanted.machine
+    has_gpu = machine["gpu"] != NO_GPU
+    if not has_gpu and trt.__name__ == "tensorrt":
+        raise BuildError("TensorRT builds engines only where their GPU is, and here is none")
+    if isinstance(source, Path):
+        graph, name = source.read_bytes(), str(source)
+    else:
+        graph = export_graph(source, wanted.shape, wanted.precision).graph
+        name = "the exported graph"
+    complaints()  # of what was before
+    builder = trt.Builder(tensorrt_logger())
+    # Strong typing: a flag in TensorRT 10, all there is where the flag is gone.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, tensorrt_logger())
+    if not parser.parse(graph):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        texts = [
+            f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()} [{e.code()}]" for e in errors
+        ]
+        raise BuildError(f"TensorRT cannot read {name}: {'; '.join(texts)}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    if has_gpu and trt.__name__ != "tensorrt":  # tensorrt_rtx would build for GPUs of many kinds
+        config.num_compute_capabilities = 1
+        if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
+            raise BuildError(f"{machine['tensorrt']} does not build for {machine['gpu']}.")
+    started = time.monotonic()
+    content = builder.build_serialized_network(network, config)
+    seconds = time.monotonic() - started
+    if content is None:
+        raise BuildError(f"TensorRT built no engine from {name}.{complaints()}")
+    content = bytes(content)
+    if has_gpu:  # tensorrt_rtx also builds for GPUs that it then refuses
+        runtime = trt.Runtime(tensorrt_logger())  # outlives the engine
+        if runtime.deserialize_cuda_engine(content) is None:
+            raise BuildError(
+                f"{machine['tensorrt']} built an engine that it could not load on this "
+                f"{machine['gpu']} ({machine['compute_capability']}).{complaints()}"
+            )
+    built = replace(
+        wanted,
+        onnx_sha256=hashlib.sha256(graph).hexdigest(),
+        plan_sha256=hashlib.sha256(content).hexdigest(),
+        build_seconds=round(seconds, 3),
+        package_version=version("difiisr_ros"),
+    )
+    write_engine(plan, content, built)
+    return built

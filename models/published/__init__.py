@@ -1,0 +1,1 @@
+"""The published DifIISR: networks, sampler, conversion of its checkpoints, proof of equality."""

@@ -1,0 +1,287 @@
+"""Checkpoints of ResShift, SinSR and DifIISR: read with suspicion, converted, loaded.
+
+A ``.pth`` file from a stranger is looked at before torch is, and refused by name. Every name and
+shape in it is accounted for before a folder of weights is written.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from difiisr_models.compact import parameter_count
+from difiisr_models.published import reference_names as names
+from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
+from difiisr_models.weights import (
+    MANIFEST_NAME,
+    WeightsError,
+    describe_file,
+    load_tensors,
+    read_manifest,
+    save_tensors,
+    write_manifest,
+)
+
+UNET_FILE = "unet.safetensors"
+MAX_FILE_BYTES = 4 << 30
+MAX_INDEX_BYTES = 16 << 20
+MAX_TENSORS = 2000
+MIN_TORCH = (2, 6)  # before 2.6 a crafted file could run code despite weights_only=True
+SCHEDULE = {
+    "steps": 15,
+    "kappa": 2.0,
+    "power": 0.3,
+    "sqrt_eta_end": 0.99,
+    "min_noise_level": 0.04,
+}
+LICENCE_NOTE = (
+    "These weights stay under the terms of those who published the source files (ResShift: S-Lab "
+    "License 1.0, SinSR: CC BY-NC-SA 4.0, both non-commercial; DifIISR: MIT, built on both). "
+    "This package grants no rights to them."
+)
+
+_WRAPPERS = ("params_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "params")
+_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
+_HARMLESS_GLOBAL = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size)"
+)
+_NETWORKS = {"unet": (SwinUNet, SwinUNetConfig), "autoencoder": (VQAutoencoder, VQConfig)}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not safe to read, or not of the published networks."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a ``.pth`` file under the reference's names, on the CPU.
+
+    Wrappers (``state_dict``, ``params_ema``, ...; averaged weights first) and the prefixes
+    ``module.`` and ``_orig_mod.`` are taken off.
+
+    Raises:
+        CheckpointError: torch is older than 2.6; the file is missing, too large, damaged, holds
+            anything but tensors and plain values, or no state dict.
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if found < MIN_TORCH:
+        raise CheckpointError(
+            f"reading .pth files needs torch >= {'.'.join(map(str, MIN_TORCH))}, "
+            f"this is {torch.__version__}: older ones can be made to run code by a crafted file"
+        )
+    _inspect_pickle(_read_index(path), path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a crafted file makes torch raise is not specified
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: torch refuses to read it: {reason}") from error
+    return _state_dict(content, path)
+
+
+def _read_index(path: Path) -> bytes:
+    """The pickle in an archive, refused by what it declares, before anything is allocated for it.
+
+    torch.save writes uncompressed archives, which cannot declare more than they have.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes, at most {MAX_FILE_BYTES} are read")
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            declared = sum(entry.file_size for entry in entries)
+            if declared > size or any(entry.compress_type for entry in entries):
+                raise CheckpointError(
+                    f"{path}: declares {declared} bytes of content in a file of {size} bytes"
+                )
+            indices = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            if len(indices) != 1 or indices[0].file_size > MAX_INDEX_BYTES:
+                raise CheckpointError(
+                    f"{path}: expected one data.pkl of at most {MAX_INDEX_BYTES} bytes, found "
+                    f"{[entry.file_size for entry in indices]}"
+                )
+            return archive.read(indices[0])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: no intact zip archive as torch.save writes it ({error}); if the file is "
+            "older than torch 1.6, load and save it again with a newer torch"
+        ) from error
+
+
+def _inspect_pickle(index: bytes, path: Path) -> None:
+    """Refuse a pickle that names anything but tensors; it is disassembled, not executed."""
+    try:
+        for opcode, argument, _ in pickletools.genops(index):
+            if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+                raise CheckpointError(f"{path}: pickle opcode {opcode.name} is not read")
+            if opcode.name == "GLOBAL" and not _HARMLESS_GLOBAL.fullmatch(argument):
+                raise CheckpointError(
+                    f"{path}: wants to import {argument.replace(' ', '.')}, which no file of "
+                    "plain tensors needs; if you trust its source, save its state dict alone"
+                )
+    except CheckpointError:
+        raise
+    except Exception as error:  # genops raises whatever malformed bytes lead it to
+        raise CheckpointError(f"{path}: its data.pkl is damaged: {error}") from error
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    for _ in _WRAPPERS:  # no deeper: a crafted one may contain itself
+        inside = (content.get(k) for k in _WRAPPERS) if isinstance(content, dict) else ()
+        content = next((inner for inner in inside if isinstance(inner, dict)), content)
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
+    if len(content) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: {len(content)} entries, at most {MAX_TENSORS} are read")
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: entry {key!r} is a {type(value).__name__}, expected names and tensors"
+            )
+        name = _PREFIX.sub("", key).replace("._orig_mod.", ".")
+        if name in state:
+            raise CheckpointError(f"{path}: {name} is there twice, with and without a prefix")
+        state[name] = value
+    elements = sum(value.numel() for value in state.values())
+    if elements > MAX_FILE_BYTES // 4:
+        raise CheckpointError(
+            f"{path}: its tensors declare {elements} values, at most {MAX_FILE_BYTES // 4} are read"
+        )
+    return state
+
+
+def from_reference(state: Mapping[str, Tensor], part: Literal["unet", "autoencoder"]) -> Any:
+    """The network of a reference state dict, float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: with every missing name, extra name and wrong shape.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    network_type, _ = _NETWORKS[part]
+    try:
+        if part == "unet":
+            config, reference_name = names.unet_config(shapes), names.reference_unet_name
+        else:
+            config, reference_name = names.vq_config(shapes), names.reference_vq_name
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"not a {network_type.__name__} of ResShift, SinSR or DifIISR: {error!r}"
+        ) from error
+    with torch.device("meta"):
+        network = network_type(config)
+    filled: dict[str, Tensor] = {}
+    problems: list[str] = []
+    extra = {name for name in state if not names.KNOWN_BUFFERS.search(name)}
+    for own, parameter in network.state_dict().items():
+        name = reference_name(own, config)
+        extra.discard(name)
+        if name not in state:
+            problems.append(f"missing: {name}")
+        elif shapes[name] != tuple(parameter.shape):
+            problems.append(f"shape: {name} is {shapes[name]}, expected {tuple(parameter.shape)}")
+        elif not _is_plain(state[name]):
+            problems.append(f"values: {name} is not a dense tensor of finite real numbers")
+        else:
+            filled[own] = state[name].detach().to(torch.float32, copy=True).contiguous()
+    problems += [f"extra: {name}" for name in sorted(extra)]
+    if problems:
+        raise CheckpointError(
+            f"{len(problems)} names or shapes do not fit {config}:\n  " + "\n  ".join(problems)
+        )
+    network.load_state_dict(filled, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _is_plain(value: Tensor) -> bool:
+    return (
+        value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.is_floating_point()
+        and bool(torch.isfinite(value).all())
+    )
+
+
+def convert(
+    unet_path: Path, autoencoder_path: Path, out_dir: Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write ``out_dir`` (two safetensors files and a manifest) from two reference checkpoints.
+
+    The folder appears complete or not at all.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: a source file is refused; see :func:`read_checkpoint`.
+        FileExistsError: ``out_dir`` exists and ``overwrite`` is not set, or it is no weights
+            folder of ours, which is never replaced.
+    """
+    if out_dir.exists() and not overwrite:
+        raise FileExistsError(f"{out_dir} exists; choose another folder or ask to overwrite it")
+    if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
+        raise FileExistsError(f"{out_dir} exists and holds no {MANIFEST_NAME}; it is not replaced")
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
+        built = Path(temporary) / "new"
+        built.mkdir()
+        configs, counts, files, sources = {}, {}, {}, []
+        for part, path in (("unet", unet_path), ("autoencoder", autoencoder_path)):
+            state = read_checkpoint(path)
+            try:
+                network = from_reference(state, part)
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from error
+            weights = built / f"{part}.safetensors"
+            save_tensors(network, weights)
+            configs[part], counts[part] = asdict(network.config), parameter_count(network)
+            files[weights.name] = describe_file(weights)
+            sources.append({"part": part, "name": path.name, **describe_file(path)})
+        manifest = {"kind": "published", "scale": 4, "files": files, **configs}
+        manifest |= {"parameters": counts, "schedule": SCHEDULE, "sources": sources}
+        write_manifest(built, manifest | {"licence": LICENCE_NOTE})
+        if out_dir.exists():
+            out_dir.rename(Path(temporary) / "old")
+        built.rename(out_dir)
+    return read_manifest(out_dir)
+
+
+def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, dict[str, Any]]:
+    """Networks (float32, CPU, evaluation mode) and manifest of a folder that `convert` wrote.
+
+    Raises:
+        WeightsError: the folder is of another kind, damaged, or changed since.
+    """
+    manifest = read_manifest(folder)
+    if manifest.get("kind") != "published":
+        raise WeightsError(f"{folder} holds a {manifest.get('kind')!r} model, not 'published'")
+    if manifest.get("schedule") != SCHEDULE:
+        raise WeightsError(
+            f"{folder} was trained with the schedule {manifest.get('schedule')}; this version "
+            f"samples with {SCHEDULE}"
+        )
+    networks = []
+    for part, (network_type, config_type) in _NETWORKS.items():
+        state = load_tensors(folder, manifest, f"{part}.safetensors")
+        try:
+            sizes = manifest[part]
+            config = config_type(**sizes | {"multipliers": tuple(sizes["multipliers"])})
+            with torch.device("meta"):
+                network = network_type(config)
+            network.load_state_dict(state, assign=True)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise WeightsError(f"{folder}: the manifest does not fit {part}: {error}") from error
+        networks.append(network.eval().requires_grad_(False))
+    return *networks, manifest

@@ -1,0 +1,142 @@
+"""Every setting of an upscaler, once: default, range, choices and meaning.
+
+The node's parameters, config/sr.yaml, the options of the command line and the README's table are
+derived from these classes; help texts are their sections "Attributes". Importing this costs no
+torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Le
+from pydantic import TypeAdapter, ValidationError
+
+Backend = Literal["auto", "tensorrt", "torch_tensorrt", "onnxruntime", "torch"]
+Precision = Literal["fp32", "bf16", "fp16"]
+EngineMismatch = Literal["rebuild", "fallback", "fail"]
+
+MIN_SIDE = 16
+"""Low-resolution pixels on a side that a frame and a tile have at least."""
+
+SMALLEST_OWN_TILE = 256
+"""Side of the tiles that a model takes where nobody asks for another, at least."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs the network, and in what pieces.
+
+    Attributes:
+        device: where the network runs: auto, cpu, cuda or cuda:N; auto takes a CUDA GPU if there
+            is one
+        backend: what runs the network; auto takes the fastest that works here
+        precision: of convolutions and matrix products; half for GPUs, bf16 for CPUs that compute
+            in it too
+        compile: backend torch compiles the network: a minute for each new frame size
+        threads: CPU threads of the network in every backend; 0 leaves the default
+        engine: TensorRT engine file made by difiisr build-engine; empty for none
+        engine_mismatch: when the engine file does not fit this machine and model: build it anew,
+            take another backend, or fail
+        tile: side of the tiles that large frames are cut into, input pixels, 16 or more; 0: the
+            model's own, 640 (published network, torch_tensorrt: 256); an engine has its own
+        overlap: overlap of neighbouring tiles, input pixels; less than half a tile
+        tile_batch: tiles per network call; fewer need less memory; an engine has its own
+
+    Raises:
+        ValueError: a value of another type, or out of its range.
+    """
+
+    device: str = "auto"
+    backend: Backend = "auto"
+    precision: Precision = "fp32"
+    compile: bool = False
+    threads: Annotated[int, Ge(0), Le(256)] = 0
+    engine: str = ""
+    engine_mismatch: EngineMismatch = "fallback"
+    tile: Annotated[int, Ge(0), Le(4096)] = 0
+    overlap: Annotated[int, Ge(0), Le(2047)] = 32
+    tile_batch: Annotated[int, Ge(1), Le(1024)] = 1
+
+    def __post_init__(self) -> None:
+        check(self)
+        if 0 < self.tile < MIN_SIDE:
+            raise ValueError(f"tile must be 0 or at least {MIN_SIDE}, got {self.tile}")
+        tile = self.tile or SMALLEST_OWN_TILE
+        if 2 * self.overlap >= tile:
+            raise ValueError(
+                f"overlap must be less than half the tile ({tile}), got {self.overlap}"
+            )
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """How a frame is made; all of it may change from one frame to the next.
+
+    Attributes:
+        steps: diffusion steps per frame
+        fidelity: 1 for the lowest error, 0 for the sharpest sample; models without that choice
+            (bicubic, the published network) ignore it
+        seed: seed of the fixed noise; -1 for no noise
+        consistency: strength of the step that makes the output, scaled down, equal the input
+
+    Raises:
+        ValueError: a value of another type, or out of its range.
+    """
+
+    steps: Annotated[int, Ge(1), Le(15)] = 1
+    fidelity: Annotated[float, Ge(0.0), Le(1.0)] = 1.0
+    seed: Annotated[int, Ge(-1), Le(2**32 - 1)] = 0
+    consistency: Annotated[float, Ge(0.0), Le(1.0)] = 1.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(settings: Any) -> None:
+    """Raise ValueError, naming field, value and range, unless all fields fit their annotations.
+
+    Types are strict, but that a whole number is a float too. ``settings``: a dataclass instance.
+    """
+    for name, adapter in _adapters(type(settings)):
+        value = getattr(settings, name)
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            words = allowed(type(settings), name)
+            wanted = f" (allowed: {words})" if words else ""
+            raise ValueError(
+                f"{name}: {reason[0].lower()}{reason[1:]}, got {value!r}{wanted}"
+            ) from None
+
+
+def limits(kind: type, name: str) -> tuple[float, float] | None:
+    """Least and greatest value of a field of the dataclass ``kind``, None where it has none."""
+    marks = getattr(_hints(kind)[name], "__metadata__", ())
+    ends = [mark.ge if isinstance(mark, Ge) else mark.le for mark in marks]
+    return tuple(ends) if ends else None
+
+
+def choices(kind: type, name: str) -> tuple[str, ...]:
+    """Allowed texts of a field of the dataclass ``kind``, empty where any will do."""
+    hint = _hints(kind)[name]
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def allowed(kind: type, name: str) -> str:
+    """The allowed values of a field in words: ``"1 to 15"``, ``"fp32, bf16, fp16"``, or ``""``."""
+    ends = limits(kind, name)
+    return f"{ends[0]} to {ends[1]}" if ends else ", ".join(choices(kind, name))
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+@lru_cache
+def _adapters(kind: type) -> tuple[tuple[str, TypeAdapter], ...]:
+    return tuple((field.name, TypeAdapter(_hints(kind)[field.name])) for field in fields(kind))

@@ -1,0 +1,55 @@
+"""Memory that a process has freed: kept for the next frame, or given back, in a process apart."""
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told"
+)
+
+FRAME = 40 << 20  # bytes: a 2560x2048 image in float32, twice
+PROCESS = f"""
+import json, resource, sys
+import numpy as np
+from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
+
+def frames(count):
+    for _ in range(count):
+        np.ones({FRAME}, np.uint8)
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+frames(2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+frames(10)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+held = resident()
+return_freed_memory()
+print(json.dumps({{"kept": kept, "faults": faults, "returned": held - resident()}}))
+"""
+
+
+def run(mode):
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS, mode], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_a_stream_of_frames_reuses_its_memory():
+    """A page fault for each page of each frame is what makes large images slow."""
+    stock, kept = run("stock"), run("keep")
+    pages = 10 * FRAME // (2 << 20)  # at most so few, where pages are huge ones
+    assert kept["kept"] is True
+    assert stock["faults"] >= pages
+    assert kept["faults"] < stock["faults"] / 10
+
+
+def test_what_is_free_can_be_given_back():
+    assert run("keep")["returned"] > FRAME / 2

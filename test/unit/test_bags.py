@@ -1,0 +1,512 @@
+"""Recordings are read whole or as far as they go; what is written is read by others."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from mcap.reader import make_reader
+from mcap.writer import CompressionType
+from mcap.writer import Writer as McapWriter
+from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from thermal_bags import (
+    IMAGE,
+    INFO,
+    WORDS,
+    cut,
+    header,
+    kill_the_recorder,
+    messages,
+    pixels,
+    record,
+    storage_file,
+    word,
+)
+
+from difiisr_ros.bags import (
+    IMAGE_TYPE,
+    STORE,
+    BagError,
+    Message,
+    TopicError,
+    choose_image_topic,
+    choose_info_topic,
+    find_recordings,
+    frames_of,
+    image_bytes,
+    open_bag,
+    ros_topic,
+    stamp_of,
+    write_bag,
+)
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+STRING = "std_msgs/msg/String"
+
+
+@pytest.fixture(params=["mcap", "sqlite3"])
+def storage(request):
+    return request.param
+
+
+def overwrite(file, at, content):
+    data = bytearray(file.read_bytes())
+    data[at : at + len(content)] = content
+    file.write_bytes(data)
+
+
+def middle(file):
+    return file.stat().st_size // 2
+
+
+def test_whole_recording_has_no_fault(tmp_path, storage):
+    record(tmp_path / "bag", storage)
+    with open_bag(tmp_path / "bag") as bag, AnyReader([tmp_path / "bag"]) as reference:
+        assert bag.storage == storage
+        assert [topic.name for topic in bag.topics] == [INFO, IMAGE, WORDS]
+        assert [bag.count(topic.name) for topic in bag.topics] == [5, 5, 5]
+        found = [(m.topic.name, m.topic.type, m.time, m.data) for m in bag.messages()]
+        wanted = [(c.topic, c.msgtype, at, bytes(raw)) for c, at, raw in reference.messages()]
+        assert found == wanted
+        assert bag.fault == ""
+        for topic, connection in zip(bag.topics, reference.connections, strict=True):
+            assert topic.definition.decode() == connection.msgdef.data
+
+
+def test_storage_file_alone_reads_like_its_folder(tmp_path, storage):
+    bag = record(tmp_path / "bag", storage)
+    expected = messages(bag)
+    assert messages(storage_file(bag)) == expected
+    (bag / "metadata.yaml").unlink()
+    assert messages(bag) == expected
+    with open_bag(bag) as reader:
+        assert reader.fault == ""
+
+
+@pytest.mark.parametrize("fraction", [0.35, 0.6, 0.9])
+def test_cut_recording_gives_its_beginning(tmp_path, fraction):
+    record(tmp_path / "bag", frames=120)
+    whole = messages(tmp_path / "bag")
+    cut(tmp_path / "bag", fraction)
+    with open_bag(tmp_path / "bag") as bag:
+        left = [(m.topic.name, m.time, m.data) for m in bag.messages()]
+        assert sum(bag.count(topic.name) for topic in bag.topics) == len(left)
+        assert "cut off" in bag.fault
+    assert left == whole[: len(left)]
+    assert len(left) > (fraction - 0.3) * len(whole)
+
+
+def test_cut_sqlite_recording_names_the_remedy(tmp_path):
+    record(tmp_path / "bag", "sqlite3", frames=120)
+    cut(tmp_path / "bag", 0.5)
+    try:
+        with open_bag(tmp_path / "bag") as bag:
+            list(bag.messages())
+            fault = bag.fault
+    except BagError as error:
+        fault = str(error)
+    assert "sqlite3 bag.db3 .recover" in fault
+
+
+def write_mcap(path, payloads, compression=CompressionType.NONE, **options):
+    """Payloads of 200 kB in chunks of five or so, one every nanosecond."""
+    with path.open("wb") as file:
+        writer = McapWriter(file, compression=compression, **options)
+        writer.start(profile="ros2")
+        schema = writer.register_schema(STRING, "ros2msg", b"string data")
+        channel = writer.register_channel("/bytes", "cdr", schema)
+        for at, payload in enumerate(payloads):
+            writer.add_message(channel, at, payload, at)
+        writer.finish()
+    return path
+
+
+@pytest.fixture(scope="module")
+def payloads():
+    return [np.random.default_rng(at).bytes(200_000) for at in range(20)]
+
+
+@pytest.mark.parametrize("compression", list(CompressionType))
+def test_cut_chunk_gives_its_beginning(tmp_path, payloads, compression):
+    file = write_mcap(tmp_path / "a.mcap", payloads[:8], compression)
+    file.write_bytes(file.read_bytes()[: int(0.4 * file.stat().st_size)])
+    left = [data for _, _, data in messages(file)]
+    assert left == payloads[: len(left)]
+    assert len(left) >= 2
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_damaged_chunk_costs_its_own_messages_only(tmp_path, payloads, index):
+    file = write_mcap(tmp_path / "a.mcap", payloads, CompressionType.ZSTD)
+    content = file.read_bytes()
+    overwrite(file, content.rindex(ZSTD_MAGIC, 0, content.index(payloads[10][:64])), bytes(4))
+    if not index:
+        file.write_bytes(file.read_bytes()[: int(0.95 * len(content))])
+    with open_bag(file) as bag:
+        left = {m.data for m in bag.messages()}
+        assert "damaged" in bag.fault
+        assert ("messages are lost" in bag.fault) == index
+    assert {payloads[0], payloads[15]} <= left
+    assert payloads[10] not in left
+
+
+def test_checksum_of_a_chunk_is_checked(tmp_path, payloads):
+    file = write_mcap(tmp_path / "a.mcap", payloads)
+    overwrite(file, file.read_bytes().index(payloads[3][:64]) + 99, b"\x00\xff\x00\xff")
+    with open_bag(file) as bag:
+        assert len(list(bag.messages())) == 20
+        assert "checksum" in bag.fault
+
+
+def test_zeros_inside_a_chunk_lose_messages_aloud(tmp_path):
+    bag = record(tmp_path / "bag", frames=60)
+    overwrite(storage_file(bag), middle(storage_file(bag)), bytes(4096))
+    with open_bag(bag) as reader:
+        left = list(reader.messages())
+        assert 60 < len(left) < 180
+        assert f"{180 - len(left)} of 180 messages are lost" in reader.fault
+
+
+@pytest.mark.parametrize("options", [{"use_chunking": False}, {"use_statistics": False}])
+def test_files_without_a_full_index_are_whole(tmp_path, payloads, options):
+    file = write_mcap(tmp_path / "a.mcap", payloads, **options)
+    with open_bag(file) as bag:
+        assert [m.data for m in bag.messages()] == payloads
+        assert bag.count("/bytes") == 20
+        assert bag.fault == ""
+
+
+def test_messages_come_in_order_of_time_whatever_chunk_they_lie_in(tmp_path):
+    times = [5, 1, 9, 3, 3, 8, 2, 7]
+    with (tmp_path / "a.mcap").open("wb") as file:
+        writer = McapWriter(file, chunk_size=150)
+        writer.start(profile="")
+        channel = writer.register_channel("/bytes", "json", 0)
+        for number, at in enumerate(times):
+            writer.add_message(channel, at, bytes([number] * 100), at)
+        writer.finish()
+    with open_bag(tmp_path / "a.mcap") as bag:
+        found = [(m.time, m.data[0]) for m in bag.messages()]
+        assert found == sorted((at, number) for number, at in enumerate(times))
+        assert bag.fault == ""
+
+
+def test_several_files_are_read_in_numerical_order(tmp_path):
+    bag = tmp_path / "bag"
+    bag.mkdir()
+    for number in (0, 2, 10):
+        record(tmp_path / f"part_{number}", frames=1 + number)
+        (tmp_path / f"part_{number}" / f"part_{number}.mcap").rename(bag / f"bag_{number}.mcap")
+    parts = [messages(bag / f"bag_{number}.mcap") for number in (0, 2, 10)]
+    assert messages(bag) == [message for part in parts for message in part]
+    with open_bag(bag) as reader:
+        assert reader.count(IMAGE) == 15
+        assert len(reader.topics) == 3
+
+
+@pytest.mark.parametrize("left_in_the_log", [6, 15])
+def test_write_ahead_log_of_a_killed_recorder_is_read(tmp_path, left_in_the_log):
+    record(tmp_path / "bag", "sqlite3")
+    expected = messages(tmp_path / "bag")
+    kill_the_recorder(tmp_path / "bag", left_in_the_log)
+    left = {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()}
+    for path in (tmp_path / "bag", tmp_path / "bag" / "bag.db3"):
+        assert messages(path) == expected
+        with open_bag(path) as bag:
+            assert "killed" in bag.fault
+    assert {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()} == left
+
+
+def test_split_recording_with_a_damaged_file_gives_all_the_rest(tmp_path, storage):
+    """Three files, as `ros2 bag record --max-bag-size` makes them."""
+    bag = record(tmp_path / "bag", storage, frames=1)
+    suffix = storage_file(bag).suffix
+    storage_file(bag).unlink()
+    for number in range(3):
+        part = record(tmp_path / f"part_{number}", storage, frames=100)
+        storage_file(part).rename(bag / f"bag_{number}{suffix}")
+    names = "".join(f"  - bag_{number}{suffix}\n" for number in range(3))
+    metadata = (bag / "metadata.yaml").read_text()
+    assert f"  - bag{suffix}\n" in metadata
+    (bag / "metadata.yaml").write_text(metadata.replace(f"  - bag{suffix}\n", names, 1))
+    assert len(messages(bag, IMAGE)) == 300
+    file = bag / f"bag_0{suffix}"
+    overwrite(file, middle(file), b"\xff" * 8192)
+    left = messages(bag, IMAGE)
+    assert 210 < len(left) < 300  # something of the damaged file too
+    assert left[-200:] == messages(bag / f"bag_1{suffix}", IMAGE) * 2
+    assert left[:-200] == messages(file, IMAGE)
+    with open_bag(bag) as reader:
+        list(reader.messages())
+        assert file.name in reader.fault
+        assert "bag_1" not in reader.fault
+    file.write_bytes(b"nothing")
+    assert messages(bag, IMAGE) == left[-200:]
+    # What merely lies beside the files of the recording is none of it.
+    shutil.copy(bag / f"bag_1{suffix}", bag / f"recovered{suffix}")
+    assert messages(bag, IMAGE) == left[-200:]
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_the_reading(tmp_path, storage):
+    bag = record(tmp_path / "bag", storage, frames=100)
+    with open_bag(bag) as reader:
+        stream = reader.messages({IMAGE})
+        first = next(stream)
+        storage_file(bag).write_bytes(b"")
+        left = [first, *stream]
+        assert 1 <= len(left) <= 100
+        assert len({m.time for m in left}) == len(left)
+
+
+def test_a_recorder_killed_while_it_compressed_left_one_recording(tmp_path):
+    bag = record(tmp_path / "bag")
+    expected = messages(bag)
+    (bag / "metadata.yaml").unlink()
+    content = zstandard.compress((bag / "bag.mcap").read_bytes())
+    for share in (0.5, 1.0):
+        (bag / "bag.mcap.zstd").write_bytes(content[: int(share * len(content))])
+        assert messages(bag) == expected
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE])
+def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin[storage.upper()])
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    sent = [("/words", at, bytes([0, 1, 0, 0]) + bytes([at]) * 100) for at in range(9)]
+    with writer:
+        topic = writer.add_connection("/words", STRING, typestore=STORE)
+        for _, at, raw in sent:
+            writer.write(topic, at, raw)
+    assert messages(tmp_path / "bag") == sent
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    (file,) = (tmp_path / "bag").iterdir()
+    for path in (tmp_path / "bag", file):
+        assert messages(path) == sent
+        with open_bag(path) as bag:
+            assert bag.fault == ""
+            assert bag.storage == storage
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bag.mcap.zstd", b"nothing"),
+        ("bag.mcap", b""),
+        ("bag.mcap", b"no mcap at all"),
+        ("bag.db3", b"no sqlite at all" * 100),
+        ("notes.txt", b"hello"),
+    ],
+)
+def test_what_is_no_recording_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BagError, match=str(tmp_path)):
+        open_bag(tmp_path)
+
+
+def test_topics_are_chosen_or_asked_for(tmp_path):
+    record(tmp_path / "bag")
+    with open_bag(tmp_path / "bag") as bag:
+        assert choose_image_topic(bag) == IMAGE
+        assert choose_info_topic(bag, IMAGE) == INFO
+        assert choose_info_topic(bag, "/other/image_raw") is None
+        with pytest.raises(TopicError, match=IMAGE):
+            choose_image_topic(bag, WORDS)
+        with pytest.raises(TopicError, match=INFO):
+            choose_info_topic(bag, IMAGE, WORDS)
+        bag.topics.append(ros_topic("/second", IMAGE_TYPE))
+        with pytest.raises(TopicError, match=r"say which topic.*/cam/image_raw, /second"):
+            choose_image_topic(bag)
+
+
+def test_compressed_images_are_named_with_a_remedy(tmp_path):
+    with write_bag(tmp_path / "bag") as writer:
+        writer.add(ros_topic("/cam/compressed", "sensor_msgs/msg/CompressedImage"))
+    with (
+        open_bag(tmp_path / "bag") as bag,
+        pytest.raises(TopicError, match=r"/cam/comp.*republish"),
+    ):
+        choose_image_topic(bag)
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_stamp_of_serialized_message(big_endian):
+    info_type = "sensor_msgs/msg/CompressedImage"
+    time = STORE.types["builtin_interfaces/msg/Time"](-1, 5)
+    stamped = STORE.types["std_msgs/msg/Header"](time, "x")
+    message = STORE.types[info_type](stamped, "png", np.zeros(3, np.uint8))
+    raw = STORE.serialize_cdr(message, info_type, little_endian=not big_endian)
+    assert stamp_of(bytes(raw)) == -1_000_000_000 + 5
+    with pytest.raises(ValueError, match="3 bytes"):
+        stamp_of(raw[:3])
+
+
+def test_what_is_written_is_read_by_others(tmp_path, storage):
+    image = image_bytes(header(0), pixels(0), "mono16")
+    with write_bag(tmp_path / "bag", storage) as writer:
+        topic = writer.add(ros_topic(IMAGE, IMAGE_TYPE))
+        writer.write(Message(topic, 5, image))
+        writer.write(Message(ros_topic(WORDS, STRING), 6, word("hello")))
+        writer.add(ros_topic("/silent", STRING))
+    with AnyReader([tmp_path / "bag"]) as reader:
+        found = [(c.topic, at, bytes(raw)) for c, at, raw in reader.messages()]
+        assert found == [(IMAGE, 5, image), (WORDS, 6, word("hello"))]
+        assert {c.topic: c.msgcount for c in reader.connections} == {
+            IMAGE: 1,
+            WORDS: 1,
+            "/silent": 0,
+        }
+        assert {c.digest for c in reader.connections if c.topic == IMAGE} == {
+            STORE.hash_rihs01(IMAGE_TYPE)
+        }
+
+
+def test_a_type_of_ones_own_keeps_its_definition(tmp_path, storage):
+    own = get_typestore(Stores.ROS2_KILTED)
+    own.register(get_types_from_msg("std_msgs/Header header\nfloat64 pascal\n", "our/msg/Pressure"))
+    plugin = StoragePlugin[storage.upper()]
+    with Writer(tmp_path / "bag", version=9, storage_plugin=plugin) as writer:
+        connection = writer.add_connection("/pressure", "our/msg/Pressure", typestore=own)
+        writer.write(connection, 1, b"\x00\x01\x00\x00own")
+    with open_bag(tmp_path / "bag") as bag, write_bag(tmp_path / "copy", storage) as writer:
+        for message in bag.messages():
+            writer.write(message)
+    with AnyReader([tmp_path / "copy"]) as reader:
+        (copied,) = reader.connections
+        assert copied.msgdef.data == connection.msgdef.data
+        assert "our/msg/Pressure" in reader.typestore.types
+
+
+def test_foreign_channels_attachments_and_send_times_are_copied(tmp_path):
+    with (tmp_path / "a.mcap").open("wb") as file:
+        source = McapWriter(file, compression=CompressionType.ZSTD)
+        source.start(profile="")
+        schema = source.register_schema("some.Thing", "protobuf", b"\n\0")
+        channels = [
+            source.register_channel("/proto", "protobuf", schema, {"key": "value"}),
+            source.register_channel("/json", "json", 0),
+        ]
+        for channel in channels:
+            source.add_message(channel, 9, b"{}", publish_time=4, sequence=7)
+        source.add_attachment(1, 2, "calibration.yaml", "text/yaml", b"emissivity: 0.95\n")
+        source.add_metadata("thermal", {"camera": "x"})
+        source.finish()
+    with open_bag(tmp_path / "a.mcap") as bag, write_bag(tmp_path / "copy") as writer:
+        for message in bag.messages():
+            writer.write(message)
+        for extra in bag.extras():
+            writer.write_extra(extra)
+        assert bag.fault == ""
+
+    def content(path):
+        with path.open("rb") as file:
+            reader = make_reader(file)
+            return (
+                [
+                    (
+                        schema and (schema.name, schema.encoding, schema.data),
+                        (channel.topic, channel.message_encoding, channel.metadata),
+                        vars(message),
+                    )
+                    for schema, channel, message in reader.iter_messages()
+                ],
+                list(reader.iter_attachments()),
+                [record for record in reader.iter_metadata() if record.name != "rosbag2"],
+            )
+
+    assert content(tmp_path / "copy" / "copy.mcap") == content(tmp_path / "a.mcap")
+
+
+def image(counts, encoding="mono16"):
+    return image_bytes(header(0), counts, encoding)
+
+
+def write(path, topics):
+    """``topics``: name -> messages."""
+    with write_bag(path) as writer:
+        for name, contents in topics.items():
+            for at, data in enumerate(contents):
+                writer.write(Message(ros_topic(name, IMAGE_TYPE), at, data))
+    return path
+
+
+def test_frames_of_a_topic_and_of_some_messages(tmp_path):
+    contents = [image(pixels(i)) for i in range(10)]
+    write(tmp_path / "bag", {"/a": contents[:1], "/b": contents})
+    assert [n for n, _ in frames_of(tmp_path / "bag", "/b", 4)] == ["000000", "000004", "000008"]
+    last = frames_of(tmp_path / "bag", "/b", choose=lambda count: [3, count - 1])
+    assert [name for name, _ in last] == ["000003", "000009"]
+    with pytest.raises(TopicError, match=r"say which topic.*/a, /b"):
+        list(frames_of(tmp_path / "bag"))
+    with pytest.raises(TopicError, match=r"no image topic '/c'.*/a, /b"):
+        list(frames_of(tmp_path / "bag", "/c"))
+
+
+def test_recordings_are_found_as_folders_and_as_files(tmp_path):
+    for name in ("whole", "other"):
+        write(tmp_path / name, {"/t": [image(pixels(0))]})
+    loose = storage_file(tmp_path / "other").rename(tmp_path / "loose.mcap")
+    assert find_recordings(tmp_path) == [loose, tmp_path / "whole"]
+    assert find_recordings(loose) == [loose]
+
+
+def test_damaged_messages_are_skipped_and_named(tmp_path):
+    good = image(pixels(0))
+    nan = np.full((20, 20), np.nan, np.float32)
+    odd = [
+        good[:-1],
+        image(np.zeros((20, 20, 3), np.uint8), "rgb8"),
+        good[:40],
+        image(nan, "32FC1"),
+    ]
+    odd.append(b"\x00\x01\x00\x00" + b"\xff" * 60)
+    write(tmp_path / "bag", {"/t": [good, *odd, good]})
+    skipped = []
+    found = list(frames_of(tmp_path / "bag", skipped=skipped.append))
+    assert [name for name, _ in found] == ["000000", "000006"]
+    assert [text.split(" of ")[0] for text in skipped] == [
+        f"skipped message {n}" for n in range(1, 6)
+    ]
+    assert "'rgb8'" in skipped[1]
+    assert "400 pixels are NaN" in skipped[3]
+
+
+def test_frames_of_damaged_recordings_are_missed_aloud(tmp_path):
+    bag = record(tmp_path / "bag", frames=60)
+    skipped = []
+    storage_file(bag).write_bytes(storage_file(bag).read_bytes()[:-9000])
+    assert 30 < len(list(frames_of(bag, skipped=skipped.append))) < 60
+    storage_file(bag).write_bytes(b"nothing")
+    assert list(frames_of(bag, skipped=skipped.append)) == []
+    assert [text.split(":")[0] for text in skipped] == [
+        f"could not read all of {bag}",
+        f"could not read {bag}",
+    ]
+
+
+def test_an_output_that_came_into_being_meanwhile_is_left_alone(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(FileExistsError, match="meanwhile"), write_bag(target):
+        target.mkdir()
+        (target / "precious").write_text("kept")
+    assert (target / "precious").read_text() == "kept"
+
+
+def test_an_interrupted_replacement_leaves_the_old_recording(tmp_path, monkeypatch):
+    target = record(tmp_path / "out")
+    before = (target / "metadata.yaml").read_bytes()
+    rename = Path.rename
+
+    def interrupted(path, other):
+        if Path(other) == target and path.parent.name.startswith(".out.partial"):
+            monkeypatch.setattr(Path, "rename", rename)
+            raise KeyboardInterrupt
+        return rename(path, other)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), write_bag(target, force=True):
+        pass
+    assert (target / "metadata.yaml").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

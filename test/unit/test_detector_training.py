@@ -1,0 +1,271 @@
+"""The detector learns, resumes and is exported; the peaks that it draws are read back."""
+
+import json
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pycocotools")
+
+from PIL import Image
+from safetensors.torch import load_file
+
+from difiisr_ros.cli import main
+from difiisr_ros.commands.train_detector import train_detector
+from difiisr_training.checkpoints import read_checkpoint
+from difiisr_training.data.annotations import Annotations, Boxes
+from difiisr_training.data.images import as_picture, read_counts
+from difiisr_training.evaluation.detectors import OnnxDetector, decode_peaks
+from difiisr_training.recipes.centre_network import (
+    CentreDetector,
+    detect,
+    detection_loss,
+    draw_targets,
+)
+from difiisr_training.recipes.detector_training import (
+    DetectorConfig,
+    augment,
+    crop_boxes,
+    detector_scores,
+    draw_samples,
+    fit_detector,
+    load_frames,
+)
+
+PLAIN = {"scales": (1.0, 1.0), "gain": 1.0, "offset": 0.0}
+
+
+def frame(number):
+    """A dark 64x64 frame with a bright tall object of class 0 and a wide grey one of class 1."""
+    picture = np.full((64, 64), 0.2, np.float32)
+    left, top = (8, 12) if number == 0 else (36, 30)
+    picture[top : top + 20, left : left + 8] = 1.0
+    x, y = (36, 44) if number == 0 else (6, 8)
+    picture[y : y + 8, x : x + 20] = 0.6
+    boxes = Boxes.of([([left, top, 8, 20], 0, False), ([x, y, 20, 8], 1, False)])
+    return picture, boxes
+
+
+FRAMES = [frame(0), frame(1)]
+
+
+CLASSES = ("tall", "wide")
+
+
+def tiny(**changes):
+    settings = {"width": 8, "crop": 64, "iterations": 4, "batch": 2, "lr": 5e-3, "ema": 0.9}
+    return DetectorConfig(**settings | changes)
+
+
+def test_frames_of_one_name_keep_the_boxes_of_their_folders(tmp_path):
+    for number, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((8, 8), 50 * number, np.uint8)).save(tmp_path / folder / "1.png")
+    images = {f"{folder}/1.png": frame(number)[1] for number, folder in enumerate("ab")}
+    frames = load_frames(tmp_path, Annotations(("tall", "wide"), images))
+    assert [picture.max() for picture, _ in frames] == [0, pytest.approx(50 / 255)]
+    for number, (_, boxes) in enumerate(frames):
+        np.testing.assert_array_equal(boxes.xywh, frame(number)[1].xywh)
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        load_frames(tmp_path, Annotations(("tall", "wide"), {"1.png": frame(0)[1]}))
+    with pytest.raises(ValueError, match=r"no annotated image; .* e\.g\. 2\.png"):
+        load_frames(tmp_path, Annotations(("tall", "wide"), {"2.png": frame(0)[1]}))
+
+
+def test_planted_targets_are_decoded_to_the_boxes_that_were_drawn():
+    boxes = frame(0)[1]
+    heat, sides, _, _ = draw_targets(boxes, 2, (64, 64))
+    found = decode_peaks(np.where(heat.numpy() == 1, 0.9, 0), sides.numpy(), (64, 64))
+    order = np.argsort(found.classes)
+    np.testing.assert_allclose(found.xywh[order], boxes.xywh, atol=1e-4)
+    np.testing.assert_allclose(found.scores, 0.9)
+
+
+def test_ignored_regions_cost_nothing():
+    targets = draw_targets(Boxes.of([([0, 0, 64, 32], -1, True)]), 1, (64, 64))
+    logits = torch.full((1, 1, 16, 16), -20.0)
+    logits[0, 0, 2, 3] = 8.0  # an alarm inside the region
+    batch = [each[None] for each in targets]
+    assert detection_loss(logits, torch.ones(1, 4, 16, 16), batch) < 1e-3
+    logits[0, 0, 12, 3] = 8.0  # and one outside
+    assert detection_loss(logits, torch.ones(1, 4, 16, 16), batch) > 1
+
+
+def test_double_peaks_of_one_object_are_one_detection():
+    scores, sides = np.zeros((1, 16, 16)), np.full((4, 16, 16), 12.0)
+    scores[0, 5, 5], scores[0, 5, 7] = 0.9, 0.8
+    sides[0, 5, 7], sides[2, 5, 7] = 20.0, 4.0
+    assert decode_peaks(scores, sides, (64, 64)).scores.tolist() == [0.9]
+
+
+def test_boxes_follow_the_picture_through_the_augmentation():
+    settings = tiny(crop=96, scales=(0.8, 1.25), gain=1.0, offset=0.0)
+    for seed in range(8):
+        picture, boxes = augment(*frame(0), settings, np.random.default_rng(seed))
+        tall = boxes.xywh[(boxes.classes == 0) & ~boxes.ignored]
+        assert len(tall) == 1
+        rows, columns = np.nonzero(picture > 0.8)
+        left, top, width, height = tall[0]
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert seen == pytest.approx([left, top, left + width, top + height], abs=1.5)
+
+
+def test_objects_that_are_mostly_cut_off_become_ignored():
+    rows = [[-9, 0, 10, 10], [40, 40, 10, 10], [80, 80, 5, 5]]
+    kept = crop_boxes(Boxes.of((row, 0, False) for row in rows), 64)
+    assert kept.xywh.tolist() == [[0, 0, 1, 10], [40, 40, 10, 10]]
+    assert kept.ignored.tolist() == [True, False]
+
+
+def test_samples_depend_on_seed_and_number_alone():
+    together = draw_samples(FRAMES, 2, tiny(blur=0.5), [0, 1, 2, 3])[0]
+    apart = draw_samples(FRAMES, 2, tiny(blur=0.5), [2, 3])[0]
+    assert torch.equal(together[2:], apart)
+    assert not torch.equal(
+        together, draw_samples(FRAMES, 2, tiny(blur=0.5, seed=4), [0, 1, 2, 3])[0]
+    )
+
+
+def test_pictures_of_any_depth_lie_between_black_and_white():
+    assert as_picture(np.array([[0, 255]], np.uint8)).tolist() == [[0, 1]]
+    counts = np.linspace(7000, 7400, 64 * 64).reshape(64, 64)
+    for dtype in (np.uint16, np.float32):
+        picture = as_picture(counts.astype(dtype))
+        assert picture.dtype == np.float32
+        assert picture.min() < 0.1
+        assert picture.max() > 0.9
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimiser": "adam"}, {"iterations": 0}, {"lr": 0.0}, {"crop": 72}, {"scales": (2.0, 1.0)}],
+)
+def test_settings_that_cannot_be_are_refused_by_name(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        DetectorConfig(**changes)
+
+
+def test_two_images_are_learnt(tmp_path):
+    torch.set_num_threads(1)
+    config = tiny(iterations=80, validate_every=80, lr=1e-2, **PLAIN)
+    network, _ = fit_detector(config, CLASSES, FRAMES, FRAMES, tmp_path)
+    judged = detector_scores(network, FRAMES, CLASSES, "cpu")
+    assert judged["map50"] > 0.95
+    lines = [json.loads(x) for x in (tmp_path / "statistics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == list(range(1, 81))
+    assert lines[-1]["map50"] == pytest.approx(judged["map50"])
+    assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
+
+
+@pytest.mark.parametrize("stopped_by", ["time", "ctrl-c"])
+def test_a_run_that_was_stopped_is_resumed_to_the_bit(stopped_by, tmp_path, monkeypatch):
+    step, whole, part = torch.optim.AdamW.step, tmp_path / "whole", tmp_path / "part"
+
+    def interrupted(optimiser, *arguments):
+        step(optimiser, *arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    def fit(run, classes=CLASSES, **changes):
+        config = tiny(**{"validate_every": 2, "iterations": 3} | changes)
+        return fit_detector(config, classes, FRAMES, FRAMES[:1], run, budget_s=5)[1]
+
+    assert fit(whole) == 3
+    with monkeypatch.context() as patch:
+        if stopped_by == "time":
+            clock = iter([0.0, 0.0, 0.0, 9.0])
+            patch.setattr("difiisr_training.recipes.reader_loop.time.monotonic", clock.__next__)
+        else:
+            patch.setattr(torch.optim.AdamW, "step", interrupted)
+        assert fit(part) == {"time": 2, "ctrl-c": 1}[stopped_by]
+    assert fit(part) == 3
+    ours, theirs = (read_checkpoint(folder / "checkpoint.pt") for folder in (part, whole))
+    assert ours["best_score"] == theirs["best_score"]
+    for name in ("network", "average"):
+        assert all(torch.equal(ours[name][key], value) for key, value in theirs[name].items())
+    with pytest.raises(ValueError, match="other settings for lr"):
+        fit(part, lr=1e-3)
+    with pytest.raises(ValueError, match="other settings for classes"):
+        fit(part, classes=("high", "wide"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
+    broken = [(np.full((64, 64), np.nan, np.float32), frame(0)[1])]
+    with pytest.raises(FloatingPointError, match="iteration 0; lower the learning rate"):
+        fit_detector(tiny(**PLAIN), CLASSES, broken, [], tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of images and a COCO file of their boxes."""
+    folder, images, entries = tmp_path_factory.mktemp("data"), [], []
+    for number, (picture, objects) in enumerate(FRAMES):
+        Image.fromarray(np.uint8(picture * 255)).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png"})
+        for xywh, place in zip(objects.xywh.tolist(), objects.classes, strict=True):
+            entries.append({"image_id": number, "category_id": int(place) + 1, "bbox": xywh})
+    categories = [{"id": 1, "name": "tall"}, {"id": 2, "name": "wide"}]
+    boxes = folder.parent / "boxes.json"
+    boxes.write_text(
+        json.dumps({"categories": categories, "images": images, "annotations": entries})
+    )
+    return folder, boxes
+
+
+def test_the_command_trains_exports_and_resumes(data, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    images, boxes = data
+    options = {"annotations": boxes, "out": tmp_path, "config": tiny(iterations=2)}
+    options |= {"val_data": images, "val_annotations": boxes}
+    train_detector(images, **options)
+    assert "2 of 2 iterations on 2 frames" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["crop"] == 64
+    with pytest.raises(ValueError, match="--resume goes on"):
+        train_detector(images, **options)
+
+    network = CentreDetector(2, 8)
+    network.load_state_dict(load_file(tmp_path / "detector.safetensors"))
+    detector = OnnxDetector(tmp_path / "detector.onnx")
+    assert (detector.classes, detector.input_size) == (("tall", "wide"), None)
+    for counts in (read_counts(images / "0.png"), noise((70, 90))):
+        ours, theirs = detect(network, as_picture(counts)), detector(counts)
+        assert len(ours.scores) > 3
+        np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-4)
+        np.testing.assert_allclose(theirs.xywh, ours.xywh, atol=0.05)
+
+    module = "difiisr_training.recipes.centre_network.export_detector"
+    monkeypatch.setattr(module, lambda network, classes, path: path)  # slow
+    train_detector(images, **options, resume=True)
+
+
+def noise(size):
+    return np.random.default_rng(0).integers(0, 255, size, np.uint8)
+
+
+def test_the_command_refuses_what_does_not_go_together(data, tmp_path):
+    images, boxes = data
+    with pytest.raises(ValueError, match="--val-annotations go together"):
+        train_detector(images, annotations=boxes, out=tmp_path, val_data=images)
+    other = tmp_path / "other.json"
+    other.write_text(boxes.read_text().replace("tall", "high"))
+    with pytest.raises(ValueError, match="has the classes high, wide"):
+        train_detector(
+            images, annotations=boxes, out=tmp_path, val_data=images, val_annotations=other
+        )
+
+
+def test_an_option_out_of_range_is_a_wrong_command_line(capsys):
+    words = ["train-detector", "images", "--annotations", "boxes.json", "--out", "run"]
+    assert main([*words, "--crop", "72"]) == 2
+    assert "multiple of 16" in capsys.readouterr().err
+
+
+def test_a_robot_without_the_extra_is_told_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "difiisr_ros.commands.train_detector", None)
+    words = ["train-detector", "images", "--annotations", "boxes.json", "--out", "run"]
+    assert main(words) == 1
+    assert "pip install '.[train,eval,onnx]'" in capsys.readouterr().err

@@ -1,0 +1,236 @@
+"""Detector and segmenter judge the frames that an evaluation left, and say how."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("pycocotools")
+pytest.importorskip("onnxruntime")
+
+from difiisr_training.evaluation import judged_frames, segformer
+from difiisr_training.evaluation.detectors import Detections, OnnxDetector, decode_fastestdet
+from difiisr_training.evaluation.judged_frames import (
+    NotAnnotated,
+    NotLabelled,
+    judge_detection,
+    judge_segmentation,
+    match_classes,
+)
+from difiisr_training.evaluation.results import write_frame
+
+
+class BrightDetector:
+    """Finds the bounding box of what is brighter than 200."""
+
+    classes = ("person",)
+    sha256 = "0" * 64
+    input_size = None
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, counts):
+        rows, columns = np.nonzero(counts > 200)
+        if not rows.size:
+            return Detections(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+        x, y = columns.min(), rows.min()
+        box = [[x, y, columns.max() + 1 - x, rows.max() + 1 - y]]
+        return Detections(np.array(box, float), np.zeros(1, np.int64), np.ones(1))
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """One frame with a bright object: HR shows it, "sharp" too, "blind" does not."""
+    monkeypatch.setattr(judged_frames, "OnnxDetector", BrightDetector)
+    out = tmp_path / "out"
+    bright = np.zeros((64, 64), np.uint8)
+    bright[8:28, 12:24] = 255
+    for series, counts in {"hr": bright, "sharp": bright, "blind": bright // 4}.items():
+        write_frame(out / "frames" / "scene" / series, "a", counts)
+        write_frame(out / "frames" / "scene" / series, "unlabelled", counts)
+    write_frame(out / "frames" / "scene" / "lr", "a", bright[::4, ::4])
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(
+        json.dumps(
+            {
+                "categories": [{"id": 0, "name": "Person"}],
+                "images": [{"id": 0, "filename": "a.jpg"}],
+                "annotation": [{"image_id": 0, "category_id": 0, "bbox": [12, 8, 12, 20]}],
+            }
+        )
+    )
+    return out, boxes
+
+
+def test_every_model_and_hr_are_judged_on_the_annotated_frames(evaluated):
+    out, boxes = evaluated
+    result = judge_detection(out, "scene", out / "d.onnx", boxes)
+    assert result == json.loads((out / "detection.json").read_text())
+    models = result["sets"]["scene"]
+    assert list(models) == ["blind", "sharp", "HR"]
+    assert models["sharp"]["map"] == models["HR"]["map"] == pytest.approx(1.0)
+    assert models["blind"]["map"] == 0
+    assert models["HR"]["images"] == models["HR"]["boxes"] == 1
+    assert models["HR"]["per_class"]["Person"]["ap50"] == pytest.approx(1.0)
+    assert models["sharp"]["map_interval"] == pytest.approx([1.0, 1.0])
+    assert models["blind"]["map50_interval"] == [0.0, 0.0]
+    overlay = result["overlays"]["scene"]["a"]
+    assert overlay["truth"] == [{"box": [12, 8, 12, 20], "class": "Person"}]
+    assert overlay["sharp"] == [{"box": [12, 8, 12, 20], "class": "Person", "score": 1.0}]
+    assert overlay["blind"] == []
+
+
+def test_sets_with_boxes_of_their_own_join_unless_the_detector_changed(evaluated, monkeypatch):
+    out, boxes = evaluated
+    shutil.copytree(out / "frames" / "scene", out / "frames" / "other")
+    other = boxes.with_name("other.json")
+    other.write_text(boxes.read_text().replace("Person", "Pedestrian"))
+    judge_detection(out, "scene", out / "d.onnx", boxes)
+    result = judge_detection(out, "other", out / "d.onnx", other)
+    assert set(result["sets"]) == {"scene", "other"}
+    paths = {name: one["path"] for name, one in result["annotations"].items()}
+    assert paths == {"scene": str(boxes), "other": str(other)}
+    monkeypatch.setattr(BrightDetector, "sha256", "1" * 64)
+    assert set(judge_detection(out, "other", out / "d.onnx", other)["sets"]) == {"other"}
+
+
+def test_boxes_of_a_cameras_own_frames_are_enlarged_with_them(evaluated):
+    out, boxes = evaluated
+    shutil.rmtree(out / "frames" / "scene" / "hr")
+    large = np.zeros((256, 256), np.uint8)
+    large[32:112, 48:96] = 255
+    for series in ("sharp", "blind"):
+        write_frame(out / "frames" / "scene" / series, "a", large)
+    models = judge_detection(out, "scene", out / "d.onnx", boxes)["sets"]["scene"]
+    assert models["sharp"]["map"] == pytest.approx(1.0)
+
+
+def test_a_set_without_annotations_or_frames_is_refused(evaluated):
+    out, boxes = evaluated
+    with pytest.raises(FileNotFoundError, match="run the evaluation first"):
+        judge_detection(out, "absent", out / "d.onnx", boxes)
+    boxes.write_text(boxes.read_text().replace("a.jpg", "b.jpg"))
+    with pytest.raises(NotAnnotated, match=r"no boxes for the frames of scene.*b\.jpg"):
+        judge_detection(out, "scene", out / "d.onnx", boxes)
+
+
+def test_coco_classes_find_their_places_in_hit_uav():
+    hit_uav = ("Person", "Car", "Bicycle", "OtherVehicle")
+    assert match_classes(("person", "bicycle", "car", "bus"), hit_uav).tolist() == [0, 2, 1, 3]
+    assert match_classes(("person", "dog"), ("People", "Truck")).tolist() == [0, -1]
+    with pytest.raises(ValueError, match="no class in common"):
+        match_classes(("dog",), hit_uav)
+
+
+def test_fastestdet_maps_are_decoded():
+    maps = np.zeros((85, 22, 22), np.float32)
+    maps[1:5] = -5
+    maps[0, 10, 4], maps[5 + 2, 10, 4] = 0.8, 0.9  # a car
+    maps[1:5, 10, 4] = [0.0, np.arctanh(0.5), np.log(0.25 / 0.75), np.log(0.5 / 0.5)]
+    maps[0, 3, 3], maps[5 + 60, 3, 3] = 0.9, 0.9  # furniture
+    found = decode_fastestdet(maps, (220, 440))
+    assert found.classes.tolist() == [2]
+    assert found.scores[0] == pytest.approx(0.8**0.6 * 0.9**0.4)
+    np.testing.assert_allclose(found.xywh[0], [4 * 20 - 55, 50, 110, 110], atol=1e-3)
+
+
+def test_what_is_no_detector_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        OnnxDetector(tmp_path / "absent.onnx")
+    (tmp_path / "wrong.onnx").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is no ONNX file"):
+        OnnxDetector(tmp_path / "wrong.onnx")
+
+
+def test_fastestdet_finds_the_car_of_a_thermal_street(shared_data):
+    path = shared_data.parent / "weights" / "fastestdet_coco.onnx"
+    if not path.is_file():
+        pytest.skip(f"no {path.name}")
+    from difiisr_training.data.images import read_counts
+
+    detector = OnnxDetector(path)
+    assert detector.input_size == (352, 352)
+    found = detector(read_counts(shared_data / "roadscene" / "train" / "FLIR_04285.png"))
+    assert detector.classes[found.classes[0]] == "car"
+    assert found.scores[0] > 0.7
+    assert (found.xywh[0] > [320, 220, 190, 50]).all()
+    assert (found.xywh[0] < [400, 280, 290, 110]).all()
+
+
+@pytest.fixture
+def segmented(tmp_path, monkeypatch):
+    """Two frames, a model that equals HR and a flat one; whatever is bright is a person.
+
+    Returns folders: of the evaluation, of the segmenter and of the label maps.
+    """
+
+    class BrightSegmenter:
+        def to(self, _):
+            return self
+
+    monkeypatch.setattr(segformer, "load_segformer", lambda _: BrightSegmenter())
+    monkeypatch.setattr(segformer, "class_names", lambda _: ("road", "person"))
+    monkeypatch.setattr(segformer, "segment", lambda _, counts, __: np.uint8(counts > 128))
+    (tmp_path / "segmenter").mkdir()
+    (tmp_path / "segmenter" / "model.safetensors").write_bytes(b"weights")
+    for number in range(2):
+        labels = np.zeros((64, 64), np.uint8)
+        labels[:, number * 32 : number * 32 + 32] = 1
+        uncut = np.pad(labels, [(0, 3), (0, 2)])  # the frames were cut to multiples of four
+        save(tmp_path / "labels" / f"{number}.png", uncut)
+        counts = 40 + 180 * labels
+        series = {"lr": counts[::4, ::4], "hr": counts, "same": counts, "flat": counts * 0}
+        for name, pixels in series.items():
+            write_frame(tmp_path / "out" / "frames" / "scene" / name, str(number), pixels)
+    return tmp_path / "out", tmp_path / "segmenter", tmp_path / "labels"
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(pixels)).save(path)
+
+
+def test_the_segmenter_says_whether_it_knew_the_truth(segmented):
+    out, segmenter, labels = segmented
+    pseudo = judge_segmentation(out, "scene", segmenter, None)
+    assert pseudo["mode"] == "agreement with HR pseudo-labels"
+    assert list(pseudo["sets"]["scene"]) == ["flat", "same"]
+    assert pseudo["sets"]["scene"]["same"]["miou"] == 1.0
+    assert pseudo["sets"]["scene"]["flat"]["miou"] == pytest.approx(0.25)
+
+    truth = judge_segmentation(out, "scene", segmenter, labels)
+    assert truth["mode"] == "ground truth"
+    assert truth["segmenter"]["classes"] == ["road", "person"]
+    models = truth["sets"]["scene"]
+    assert list(models) == ["flat", "same", "HR"]
+    assert models["same"] == models["HR"]
+    assert (models["HR"]["miou"], models["HR"]["images"]) == (1.0, 2)
+    assert truth == json.loads((out / "segmentation.json").read_text())
+    low, high = models["flat"]["miou_interval"]
+    assert low <= models["flat"]["miou"] <= high
+
+    shutil.rmtree(out / "frames" / "scene" / "hr")
+    with pytest.raises(FileNotFoundError, match="neither label maps nor high-resolution"):
+        judge_segmentation(out, "scene", segmenter, None)
+
+
+def test_labels_of_a_cameras_own_frames_are_enlarged_with_them(segmented, tmp_path):
+    out, segmenter, labels = segmented
+    for path in sorted(labels.iterdir()):
+        save(tmp_path / "small" / path.name, np.asarray(Image.open(path))[:64:4, :64:4])
+    large = judge_segmentation(out, "scene", segmenter, labels, ["same"])
+    with pytest.raises(ValueError, match=r"0\.png is 16x16, the results are 64x64"):
+        judge_segmentation(out, "scene", segmenter, tmp_path / "small", ["same"])
+    shutil.rmtree(out / "frames" / "scene" / "hr")
+    small = judge_segmentation(out, "scene", segmenter, tmp_path / "small", ["same"])
+    assert small["sets"] == large["sets"]
+
+
+def test_labels_of_other_frames_are_named(segmented, tmp_path):
+    out, segmenter, _ = segmented
+    save(tmp_path / "strange" / "night.png", np.zeros((64, 64)))
+    with pytest.raises(NotLabelled, match=r"of scene: .* 0, its files e\.g\. night\.png"):
+        judge_segmentation(out, "scene", segmenter, tmp_path / "strange")

@@ -1,0 +1,216 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from difiisr_models.files import sha256_file
+from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.evaluation import measures
+from difiisr_training.evaluation.inputs import make_pair
+from difiisr_training.evaluation.measures import (
+    NIQE_FILE,
+    Flicker,
+    Judge,
+    Radiometry,
+    TemperatureErrors,
+    bin_edges,
+)
+
+WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+
+
+def bicubic(lr):
+    return pillow_resize(lr, lr.shape[0] * 4, lr.shape[1] * 4)
+
+
+def film(frames=12, sigma=3.0, size=(24, 32)):
+    """A scene that stands still, seen with noise."""
+    rng = np.random.default_rng(0)
+    scene = rng.uniform(1000, 3000, size)
+    return [(scene + rng.normal(0, sigma, size)).astype(np.float32) for _ in range(frames)]
+
+
+def measure(frames, model):
+    """``(flicker, flicker_counts)`` per frame."""
+    flicker = Flicker()
+    return [flicker(model(lr), lr) for lr in frames]
+
+
+def test_bicubic_flickers_like_itself_and_twice_its_contrast_twice_as_much():
+    for model, wanted in ((bicubic, 1), (lambda lr: 2 * bicubic(lr), 2)):
+        found = measure(film(), model)
+        assert np.isnan(found[0][0])
+        assert all(one[0] == pytest.approx(wanted, rel=1e-5) for one in found[1:])
+
+
+def test_a_model_that_repeats_pixels_passes_the_noise_on():
+    """|difference| of two samples of noise of standard deviation s: 2 s / sqrt(pi) on average."""
+    found = measure(film(40), lambda lr: lr.repeat(4, 0).repeat(4, 1))
+    counts = np.mean([one[1] for one in found[1:]])
+    assert counts == pytest.approx(2 * 3 / np.sqrt(np.pi), rel=0.02)
+
+
+def test_pixels_that_move_in_the_scene_are_left_out():
+    frames = film()
+    for index, lr in enumerate(frames):
+        lr[:12] = 1000 if index % 2 else 3000  # the upper half blinks
+
+    def blink_more(lr):
+        sr = lr.repeat(4, 0).repeat(4, 1)
+        sr[:48] *= 5
+        return sr
+
+    plain = measure(frames, lambda lr: lr.repeat(4, 0).repeat(4, 1))
+    assert measure(frames, blink_more)[1:] == plain[1:]
+    assert plain[-1][1] < 10
+
+
+def test_no_value_where_nothing_is_static_or_the_size_changes():
+    rng = np.random.default_rng(1)
+    wild = [rng.uniform(0, 5000, (24, 32)).astype(np.float32) for _ in range(6)]
+    assert all(np.isnan(one[0]) for one in measure(wild, bicubic)[2:])
+    frames = [*film(2), *film(2, size=(16, 16))]
+    assert [np.isnan(one[0]) for one in measure(frames, bicubic)] == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("kelvin=0.04*counts", (0.04, 0)),
+        ("kelvin = 0.1 * counts + 173.15", (0.1, 173.15)),
+        ("Kelvin=-2e-2*Counts-5", (-0.02, -5)),
+    ],
+)
+def test_a_linear_radiometry_is_read(text, wanted):
+    found = Radiometry.parse(text)
+    assert (found.gain, found.offset) == wanted
+    assert found.kelvin(np.array([100], np.uint16)) == 100 * wanted[0] + wanted[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["0.04", "kelvin=counts**2", "kelvin=0*counts+3", "celsius=1*counts"]
+)
+def test_anything_else_is_refused(text):
+    with pytest.raises(ValueError, match="radiometry"):
+        Radiometry.parse(text)
+
+
+def test_bins_have_round_edges_around_all_temperatures():
+    assert bin_edges(281.3, 318.9) == [280, 285, 290, 295, 300, 305, 310, 315, 320]
+    assert bin_edges(300.02, 300.61)[:2] == [300.0, 300.1]
+    assert len(bin_edges(300, 300)) >= 2
+
+
+def test_errors_are_counted_where_the_pixel_should_be():
+    """kelvin = 0.1 counts + 273: cold pixels 0.5 K too warm, hot ones right but for one.
+
+    Both lie beyond the edges, and count in the end bins.
+    """
+    errors = TemperatureErrors(Radiometry(0.1, 273), [279, 283, 293, 297])
+    hr = np.repeat(np.array([[50], [250]], np.uint16), 10, axis=1)  # 278 K and 298 K
+    sr = hr.copy()
+    sr[0] += 5
+    sr[1, 0] -= 20
+    for _ in range(2):
+        errors.add(sr, hr)
+    assert errors.bins() == [
+        {"low": 279, "high": 283, "pixels": 20}, {"low": 293, "high": 297, "pixels": 20},
+    ]  # fmt: skip
+    cold, hot = errors.errors()
+    assert (cold["bias"], cold["p95"]) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert (hot["bias"], hot["p95"]) == (pytest.approx(-0.2), pytest.approx(2.0))
+
+
+def texture(size, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(20, 200, size).astype(dtype)
+
+
+def niqe_file(folder, centre=0.5):
+    folder.mkdir(parents=True, exist_ok=True)
+    offsets = np.arange(-3, 4)
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * (7 / 6) ** 2))
+    np.savez(
+        folder / NIQE_FILE, mu_pris_param=np.full((1, 36), centre), cov_pris_param=np.eye(36),
+        gaussian_window=window / window.sum(),
+    )  # fmt: skip
+    return folder
+
+
+def test_a_judge_knows_the_files_that_it_loaded(tmp_path):
+    judge = Judge("camera", None, niqe_file(tmp_path))
+    assert judge.files == {NIQE_FILE: sha256_file(tmp_path / NIQE_FILE)}
+    assert "musiq" in judge.not_run
+
+
+def test_nothing_rates_a_flat_frame_of_a_camera(tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "Niqe", lambda path: lambda image, data_range: 1.0)
+    judge = Judge("camera", ("niqe",), niqe_file(tmp_path))
+    flat, scene = (np.full((16, 16), 900, np.uint16), texture((16, 16), np.uint16))
+    assert math.isnan(judge(flat.repeat(4, 0).repeat(4, 1), flat)["niqe"])
+    assert judge(scene.repeat(4, 0).repeat(4, 1), scene)["niqe"] == 1.0
+
+
+def judge_with(monkeypatch, metric):
+    monkeypatch.setattr(measures, "ssim", metric)
+    return Judge("reference", ("psnr", "ssim"), None)
+
+
+def failing(error):
+    def metric(*_):
+        raise error
+
+    return metric
+
+
+def perfect(size):
+    """A result that equals the reference, what it was made of, and the reference."""
+    lr, hr = make_pair(texture(size))
+    return hr, lr, hr
+
+
+def test_a_network_may_fail_at_small_frames_only(monkeypatch):
+    judge = judge_with(monkeypatch, failing(RuntimeError("Kernel size can't be greater")))
+    assert math.isnan(judge(*perfect((40, 400)))["ssim"])
+    assert judge(*perfect((40, 400)))["psnr"] == math.inf
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        judge(*perfect((64, 64)))
+    judge = judge_with(monkeypatch, failing(torch.cuda.OutOfMemoryError("no memory")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        judge(*perfect((40, 40)))
+
+
+def test_lpips_has_no_value_for_a_frame_smaller_than_its_network():
+    if not WEIGHTS.is_dir():
+        pytest.skip(f"no weights at {WEIGHTS}")
+    judge = Judge("reference", ("lpips_squeeze",), WEIGHTS)
+    assert math.isnan(judge(*perfect((8, 8)))["lpips_squeeze"])
+    assert judge(*perfect((32, 32)))["lpips_squeeze"] == 0
+
+
+def test_results_of_a_wrong_size_are_refused_and_never_without_value():
+    hr, lr, _ = perfect((40, 48))
+    judge = Judge("reference", ("ssim",), None)
+    with pytest.raises(ValueError, match=r"of \(40, 48\) are compared, got \(36, 48\)"):
+        judge(hr[:-4], lr, hr)
+
+
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
+def test_all_metrics_agree_which_result_is_better(shared_data):
+    frame = np.asarray(Image.open(sorted((shared_data / "roadscene/train").glob("*"))[0]))
+    lr, hr = make_pair(frame[:288, :288])
+    names = ["psnr", "ssim", "lpips_squeeze", "niqe", "spectral", "error"]
+    judge = Judge("reference", names, WEIGHTS)
+    exact, coarse = (judge(sr, lr, hr) for sr in (hr, lr.repeat(4, 0).repeat(4, 1)))
+    assert exact["lpips_squeeze"] == exact["spectral"] == exact["error_p95"] == 0
+    for name, info in judge.columns.items():
+        if info.better != "zero":
+            assert (exact[name] > coarse[name]) == (info.better == "higher"), name
+
+
+def test_16_bit_images_are_judged_on_their_own_range():
+    lr, hr = make_pair(texture((64, 76), np.uint16) * np.uint16(40))
+    score = Judge("reference", ["psnr"], None)(hr + np.uint16(100), lr, hr)
+    assert score["psnr"] == pytest.approx(20 * np.log10((int(hr.max()) - int(hr.min())) / 100))

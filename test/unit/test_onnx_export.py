@@ -1,0 +1,244 @@
+"""Exported graphs: the same numbers as torch in ONNX Runtime, plain operators, or no file."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytest.importorskip("onnxscript", reason="needs the extra onnx")
+
+import onnx
+import onnxruntime as ort
+
+from difiisr_models.backends import onnx_export
+from difiisr_models.backends.onnx_export import GraphSampler, export_graph, with_constants
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.files import sha256_file
+from difiisr_models.model_loading import save_compact
+from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
+from difiisr_models.resample import upsample
+from difiisr_ros import cli
+
+# What TensorRT 10.3 (JetPack 6.2) and later parse, and ONNX Runtime runs.
+COMPACT_OPERATORS = {
+    "Add", "Cast", "Concat", "Conv", "Cos", "Gemm", "LeakyRelu", "Mul", "Sigmoid", "Sin", "Split",
+    "Sub", "Unsqueeze",
+}  # fmt: skip
+OPEN = (None, None, None)
+SAMPLER_OPERATORS = COMPACT_OPERATORS | {"DepthToSpace", "Reshape", "Transpose", "Slice"}
+PUBLISHED_OPERATORS = SAMPLER_OPERATORS | {
+    "ArgMin", "Div", "Expand", "Gather", "GatherND", "Gelu", "GroupNormalization", "Less", "MatMul",
+    "Pad", "Pow", "ReduceMean", "ReduceMin", "ReduceSum", "Resize", "Shape", "Softmax", "Squeeze",
+    "Where",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(channels=16, blocks=1))
+    network.detail_head.weight.data.normal_(std=0.05)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(0)
+    unet = SwinUNet(
+        SwinUNetConfig(
+            channels=32, multipliers=(1,), blocks=1, swin_channels=32, heads=2, swin_depth=1,
+            mlp_ratio=1, latent_size=8,
+        )
+    )  # fmt: skip
+    autoencoder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64))
+    return tuple(part.eval().requires_grad_(False) for part in (unet, autoencoder))
+
+
+@pytest.fixture(scope="module")
+def folder(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    save_compact(network, path, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(network, tmp_path_factory):
+    """The file of the network's graph for any size, and what its check found."""
+    done = export_graph(network, OPEN)
+    path = tmp_path_factory.mktemp("graph") / "n.onnx"
+    path.write_bytes(done.graph)
+    return path, done
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Write a graph as a file."""
+
+    def export(*arguments):
+        done = export_graph(*arguments)
+        path = tmp_path / "exported.onnx"
+        path.write_bytes(done.graph)
+        return path, done
+
+    return export
+
+
+def session(path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+
+def operators(path):
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def network_feeds(batch, height, width):
+    generator = torch.Generator().manual_seed(7)
+    lr = torch.rand(batch, 1, height, width, generator=generator) * 2 - 1
+    x_t = torch.randn(batch, 16, height, width, generator=generator)
+    return {"x_t": x_t, "y": upsample(lr), "lr": lr, "t": torch.tensor([3]),
+            "fidelity": torch.tensor([0.25])}  # fmt: skip
+
+
+def run(path, feeds):
+    return session(path).run(None, {name: value.numpy() for name, value in feeds.items()})[0]
+
+
+def test_the_network_of_any_size_is_the_network_in_torch(network, exported):
+    path, done = exported
+    assert done.difference < 1e-4
+    assert set(operators(path)) <= COMPACT_OPERATORS
+    assert onnx.load(path).opset_import[0].version >= 21
+    for size in ((1, 17, 33), (4, 32, 16)):
+        feeds = network_feeds(*size)
+        expected = network(*feeds.values()).numpy()
+        np.testing.assert_allclose(run(path, feeds), expected, atol=1e-4)
+
+
+def test_at_one_step_and_fidelity_onnxruntime_is_left_with_convolutions_and_sums(
+    network, exported, tmp_path
+):
+    """Scales, shifts and activations are in the convolutions: each apart is a pass over memory."""
+    path, _ = exported
+    feeds = network_feeds(2, 20, 24)
+    expected = network(*feeds.values()).numpy()
+    graph = with_constants(path.read_bytes(), int(feeds.pop("t")), feeds.pop("fidelity").item())
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    opened = ort.InferenceSession(graph, options, ["CPUExecutionProvider"])
+    (result,) = opened.run(None, {name: value.numpy() for name, value in feeds.items()})
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+    kinds = operators(tmp_path / "optimised.onnx")
+    assert set(kinds) <= {"Conv", "FusedConv", "Add"}
+    assert kinds["Conv"] + kinds["FusedConv"] == 2 + 4 * len(network.blocks) + 2
+
+
+@pytest.mark.parametrize(("precision", "held"), [("fp16", 10), ("bf16", 16)])
+def test_half_precision_is_in_the_weights_and_not_at_the_border(network, export, precision, held):
+    path, done = export(network, (1, 20, 24), precision)
+    graph = onnx.load(path).graph
+    types = {value.name: value.data_type for value in graph.initializer}
+    weights = [name for name in types if name.endswith(".weight")]
+    assert weights
+    assert {types[name] for name in weights} == {held}
+    ends = [*graph.input, *graph.output]
+    assert {v.name: v.type.tensor_type.elem_type for v in ends}["x_0"] == onnx.TensorProto.FLOAT
+    assert 0 < done.difference <= done.tolerance
+    if precision == "fp16":  # ONNX Runtime has no bfloat16 convolution on the CPU
+        feeds = network_feeds(1, 20, 24)
+        expected = network(*feeds.values()).numpy()
+        np.testing.assert_allclose(run(path, feeds), expected, atol=2e-2)
+
+
+def test_the_sampler_goes_from_tile_to_tile(network, export):
+    steps = 2
+    sampler = GraphSampler(network, None, exponential_schedule(), steps)
+    path, _ = export(sampler, (None, 16, 24))
+    assert set(operators(path)) <= SAMPLER_OPERATORS
+    lr = torch.rand(3, 1, 16, 24) * 2 - 1
+    feeds = {"lr": lr, "noise": torch.randn(3, 16 * steps, 16, 24), "fidelity": torch.zeros(1)}
+    sr = run(path, feeds)
+    assert sr.shape == (3, 1, 64, 96)
+    np.testing.assert_allclose(sr, sampler(*feeds.values()).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "precision",
+    ["fp16", *(pytest.param(other, marks=pytest.mark.slow) for other in ("fp32", "bf16"))],
+)
+def test_the_published_sampler_computes_norms_and_softmax_in_float32(published, export, precision):
+    sampler = GraphSampler(*published, exponential_schedule(), 1)
+    path, done = export(sampler, (1, 16, 16), precision)
+    assert done.quantity == ("largest" if precision == "fp32" else "mean")
+    assert done.difference <= done.tolerance
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    values = [*model.graph.value_info, *model.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    assert types["sr"] == onnx.TensorProto.FLOAT
+    found = {node.op_type for node in model.graph.node}
+    assert found <= PUBLISHED_OPERATORS
+    kinds = {
+        kind: [types[n.output[0]] for n in model.graph.node if n.op_type == kind]
+        for kind in ("GroupNormalization", "Softmax", "Conv")
+    }
+    assert len(kinds["GroupNormalization"]) > 20  # not taken to pieces
+    assert {*kinds["GroupNormalization"], *kinds["Softmax"]} == {onnx.TensorProto.FLOAT}
+    assert set(kinds["Conv"]) == {{"fp32": 1, "fp16": 10, "bf16": 16}[precision]}
+
+
+def test_a_graph_that_differs_is_refused_and_not_left(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_export, "_run", lambda *_: torch.full((1, 16, 20, 24), torch.nan))
+    arguments = ["export", str(folder), str(tmp_path / "n.onnx"), "--input-size", "20x24"]
+    assert cli.main(arguments) == 1
+    assert "differs from torch by nan, more than" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_what_the_graph_is(folder, tmp_path, capsys):
+    target = tmp_path / "n.onnx"
+    arguments = ["export", str(folder), str(target), "--input-size", "20x24", "--batch", "2"]
+    assert cli.main(arguments) == 0
+    assert "largest difference to torch" in capsys.readouterr().out
+    opened = session(target)
+    assert {i.name: i.shape for i in opened.get_inputs()}["lr"] == [2, 1, 20, 24]
+    told = opened.get_modelmeta().custom_metadata_map
+    assert told["weights_sha256"] == sha256_file(folder / "network.safetensors")
+    assert (told["precision"], told["kind"], told["what"]) == ("fp32", "compact", "network")
+    assert told["shape"] == "2x20x24"
+    assert cli.main(arguments) == 1
+    assert "--force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["bicubic", "--input-size", "20x24"], "no network"),
+        (["no-such-model", "--input-size", "20x24"], "no-such-model"),
+        (["MODEL", "--input-size", "20x24", "--steps", "2"], "--what sampler"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(folder, tmp_path, capsys, arguments, text):
+    model, *rest = (str(folder) if argument == "MODEL" else argument for argument in arguments)
+    assert cli.main(["export", model, str(tmp_path / "n.onnx"), *rest]) == 1
+    assert text in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["160", "0x160", "120x", "120*160"])
+def test_a_size_is_height_x_width(size, capsys):
+    assert cli.main(["export", "difiisr-rt-x4", "out.onnx", "--input-size", size]) == 2
+    assert "120x160" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(network, monkeypatch):
+    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if name == "onnxscript" else 1)
+    with pytest.raises(ModuleNotFoundError, match="onnxscript not installed: pip install onnx "):
+        export_graph(network, (1, 20, 24))

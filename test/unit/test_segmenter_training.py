@@ -1,0 +1,134 @@
+"""SegFormer learns label maps, resumes and is read back."""
+
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+try:  # a torchvision of another torch cannot be imported; transformers does without any
+    import torchvision  # noqa: F401
+except (ImportError, RuntimeError):
+    sys.modules["torchvision"] = None
+pytest.importorskip("transformers")
+
+from difiisr_ros.commands.train_segmenter import train_segmenter
+from difiisr_training.data.annotations import IGNORED, pair_with_labels
+from difiisr_training.evaluation import segformer
+from difiisr_training.evaluation.segformer import (
+    build_segformer,
+    class_names,
+    load_segformer,
+    segment,
+)
+from difiisr_training.recipes.segmenter_training import (
+    SegmenterConfig,
+    draw_crops,
+    fit_segmenter,
+    segmenter_scores,
+)
+
+CLASSES = ("road", "person")
+TINY = {
+    "depths": (1, 1, 1, 1),
+    "hidden_sizes": (8, 8, 16, 16),
+    "num_attention_heads": (1, 1, 2, 2),
+    "sr_ratios": (8, 4, 2, 1),
+    "decoder_hidden_size": 16,
+}
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return build_segformer(CLASSES, TINY)
+
+
+def settings(**changes):
+    return SegmenterConfig(**{"iterations": 3, "batch": 2, "crop": 64} | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two dark images, each with a bright half that is a person: ``images`` and ``labels``."""
+    root = tmp_path_factory.mktemp("data")
+    for number in range(2):
+        labels = np.zeros((64, 64), np.uint8)
+        labels[:, number * 32 : number * 32 + 32] = 1
+        for name, pixels in (("images", 40 + 180 * labels), ("labels", labels)):
+            (root / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pairs(folder):
+    return pair_with_labels(folder / "images", folder / "labels")
+
+
+def test_b1_has_the_published_size():
+    with torch.device("meta"):
+        model = build_segformer([str(i) for i in range(150)])
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(13.74e6, rel=0.01)
+
+
+def test_crops_depend_on_seed_and_number_alone_and_borders_are_ignored(pairs):
+    pictures, labels = draw_crops(pairs, 96, 5, [0, 1, 2, 3])
+    assert torch.equal(pictures[2:], draw_crops(pairs, 96, 5, [2, 3])[0])
+    assert pictures.shape == (4, 1, 96, 96)
+    assert ((labels == IGNORED).sum(dim=(1, 2)) == 96 * 96 - 64 * 64).all()
+    judged = labels != IGNORED
+    assert torch.equal(pictures[:, 0][judged] > 0.5, labels[judged] == 1)
+
+
+def test_two_images_are_learnt(pairs, tmp_path):
+    torch.set_num_threads(1)
+    model = tiny()
+    average, reached = fit_segmenter(settings(iterations=40, lr=5e-3), model, pairs, tmp_path)
+    assert reached == 40
+    assert segmenter_scores(average, pairs, CLASSES)["miou"] > 0.85
+    assert len((tmp_path / "statistics.jsonl").read_text().splitlines()) == 40
+
+
+def test_a_signal_within_a_step_is_resumed_to_the_bit(pairs, tmp_path, monkeypatch):
+    whole, resumed = tiny(), tiny(1)
+    fit_segmenter(settings(), whole, pairs, tmp_path / "whole")
+    step = torch.optim.AdamW.step
+
+    def terminated(optimiser, *arguments):
+        step(optimiser, *arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", terminated)
+        assert fit_segmenter(settings(), tiny(), pairs, tmp_path / "part")[1] == 1
+    average, reached = fit_segmenter(settings(), resumed, pairs, tmp_path / "part")
+    assert reached == 3
+    for network in (resumed, average):
+        ours, theirs = network.state_dict(), whole.state_dict()
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    with pytest.raises(ValueError, match="other settings for lr"):
+        fit_segmenter(settings(lr=1.0), tiny(), pairs, tmp_path / "part")
+
+
+def test_the_command_trains_and_saves_a_folder_that_is_read_back(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(segformer, "build_segformer", lambda classes: tiny())
+    images, labels = folder / "images", folder / "labels"
+    options = {"labels": labels, "classes": "road, person", "out": tmp_path}
+    options |= {"config": settings(iterations=1), "val_data": images, "val_labels": labels}
+    train_segmenter(images, **options)
+    assert "validation, 2 images" in capsys.readouterr().out
+    assert class_names(load_segformer(tmp_path)) == CLASSES
+    with pytest.raises(ValueError, match="--resume goes on"):
+        train_segmenter(images, **options)
+    other = load_segformer(tmp_path, ("a", "b", "c"))
+    assert class_names(other) == ("a", "b", "c")
+    assert segment(other, np.zeros((50, 70), np.uint8)).shape == (50, 70)
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_segformer(tmp_path)

@@ -1,0 +1,157 @@
+"""Average precision is COCO's, mean IoU is right, and both say how sure they are."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pycocotools")
+
+from difiisr_training.data.annotations import IGNORED, Boxes
+from difiisr_training.evaluation.detectors import Detections
+from difiisr_training.evaluation.task_scores import (
+    average_precision,
+    count_pixels,
+    interval_over_images,
+    mean_iou,
+)
+
+CLASSES = ("Person", "Car")
+
+
+def objects(*rows, ignored=None):
+    """Rows of (x, y, w, h, class)."""
+    flags = ignored or [False] * len(rows)
+    return Boxes.of((row[:4], row[4], flag) for row, flag in zip(rows, flags, strict=True))
+
+
+def found(*rows):
+    """Rows of (x, y, w, h, class, score)."""
+    array = np.array(rows, float).reshape(-1, 6)
+    return Detections(array[:, :4], array[:, 4].astype(int), array[:, 5])
+
+
+ONE = (10, 10, 20, 20, 0)
+"""An object, and with a score behind it a detection of it."""
+
+
+@pytest.mark.parametrize(
+    ("truth", "hits", "ap"),
+    [
+        pytest.param(objects(ONE), found((*ONE, 0.9)), 1.0, id="found"),
+        # 51 of COCO's 101 recall levels lie at or below 0.5.
+        pytest.param(
+            objects(ONE, (100, 100, 20, 20, 0)), found((*ONE, 0.9)), 51 / 101, id="half of them"
+        ),
+        pytest.param(
+            objects(ONE),
+            found((200, 200, 20, 20, 0, 0.9), (*ONE, 0.5)),
+            0.5,
+            id="a false alarm with a higher score",
+        ),
+        pytest.param(
+            objects(ONE, (100, 100, 80, 80, -1), ignored=[False, True]),
+            found((120, 120, 20, 20, 0, 0.9), (*ONE, 0.5)),
+            1.0,
+            id="an alarm in an ignored region",
+        ),
+        pytest.param(
+            objects(ONE), found((*ONE, 0.9), (1, 1, 5, 5, 1, 0.9)), 1.0, id="a class without object"
+        ),
+        pytest.param(objects(), found((*ONE, 0.9)), None, id="no object"),
+        pytest.param(objects(ONE), found(), 0.0, id="no detection"),
+    ],
+)
+def test_average_precision_of_one_image(truth, hits, ap):
+    result = average_precision([truth], [hits], CLASSES)
+    assert result["map"] == pytest.approx(ap)
+    assert result["boxes"] == int((~truth.ignored).sum())
+    assert result["per_class"]["Car"] == {"ap": None, "ap50": None, "boxes": 0}
+    assert result["map_interval"] is None
+
+
+def test_a_shifted_box_counts_at_half_overlap_but_not_at_nearly_all():
+    truth = [objects((0, 0, 100, 100, 0))]
+    result = average_precision(truth, [found((20, 0, 100, 100, 0, 0.9))], CLASSES)  # IoU 80/120
+    assert result["map50"] == pytest.approx(1.0)
+    assert result["map"] == pytest.approx(0.4)  # at 0.50, 0.55, 0.60, 0.65 of the ten thresholds
+
+
+def noisy_set(images, seed=0):
+    """Objects of two classes, most of them found a little beside, and false alarms."""
+    rng = np.random.default_rng(seed)
+    truth, hits = [], []
+    for _ in range(images):
+        boxes = [(*rng.uniform(0, 200, 2), *rng.uniform(20, 60, 2), rng.integers(2)) for _ in "abc"]
+        shifted = [(*(np.array(b[:4]) + rng.normal(0, 3, 4)), b[4], rng.random()) for b in boxes]
+        alarms = [(*rng.uniform(0, 200, 2), 30, 30, rng.integers(2), rng.random()) for _ in "ab"]
+        truth.append(objects(*boxes, ignored=[False, False, True]))
+        hits.append(found(*shifted, *alarms))
+    return truth, hits
+
+
+def test_the_interval_is_that_of_images_that_are_repeated(monkeypatch):
+    truth, hits = noisy_set(8)
+    drawn = np.random.default_rng(1).integers(8, size=(10, 8))
+    module = "difiisr_training.evaluation.task_scores.interval_over_images"
+    monkeypatch.setattr(module, lambda _, score: np.stack([score(i) for i in drawn], axis=-1))
+    result = average_precision(truth, hits, CLASSES, intervals=True)
+    pairs = zip(result["map_interval"], result["map50_interval"], strict=True)
+    for images, (ap, ap50) in zip(drawn, pairs, strict=True):
+        order = np.sort(images)
+        whole = average_precision([truth[i] for i in order], [hits[i] for i in order], CLASSES)
+        assert (ap, ap50) == (pytest.approx(whole["map"]), pytest.approx(whole["map50"]))
+
+
+def test_intervals_hold_the_precision():
+    result = average_precision(*noisy_set(8), CLASSES, intervals=True)
+    for name in ("map", "map50"):
+        low, high = result[f"{name}_interval"]
+        assert low < result[name] < high
+    without = average_precision([objects()], [found()], CLASSES, intervals=True)
+    assert without["map_interval"] is None
+
+
+def test_a_class_that_few_images_show_does_not_widen_the_interval():
+    """When it is not drawn, the mean is still over both classes."""
+    rare = [objects((0, 0, 20, 20, 0)) for _ in range(6)]
+    rare[0] = objects((0, 0, 20, 20, 0), (50, 50, 20, 20, 1))
+    hits = [found((0, 0, 20, 20, 0, 0.9)) for _ in rare]  # the rare class is never found
+    result = average_precision(rare, hits, CLASSES, intervals=True)
+    assert result["map"] == pytest.approx(0.5)
+    assert result["map_interval"] == pytest.approx([0.5, 0.5])
+
+
+def test_the_interval_of_a_mean_is_about_two_standard_errors_wide():
+    values = np.random.default_rng(0).normal(5, 1, 100)
+    low, high = interval_over_images(100, lambda images: values[images].mean())
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(4 * values.std() / 10, rel=0.2)
+    assert interval_over_images(1, lambda images: 7.0).tolist() == [7.0, 7.0]
+
+
+def test_mean_iou_of_a_case_counted_by_hand():
+    reference = np.array([[0, 0, 0, 1], [1, 1, IGNORED, IGNORED]])
+    counts = count_pixels(reference, np.array([[0, 0, 1, 1], [1, 0, 2, 0]]), 3)
+    result = mean_iou(counts[None], ("a", "b", "c"))
+    # a: 2 in both, 4 in either. b: 2 in both, 4 in either. c occurs on ignored pixels alone.
+    assert result == {
+        "miou": pytest.approx(0.5),
+        "miou_interval": pytest.approx([0.5, 0.5]),
+        "per_class": {"a": pytest.approx(2 / 4), "b": pytest.approx(2 / 4), "c": None},
+        "images": 1,
+        "pixels": 6,
+    }
+    two = np.stack([counts, count_pixels(np.array([[0, 0]]), np.array([[0, 1]]), 3)])
+    result = mean_iou(two, ("a", "b", "c"))  # the pixels of both images are added up
+    assert result["per_class"] == {"a": pytest.approx(3 / 6), "b": pytest.approx(2 / 5), "c": None}
+    assert result["miou_interval"][0] < result["miou"] < result["miou_interval"][1]
+    nothing = mean_iou(np.zeros((1, 3, 3), int), ("a", "b", "c"))
+    assert (nothing["miou"], nothing["miou_interval"]) == (None, None)
+
+
+def test_labels_beyond_the_classes_and_other_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"labels 0\.\.2, there are 2 classes"):
+        count_pixels(np.array([[0, 2]]), np.array([[0, 1]]), 2)
+    with pytest.raises(ValueError, match=r"\(1, 2\), the result is \(2, 1\)"):
+        count_pixels(np.array([[0, 1]]), np.array([[0], [1]]), 2)
+    with pytest.raises(ValueError, match="2 images with objects, but 1"):
+        average_precision([objects()] * 2, [found()], CLASSES)

@@ -1,0 +1,157 @@
+"""What any training loop here needs around its steps: checkpoint, journal, moving average, Ctrl-C.
+
+A run folder holds one checkpoint, replaced as a whole, and journals of JSON lines; both are gone on
+with when the run is continued.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from difiisr_models.files import replaced
+
+CHECKPOINT_NAME = "checkpoint.pt"
+STATISTICS_NAME = "statistics.jsonl"
+VALIDATION_NAME = "validation.jsonl"
+
+
+def save_checkpoint(
+    path: Path, settings: Mapping[str, Any], parts: Mapping[str, Any], **values: Any
+) -> None:
+    """Replace the file as a whole: a crash leaves the old one.
+
+    Args:
+        path: file to write.
+        settings: of the run, plain data; under ``"config"`` in the file.
+        parts: networks, optimisers and the like; each one's ``state_dict()`` is under its name,
+            ``None`` is kept as such.
+        values: numbers, tensors or plain data, e.g. ``iteration``.
+    """
+    states = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+    with replaced(path) as beside:
+        torch.save({"config": dict(settings), **states, **values}, beside)
+
+
+def load_checkpoint(
+    path: Path,
+    settings: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    completed: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+) -> dict[str, Any]:
+    """Restore ``parts`` in place from what :func:`save_checkpoint` wrote; returns the whole file.
+
+    Args:
+        path: file to read.
+        settings: of this run; those of the file must be equal.
+        parts: as they were given when it was written.
+        completed: gives the settings of an older file those that are new since.
+
+    Raises:
+        ValueError: the file is damaged, or was written with other settings; the text names them.
+    """
+    saved = read_checkpoint(path)
+    theirs = completed(saved["config"])
+    if differing := sorted(key for key in settings if theirs.get(key) != settings[key]):
+        raise ValueError(
+            f"{path} was trained with other settings for {', '.join(differing)}; "
+            "use another run folder, or --init to start from its weights"
+        )
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(saved[name])
+    return saved
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What ``torch.save`` wrote, on the CPU; no code in the file is run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]  # further lines are advice to programmers
+        raise ValueError(f"{path} is damaged: {reason}") from error
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, network: nn.Module, decay: float, iteration: int) -> None:
+    """ema <- decay ema + (1 - decay) network, with a shorter memory in the first iterations.
+
+    Buffers of floats are averaged too, others (counters, indices) are copied.
+    """
+    decay = min(decay, (1 + iteration) / (10 + iteration))
+    values = network.state_dict()
+    for name, average in ema.state_dict().items():
+        if average.is_floating_point():
+            average.lerp_(values[name], 1 - decay)
+        else:
+            average.copy_(values[name])
+
+
+class StopOnSignal:
+    """Turns the first Ctrl-C or SIGTERM into ``requested``; a second one acts as usual."""
+
+    requested = False
+
+    def __enter__(self) -> StopOnSignal:
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._request) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+        self.__exit__()
+
+
+class Journal:
+    """Appends JSON lines to the files of a run folder and, if asked for, feeds TensorBoard."""
+
+    def __init__(self, run: Path, tensorboard: bool = False) -> None:
+        """``tensorboard``: also write event files to ``run/tensorboard``."""
+        self._run, self._events = run, None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(run / "tensorboard"))
+
+    def write(self, name: str, iteration: int, values: Mapping[str, float]) -> None:
+        """Append one line to the file ``name``, e.g. :data:`STATISTICS_NAME`."""
+        path = self._run / name
+        # What a power failure cut short must not swallow this line too.
+        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n" * cut + json.dumps({"iteration": iteration, **values}) + "\n")
+        if self._events is not None:
+            for key, value in values.items():
+                self._events.add_scalar(f"{Path(name).stem}/{key}", value, iteration)
+            self._events.flush()
+
+
+def read_journal(run: Path, name: str) -> list[dict[str, float]]:
+    """Lines of one file of a run, one per iteration; those that a resumed run repeats, once.
+
+    A line cut short, as a power failure leaves it, is left out; no file is an empty list.
+    """
+    path, lines = run / name, {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            lines[line["iteration"]] = line
+        except (json.JSONDecodeError, TypeError, KeyError):
+            continue
+    return list(lines.values())

@@ -1,0 +1,177 @@
+"""What the frames of a set show: boxes (COCO, HIT-UAV's dialect, Pascal VOC) and label maps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from difiisr_models.files import sha256_file
+from difiisr_training.data.pairing import images_by_name, name_images, pair_names
+
+IGNORED = 255
+"""Label of pixels that nobody judges."""
+
+_DONT_CARE = "DontCare"  # HIT-UAV: regions in which a detection is neither right nor wrong
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The objects of one image.
+
+    Attributes:
+        xywh: ``(N, 4)`` float64: left, top, width and height in pixels.
+        classes: ``(N,)`` int64: places in ``Annotations.classes``; -1 means any class, and only
+            ignored boxes have it.
+        ignored: ``(N,)`` bool: neither to be found nor to be counted as a mistake (``iscrowd``).
+    """
+
+    xywh: np.ndarray
+    classes: np.ndarray
+    ignored: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Sequence[float], int, bool]]) -> Boxes:
+        """From rows of box, class and whether it is ignored; there may be none."""
+        xywh, classes, ignored = zip(*rows, strict=True) if (rows := list(rows)) else ((), (), ())
+        return cls(
+            np.array(xywh, np.float64).reshape(-1, 4),
+            np.array(classes, np.int64),
+            np.array(ignored, bool),
+        )
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The objects of a set.
+
+    Attributes:
+        classes: names, in the order of their ids; those of Pascal VOC in the order of the alphabet.
+        images: file name -> its objects; images without objects are among them.
+    """
+
+    classes: tuple[str, ...]
+    images: Mapping[str, Boxes]
+
+    def of_frames(self, frames: Sequence[str]) -> dict[str, Boxes]:
+        """Objects of each annotated frame.
+
+        Raises:
+            ValueError: two images have one name, or a frame could be one of several images.
+        """
+        paths = [Path(image) for image in self.images]
+        names = name_images([path.relative_to(path.anchor) for path in paths], Path())
+        named = dict(zip(names, self.images.values(), strict=True))
+        return {frame: named[name] for frame, name in pair_names(frames, named).items()}
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read a COCO file, or a folder of Pascal VOC files (``*.xml``, one per image, as M3FD's).
+
+    HIT-UAV's names of keys (``annotation``, ``filename``) are understood, ids may start anywhere,
+    and boxes of the category DontCare or marked ``iscrowd`` or ``difficult`` are ignored regions.
+
+    Raises:
+        OSError: the file is not readable.
+        ValueError: the file is of neither kind, or its parts contradict each other.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_coco(path)
+    objects = {file.stem: _read_voc(file) for file in sorted(path.glob("*.xml"))}
+    if not objects:
+        raise ValueError(f"{path} holds no Pascal VOC file (*.xml)")
+    classes = sorted({name for rows in objects.values() for _, name, _ in rows})
+    images = {
+        image: Boxes.of((box, classes.index(name), ignored) for box, name, ignored in rows)
+        for image, rows in objects.items()
+    }
+    return Annotations(tuple(classes), images)
+
+
+def annotations_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of a folder's Pascal VOC files."""
+    if not Path(path).is_dir():
+        return sha256_file(path)
+    files = sorted(Path(path).glob("*.xml"))
+    lines = (f"{file.name} {sha256_file(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Read a label map ``(H, W)`` uint8 of class numbers; 255 marks pixels that nobody judges.
+
+    Raises:
+        OSError: the file is no image.
+        ValueError: an image of colours: their classes are not known.
+    """
+    with Image.open(path) as image:
+        if image.mode not in ("L", "P"):
+            raise ValueError(
+                f"{path} has the mode {image.mode}; a label map holds one class number per pixel "
+                "(8-bit grey or palette)"
+            )
+        return np.array(image, np.uint8)
+
+
+def maps_of_frames(labels: Path, frames: Sequence[str]) -> dict[str, Path]:
+    """Label map of each frame that has one; raises as ``images_by_name`` and ``pair_names`` do."""
+    named = images_by_name(labels)
+    return {frame: named[name] for frame, name in pair_names(frames, named).items()}
+
+
+def pair_with_labels(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Images and label maps of the same name (the suffix may differ), sorted.
+
+    Raises:
+        FileNotFoundError: a folder is missing or empty, or no image has a label map.
+        ValueError: the label map of an image could be one of several.
+    """
+    named = images_by_name(images)
+    pairs = [(named[name], path) for name, path in maps_of_frames(labels, list(named)).items()]
+    if not pairs:
+        raise FileNotFoundError(f"no image in {images} has a label map of its name in {labels}")
+    return pairs
+
+
+def _read_coco(path: Path) -> Annotations:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        files = {
+            image["id"]: image.get("file_name") or image["filename"] for image in content["images"]
+        }
+        classes = tuple(names[i] for i in sorted(names) if names[i] != _DONT_CARE)
+        rows: dict[str, list] = {file: [] for file in files.values()}
+        for entry in content["annotations" if "annotations" in content else "annotation"]:
+            name = names[entry["category_id"]]
+            any_class = name == _DONT_CARE
+            place = -1 if any_class else classes.index(name)
+            ignored = any_class or bool(entry.get("iscrowd", 0))
+            rows[files[entry["image_id"]]].append((entry["bbox"], place, ignored))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is no COCO annotation file (categories, images, annotations with bbox): "
+            f"{type(error).__name__} {error}"
+        ) from error
+    return Annotations(classes, {file: Boxes.of(found) for file, found in rows.items()})
+
+
+def _read_voc(path: Path) -> list[tuple[list[float], str, bool]]:
+    """Box, class and whether it is ignored, of every object."""
+    rows = []
+    try:
+        for thing in ET.fromstring(path.read_text(encoding="utf-8")).iter("object"):
+            corners = (thing.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = map(float, corners)
+            ignored = int(thing.findtext("difficult", "0")) != 0
+            rows.append(([left, top, right - left, bottom - top], thing.find("name").text, ignored))
+    except (ET.ParseError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no Pascal VOC file: {error}") from error
+    return rows

@@ -1,0 +1,153 @@
+"""Training samples: pairs of low- and high-resolution crops, each a pure function of its number."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Ge, Le
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, robust_range
+from difiisr_models.resample import SCALE
+from difiisr_training.data.images import ImageSource, LoadFrames, crop_to_multiple
+from difiisr_training.degradations.mix import DegradationConfig, choose_kind, degrade, pillow_resize
+from difiisr_training.degradations.thermal_camera import agc_range
+
+log = logging.getLogger(__name__)
+
+_MARGIN = 4  # low-resolution pixels cut off again, so that no crop shows a border of its own
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class CropConfig:
+    """How samples are drawn.
+
+    Attributes:
+        lr_size: side of the low-resolution crop, pixels.
+        gain_jitter: the normalised contrast is multiplied by up to this factor, or divided by it.
+        offset_jitter: the normalised level is shifted by up to this much.
+        inverted_share: share of samples whose counts are turned over, white-hot to black-hot.
+        rotated: crops are turned by quarters as well as mirrored.
+        degradation: how the low-resolution crop is made of the high-resolution one.
+    """
+
+    lr_size: Annotated[int, Ge(1)] = 32
+    gain_jitter: Annotated[float, Ge(1)] = 1.5
+    offset_jitter: Annotated[float, Ge(0)] = 0.3
+    inverted_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    rotated: bool = True
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+
+
+class TrainingFrame(NamedTuple):
+    """One high-resolution training frame: ``(H, W)`` counts whose sides are multiples of 4."""
+
+    counts: np.ndarray
+    normal: CountRange  # what the network sees as -1..1
+    shown: CountRange  # what an 8-bit picture of it shows
+
+
+def prepare_frame(counts: np.ndarray, scale: float, min_side: int) -> TrainingFrame | None:
+    """Resize a frame to ``scale`` and find its ranges; ``None`` if smaller than ``min_side``."""
+    h, w = (round(side * scale) for side in counts.shape)
+    if min(h, w) < min_side:
+        return None
+    resized = counts if scale == 1.0 else pillow_resize(counts, h, w)
+    ranges = robust_range(resized), agc_range(resized)
+    return TrainingFrame(crop_to_multiple(resized, SCALE), *ranges)
+
+
+class CropDataset(Dataset):
+    """Sample ``i`` is the same in every run with the same seed, whatever worker draws it.
+
+    ``dataset[i]`` -> ``(lr, hr, clean)``: float32 ``(1, s, s)``, ``(1, 4s, 4s)`` in network units,
+    and whether ``lr`` is the plain bicubic /4 of ``hr``.
+    """
+
+    def __init__(
+        self,
+        groups: list[tuple[float, list[TrainingFrame]]],
+        config: CropConfig,
+        seed: int,
+        length: int,
+    ) -> None:
+        """``groups``: (weight, frames) per source; ``length``: samples of the whole run.
+
+        Raises:
+            ValueError: a source without frames; the text says which, counted from 0.
+        """
+        if empty := [i for i, (_, frames) in enumerate(groups) if not frames]:
+            raise ValueError(
+                f"no frame of sources {empty} has {crop_side(config)} pixels on a side, which "
+                f"crops of {config.lr_size} low-resolution pixels need; set crops: lr_size lower"
+            )
+        weights = np.array([weight for weight, _ in groups], dtype=np.float64)
+        self._groups = [frames for _, frames in groups]
+        self._probability = weights / weights.sum()
+        self._config, self._seed, self._length = config, seed, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, bool]:
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, index]))
+        frames = self._groups[rng.choice(len(self._groups), p=self._probability)]
+        frame = frames[rng.integers(len(frames))]
+        return _draw_pair(frame, self._config, rng)
+
+
+def open_crops(
+    sources: Sequence[ImageSource], load: LoadFrames, config: CropConfig, seed: int, length: int
+) -> CropDataset:
+    """Samples of the training parts of ``sources``, whose frames ``load`` gives."""
+    groups, side = [], crop_side(config)
+    for source in sources:
+        images = load(source, part="train")
+        found = [prepare_frame(image, scale, side) for image in images for scale in source.scales]
+        frames = [frame for frame in found if frame is not None]
+        if len(frames) < len(found):
+            log.warning(
+                "%s: %d of %d frames, at all scales, have less than %d pixels on a side and are "
+                "not used", source.folder, len(found) - len(frames), len(found), side,
+            )  # fmt: skip
+        groups.append((source.weight, frames))
+    return CropDataset(groups, config, seed, length)
+
+
+def crop_side(config: CropConfig) -> int:
+    """High-resolution pixels on a side that a frame must have to be drawn from."""
+    return (config.lr_size + 2 * _MARGIN) * SCALE
+
+
+def draw_crop(counts: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square ``(side, side)`` of a frame."""
+    top, left = (rng.integers(0, n - side + 1) for n in counts.shape)
+    return counts[top : top + side, left : left + side]
+
+
+def _draw_pair(
+    frame: TrainingFrame, config: CropConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, bool]:
+    crop = draw_crop(frame.counts, crop_side(config), rng)
+    if config.rotated:
+        crop = np.rot90(crop, rng.integers(4))
+    crop = np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    kind = choose_kind(config.degradation, rng)
+    pair = degrade(kind, crop, frame.shown, config.degradation, rng)
+    # White-hot, or black-hot.
+    polarity = 1.0 if rng.random() < 1 - config.inverted_share else -1.0
+    gain = np.float32(polarity * config.gain_jitter ** rng.uniform(-1.0, 1.0))
+    offset = np.float32(rng.uniform(-config.offset_jitter, config.offset_jitter))
+    shown = []
+    for counts, margin in zip(pair, (_MARGIN, _MARGIN * SCALE), strict=True):
+        inner = frame.normal.normalise(counts[margin:-margin, margin:-margin])
+        shown.append((gain * inner + offset).clip(-NETWORK_LIMIT, NETWORK_LIMIT))
+    lr, hr = (torch.from_numpy(image)[None] for image in shown)
+    return lr, hr, kind == "bicubic"

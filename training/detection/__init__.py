@@ -1,1 +1,0 @@
-"""Object detectors that judge super-resolved frames: training, inference, average precision."""

@@ -1,0 +1,157 @@
+"""Detectors of objects as ONNX files: ours, which say what they are, and FastestDet for COCO."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from difiisr_models.files import sha256_file
+from difiisr_training.data.images import as_picture
+
+FORMAT_KEY, FORMAT, CLASSES_KEY = "detector", "centre-peaks-1", "classes"
+"""Properties by which an ONNX file of ours says what it is and what it finds."""
+
+STRIDE = 4
+"""Pixels per cell of our detector's maps."""
+
+MULTIPLE = 16
+"""Sides of our detector's input must be multiples of this."""
+
+_SAME_OBJECT_IOU = 0.6
+_MAX_DETECTIONS = 300
+_MIN_SCORE = 0.01
+_COCO_VEHICLES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+)  # fmt: skip
+_FASTESTDET_CHANNELS = 1 + 4 + 80
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    Attributes:
+        xywh: ``(N, 4)`` float64: left, top, width and height in pixels.
+        classes: ``(N,)`` int64: places in the detector's classes.
+        scores: ``(N,)`` float64 in 0..1.
+    """
+
+    xywh: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+
+class OnnxDetector:
+    """An export of ``difiisr train-detector``, or FastestDet for COCO, in onnxruntime on the CPU.
+
+    Attributes:
+        path: its file.
+        sha256: of the file.
+        classes: names of what it finds.
+        input_size: ``(H, W)`` that pictures are resized to; ``None``: any size, as it is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: neither of the two kinds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        self.path = Path(path)
+        self.sha256 = sha256_file(self.path)
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has no public base class of its errors
+            raise ValueError(f"{path} is no ONNX file that onnxruntime runs: {error}") from error
+        properties = self._session.get_modelmeta().custom_metadata_map
+        shape = self._session.get_outputs()[0].shape
+        self._input = self._session.get_inputs()[0]
+        if properties.get(FORMAT_KEY) == FORMAT:
+            self.classes = tuple(json.loads(properties[CLASSES_KEY]))
+            self.input_size, self._find = None, self._find_peaks
+        elif len(shape) == 4 and shape[1] == _FASTESTDET_CHANNELS:
+            self.classes = _COCO_VEHICLES
+            self.input_size, self._find = tuple(self._input.shape[2:]), self._find_fastestdet
+        else:
+            raise ValueError(
+                f"{path} is neither an export of difiisr train-detector nor FastestDet for COCO: "
+                f"its first output has the shape {shape}"
+            )
+
+    def __call__(self, counts: np.ndarray) -> Detections:
+        """Find the objects in a frame ``(H, W)`` of uint8, uint16 or float32 counts."""
+        return self._find(as_picture(counts))
+
+    def _find_peaks(self, picture: np.ndarray) -> Detections:
+        padded = pad_to_multiple(picture, MULTIPLE)[None, None]
+        scores, sides = self._session.run(None, {self._input.name: padded})
+        return decode_peaks(scores[0], sides[0], picture.shape)
+
+    def _find_fastestdet(self, picture: np.ndarray) -> Detections:
+        height, width = self.input_size
+        grey = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+        colours = np.repeat(np.asarray(grey)[None, None], 3, axis=1)
+        (maps,) = self._session.run(None, {self._input.name: colours})
+        return decode_fastestdet(maps[0], picture.shape)
+
+
+def pad_to_multiple(picture: np.ndarray, multiple: int) -> np.ndarray:
+    """Repeat the right and lower border until both sides are multiples of ``multiple``."""
+    return np.pad(picture, [(0, -side % multiple) for side in picture.shape], mode="edge")
+
+
+def decode_peaks(scores: np.ndarray, sides: np.ndarray, size: tuple[int, int]) -> Detections:
+    """Boxes of the peaks in our detector's maps, cut at the borders of an image of ``size`` (H, W).
+
+    ``scores`` ``(C, h, w)`` in 0..1 are zero away from local maxima, ``sides`` ``(4, h, w)`` are
+    distances in pixels from the cell's centre to left, top, right and bottom.
+    """
+    classes, rows, columns = np.nonzero(scores > _MIN_SCORE)
+    x, y = (columns + 0.5) * STRIDE, (rows + 0.5) * STRIDE
+    left, top, right, bottom = sides[:, rows, columns].astype(np.float64)
+    corners = np.stack([x - left, y - top, x + right, y + bottom], axis=1)
+    return _keep_best(corners, classes, scores[classes, rows, columns], size)
+
+
+def decode_fastestdet(maps: np.ndarray, size: tuple[int, int]) -> Detections:
+    """Boxes of FastestDet's output for a picture of ``size`` (H, W); of COCO those that move.
+
+    ``maps`` ``(85, h, w)``: objectness, offsets of the centre in x and y (before tanh, in cells),
+    width and height (before the logistic function, shares of the image), 80 class shares.
+    """
+    rows, columns = maps.shape[1:]
+    classes = maps[5:].argmax(axis=0)
+    scores = maps[0] ** 0.6 * maps[5:].max(axis=0) ** 0.4
+    row, column = np.nonzero((scores > _MIN_SCORE) & (classes < len(_COCO_VEHICLES)))
+    dx, dy, wide, high = maps[1:5, row, column].astype(np.float64)
+    x = (column + np.tanh(dx)) / columns * size[1]
+    y = (row + np.tanh(dy)) / rows * size[0]
+    half_width, half_height = size[1] / (2 + 2 * np.exp(-wide)), size[0] / (2 + 2 * np.exp(-high))
+    corners = np.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=1)
+    return _keep_best(corners, classes[row, column], scores[row, column], size)
+
+
+def _keep_best(
+    corners: np.ndarray, classes: np.ndarray, scores: np.ndarray, size: tuple[int, int]
+) -> Detections:
+    """Of overlapping boxes of one class the best; ``corners (N, 4)``: left, top, right, bottom."""
+    from pycocotools.mask import iou
+
+    corners = corners.clip(0, np.array([size[1], size[0]] * 2))
+    xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    left = np.argsort(-scores, kind="stable")
+    left = left[(xywh[left, 2:] > 0).all(axis=1)]
+    kept: list[int] = []
+    while left.size and len(kept) < _MAX_DETECTIONS:
+        best, left = left[0], left[1:]
+        kept.append(best)
+        overlap = np.reshape(iou(xywh[left], xywh[[best]], [False]), len(left))
+        left = left[(overlap <= _SAME_OBJECT_IOU) | (classes[left] != classes[best])]
+    return Detections(xywh[kept], classes[kept].astype(np.int64), scores[kept].astype(np.float64))

@@ -1,0 +1,403 @@
+"""Every model on every set: prepare the frames, run the models, judge; resumed where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from difiisr_models.files import write_json
+from difiisr_models.resample import SCALE
+from difiisr_training.data.images import read_counts
+from difiisr_training.data.pairing import images_by_name
+from difiisr_training.degradations.mix import Kind
+from difiisr_training.evaluation.inputs import InputSet, make_pair
+from difiisr_training.evaluation.measures import (
+    Judge,
+    Mode,
+    Radiometry,
+    TemperatureErrors,
+    bin_edges,
+    is_flat,
+)
+from difiisr_training.evaluation.metrics import mean_and_interval
+from difiisr_training.evaluation.peers import Peer
+from difiisr_training.evaluation.results import (
+    FINISHED_FOLDER,
+    HR_FOLDER,
+    LR_FOLDER,
+    ModelResult,
+    Results,
+    SetResult,
+    frame_names,
+    frames_folder,
+    read_frame,
+    slug,
+    write_frame,
+)
+
+_BASELINE = "bicubic"
+_RESERVED = (LR_FOLDER, HR_FOLDER, "HR", "truth")  # of the input, and in results of detection
+_WITHOUT_VALUE = (
+    "no frame has a value: all are flat or too small; NIQE needs two textured blocks of 96x96 "
+    "pixels, SSIM 11x11, flicker two frames of one film with pixels that do not change"
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How everything is measured.
+
+    Attributes:
+        mode: with reference (the input is high resolution), or of a camera's own frames.
+        degradation: how low resolution is made of the input, with reference.
+        radiometry: of the counts, if known.
+        environment: what else may change a number or a time, as versions; part of what makes a
+            result stale.
+    """
+
+    mode: Mode = "reference"
+    degradation: Kind = "bicubic"
+    radiometry: Radiometry | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Output images of a method that does not run here: ``--outputs NAME=DIR``.
+
+    Attributes:
+        name: in tables.
+        folder: holds an image per frame, named as the frame is (as the files of
+            ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
+    """
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def parse(cls, text: str) -> OutputFolder:
+        """Read ``"CoRPLE=results/corple"``; ValueError: no name or no folder in it."""
+        name, _, folder = text.partition("=")
+        if not (name and folder):
+            raise ValueError(f"{text!r}: write --outputs NAME=DIR")
+        return cls(name, Path(folder).expanduser())
+
+    def images(self, set_name: str, sizes: dict[str, tuple[int, int]]) -> dict[str, Path]:
+        """The image of each frame of a set.
+
+        Args:
+            set_name: the set.
+            sizes: of its low-resolution frames by their names, ``(h, w)``.
+
+        Raises:
+            FileNotFoundError: no such folder, or frames without an image.
+            ValueError: an image that is not four times as large as its frame.
+        """
+        own = self.folder / slug(set_name)
+        folder = own if own.is_dir() else self.folder
+        found = images_by_name(folder)
+        if missing := [name for name in sizes if name not in found]:
+            raise FileNotFoundError(
+                f"{self.name}: {folder} has no image for {len(missing)} of {len(sizes)} frames of "
+                f"{set_name}: {', '.join(missing[:5])}; it has {', '.join(sorted(found)[:5])}"
+            )
+        for name, (height, width) in sizes.items():
+            with Image.open(found[name]) as image:
+                if image.size != (width * SCALE, height * SCALE):
+                    raise ValueError(
+                        f"{self.name}: {found[name]} is {image.width}x{image.height}, wanted "
+                        f"{width * SCALE}x{height * SCALE}"
+                    )
+        return {name: found[name] for name in sizes}
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A set whose frames lie in the results' folder, ready for every model.
+
+    Attributes:
+        source: where they are from.
+        sizes: of the low-resolution frames by their names, in order, ``(h, w)``.
+        sha256: of the frames as read.
+        edges: of the temperature bins; ``None`` without radiometry or reference.
+        flat: how many frames have no picture, see :func:`is_flat`.
+    """
+
+    source: InputSet
+    sizes: dict[str, tuple[int, int]]
+    sha256: str
+    edges: list[float] | None
+    flat: int
+
+
+def judge_models(
+    sets: Sequence[InputSet],
+    models: Sequence[Peer | OutputFolder],
+    protocol: Protocol,
+    judge: Judge,
+    out: Path,
+) -> Results:
+    """Measure every model on every set; frames are written to ``out``, the results are not.
+
+    Raises:
+        OSError, ValueError: as :func:`prepare` and :func:`measure`; two models, or two sets, have
+            one name; or ``out`` lies in a folder of images that is evaluated.
+    """
+    _check_names([*_RESERVED, *(model.name for model in models)])
+    _check_names([source.name for source in sets])
+    for source in sets:
+        if source.kind == "images" and out.resolve().is_relative_to(source.path.resolve()):
+            raise ValueError(
+                f"the results {out} would lie in the input {source.path}, and be evaluated "
+                "themselves the next time; write them to another folder"
+            )
+    prepared = [prepare(source, protocol, out) for source in sets]
+    for one in prepared:  # a missing image is said before hours of work, not after
+        for model in models:
+            if isinstance(model, OutputFolder):
+                model.images(one.source.name, one.sizes)
+    total = sum(len(one.sizes) for one in prepared) * len(models)
+    with tqdm(total=total, unit="frame", disable=None) as progress:
+        measured = [
+            [measure(model, one, protocol, judge, out, progress.update) for model in models]
+            for one in prepared
+        ]
+    not_run, metrics = dict(judge.not_run), {}
+    for name, info in judge.columns.items():
+        if all(found["values"][name].isna().all() for of_set in measured for found in of_set):
+            not_run[name] = _WITHOUT_VALUE
+        else:
+            metrics[name] = info
+    for one in prepared:
+        if one.flat:
+            not_run[f"set {one.source.name}"] = (
+                f"{one.flat} flat frame{'s' * (one.flat > 1)} (all pixels equal) left out of the "
+                "means; consistency and errors do include them"
+            )
+    return Results(
+        command=[],
+        environment=protocol.environment,
+        mode=protocol.mode,
+        degradation=protocol.degradation if protocol.mode == "reference" else None,
+        metrics=metrics,
+        not_run=not_run,
+        sets=[_summary(*one, models, metrics) for one in zip(prepared, measured, strict=True)],
+        metric_files=judge.files,
+    )
+
+
+def prepare(source: InputSet, protocol: Protocol, out: Path) -> PreparedSet:
+    """Write the low- and high-resolution frames of a set.
+
+    Raises:
+        OSError, ValueError: the input is not readable, holds no frame, frames of two dtypes, or
+            one of less than 4x4 pixels.
+    """
+    lr_folder, hr_folder = (frames_folder(out, source.name, s) for s in (LR_FOLDER, HR_FOLDER))
+    for folder in (lr_folder, hr_folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    sha256, sizes, dtypes, kelvin, flat = hashlib.sha256(), {}, set(), [], 0
+    for name, counts in tqdm(source.frames(), source.name, unit="frame", disable=None):
+        if min(counts.shape) < SCALE:
+            raise ValueError(
+                f"{source.path}: frame {name} has {counts.shape[1]}x{counts.shape[0]} pixels, at "
+                f"least {SCALE}x{SCALE} are evaluated; take it out"
+            )
+        sha256.update(f"{name}\n{counts.dtype.name} {counts.shape}\n".encode())
+        sha256.update(np.ascontiguousarray(counts).data)
+        lr = wanted = counts
+        if protocol.mode == "reference":
+            with _named(f"degradation {protocol.degradation} fails", source, name, counts):
+                lr, wanted = make_pair(counts, protocol.degradation, name)
+            write_frame(hr_folder, name, wanted)
+            if protocol.radiometry:
+                kelvin += np.quantile(protocol.radiometry.kelvin(wanted), (0.001, 0.999)).tolist()
+        write_frame(lr_folder, name, lr)
+        sizes[name] = lr.shape
+        flat += is_flat(wanted)
+        dtypes.add(counts.dtype.name)
+    if len(dtypes) != 1:
+        raise ValueError(
+            f"{source.path}: frames of one kind of counts are evaluated, found "
+            f"{', '.join(sorted(dtypes)) or 'none'}"
+        )
+    edges = bin_edges(min(kelvin), max(kelvin)) if kelvin else None
+    return PreparedSet(source, sizes, sha256.hexdigest(), edges, flat)
+
+
+def measure(
+    model: Peer | OutputFolder,
+    prepared: PreparedSet,
+    protocol: Protocol,
+    judge: Judge,
+    out: Path,
+    on_frame: Callable[[int], None],
+) -> dict[str, Any]:
+    """Run one model on one set and judge its results, unless that is done already.
+
+    ``on_frame`` is told how many more frames are done.
+
+    Returns:
+        ``sha256`` of the weights or output images; ``values``, a table with a row per frame and
+        columns of the metrics and ``seconds``; ``bins`` and ``errors`` of them, see
+        :class:`TemperatureErrors`, ``None`` without.
+
+    Raises:
+        OSError, ValueError: a folder of results does not fit the frames, or a model or a metric
+            fails at a frame, which is named.
+    """
+    source, outputs, sha256 = prepared.source, None, hashlib.sha256()
+    if isinstance(model, OutputFolder):
+        outputs = model.images(source.name, prepared.sizes)
+        for path in outputs.values():
+            sha256.update(path.read_bytes())
+    key = {  # all that the numbers depend on
+        "model": model.name,
+        "weights_sha256": sha256.hexdigest() if outputs else model.weights_sha256,
+        "frames_sha256": prepared.sha256,
+        "kind": source.kind,
+        "metrics": list(judge.columns),
+        "metric_files": judge.files,
+        **asdict(protocol),
+    }
+    folder = frames_folder(out, source.name, model.name)
+    record = out / FINISHED_FOLDER / slug(source.name) / f"{slug(model.name)}.json"
+    try:
+        written = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        written = {}
+    found = written.get("measured")
+    if found and written["key"] == key and frame_names(folder) == sorted(prepared.sizes):
+        on_frame(len(prepared.sizes))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        found = _run(model, outputs, prepared, protocol, judge, out, on_frame)
+        write_json(record, {"key": key, "measured": found})
+    values = pd.DataFrame(found["values"], list(prepared.sizes), dtype=np.float64)
+    return found | {"sha256": key["weights_sha256"], "values": values}
+
+
+def _run(
+    model: Peer | OutputFolder,
+    outputs: dict[str, Path] | None,
+    prepared: PreparedSet,
+    protocol: Protocol,
+    judge: Judge,
+    out: Path,
+    on_frame: Callable[[int], None],
+) -> dict[str, Any]:
+    """As :func:`measure` gives it, but values in lists; ``outputs``: images of a folder."""
+    source, bins, rows = prepared.source, None, []
+    lr_folder, hr_folder, folder = (
+        frames_folder(out, source.name, series) for series in (LR_FOLDER, HR_FOLDER, model.name)
+    )
+    # The frames of a film are one stream, as on the robot; images are each a stream of their own.
+    film = source.kind == "bag" or protocol.mode == "camera"
+    if outputs is None:  # one untimed run goes before
+        frame = next(iter(prepared.sizes))
+        lr = read_frame(lr_folder, frame)
+        with _named(f"{model.name} fails", source, frame, lr):
+            model.upscale(lr)
+        model.reset()
+    judge.reset()
+    if prepared.edges is not None:
+        bins = TemperatureErrors(protocol.radiometry, prepared.edges)
+    for frame in prepared.sizes:
+        lr = read_frame(lr_folder, frame)
+        hr = read_frame(hr_folder, frame) if protocol.mode == "reference" else None
+        with _named(f"{model.name} fails", source, frame, lr):
+            if outputs is None:
+                if not film:
+                    model.reset()
+                started = time.perf_counter()
+                sr = model.upscale(lr)
+                seconds = time.perf_counter() - started
+            else:
+                sr, seconds = read_counts(outputs[frame]), math.nan
+                if sr.dtype != lr.dtype:
+                    raise ValueError(f"{sr.dtype} is no image of {lr.dtype} counts")
+        write_frame(folder, frame, sr)
+        with _named(f"the result of {model.name} cannot be judged", source, frame, sr):
+            rows.append(judge(sr, lr, hr) | {"seconds": seconds})
+        if bins is not None:
+            bins.add(sr, hr)
+        on_frame(1)
+    return {
+        "values": pd.DataFrame(rows).to_dict("list"),
+        "bins": bins and bins.bins(),
+        "errors": bins and bins.errors(),
+    }
+
+
+@contextmanager
+def _named(what: str, source: InputSet, name: str, frame: np.ndarray) -> Iterator[None]:
+    """Say which frame it was that something failed at."""
+    try:
+        yield
+    except Exception as error:  # strangers' networks raise whatever they raise
+        height, width = frame.shape[:2]
+        raise ValueError(
+            f"{what} at frame {name} of {source.path} ({width}x{height} pixels): "
+            f"{str(error) or type(error).__name__}"
+        ) from error
+
+
+def _summary(
+    prepared: PreparedSet,
+    measured: Sequence[dict[str, Any]],
+    models: Sequence[Peer | OutputFolder],
+    metrics: Iterable[str],
+) -> SetResult:
+    tables = {model.name: f["values"] for model, f in zip(models, measured, strict=True)}
+    results = []
+    for model, found in zip(models, measured, strict=True):
+        own, differences = found["values"], {}
+        means = {name: mean_and_interval(own[name].to_numpy()) for name in metrics}
+        for name in metrics if _BASELINE in tables else ():  # two infinities have no difference
+            mean, interval = mean_and_interval((own - tables[_BASELINE])[name].to_numpy())
+            differences[name] = {"mean": mean, "interval": interval}
+        results.append(
+            ModelResult(
+                name=model.name,
+                title=model.title if isinstance(model, Peer) else model.name,
+                weights_sha256=found["sha256"],
+                parameters=model.parameters if isinstance(model, Peer) else None,
+                seconds_per_frame=float(own["seconds"].mean()),
+                mean={name: mean for name, (mean, _) in means.items()},
+                interval={name: interval for name, (_, interval) in means.items()},
+                difference_to_bicubic=differences,
+                values=own,
+            )
+        )
+    bins = prepared.edges and [
+        one | {"models": dict(zip(tables, errors, strict=True))}
+        for one, *errors in zip(measured[0]["bins"], *(f["errors"] for f in measured), strict=True)
+    ]
+    source = prepared.source
+    return SetResult(
+        name=source.name, path=str(source.path), kind=source.kind, topic=source.topic,
+        frames=len(prepared.sizes), sha256=prepared.sha256, models=results, temperature_bins=bins,
+    )  # fmt: skip
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Names must stay apart as names of folders."""
+    folders = [slug(name) for name in names]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(
+                f"two would share the folder {folder!r}; give each once and under another name"
+            )

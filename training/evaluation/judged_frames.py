@@ -1,0 +1,296 @@
+"""What a detector and a segmenter make of every model's frames of an evaluation."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from difiisr_models.files import sha256_file, write_json
+from difiisr_models.resample import SCALE
+from difiisr_training.data.annotations import (
+    Boxes,
+    annotations_sha256,
+    maps_of_frames,
+    read_annotations,
+    read_labels,
+)
+from difiisr_training.data.images import list_images
+from difiisr_training.evaluation.detectors import Detections, OnnxDetector
+from difiisr_training.evaluation.results import (
+    FRAMES_FOLDER,
+    HR_FOLDER,
+    LR_FOLDER,
+    frame_names,
+    read_frame,
+)
+from difiisr_training.evaluation.task_scores import IOU, average_precision, count_pixels, mean_iou
+
+Answer = TypeVar("Answer")
+
+_HR_NAME = "HR"
+_OVERLAYS = 6
+_SHOWN_SCORE = 0.3
+# What a class is called where another set has another word for it.
+_SAME_CLASS = {
+    "people": "person",
+    "pedestrian": "person",
+    "bike": "bicycle",
+    "cyclist": "bicycle",
+    "motorbike": "motorcycle",
+}
+_VEHICLES = ("motorcycle", "airplane", "bus", "train", "truck", "boat")
+
+
+class NotAnnotated(ValueError):
+    """The annotations hold no box for any frame of a set."""
+
+
+class NotLabelled(ValueError):
+    """There is no label map for any frame of a set."""
+
+
+def judge_detection(
+    out: Path, set_slug: str, detector: Path, annotations: Path, models: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Let a detector judge every model's frames of a set, and the high-resolution ones.
+
+    Args:
+        out: folder of an evaluation; other sets that the same detector judged stay in its
+            ``detection.json``.
+        set_slug: folder of the set in ``out/frames``.
+        detector: see ``OnnxDetector``.
+        annotations: see ``read_annotations``; images are named as the frames are. Boxes are in
+            pixels of the high-resolution frames, without such (camera mode) of the
+            low-resolution ones.
+        models: folders of the models to judge, and ``"hr"``; ``None``: all that there are.
+
+    Returns:
+        The content of ``detection.json``; a model is named as its folder, high resolution ``"HR"``,
+        and boxes are left, top, width and height in pixels::
+
+            {"detector": {"name", "sha256", "classes", "input_size"},
+             "iou": what mAP is the mean over,
+             "annotations": {SET: {"path", "sha256"}},
+             "sets": {SET: {MODEL: see average_precision}},
+             "overlays": {SET: {FRAME: {MODEL: [{"box", "class", "score"}],
+                                        "truth": [{"box", "class"}]}}}}
+
+    Raises:
+        OSError: a file or folder is missing.
+        NotAnnotated: no frame of the set is annotated.
+        ValueError: the detector or the annotations are not understood.
+    """
+    finder, truth = OnnxDetector(detector), read_annotations(annotations)
+    classes, places = truth.classes, match_classes(finder.classes, truth.classes)
+    series, high, names = _series(out, set_slug, models)
+    boxes = truth.of_frames(names)
+    if not boxes:
+        raise NotAnnotated(
+            f"{annotations} has no boxes for the frames of {set_slug}: they are named e.g. "
+            f"{names[0]}, its images e.g. {next(iter(truth.images), 'none')}"
+        )
+    if not high.is_dir():
+        boxes = {n: Boxes(b.xywh * SCALE, b.classes, b.ignored) for n, b in boxes.items()}
+
+    def find(name: str, folder: Path) -> Detections:
+        """By the classes of the truth; what is of none of them is dropped."""
+        found = finder(read_frame(folder, name))
+        known = places[found.classes] >= 0
+        return Detections(found.xywh[known], places[found.classes[known]], found.scores[known])
+
+    found = _for_each_frame(find, boxes, series)
+    truths = list(boxes.values())
+    judged = {m: average_precision(truths, f, classes, intervals=True) for m, f in found.items()}
+    described = {
+        "name": finder.path.name,
+        "sha256": finder.sha256,
+        "classes": list(finder.classes),
+        "input_size": finder.input_size and list(finder.input_size),
+    }
+    parts = {
+        "annotations": {"path": str(annotations), "sha256": annotations_sha256(annotations)},
+        "sets": judged,
+        "overlays": _overlays(boxes, found, classes),
+    }
+    path = out / "detection.json"
+    return _join(path, {"detector": described, "iou": IOU}, set_slug, parts)
+
+
+def judge_segmentation(
+    out: Path,
+    set_slug: str,
+    segmenter: Path,
+    labels: Path | None,
+    models: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Let a segmenter judge every model's frames of a set.
+
+    As :func:`judge_detection`, by a SegFormer's folder. ``labels`` is a folder of label maps named
+    as the frames, of the size of the high-resolution ones, in camera mode also of the
+    low-resolution ones. Without, the reference is what the segmenter itself makes of the
+    high-resolution frames: that says how far a model changes the segmentation, not how right it
+    is, and HR is not listed.
+
+    Returns:
+        The content of ``segmentation.json``::
+
+            {"segmenter": {"name", "sha256", "classes"},
+             "mode": "ground truth" or "agreement with HR pseudo-labels",
+             "labels": {SET: folder or null},
+             "sets": {SET: {MODEL: see mean_iou}}}
+
+    Raises:
+        OSError: a file or folder is missing, or there are neither labels nor HR frames.
+        NotLabelled: no frame of the set has a label map.
+        ValueError: labels do not fit the frames or the segmenter's classes.
+    """
+    from difiisr_training.evaluation.segformer import class_names, load_segformer, segment
+
+    series, high, names = _series(out, set_slug, models)
+    maps = maps_of_frames(labels, names) if labels else {}
+    if labels and not maps:
+        raise NotLabelled(
+            f"{labels} has no label map for the frames of {set_slug}: they are named e.g. "
+            f"{names[0]}, its files e.g. {list_images(labels)[0].name}"
+        )
+    if not labels:
+        if not high.is_dir():
+            raise FileNotFoundError(f"{set_slug} has neither label maps nor high-resolution frames")
+        series.pop(_HR_NAME, None)
+    model = load_segformer(segmenter).to(device)
+    classes = class_names(model)
+
+    @functools.lru_cache(maxsize=1)  # the models follow one another, frame by frame
+    def reference(name: str, size: tuple[int, int]) -> np.ndarray:
+        if not labels:
+            return segment(model, read_frame(high, name), device)
+        return _fit_labels(maps[name], size, enlarge=not high.is_dir())
+
+    def count(name: str, folder: Path) -> np.ndarray:
+        result = segment(model, read_frame(folder, name), device)
+        return count_pixels(reference(name, result.shape), result, len(classes))
+
+    counted = _for_each_frame(count, maps or names, series)
+    described = {
+        "name": Path(segmenter).name,
+        "sha256": sha256_file(Path(segmenter) / "model.safetensors"),
+        "classes": list(classes),
+    }
+    mode = "ground truth" if labels else "agreement with HR pseudo-labels"
+    parts = {
+        "labels": labels and str(labels),
+        "sets": {m: mean_iou(np.stack(counts), classes) for m, counts in counted.items()},
+    }
+    path = out / "segmentation.json"
+    return _join(path, {"segmenter": described, "mode": mode}, set_slug, parts)
+
+
+def match_classes(ours: Sequence[str], true: Sequence[str]) -> np.ndarray:
+    """Place in ``true`` of each class in ``ours``; -1 for those that the truth does not know.
+
+    Case and common synonyms do not matter. Vehicles that the truth has no class of its own for
+    go to its class OtherVehicle, if it has one.
+
+    Raises:
+        ValueError: the two have no class in common.
+    """
+    places = {_canonical(name): place for place, name in enumerate(true)}
+    places = dict.fromkeys(_VEHICLES, places.get("othervehicle", -1)) | places
+    matched = np.array([places.get(_canonical(name), -1) for name in ours], np.int64)
+    if (matched < 0).all():
+        raise ValueError(
+            f"the detector finds {', '.join(ours)}, the annotations hold {', '.join(true)}: no "
+            "class in common"
+        )
+    return matched
+
+
+def _canonical(name: str) -> str:
+    plain = name.lower().replace(" ", "").replace("_", "")
+    return _SAME_CLASS.get(plain, plain)
+
+
+def _fit_labels(path: Path, size: tuple[int, int], *, enlarge: bool) -> np.ndarray:
+    """Label map as large as a result: up to three rows and columns of a frame were cut off.
+
+    ``enlarge``: it may be that of a low-resolution frame, which was never cut.
+    """
+    labels = read_labels(path)
+    (height, width), (rows, columns) = labels.shape, size
+    if enlarge and (height * SCALE, width * SCALE) == size:
+        return labels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    if not (0 <= height - rows < SCALE and 0 <= width - columns < SCALE):
+        raise ValueError(
+            f"{path} is {width}x{height}, the results are {columns}x{rows}: label maps must be as "
+            "large as the frames"
+        )
+    return labels[:rows, :columns]
+
+
+def _series(
+    out: Path, set_slug: str, models: Sequence[str] | None
+) -> tuple[dict[str, Path], Path, list[str]]:
+    """Name and folder of what is judged, HR last; the folder of HR; the names of the frames."""
+    root = out / FRAMES_FOLDER / set_slug
+    folders = sorted(p for p in root.glob("*") if p.is_dir() and p.name != LR_FOLDER)
+    series = {p.name: p for p in folders if models is None or p.name in models}
+    if not series:
+        raise FileNotFoundError(f"no model's frames in {root}; run the evaluation first")
+    if HR_FOLDER in series:
+        series[_HR_NAME] = series.pop(HR_FOLDER)
+    return series, root / HR_FOLDER, frame_names(next(iter(series.values())))
+
+
+def _for_each_frame(
+    answer: Callable[[str, Path], Answer], names: Collection[str], series: Mapping[str, Path]
+) -> dict[str, list[Answer]]:
+    """The answers for the frames of each model."""
+    answers: dict[str, list[Answer]] = {model: [] for model in series}
+    for name in tqdm(names, desc="judging", unit="frame"):
+        for model, folder in series.items():
+            answers[model].append(answer(name, folder))
+    return answers
+
+
+def _join(
+    path: Path, described: Mapping[str, Any], set_slug: str, parts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write ``parts`` of one set; those of others stay if they were judged as ``described``."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(before.get(key) != value for key, value in described.items()):
+        before = {}
+    sets = {key: before.get(key, {}) | {set_slug: part} for key, part in parts.items()}
+    result = {**described, **sets}
+    write_json(path, result)
+    return result
+
+
+def _overlays(
+    boxes: Mapping[str, Boxes], found: Mapping[str, Sequence[Detections]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """What the report draws of some frames, evenly spaced among those that show an object."""
+
+    def drawn(one: Boxes | Detections, shown: np.ndarray) -> list[dict[str, Any]]:
+        rows = zip(one.xywh[shown].round(1).tolist(), one.classes[shown], strict=True)
+        return [{"box": box, "class": classes[place]} for box, place in rows]
+
+    names, overlays = list(boxes), {}
+    full = [place for place, one in enumerate(boxes.values()) if not one.ignored.all()]
+    for place in np.linspace(0, len(full) - 1, min(len(full), _OVERLAYS)).round().astype(int):
+        frame = full[place]
+        truth = boxes[names[frame]]
+        series = {"truth": drawn(truth, ~truth.ignored)}
+        for model, by_frame in found.items():
+            sure = by_frame[frame].scores >= _SHOWN_SCORE
+            scores = by_frame[frame].scores[sure].tolist()
+            rows = zip(drawn(by_frame[frame], sure), scores, strict=True)
+            series[model] = [row | {"score": round(score, 3)} for row, score in rows]
+        overlays[names[frame]] = series
+    return overlays

@@ -1,0 +1,388 @@
+"""What a result can be judged by: every metric with its numbers, and how each is shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from difiisr_models.files import sha256_file
+from difiisr_models.radiometry import robust_range
+from difiisr_models.resample import SCALE
+from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.evaluation.inputs import full_range
+from difiisr_training.evaluation.metrics import (
+    LPIPS_BACKBONES,
+    LpipsSqueeze,
+    Niqe,
+    consistency,
+    load_clip_iqa,
+    load_lpips,
+    load_musiq,
+    psnr,
+    spectral_distance,
+    ssim,
+)
+
+SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth"
+NIQE_FILE, CLIP_FILE = "niqe_pris_params.npz", "RN50.pt"
+MUSIQ_FILE = "musiq_koniq_ckpt-e95806b9.pth"
+
+Mode = Literal["reference", "camera"]
+Function = Callable[[np.ndarray, np.ndarray, "np.ndarray | None"], "float | Sequence[float]"]
+"""``sr (4h, 4w)``, ``lr (h, w)`` and ``hr (4h, 4w)`` or ``None``, in counts -> one number for each
+of a measure's columns; ValueError where a frame is too small or too flat for it."""
+
+_SMALL = 64  # pixels; what a network fails at below is for want of pixels
+_BINS = 8
+_LARGEST = 100_000  # mK; larger errors count as this one
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is shown: its exact name, its unit ("" for a pure number), the better way.
+
+    ``"zero"``: either sign is an error.
+    """
+
+    label: str
+    unit: str
+    better: Literal["higher", "lower", "zero"]
+
+
+@dataclass(frozen=True)
+class Radiometry:
+    """``kelvin = gain * counts + offset``."""
+
+    gain: float
+    offset: float
+
+    @classmethod
+    def parse(cls, text: str) -> Radiometry:
+        """Read ``"kelvin=0.1*counts+173.15"``; spaces are free, the offset may be absent.
+
+        Raises:
+            ValueError: another form, or a gain of 0.
+        """
+        found = re.fullmatch(r"kelvin=(\S+?)\*counts([+-]\S+)?", re.sub(r"\s", "", text).lower())
+        if not found or float(found[1]) == 0:
+            raise ValueError(
+                f"{text!r} is no linear radiometry; write e.g. 'kelvin=0.04*counts' or "
+                "'kelvin=0.1*counts+173.15'"
+            )
+        return cls(float(found[1]), float(found[2] or 0))
+
+    def kelvin(self, counts: np.ndarray) -> np.ndarray:
+        """Temperatures, float64."""
+        return self.gain * counts.astype(np.float64) + self.offset
+
+
+def is_flat(counts: np.ndarray) -> bool:
+    """Whether all pixels are equal, as behind a camera's shutter: there is no picture."""
+    return bool(counts.min() == counts.max())
+
+
+def _compared(metric: Callable[[np.ndarray, np.ndarray, float], float]) -> Function:
+    """8 bit is judged on 0..255, all else from the smallest to the largest count of ``hr``."""
+
+    def measure(sr: np.ndarray, _: np.ndarray, hr: np.ndarray) -> float:
+        lo, span = full_range(hr)
+        return math.nan if is_flat(hr) else metric(sr - np.float64(lo), hr - np.float64(lo), span)
+
+    return measure
+
+
+def _rated(metric: Callable[[np.ndarray, float], float]) -> Function:
+    """Likewise, but without ``hr`` on the robust range of ``lr``, which dead pixels do not set."""
+
+    def measure(sr: np.ndarray, lr: np.ndarray, hr: np.ndarray | None) -> float:
+        if is_flat(lr if hr is None else hr):
+            return math.nan
+        if hr is not None or lr.dtype == np.uint8:
+            lo, span = full_range(lr if hr is None else hr)
+        else:
+            shown = robust_range(lr)
+            lo, span = shown.lo, shown.span
+        picture = sr - np.float64(lo)
+        return metric(picture if hr is not None else picture.clip(0, span), span)
+
+    return measure
+
+
+def _consistency(sr: np.ndarray, lr: np.ndarray, _: np.ndarray | None) -> Sequence[float]:
+    found = consistency(sr, lr)
+    return found.mean(), np.quantile(found, 0.95), found.max()
+
+
+def _error(radiometry: Radiometry | None) -> Function:
+    """Mean error, and 95th percentile of its magnitude, in kelvin."""
+    if radiometry is None:
+        raise ValueError("no radiometry: give --radiometry 'kelvin=a*counts+b'")
+
+    def measure(sr: np.ndarray, _: np.ndarray, hr: np.ndarray) -> Sequence[float]:
+        difference = radiometry.gain * (sr.astype(np.float64) - hr)
+        return difference.mean(), np.quantile(np.abs(difference), 0.95)
+
+    return measure
+
+
+class Flicker:
+    """How much a super-resolved film moves where the scene does not; give it the frames in order.
+
+    A low-resolution pixel is *static* at frame t when its standard deviation over the last 5
+    frames (fewer at the start, two at least) is at most 2 % of the range of frame t
+    (``robust_range``). There,
+
+        flicker_counts = mean |SR_t - SR_{t-1}|,
+        flicker        = flicker_counts / the same of bicubic x4.
+
+    1 = as steady as plain interpolation, which passes the camera's noise on; above, the model
+    makes something that was not there. Only neighbours in the list are compared: leave no frames
+    out of a film.
+    """
+
+    WINDOW, STILL, LEAST_SHARE = 5, 0.02, 0.01
+
+    def __init__(self) -> None:
+        self._window: deque[np.ndarray] = deque(maxlen=self.WINDOW)
+        self._before: np.ndarray | None = None
+
+    def reset(self) -> None:
+        """A new film begins."""
+        self._window.clear()
+
+    def __call__(
+        self, sr: np.ndarray, lr: np.ndarray, _: np.ndarray | None = None
+    ) -> tuple[float, float]:
+        """``(flicker, flicker_counts)`` of the newest frame.
+
+        Both are NaN for the first frame, after a change of size, and where less than 1 % of the
+        pixels are static; ``flicker`` also where bicubic stands still.
+
+        Args:
+            sr: ``(4h, 4w)`` counts.
+            lr: ``(h, w)`` counts.
+        """
+        if self._window and self._window[-1].shape != lr.shape:
+            self.reset()
+        bicubic = pillow_resize(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
+        before, self._before = self._before, np.stack([sr, bicubic]).astype(np.float64)
+        self._window.append(lr.astype(np.float64))
+        still = np.std(self._window, axis=0) <= self.STILL * robust_range(lr).span
+        if len(self._window) < 2 or still.mean() < self.LEAST_SHARE:
+            return math.nan, math.nan
+        mask = np.kron(still, np.ones((SCALE, SCALE), bool))
+        own, plain = np.abs(self._before - before)[:, mask].mean(axis=1)
+        return own / plain if plain > 0 else math.nan, own
+
+
+Make = Callable[[Sequence[Path], str, "Radiometry | None"], Function]
+"""Paths of a measure's network files, device and radiometry -> its function."""
+
+MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
+    "psnr": (lambda *_: _compared(psnr), ()),
+    "ssim": (lambda *_: _compared(ssim), ()),
+    "lpips_squeeze": (
+        lambda files, device, _: _compared(LpipsSqueeze(*files, device)),
+        (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE),
+    ),
+    "lpips_alex": (
+        lambda files, device, _: _compared(load_lpips("alex", *files, device)),
+        (LPIPS_BACKBONES["alex"],),
+    ),
+    "lpips_vgg": (
+        lambda files, device, _: _compared(load_lpips("vgg", *files, device)),
+        (LPIPS_BACKBONES["vgg"],),
+    ),
+    "spectral": (lambda *_: _compared(spectral_distance), ()),
+    "consistency": (lambda *_: _consistency, ()),
+    "error": (lambda *_: _error(Radiometry(1, 0)), ()),
+    "kelvin": (lambda _files, _device, radiometry: _error(radiometry), ()),
+    "niqe": (lambda files, *_: _rated(Niqe(*files)), (NIQE_FILE,)),
+    "clip_iqa": (lambda files, device, _: _rated(load_clip_iqa(*files, device)), (CLIP_FILE,)),
+    "musiq": (lambda files, device, _: _rated(load_musiq(*files, device)), (MUSIQ_FILE,)),
+    "flicker": (lambda *_: Flicker(), ()),
+}
+"""What ``--metrics NAME`` asks for: how its function is made, and the files that it needs."""
+
+COLUMNS = {
+    "psnr": MetricInfo("PSNR", "dB", "higher"),
+    "ssim": MetricInfo("SSIM", "", "higher"),
+    "lpips_squeeze": MetricInfo("LPIPS-squeeze", "", "lower"),
+    "lpips_alex": MetricInfo("LPIPS-alex", "", "lower"),
+    "lpips_vgg": MetricInfo("LPIPS-vgg", "", "lower"),
+    "spectral": MetricInfo("Spectral distance (L_visual)", "", "lower"),
+    "consistency_mean": MetricInfo("|D(SR) - LR|, mean", "counts", "lower"),
+    "consistency_p95": MetricInfo("|D(SR) - LR|, 95th percentile", "counts", "lower"),
+    "consistency_max": MetricInfo("|D(SR) - LR|, largest", "counts", "lower"),
+    "error_bias": MetricInfo("Bias", "counts", "zero"),
+    "error_p95": MetricInfo("|SR - HR|, 95th percentile", "counts", "lower"),
+    "kelvin_bias": MetricInfo("Bias", "K", "zero"),
+    "kelvin_p95": MetricInfo("|SR - HR|, 95th percentile", "K", "lower"),
+    "niqe": MetricInfo("NIQE", "", "lower"),
+    "clip_iqa": MetricInfo("CLIP-IQA", "", "higher"),
+    "musiq": MetricInfo("MUSIQ", "", "higher"),
+    "flicker": MetricInfo("Flicker over that of bicubic", "", "lower"),
+    "flicker_counts": MetricInfo("Flicker", "counts", "lower"),
+}
+"""The numbers that they give, in order: of the measure's name, or beginning with it and ``_``."""
+
+METRICS: dict[Mode, tuple[str, ...]] = {
+    "reference": tuple(name for name in MEASURES if name != "flicker"),
+    "camera": ("niqe", "clip_iqa", "musiq", "flicker", "consistency"),
+}
+"""What can be asked for, and what is measured unless one asks for less."""
+
+
+class Judge:
+    """The chosen metrics, ready to measure single frames.
+
+    Attributes:
+        columns: name and description of each value, in order.
+        not_run: what cannot be measured, and why.
+        files: SHA-256 of each network file that was loaded, by the file's name.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        metrics: Sequence[str] | None,
+        weights: Path | None,
+        device: str = "cpu",
+        radiometry: Radiometry | None = None,
+    ) -> None:
+        """Load what the metrics need.
+
+        Args:
+            mode: with reference, or of a camera's own frames.
+            metrics: some of :data:`METRICS`; ``None``: all that can be measured here.
+            weights: folder of the metrics' networks, under their authors' names.
+            device: where networks run.
+            radiometry: of the counts; the error in kelvin needs it.
+
+        Raises:
+            ValueError: a metric that is unknown in this mode, or that was asked for and cannot
+                be measured.
+        """
+        if unknown := sorted(set(metrics or ()) - set(METRICS[mode])):
+            raise ValueError(
+                f"no metric {', '.join(unknown)} in {mode} mode; there are "
+                f"{', '.join(METRICS[mode])}"
+            )
+        self.columns: dict[str, MetricInfo] = {}
+        self.not_run: dict[str, str] = {}
+        self.files: dict[str, str] = {}
+        self._functions: dict[str, Function] = {}
+        self._columns: dict[str, list[str]] = {}
+        for name in METRICS[mode] if metrics is None else metrics:
+            make, needed = MEASURES[name]
+            files = [(weights or Path()) / file for file in needed]
+            try:
+                if needed and weights is None:
+                    raise ValueError(f"needs {' and '.join(needed)}: give their folder, --weights")
+                if missing := [path for path in files if not path.is_file()]:
+                    raise FileNotFoundError(f"no {missing[0].name} in {weights}")
+                self._functions[name] = make(files, device, radiometry)
+            except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                if metrics is not None:
+                    raise ValueError(f"{name} cannot be measured: {reason}") from error
+                self.not_run[name] = reason
+                continue
+            self.files |= {path.name: sha256_file(path) for path in files}
+            self._columns[name] = [c for c in COLUMNS if c == name or c.startswith(f"{name}_")]
+            self.columns |= {column: COLUMNS[column] for column in self._columns[name]}
+
+    def reset(self) -> None:
+        """A new film, or the same by another model, begins."""
+        if flicker := self._functions.get("flicker"):
+            flicker.reset()
+
+    def __call__(
+        self, sr: np.ndarray, lr: np.ndarray, hr: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """Measure one result; NaN where a metric has no value.
+
+        Those are a flat frame's picture metrics (it would be perfect in each), and what a frame is
+        too small for. Flicker compares with the frame of the call before.
+
+        Args:
+            sr: ``(4h, 4w)`` counts, what the model made.
+            lr: ``(h, w)`` counts, what it saw.
+            hr: ``(4h, 4w)`` counts, what it should have made; ``None`` in camera mode.
+
+        Raises:
+            ValueError: the result is not four times as large as what the model saw.
+        """
+        due = tuple(SCALE * side for side in lr.shape)
+        for image in (sr, hr):
+            if image is not None and image.shape != due:
+                raise ValueError(
+                    f"of {lr.shape} pixels, images of {due} are compared, got {image.shape}"
+                )
+        values = dict.fromkeys(self.columns, math.nan)
+        for name, function in self._functions.items():
+            try:
+                found = np.atleast_1d(function(sr, lr, hr)).tolist()
+                values |= zip(self._columns[name], found, strict=True)
+            except ValueError:  # too small or too flat for this metric
+                continue
+            except RuntimeError as error:
+                if min(due) >= _SMALL or isinstance(error, torch.cuda.OutOfMemoryError):
+                    raise
+        return values
+
+
+class TemperatureErrors:
+    """Errors of one model, by the temperature that the pixel should have."""
+
+    def __init__(self, radiometry: Radiometry, edges: Sequence[float]) -> None:
+        """``edges``: of the bins, ascending, kelvin; what lies beyond counts in the end bins."""
+        self._radiometry, self._edges = radiometry, edges
+        self._sums = np.zeros(len(edges) - 1)
+        self._counts = np.zeros((len(edges) - 1, _LARGEST + 1), np.int64)  # per millikelvin
+
+    def add(self, sr: np.ndarray, hr: np.ndarray) -> None:
+        """Count the pixels of a frame; both ``(H, W)`` counts."""
+        wanted = self._radiometry.kelvin(hr).ravel()
+        error = self._radiometry.kelvin(sr).ravel() - wanted
+        place = np.digitize(wanted, self._edges[1:-1])
+        size = np.rint(np.abs(error) * 1000).clip(0, _LARGEST).astype(np.int64)
+        self._sums += np.bincount(place, error, minlength=len(self._sums))
+        cell, cells = np.ravel_multi_index((place, size), self._counts.shape), self._counts.size
+        self._counts += np.bincount(cell, minlength=cells).reshape(self._counts.shape)
+
+    def bins(self) -> list[dict[str, float]]:
+        """Bins with a pixel: ``low``, ``high``, their number of ``pixels``."""
+        sides = zip(self._edges, self._edges[1:], self._counts.sum(axis=1).tolist(), strict=False)
+        return [{"low": low, "high": high, "pixels": n} for low, high, n in sides if n]
+
+    def errors(self) -> list[dict[str, float]]:
+        """In each of them mean error ``bias`` and 95th percentile ``p95`` of its magnitude, kelvin.
+
+        To the millikelvin, 100 K at most.
+        """
+        found = []
+        for total, counts in zip(self._sums, self._counts.cumsum(axis=1), strict=True):
+            if pixels := counts[-1]:
+                p95 = np.searchsorted(counts, 0.95 * pixels) / 1000
+                found.append({"bias": float(total / pixels), "p95": float(p95)})
+        return found
+
+
+def bin_edges(low: float, high: float) -> list[float]:
+    """Round temperatures (steps of 1, 2 or 5 times a power of ten) that span ``low..high``.
+
+    Gives four to ten bins or so, at least one.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    edges = MaxNLocator(_BINS, steps=[1, 2, 5, 10]).tick_values(low, max(high, low + 1e-3))
+    return edges.round(6).tolist()

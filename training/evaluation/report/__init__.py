@@ -1,1 +1,0 @@
-"""``report.html``: what an evaluation found, on one page that opens offline."""

@@ -1,1 +1,0 @@
-"""L_g, and how its gradient enters the predicted noise (DifIISR, Eq. 5-12)."""

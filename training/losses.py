@@ -1,0 +1,261 @@
+"""What a training step minimises: residual-shifting diffusion, guided or not, and distillation.
+
+Notation of the paper; t counts 1..T, ``index`` = t - 1 is what the network is told. All images and
+latents are batches ``(B, C, h, w)``; losses are scalars. The diffusion runs in a space: that of
+packed pixels (compact model) or of latents (published model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difiisr_models.compact import CompactNetwork
+from difiisr_models.diffusion import (
+    deterministic_step,
+    exponential_schedule,
+    latent_input_scale,
+    prior_sample,
+    q_sample,
+)
+from difiisr_models.published.swin_unet import SwinUNet
+from difiisr_models.published.vq_autoencoder import VQAutoencoder
+from difiisr_models.resample import SCALE, pack, unpack, upsample
+from difiisr_training.config import TrainConfig
+from difiisr_training.guidance import GuidanceLoss, guide
+
+_ROUNDING = 1e-5  # about the squared error of counts of 8 bit: below it nothing is to be gained
+
+
+class PackedSpace:
+    """Pixels themselves, 4x4 of them as channels: the compact network."""
+
+    def encode(self, hr: Tensor) -> Tensor:
+        """``(B, 1, 4h, 4w)`` in [-1, 1] -> x_0 ``(B, C, h, w)``."""
+        return pack(hr)
+
+    def shift_target(self, lr: Tensor) -> Tensor:
+        """``(B, 1, h, w)`` -> y ``(B, C, h, w)``, the upsampled frame in this space."""
+        return upsample(lr)
+
+    def estimates(
+        self, network: CompactNetwork, scaled: Tensor, y: Tensor, lr: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Posterior mean and perceptual sample of x_0, both ``(B, C, h, w)``.
+
+        ``scaled`` is x_t / sqrt(kappa^2 eta_t + 1), ``index (B,)`` the step counted from 0. A
+        network without a fidelity knob returns the same tensor twice.
+        """
+        mean, detail = network.estimates(scaled, y, lr, index)
+        return mean, mean + detail
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x_0 ``(B, C, h, w)`` -> ``(B, 1, 4h, 4w)``, with gradient."""
+        return unpack(x0)
+
+
+class LatentSpace:
+    """Latents of the frozen autoencoder: the published network, fed three equal channels.
+
+    Methods as those of :class:`PackedSpace`.
+    """
+
+    def __init__(self, autoencoder: VQAutoencoder) -> None:
+        self._autoencoder = autoencoder.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(self, hr: Tensor) -> Tensor:
+        """Image -> x_0."""
+        return self._autoencoder.encode(hr.expand(-1, 3, -1, -1))
+
+    @torch.no_grad()
+    def shift_target(self, lr: Tensor) -> Tensor:
+        """Low resolution -> y."""
+        return self.encode(F.interpolate(lr, scale_factor=float(SCALE), mode="bicubic"))
+
+    def estimates(
+        self, network: SwinUNet, scaled: Tensor, y: Tensor, lr: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The one estimate, twice."""
+        x0 = network(scaled, index, lr.expand(-1, 3, -1, -1))
+        return x0, x0
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x_0 -> image; the gradient passes the quantisation straight through."""
+        coder = self._autoencoder
+        quantised = x0 + (coder.quantise(x0) - x0).detach()
+        return coder.decoder(coder.from_latent(quantised)).mean(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Everything a loss needs beside the network and the batch.
+
+    Attributes:
+        config: the run; of it ``guidance``, ``norm`` and the weights of the terms.
+        space: of the diffusion.
+        guidance_loss: L_g; ``None`` when the guidance is off.
+        image_teacher: a super-resolver of images in [-1, 1] to imitate, or ``None``.
+    """
+
+    config: TrainConfig
+    space: PackedSpace | LatentSpace
+    guidance_loss: GuidanceLoss | None
+    image_teacher: Callable[[Tensor], Tensor] | None = None
+
+
+class _Batch(NamedTuple):
+    hr: Tensor
+    lr: Tensor
+    clean: Tensor
+    x0: Tensor
+    y: Tensor
+
+
+class TrainingLoss(nn.Module):
+    """The network under its objective: what data-parallel training wraps and calls."""
+
+    def __init__(self, network: nn.Module, teacher: nn.Module | None, objective: Objective) -> None:
+        """``teacher``: for distillation; it is not trained and not saved."""
+        super().__init__()
+        self.network = network
+        self._teacher = (teacher,)  # a tuple hides it from parameters() and state_dict()
+        self._objective, self._config = objective, objective.config
+        self._space, self._schedule = objective.space, exponential_schedule()
+
+    def forward(
+        self, lr: Tensor, hr: Tensor, clean: Tensor, index: Tensor, eps: Tensor, guided: bool
+    ) -> Tensor:
+        """Loss of one batch.
+
+        Args:
+            lr: ``(B, 1, h, w)`` in [-1, 1].
+            hr: ``(B, 1, 4h, 4w)`` likewise.
+            clean: ``(B,)``, whether ``lr`` is the plain bicubic /4 of ``hr``.
+            index: ``(B,)`` int64, t - 1 of each sample; a distillation is at t = T.
+            eps: ``(B, C, h, w)`` noise, shaped like x_0.
+            guided: whether the guidance acts at this iteration.
+        """
+        # The precision is the network's: y, which it adds to, and x_0 keep all their bits.
+        with torch.autocast(lr.device.type, enabled=False):
+            batch = _Batch(hr, lr, clean, self._space.encode(hr), self._space.shift_target(lr))
+        guided = guided and self._objective.guidance_loss is not None
+        if self._teacher[0] is None:
+            return self.diffusion_loss(batch, index, eps, guided)
+        return self.distillation_loss(batch, eps, guided)
+
+    def diffusion_loss(self, batch: _Batch, index: Tensor, eps: Tensor, guided: bool) -> Tensor:
+        """|x_0 - mean|, plus perceptual_weight times the same for the perceptual estimate, guided.
+
+        A network with one estimate has the second part alone, unless perceptual_weight is 0.
+        """
+        weight, kappa = self._config.perceptual_weight, self._schedule.kappa
+        eta = self._eta_of(index).to(eps)
+        x_t = q_sample(batch.x0, batch.y, eta, eps, kappa)
+        x_t.requires_grad_(guided)  # Eq. 9 needs the gradient with respect to x_t
+        scaled = x_t / (kappa**2 * eta + 1).sqrt()
+        mean, sample = self._space.estimates(self.network, scaled, batch.y, batch.lr, index)
+        if weight == 0:
+            return self._mean_loss(mean, batch)
+        target, penalty, is_only = batch.x0, sample.new_zeros(()), mean is sample
+        if guided:
+            sample, target, penalty = self._guide(x_t, sample, target, batch, index)
+        perceptual = weight * (distance(sample, target, self._config.norm).mean() + penalty)
+        return perceptual if is_only else self._mean_loss(mean, batch) + perceptual
+
+    def distillation_loss(self, batch: _Batch, eps: Tensor, guided: bool) -> Tensor:
+        """SinSR's consistency-preserving distillation to one step, at t = T.
+
+        |f(x_T) - teacher(x_T)|^2 + |f^{-1}(teacher(x_T)) - x_T|^2 + |f(f^{-1}(x_0)) - x_0|^2: the
+        teacher's full deterministic result from the same noise, the learned inverse (the student
+        told index 0 predicts x_T), and the ground truth reached through that inverse. They shape
+        the fidelity-0 estimate f, weighted by perceptual_weight beside the loss of the mean at
+        t = T; a network with one estimate has them alone.
+        """
+        steps = self._schedule.steps
+        x_T = prior_sample(batch.y, eps, self._schedule)
+        target = self._sample_teacher(x_T, batch)
+        x_T = x_T.requires_grad_(guided)
+        mean, forward = self._estimates_at(steps, self.network, x_T, batch)
+        matched = (forward - target).square().mean()
+        if guided:
+            last = torch.full((len(eps),), steps - 1, device=eps.device)
+            f, h, penalty = self._guide(x_T, forward, target, batch, last)
+            matched = (f - h).square().mean() + penalty
+        _, inverse = self._estimates_at(1, self.network, target, batch)
+        with torch.no_grad():
+            _, x_T_of_truth = self._estimates_at(1, self.network, batch.x0, batch)
+        _, truth = self._estimates_at(steps, self.network, x_T_of_truth, batch)
+        inverted = (inverse - x_T.detach()).square().mean()
+        distilled = matched + inverted + (truth - batch.x0).square().mean()
+        if mean is forward:
+            return distilled
+        return self._mean_loss(mean, batch) + self._config.perceptual_weight * distilled
+
+    def _mean_loss(self, mean: Tensor, batch: _Batch) -> Tensor:
+        """|x_0 - mean|, shared with an image teacher where there is one and the sample is clean."""
+        imitate, norm = self._objective.image_teacher, self._config.norm
+        error = distance(mean, batch.x0, norm)
+        if imitate is None:
+            return error.mean()
+        with torch.no_grad(), torch.autocast(mean.device.type, enabled=False):
+            taught = self._space.encode(imitate(batch.lr))
+        share = self._config.teacher_weight * batch.clean.to(error)
+        return ((1 - share) * error + share * distance(mean, taught, norm)).mean()
+
+    def _guide(
+        self, x_t: Tensor, x0: Tensor, target: Tensor, batch: _Batch, index: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Guide the samples whose t is among the configured ones; see :func:`guidance.guide`."""
+        guidance = self._config.guidance
+        acts = torch.ones(len(index), device=index.device)
+        if guidance.timesteps:
+            steps = torch.tensor(guidance.timesteps, device=index.device)
+            acts = torch.isin(index + 1, steps).to(x0)
+
+        def loss(estimate: Tensor) -> Tensor:
+            # In half precision most of this gradient would be lost: it is of the order 1 / pixels.
+            with torch.autocast(estimate.device.type, enabled=False):
+                sr = self._space.decode(estimate.float())
+                return self._objective.guidance_loss(sr, batch.hr.float())
+
+        eta = self._eta_of(index).to(x_t)
+        return guide(x_t, x0, target, batch.y, eta, self._schedule.kappa, loss, acts, guidance)
+
+    def _eta_of(self, index: Tensor) -> Tensor:
+        """eta_t of each sample, ``(B, 1, 1, 1)`` float32."""
+        eta = torch.from_numpy(self._schedule.eta).float().to(index.device)
+        return eta[index].view(-1, 1, 1, 1)
+
+    def _estimates_at(
+        self, t: int, network: nn.Module, x: Tensor, batch: _Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Both estimates of ``network``, all samples at one t."""
+        index = torch.full((len(x),), t - 1, device=x.device)
+        scaled = x * latent_input_scale(t, self._schedule)
+        return self._space.estimates(network, scaled, batch.y, batch.lr, index)
+
+    @torch.no_grad()
+    def _sample_teacher(self, x: Tensor, batch: _Batch) -> Tensor:
+        """The teacher's result after all T deterministic steps from x_T."""
+        for t in range(self._schedule.steps, 0, -1):
+            x0 = self._estimates_at(t, self._teacher[0], x, batch)[1]
+            x = deterministic_step(x, x0, batch.y, t, self._schedule)
+        return x
+
+
+def distance(a: Tensor, b: Tensor, norm: str) -> Tensor:
+    """How far ``a`` is from ``b``, for each sample: ``(B, C, h, w)`` -> ``(B,)``.
+
+    "l1": mean |a - b|; "l2": mean (a - b)^2; "psnr": its decimal logarithm, -PSNR / 10.
+    """
+    difference = a - b
+    if norm == "l1":
+        return difference.abs().mean(dim=(1, 2, 3))
+    squared = difference.square().mean(dim=(1, 2, 3))
+    return (squared + _ROUNDING).log10() if norm == "psnr" else squared

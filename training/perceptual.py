@@ -1,0 +1,201 @@
+"""L_perceptual of DifIISR (Eq. 12): ||phi_l(HR) - phi_l(SR)||^2 in a frozen VGG, and in a SAM.
+
+The networks are filled from files on disk, and nothing is downloaded. ImageNet weights are those
+that torchvision saves (``vgg16-397923af.pth``, ``vgg19-dcbb9e9d.pth``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difiisr_training.checkpoints import read_checkpoint
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+_VGG16, _VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)  # convolutions of each block
+_LAYERS = {
+    # layer -> blocks, none: of the normalised VGG-19; indices of the feature maps; the input is
+    "vgg16_relu3_3": (_VGG16, (15,), "imagenet"),
+    "vgg19_relu5_4": (_VGG19, (35,), "as it is"),
+    "vgg19_relu3_1": ((), (17,), "unit"),
+    "vgg19_scales": ((), (6, 13, 17), "unit"),  # relu1_2, relu2_2 and relu3_1
+}
+_IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_DARK = 1e-4  # squared length below which features are nothing
+_ENCODER_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+
+
+class PerceptualLoss(nn.Module):
+    """Mean squared difference of one feature map, one value per sample.
+
+    ``layer`` is one of
+
+    - ``"vgg16_relu3_3"``: VGG-16, as in the paper (which leaves l open), on images normalised as in
+      ImageNet;
+    - ``"vgg19_relu5_4"``: VGG-19 layer 35, as in the public reference, which feeds [-1, 1] without
+      any further normalisation;
+    - ``"vgg19_relu3_1"``: VGG-19 with normalised activations, reflection padding and its own colour
+      layer, as published for style transfer; the file holds the network to relu3_1;
+    - ``"vgg19_scales"``: relu1_2, relu2_2 and relu3_1 of that network, each place's features
+      divided by their length, as LPIPS has it (Zhang et al. 2018); the losses of the three are
+      added. Little contrast counts as much as great.
+    """
+
+    def __init__(self, layer: str, weights: Path) -> None:
+        """Build and fill the network from the file ``weights``.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file holds another network, or no weights.
+        """
+        super().__init__()
+        blocks, self._taps, self._normalised = _LAYERS[layer]
+        network = _imagenet_vgg(blocks) if blocks else _normalised_vgg19()
+        self._network = network[: self._taps[-1] + 1]
+        state = read_checkpoint(weights)
+        names = {name.removeprefix("features."): value for name, value in state.items()}
+        wanted = self._network.state_dict().keys()
+        try:
+            self._network.load_state_dict({name: names[name] for name in wanted & names.keys()})
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not hold the weights of {layer}: {error}") from error
+        self.eval().requires_grad_(False)
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """``(B, 1, H, W)`` twice, in [-1, 1] -> ``(B,)``, differentiable with respect to both."""
+        pairs = zip(self.features(sr), self.features(hr), strict=True)
+        if len(self._taps) > 1:
+            return sum((a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs)
+        return sum((a - b).square().mean(dim=(1, 2, 3)) for a, b in pairs)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """phi_l of ``(B, 1, H, W)`` in [-1, 1], fed as three equal channels: ``(B, F, h, w)``."""
+        x = image.expand(-1, 3, -1, -1)
+        if self._normalised != "as it is":
+            x = (x + 1) / 2
+        if self._normalised == "imagenet":
+            mean, deviation = x.new_tensor([_IMAGENET_MEAN, _IMAGENET_DEVIATION])[..., None, None]
+            x = (x - mean) / deviation
+        found = []
+        for index, layer in enumerate(self._network):
+            x = layer(x)
+            if index in self._taps:
+                found.append(x)
+        if len(found) == 1:
+            return found
+        return [x / (x.square().sum(1, keepdim=True) + _DARK).sqrt() for x in found]
+
+
+def _imagenet_vgg(blocks: tuple[int, ...]) -> nn.Sequential:
+    """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, convolutions in zip((64, 128, 256, 512, 512), blocks, strict=True):
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
+
+
+def _normalised_vgg19() -> nn.Sequential:
+    """Normalised VGG-19 to relu3_1 (Gatys et al. 2016) with explicit padding layers."""
+
+    def convolution(channels: int, width: int) -> list[nn.Module]:
+        return [nn.ReflectionPad2d(1), nn.Conv2d(channels, width, 3), nn.ReLU()]
+
+    pool = nn.MaxPool2d(2)
+    return nn.Sequential(
+        nn.Conv2d(3, 3, 1), *convolution(3, 64), *convolution(64, 64), pool,
+        *convolution(64, 128), *convolution(128, 128), pool, *convolution(128, 256),
+    )  # fmt: skip
+
+
+class SamLoss(nn.Module):
+    """||S_HR - S_SR||^2: squared difference of what SAM sees in two images, one mean per sample.
+
+    SAM comes from the ``segment-anything`` package (Kirillov et al., ICCV 2023). ``output`` is
+    ``"masks"`` (the paper's S: mask probabilities at a regular grid of prompt points) or
+    ``"features"`` (the public reference: the image encoder's embedding).
+    """
+
+    def __init__(self, sam: Sam, output: str, points_per_side: int = 4) -> None:
+        """Freeze ``sam``, whose prompt points are a grid of ``points_per_side`` squared."""
+        super().__init__()
+        self._sam = sam
+        self._describe = self.features if output == "features" else self.masks
+        self._points_per_side = points_per_side
+        self.eval().requires_grad_(False)
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """``(B, 1, H, W)`` twice, in [-1, 1] -> ``(B,)``; the gradient reaches ``sr`` alone."""
+        with torch.no_grad():
+            wanted = self._describe(hr)
+        return (self._describe(sr) - wanted).square().flatten(1).mean(dim=1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Image embedding ``(B, F, s, s)`` of ``(B, 1, H, W)`` in [-1, 1]."""
+        return self._sam.image_encoder(self.preprocess(image))
+
+    def masks(self, image: Tensor) -> Tensor:
+        """Mask probabilities ``(B, points, 4s, 4s)`` of ``(B, 1, H, W)`` in [-1, 1]."""
+        sam, embeddings = self._sam, self.features(image)
+        points = self._prompt_points(image)
+        labels = torch.ones(points.shape[:2], device=points.device)  # 1 = foreground
+        sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        prompts = [p.to(embeddings) for p in (sam.prompt_encoder.get_dense_pe(), sparse, dense)]
+        logits = [
+            sam.mask_decoder(embedding[None], *prompts, multimask_output=False)[0]
+            for embedding in embeddings
+        ]
+        return torch.stack(logits)[:, :, 0].sigmoid()
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """SAM's own, with gradient: longest side to ``img_size``, normalised, zeros to a square."""
+        size, grey = self._resized(image), (image + 1) * 127.5
+        return self._sam.preprocess(F.interpolate(grey, size, mode="bilinear", antialias=True))
+
+    def _resized(self, image: Tensor) -> tuple[int, int]:
+        scale = self._sam.image_encoder.img_size / max(image.shape[-2:])
+        return tuple(int(n * scale + 0.5) for n in image.shape[-2:])
+
+    def _prompt_points(self, image: Tensor) -> Tensor:
+        """Centres of a grid over the resized image: ``(points, 1, 2)``, x before y, in pixels."""
+        n = self._points_per_side
+        centres = (torch.arange(n, device=image.device) + 0.5) / n
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        height, width = self._resized(image)
+        return torch.stack([x * width, y * height], dim=-1).reshape(n * n, 1, 2)
+
+
+def load_sam(checkpoint: Path) -> Sam:
+    """Build the SAM that a checkpoint belongs to (ViT-B, -L or -H, told by its width) and fill it.
+
+    Raises:
+        ModuleNotFoundError: ``segment-anything`` or torchvision is absent or does not fit torch.
+        FileNotFoundError: no such file.
+        ValueError: the file is no SAM checkpoint.
+    """
+    try:
+        from segment_anything import sam_model_registry
+    except (ModuleNotFoundError, RuntimeError) as error:  # RuntimeError: of torchvision's operators
+        raise ModuleNotFoundError(
+            f"the SAM loss needs segment-anything, which cannot be imported ({error}): pip install "
+            f"segment-anything and a torchvision that fits torch {torch.__version__}"
+        ) from error
+    state = read_checkpoint(checkpoint)
+    width = len(state.get("image_encoder.patch_embed.proj.weight", ()))
+    if width not in _ENCODER_WIDTHS:
+        raise ValueError(
+            f"{checkpoint} is no SAM checkpoint: its image encoder has width {width}, "
+            f"known are {', '.join(map(str, _ENCODER_WIDTHS))}"
+        )
+    sam = sam_model_registry[_ENCODER_WIDTHS[width]](checkpoint=None)
+    sam.load_state_dict(state)
+    return sam

@@ -1,0 +1,1 @@
+"""What is trained beside the loop: judges, ablation, beginnings, and their curves."""

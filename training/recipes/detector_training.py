@@ -1,0 +1,198 @@
+"""Training of the small detector that judges super-resolved frames: samples and schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le, MultipleOf
+from PIL import Image, ImageFilter
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from difiisr_training.data.annotations import Annotations, Boxes
+from difiisr_training.data.images import as_picture, read_counts
+from difiisr_training.data.pairing import images_by_name
+from difiisr_training.evaluation.detectors import MULTIPLE
+from difiisr_training.evaluation.task_scores import average_precision
+from difiisr_training.recipes.centre_network import (
+    CentreDetector,
+    detect,
+    detection_loss,
+    draw_targets,
+)
+from difiisr_training.recipes.reader_loop import ReaderConfig, shuffled_place, train_reader
+
+_VISIBLE = 0.4  # an object of which less is left after cropping becomes an ignored region
+_GRADIENT_NORM = 10.0
+_WARMUP = 100
+
+LabelledFrame = tuple[np.ndarray, Boxes]
+"""A picture ``(H, W)`` float32 in 0..1 and the objects in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig(ReaderConfig):
+    """Settings of a run; the rate warms up over 100 steps and falls in a cosine to zero.
+
+    Attributes:
+        lr: largest learning rate (the paper: sgd, 0.01)
+        width: channels of the network at half resolution
+        optimiser: adamw, or sgd with momentum 0.9
+        crop: side of the samples in pixels, a multiple of 16
+        scales: smallest and largest zoom of the samples
+        gain: contrast of the samples is multiplied by a factor between 1/gain and gain
+        offset: largest shift of their brightness, as a share of white
+        blur: share of the samples that are blurred (sigma 0.5 to 2 pixels); 0 trains on the
+            sharpness of the frames alone, as the paper does; more makes a judge that forgives blur
+    """
+
+    iterations: Annotated[int, Ge(1)] = 3000
+    lr: Annotated[float, Gt(0)] = 2e-3
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    ema: Annotated[float, Ge(0), Le(1)] = 0.995
+    validate_every: Annotated[int, Ge(1)] = 500
+    width: Annotated[int, Ge(1)] = 20
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    crop: Annotated[int, Gt(0), MultipleOf(MULTIPLE)] = 288
+    scales: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.35)
+    gain: Annotated[float, Ge(1)] = 1.3
+    offset: Annotated[float, Ge(0)] = 0.1
+    blur: Annotated[float, Ge(0), Le(1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.scales[0] > self.scales[1]:
+            raise ValueError(f"scales: the smallest comes first, got {self.scales}")
+
+
+def load_frames(folder: Path, annotations: Annotations) -> list[LabelledFrame]:
+    """Read the annotated images of a folder, in the order of their names.
+
+    Raises:
+        ValueError: the folder holds none of the annotated images, or one that could be several.
+    """
+    named = images_by_name(folder)
+    boxes = annotations.of_frames(list(named))
+    if not boxes:
+        first = next(iter(annotations.images), "none")
+        raise ValueError(f"{folder} holds no annotated image; the annotations name e.g. {first}")
+    return [(as_picture(read_counts(named[name])), found) for name, found in boxes.items()]
+
+
+def fit_detector(
+    config: DetectorConfig,
+    classes: Sequence[str],
+    frames: Sequence[LabelledFrame],
+    val_frames: Sequence[LabelledFrame],
+    run: Path,
+    *,
+    initial: Mapping[str, Tensor] | None = None,
+    device: str = "cpu",
+    budget_s: float = math.inf,
+) -> tuple[CentreDetector, int]:
+    """Train a detector on ``frames``; ``val_frames``, if any, choose its weights.
+
+    A new run starts from the weights ``initial``. See ``train_reader`` for all else.
+    """
+
+    def loss_of(network: CentreDetector, numbers: range) -> Tensor:
+        images, *targets = draw_samples(frames, len(classes), config, numbers)
+        logits, sides = network.maps(images.to(device, memory_format=torch.channels_last))
+        return detection_loss(logits, sides, [each.to(device) for each in targets])
+
+    def rate_at(iteration: int) -> float:
+        warm = min(1.0, (iteration + 1) / _WARMUP)
+        return config.lr * warm * 0.5 * (1 + math.cos(math.pi * iteration / config.iterations))
+
+    def judge(network: CentreDetector) -> dict[str, float | None]:
+        scores = detector_scores(network, val_frames, classes, device)
+        return {"map": scores["map"], "map50": scores["map50"]}
+
+    torch.manual_seed(config.seed)
+    network = CentreDetector(len(classes), config.width)
+    if initial is not None:
+        network.load_state_dict(initial)
+    network.to(device, memory_format=torch.channels_last)
+    kinds = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
+    return train_reader(
+        config,
+        classes,
+        network,
+        kinds[config.optimiser](network.parameters(), config.lr, weight_decay=config.weight_decay),
+        run,
+        loss_of=loss_of,
+        rate_at=rate_at,
+        judge=judge if val_frames else None,
+        gradient_norm=_GRADIENT_NORM,
+        budget_s=budget_s,
+    )
+
+
+def detector_scores(
+    network: CentreDetector, frames: Sequence[LabelledFrame], classes: Sequence[str], device: str
+) -> dict[str, Any]:
+    """Precision of a network on whole frames; see ``average_precision``."""
+    found = [detect(network, picture, device) for picture, _ in frames]
+    return average_precision([boxes for _, boxes in frames], found, classes)
+
+
+def draw_samples(
+    frames: Sequence[LabelledFrame],
+    class_count: int,
+    config: DetectorConfig,
+    numbers: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Samples of the given numbers, a function of the arguments: ``(B, 1, S, S)``, and targets."""
+    samples = []
+    for number in numbers:
+        picture, boxes = frames[shuffled_place(len(frames), config.seed, number)]
+        rng = np.random.default_rng([config.seed, number])
+        picture, boxes = augment(picture, boxes, config, rng)
+        targets = draw_targets(boxes, class_count, picture.shape)
+        samples.append((torch.from_numpy(picture)[None], *targets))
+    return tuple(map(torch.stack, zip(*samples, strict=True)))
+
+
+def augment(
+    picture: np.ndarray, boxes: Boxes, config: DetectorConfig, rng: np.random.Generator
+) -> LabelledFrame:
+    """One sample: ``(S, S)`` float32 in 0..1 and its boxes. Outside of the frame there is grey."""
+    height, width = picture.shape
+    scale = np.exp(rng.uniform(*np.log(config.scales)))
+    size = config.crop
+    left = rng.uniform(min(0, width - size / scale), max(0, width - size / scale))
+    top = rng.uniform(min(0, height - size / scale), max(0, height - size / scale))
+    corner = (1 / scale, 0, left, 0, 1 / scale, top)
+    sample = np.array(
+        Image.fromarray(picture).transform(
+            (size, size), Image.Transform.AFFINE, corner, Image.Resampling.BILINEAR, fillcolor=0.5
+        )
+    )
+    if config.blur and rng.random() < config.blur:
+        blur = ImageFilter.GaussianBlur(rng.uniform(0.5, 2.0))
+        grey = Image.fromarray(np.uint8(sample * 255 + 0.5)).filter(blur)
+        sample = np.asarray(grey, np.float32) / 255
+    gain = np.exp(rng.uniform(-1, 1) * np.log(config.gain))
+    shift = rng.uniform(-1, 1) * config.offset
+    sample = ((sample - 0.5) * gain + 0.5 + shift).clip(0, 1).astype(np.float32)
+    xywh = (boxes.xywh - [left, top, 0, 0]) * scale
+    if rng.random() < 0.5:
+        sample = np.ascontiguousarray(sample[:, ::-1])
+        xywh[:, 0] = size - xywh[:, 0] - xywh[:, 2]
+    return sample, crop_boxes(Boxes(xywh, boxes.classes, boxes.ignored), size)
+
+
+def crop_boxes(boxes: Boxes, size: int) -> Boxes:
+    """Boxes within a square of ``size`` pixels; mostly hidden objects become ignored regions."""
+    corner = boxes.xywh[:, :2].clip(0, size)
+    extent = (boxes.xywh[:, :2] + boxes.xywh[:, 2:]).clip(0, size) - corner
+    visible = extent.prod(axis=1)
+    kept = visible > 0
+    hidden = visible < _VISIBLE * boxes.xywh[:, 2:].prod(axis=1)
+    xywh = np.concatenate([corner, extent], axis=1)
+    return Boxes(xywh[kept], boxes.classes[kept], (boxes.ignored | hidden)[kept])

@@ -1,0 +1,142 @@
+"""The training loop of detector and segmenter: resumable to the bit, bounded in wall-clock time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from difiisr_models.diffusion import stream_seed
+from difiisr_training.checkpoints import (
+    CHECKPOINT_NAME,
+    STATISTICS_NAME,
+    Journal,
+    StopOnSignal,
+    load_checkpoint,
+    save_checkpoint,
+    update_ema,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig:
+    """Settings that both readers have.
+
+    Attributes:
+        iterations: optimiser steps of the whole schedule
+        batch: crops per step
+        lr: largest learning rate
+        weight_decay: of the optimiser
+        ema: memory of the moving average that is judged and kept; 0: the weights themselves
+        seed: of the first weights and of all samples
+        validate_every: steps between two checkpoints, and judgements on the validation frames
+    """
+
+    iterations: Annotated[int, Ge(1)]
+    batch: Annotated[int, Ge(1)] = 8
+    lr: Annotated[float, Gt(0)]
+    weight_decay: Annotated[float, Ge(0)]
+    ema: Annotated[float, Ge(0), Le(1)]
+    seed: Annotated[int, Ge(0)] = 0
+    validate_every: Annotated[int, Ge(1)]
+
+
+def train_reader(
+    config: ReaderConfig,
+    classes: Sequence[str],
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    run: Path,
+    *,
+    loss_of: Callable[[nn.Module, range], Tensor],
+    rate_at: Callable[[int], float],
+    judge: Callable[[nn.Module], dict[str, float | None]] | None = None,
+    gradient_norm: float = math.inf,
+    budget_s: float = math.inf,
+) -> tuple[nn.Module, int]:
+    """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
+
+    A run folder that holds a checkpoint is continued: sample i, rate i and dropout i depend on i
+    alone, so the weights are those of an uninterrupted run.
+
+    Args:
+        config: the run; its settings and ``classes`` must be those of the checkpoint.
+        classes: names, in the order of the outputs.
+        network: with its first weights, on the device where it is trained.
+        optimiser: of its parameters.
+        run: folder of the checkpoint and ``statistics.jsonl``.
+        loss_of: the loss of a network on the samples of these numbers.
+        rate_at: learning rate of an iteration.
+        judge: scores of the average on validation frames; the first one chooses the best weights.
+        gradient_norm: longer gradients are cut to it.
+        budget_s: wall-clock limit.
+
+    Returns:
+        The average, the best one on validation or without validation the last, and the steps done.
+
+    Raises:
+        ValueError: the checkpoint is damaged or belongs to other settings.
+        FloatingPointError: the loss is not finite any more; its weights are not saved.
+    """
+    deadline = time.monotonic() + budget_s
+    settings = {"classes": list(classes), **dataclasses.asdict(config)}
+    average = copy.deepcopy(network).requires_grad_(False)
+    parts = {"network": network, "average": average, "optimiser": optimiser}
+    reached = {"iteration": 0, "best": None, "best_score": -1.0}
+    if (run / CHECKPOINT_NAME).exists():
+        saved = load_checkpoint(run / CHECKPOINT_NAME, settings, parts)
+        reached = {name: saved[name] for name in reached}
+    run.mkdir(parents=True, exist_ok=True)
+    journal, iteration = Journal(run), reached["iteration"]
+    progress = tqdm(total=config.iterations, initial=iteration, desc="training", unit="it")
+    with progress, StopOnSignal() as stop:
+        while iteration < config.iterations and time.monotonic() < deadline and not stop.requested:
+            for group in optimiser.param_groups:
+                group["lr"] = rate_at(iteration)
+            torch.manual_seed(stream_seed(config.seed, iteration))  # of dropout
+            optimiser.zero_grad(set_to_none=True)
+            first = iteration * config.batch
+            loss = loss_of(network.train(), range(first, first + config.batch))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at iteration {iteration}; lower the learning rate "
+                    f"from {config.lr}, or look for samples that show nothing to learn"
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), gradient_norm)
+            optimiser.step()
+            iteration += 1
+            update_ema(average, network, config.ema, iteration)
+            reached["iteration"], scores = iteration, {}
+            if iteration % config.validate_every == 0 or iteration == config.iterations:
+                scores = judge(average) if judge else {}
+                score = next(iter(scores.values()), None)
+                if score is not None and score > reached["best_score"]:
+                    reached |= {"best": copy.deepcopy(average.state_dict()), "best_score": score}
+                save_checkpoint(run / CHECKPOINT_NAME, settings, parts, **reached)
+            journal.write(STATISTICS_NAME, iteration, {"loss": loss.item(), **scores})
+            progress.update()
+            progress.set_postfix(loss=f"{loss.item():.3f}", **scores)
+        if stop.requested:
+            progress.write(f"stopped at iteration {iteration}; --resume goes on")
+    save_checkpoint(run / CHECKPOINT_NAME, settings, parts, **reached)
+    if reached["best"] is not None:
+        average.load_state_dict(reached["best"])
+    return average.eval(), iteration
+
+
+def shuffled_place(count: int, seed: int, number: int) -> int:
+    """Which of ``count`` frames sample ``number`` shows: all once an epoch, in another order."""
+    epoch, place = divmod(number, count)
+    return int(np.random.default_rng([seed, epoch, count]).permutation(count)[place])

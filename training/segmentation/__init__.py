@@ -1,1 +1,0 @@
-"""Semantic segmentation of super-resolved frames: training of SegFormer, mean IoU."""

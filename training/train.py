@@ -1,0 +1,280 @@
+"""The training loop: one function to read, resumable to the bit, bounded in wall-clock time.
+
+Runs on one device or, under `torchrun` or `accelerate launch`, on many: every process takes its
+slice of each batch, so the gradient is that of one process with the whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from difiisr_models.diffusion import exponential_schedule, stream_seed
+from difiisr_training.checkpoints import (
+    CHECKPOINT_NAME,
+    STATISTICS_NAME,
+    VALIDATION_NAME,
+    Journal,
+    StopOnSignal,
+    load_checkpoint,
+    save_checkpoint,
+    update_ema,
+)
+from difiisr_training.config import OptimiserConfig, TrainConfig, from_dict
+from difiisr_training.data.images import LoadFrames
+from difiisr_training.data.training_pairs import open_crops
+from difiisr_training.losses import Objective, TrainingLoss
+from difiisr_training.networks import build_network, start_from
+
+Validate = Callable[[nn.Module, int], dict[str, float]]
+"""Scores the moving average at an iteration; draws no random number of the training."""
+
+
+@dataclass
+class TrainState:
+    """Everything that a resumed run needs, and whether a signal ended this part of it."""
+
+    network: nn.Module
+    ema: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    iteration: int = 0
+    interrupted: bool = False
+
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | None]:
+        """What a checkpoint holds, by name."""
+        names = ("network", "ema", "optimiser", "scaler")
+        return {name: getattr(self, name) for name in names}
+
+
+def train(
+    config: TrainConfig,
+    objective: Objective,
+    load: LoadFrames,
+    run: Path,
+    *,
+    accelerator: Accelerator,
+    teacher: nn.Module | None = None,
+    initial: nn.Module | None = None,
+    validate: Validate | None = None,
+    tensorboard: bool = False,
+    budget_s: float = math.inf,
+    workers: int = 0,
+) -> TrainState:
+    """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
+
+    A run folder that holds a checkpoint is continued: sample i, noise i and rate i depend on i
+    alone, so the weights are those of an uninterrupted run.
+
+    Args:
+        config: the run.
+        objective: what is minimised, see ``networks.build_objective``.
+        load: gives the frames of the sources.
+        run: run folder.
+        accelerator: device, precision and processes.
+        teacher: the frozen network to distil.
+        initial: whose weights a new run starts from, see ``networks.start_from``.
+        validate: called every ``validate_every`` iterations and at the end of the schedule.
+        tensorboard: write event files too.
+        budget_s: wall-clock limit of this call; it ends after the iteration in which it is spent.
+        workers: processes that load samples, per training process.
+
+    Raises:
+        ValueError: the checkpoint belongs to other settings, the batch cannot be shared equally, or
+            a teacher is given or missing against ``config.stage``.
+        FloatingPointError: the loss or the weights are not finite any more; they are not saved.
+    """
+    if (config.stage == "distillation") != (teacher is not None):
+        raise ValueError(f"stage {config.stage!r} {'has no' if teacher else 'needs a'} teacher")
+    deadline = time.monotonic() + budget_s
+    device, guidance = accelerator.device, config.guidance
+    own = _own_slice(config.batch, accelerator)
+    state = _begin_or_go_on(config, run, initial, accelerator)
+    loss_module = TrainingLoss(state.network, teacher, objective)
+    loss_module, state.optimiser = accelerator.prepare(loss_module, state.optimiser)
+    samples = open_crops(
+        config.sources, load, config.crops, config.seed, config.iterations * config.batch
+    )
+    firsts = config.batch * np.arange(state.iteration, config.iterations)
+    numbers = firsts[:, None] + np.arange(own.start, own.stop)
+    batches = DataLoader(
+        Subset(samples, numbers.ravel()),
+        own.stop - own.start,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    journal = Journal(run, tensorboard) if accelerator.is_main_process else None
+    progress = tqdm(
+        total=config.iterations, initial=state.iteration, desc=config.name, unit="it",
+        disable=not journal,
+    )  # fmt: skip
+
+    losses, waited, started = [], 0.0, time.monotonic()
+    with progress, StopOnSignal() as stop:
+        asked = time.monotonic()
+        for lr, hr, clean in batches:
+            waited += time.monotonic() - asked
+
+            # One step: t and eps are a function of the iteration, as the samples are.
+            images = [x.to(device, non_blocking=True) for x in (lr, hr, clean)]
+            index, eps = draw_steps_and_noise(config, state.iteration, hr.shape[-2:], device)
+            rate = learning_rate(state.iteration, config.optimiser, config.iterations)
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate
+            state.optimiser.zero_grad(set_to_none=True)
+            guided = guidance.kind != "none" and state.iteration >= guidance.start_iteration
+            with accelerator.autocast():
+                loss = loss_module(*images, index[own], eps[own], guided)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(state.network.parameters(), config.optimiser.grad_clip)
+            state.optimiser.step()
+            update_ema(state.ema, state.network, config.optimiser.ema, state.iteration)
+            losses.append(loss.detach())
+            state.iteration += 1
+            progress.update()
+
+            if state.iteration % config.log_every == 0:
+                mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+                if not math.isfinite(mean):
+                    raise _diverged(f"the loss is {mean}", state, run)
+                elapsed = time.monotonic() - started
+                speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
+                if journal:
+                    values = {"loss": mean, "lr": rate, **speed}
+                    journal.write(STATISTICS_NAME, state.iteration, values)
+                progress.set_postfix(loss=f"{mean:.4f}")
+                losses, waited, started = [], 0.0, time.monotonic()
+            if state.iteration % config.checkpoint_every == 0:
+                _save(run, state, config, accelerator)
+            every, is_last = config.validate_every, state.iteration == config.iterations
+            if journal and validate and every and (state.iteration % every == 0 or is_last):
+                scores = validate(state.ema, state.iteration)
+                journal.write(VALIDATION_NAME, state.iteration, scores)
+            if _any_process(stop.requested or time.monotonic() > deadline, accelerator):
+                break
+            asked = time.monotonic()
+    _save(run, state, config, accelerator)
+    state.interrupted = stop.requested
+    accelerator.wait_for_everyone()
+    return state
+
+
+def make_accelerator(config: TrainConfig, device: str) -> Accelerator:
+    """Processes and precision of a run; ``device``: "auto" or "cpu".
+
+    Raises:
+        ValueError: some of the processes that were started do not train with the others.
+    """
+    # Processes must not wait for the gradient of the fidelity-0 head where it gets none.
+    idle_head = config.stage == "diffusion" and config.perceptual_weight == 0
+    accelerator = Accelerator(
+        # Left to itself without a GPU, accelerate makes every process a run of its own.
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle_head)],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise ValueError(
+            f"{started} processes were started and {accelerator.num_processes} train together: "
+            "start them with torchrun or accelerate launch, on one kind of device"
+        )
+    return accelerator
+
+
+def draw_steps_and_noise(
+    config: TrainConfig, iteration: int, hr_size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """t - 1 ``(B,)`` and eps ``(B, C, h, w)`` of the whole batch: a function of the iteration.
+
+    A share ``last_step_share`` of the steps t is t = T, the one that one-step sampling uses. Drawn
+    where they are used (a CPU takes longer for the noise than a GPU for the whole step), so that a
+    GPU's draws are not a CPU's.
+    """
+    rng = torch.Generator(device).manual_seed(stream_seed(config.seed, iteration))
+    steps, where = exponential_schedule().steps, {"generator": rng, "device": device}
+    index = torch.randint(steps, (config.batch,), **where)
+    last = torch.rand(config.batch, **where) < config.last_step_share
+    channels, shrink = (16, 4) if config.published is None else (3, 4)
+    size = (config.batch, channels, *(side // shrink for side in hr_size))
+    return torch.where(last, steps - 1, index), torch.randn(size, **where)
+
+
+def learning_rate(iteration: int, config: OptimiserConfig, iterations: int) -> float:
+    """Linear warm-up, then a cosine from ``lr`` to ``final_lr_share * lr``."""
+    warm = min(1.0, (iteration + 1) / max(1, config.warmup))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / iterations)))
+    return config.lr * warm * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
+
+
+def _begin_or_go_on(
+    config: TrainConfig, run: Path, initial: nn.Module | None, accelerator: Accelerator
+) -> TrainState:
+    """The state of the run folder's checkpoint, or that of a new run, whose folder is made."""
+    torch.manual_seed(config.seed)
+    network, ema = build_network(config), build_network(config)
+    if initial is not None:
+        start_from(network, initial)
+    ema.load_state_dict(network.state_dict())
+    network, ema = (n.to(memory_format=torch.channels_last) for n in (network, ema))
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay
+    )
+    state = TrainState(network, ema.requires_grad_(False), optimiser, accelerator.scaler)
+    path, settings = run / CHECKPOINT_NAME, asdict(config)
+    if path.exists():
+        saved = load_checkpoint(
+            path, settings, state.parts(), lambda older: asdict(from_dict(older, str(path)))
+        )
+        state.iteration = saved["iteration"]
+    elif accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    state.ema.to(accelerator.device)
+    return state
+
+
+def _save(run: Path, state: TrainState, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Write the checkpoint, unless the weights, which all processes have, are not finite."""
+    if not all(weight.isfinite().all() for weight in state.network.parameters()):
+        raise _diverged("the weights hold NaN or infinity", state, run)
+    if accelerator.is_main_process:
+        path = run / CHECKPOINT_NAME
+        save_checkpoint(path, asdict(config), state.parts(), iteration=state.iteration)
+
+
+def _diverged(what: str, state: TrainState, run: Path) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} before iteration {state.iteration}; the last checkpoint in {run} is kept. "
+        "Lower the learning rate or use fp32"
+    )
+
+
+def _own_slice(batch: int, accelerator: Accelerator) -> slice:
+    """This process's samples of each batch."""
+    share, rest = divmod(batch, accelerator.num_processes)
+    if rest:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared equally by {accelerator.num_processes} processes"
+        )
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def _any_process(stop: bool, accelerator: Accelerator) -> bool:
+    """Whether any process wants to stop, so that all stop after the same iteration."""
+    if accelerator.num_processes == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=accelerator.device)
+    return accelerator.reduce(flag, "sum").item() > 0
