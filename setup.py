@@ -123,6 +123,7 @@ setup(
         "pyyaml",
         "rosbags>=0.11,<0.12",
         "safetensors>=0.4",
+        "scipy>=1.11",
         "torch>=2.6",
         "tqdm",
         "zstandard",

@@ -31,7 +31,7 @@ from difiisr_ros.bag_storage import (
     StorageFile,
     Topic,
 )
-from difiisr_ros.image_codec import encode, image_to_array
+from difiisr_ros.image_codec import encode_rows, image_to_array
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
@@ -195,8 +195,13 @@ def choose_info_topic(bag: Bag, image_topic: str, wanted: str | None = None) -> 
     if wanted is not None and wanted not in topics:
         listed = ", ".join(topics) or "none"
         raise TopicError(f"{bag.path}: no camera_info topic {wanted!r}; it has: {listed}")
-    beside = f"{image_topic.rpartition('/')[0]}/camera_info"
+    beside = info_topic_beside(image_topic)
     return wanted or (beside if beside in topics else None)
+
+
+def info_topic_beside(image_topic: str) -> str:
+    """Where a camera's info is: /thermal/image_raw -> /thermal/camera_info."""
+    return f"{image_topic.rpartition('/')[0]}/camera_info"
 
 
 def topics_of(bag: Bag, message_type: str) -> list[str]:
@@ -270,10 +275,11 @@ def parse_message(data: bytes, message_type: str) -> Any:
 
 
 def image_bytes(header: Any, pixels: np.ndarray, encoding: str) -> bytes:
-    """CDR bytes of a ``sensor_msgs/Image``; pixels as for :func:`image_codec.encode`."""
-    fields = encode(pixels, encoding)._asdict()
-    fields["data"] = np.frombuffer(fields["data"], np.uint8)
-    message = STORE.types[IMAGE_TYPE](header=header, **fields)
+    """CDR bytes of a ``sensor_msgs/Image``; pixels as for :func:`.encode_rows`."""
+    rows = encode_rows(pixels, encoding)
+    (height, width), step = pixels.shape[:2], rows.shape[1]
+    fields = (height, width, encoding, 0, step, rows.reshape(-1))
+    message = STORE.types[IMAGE_TYPE](header, *fields)
     return bytes(STORE.serialize_cdr(message, IMAGE_TYPE))
 
 

@@ -7,44 +7,69 @@ rosbags' dataclasses.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-
-def scaled_matrix(matrix: np.ndarray, scale: int) -> np.ndarray:
-    """Return a row-major K (9) or P (12) for an image ``scale`` times as large, float64.
-
-    Pixel centres: x' = s x + (s - 1)/2, so c' = s c + (s - 1)/2, f' = s f, and P[3], P[7] (focal
-    length times baseline) scale with f. A matrix whose first entry is 0 is uncalibrated
-    (sensor_msgs/CameraInfo) and stays as it is.
-    """
-    matrix = np.asarray(matrix, np.float64)
-    if matrix[0] == 0:
-        return matrix.copy()
-    shift = (scale - 1) / 2
-    enlarge = np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1]], np.float64)
-    return (enlarge @ matrix.reshape(3, -1)).reshape(-1)
+from difiisr_models.settings import Crop
 
 
 def scale_camera_info(info: Any, scale: int) -> Any:
     """Return a copy of ``info`` for an image ``scale`` times as large in each direction.
 
     width, height, K, P and the region of interest are scaled; header, distortion model, D, R and
-    binning are copied; zeros (uncalibrated K, full region of interest) stay zero.
+    binning are copied; zeros (uncalibrated K or P, full region of interest) stay zero.
+    Pixel centres: x' = s x + (s - 1)/2, so c' = s c + (s - 1)/2, f' = s f, and P[3], P[7] (focal
+    length times baseline) scale with f.
     """
     scaled = copy.deepcopy(info)
     scaled.width = info.width * scale
     scaled.height = info.height * scale
-    scaled.k = scaled_matrix(info.k, scale)
-    scaled.p = scaled_matrix(info.p, scale)
+    shift = (scale - 1) / 2
+    enlarge = np.array([[scale, 0, shift], [0, scale, shift], [0, 0, 1]], np.float64)
+    for name in ("k", "p"):
+        matrix = np.asarray(getattr(scaled, name), np.float64)
+        if matrix[0] != 0:  # else uncalibrated
+            matrix = (enlarge @ matrix.reshape(3, -1)).reshape(-1)
+        setattr(scaled, name, matrix)
     for name in ("x_offset", "y_offset", "height", "width"):
         setattr(scaled.roi, name, getattr(info.roi, name) * scale)
     return scaled
 
 
-def camera_info_of_result(info: Any, image: Any, scale: int) -> Any:
+def crop_camera_info(info: Any, crop: Crop) -> Any:
+    """Return a copy of ``info`` for images that ``crop`` cuts pixels off.
+
+    The principal points of K and P and the size move with the cut; where ``info`` has a region of
+    interest, that does instead, as K and P are of the full image. A binned pixel is several.
+    """
+    cropped = copy.deepcopy(info)
+    across, down = max(info.binning_x, 1), max(info.binning_y, 1)
+    left, right = crop.left * across, crop.right * across
+    top, bottom = crop.top * down, crop.bottom * down
+    if info.roi.width or info.roi.height:
+        cropped.roi.x_offset, cropped.roi.y_offset = (
+            info.roi.x_offset + left,
+            info.roi.y_offset + top,
+        )
+        cropped.roi.width = (info.roi.width or info.width) - left - right
+        cropped.roi.height = (info.roi.height or info.height) - top - bottom
+        return cropped
+    cropped.width, cropped.height = info.width - left - right, info.height - top - bottom
+    for name, columns in (("k", 3), ("p", 4)):
+        matrix = np.array(getattr(info, name), np.float64)
+        if matrix[0] != 0:  # else uncalibrated
+            matrix[[2, columns + 2]] -= left, top
+        setattr(cropped, name, matrix)
+    return cropped
+
+
+def camera_info_of_result(info: Any, image: Any, scale: int, crop: Crop = Crop()) -> Any:
     """Return ``info`` scaled for the result of ``image`` (both messages), with the image's header.
+
+    ``crop``: what was cut off the image.
 
     Raises:
         ValueError: ``info`` describes images (its ROI, or all, over the binning) of another size.
@@ -56,6 +81,30 @@ def camera_info_of_result(info: Any, image: Any, scale: int) -> Any:
             f"camera_info is not used: it describes images of {width}x{height}, "
             f"these are {image.width}x{image.height}"
         )
-    scaled = scale_camera_info(info, scale)
+    scaled = scale_camera_info(crop_camera_info(info, crop) if any(crop) else info, scale)
     scaled.header = image.header
     return scaled
+
+
+def info_finder(recorded: Iterable[tuple[int, int, Any]]) -> Callable[[int, int], Any]:
+    """Return a function that finds a frame's camera_info by the frame's stamp and time, ns.
+
+    Args:
+        recorded: stamp, time (both ns) and camera_info, in the order of the times.
+
+    Returns:
+        gives the first of that stamp (0 is none), else the last one before that time, else the
+        first of all; ``None`` where there is none.
+    """
+    infos, times, of_stamp = [], [], {}
+    for stamp, time, info in recorded:
+        infos.append(info)
+        times.append(time)
+        of_stamp.setdefault(stamp, info)
+    of_stamp.pop(0, None)  # no stamp
+
+    def info_of(stamp: int, time: int) -> Any:
+        last = infos[max(bisect_right(times, time) - 1, 0)] if infos else None
+        return of_stamp.get(stamp, last)
+
+    return info_of

@@ -20,7 +20,7 @@ EXIT_NOTHING, EXIT_LOSSES, EXIT_INTERRUPTED = 1, 2, 130
 
 VERBS = {
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
-    "info": "what a model is, and what a frame costs",
+    "info": "what a model is and what a frame costs, or what a recording shows of its camera",
     "evaluate": "judge models on recordings and images: report.html",
     "recorded": "say what a running node really did, from its recording",
     "bench": "time network, upscaler and node, beside other models",

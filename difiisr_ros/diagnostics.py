@@ -10,6 +10,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from difiisr_models import Upscaler
+from difiisr_models.stream import StreamSummary
 from difiisr_ros.stream_statistics import WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
@@ -17,8 +18,11 @@ UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
 SILENCE = 3.0  # seconds without an image before the stream counts as stale
 
 
-def assess(summary: Summary, topic: str) -> tuple[bytes, str]:
-    """Return level and message for an active stream: what is wrong first, and what to do."""
+def assess(summary: Summary, topic: str, info_trouble: str = "") -> tuple[bytes, str]:
+    """Return level and message for an active stream: what is wrong first, and what to do.
+
+    ``info_trouble``: what is wrong with its camera_info, empty if nothing is.
+    """
     recent, total, error = summary.recent, summary.total, summary.last_error
     refused = recent["malformed"] + recent["too_large"]
     failed, lost, stale, received = (recent[f] for f in ("failed", "lost", "stale", "received"))
@@ -44,6 +48,7 @@ def assess(summary: Summary, topic: str) -> tuple[bytes, str]:
             f"{stale} of {received} frames skipped {window}: the model is slower than the camera; "
             "use fewer steps, a faster device or model",
         ),
+        (DiagnosticStatus.WARN, info_trouble, info_trouble),
         (DiagnosticStatus.OK, summary.waiting, "waiting for a subscriber of the result"),
         (DiagnosticStatus.OK, total["published"], f"{summary.rate_out:.1f} Hz"),
         (DiagnosticStatus.OK, total["received"], "computing the first frame"),
@@ -69,6 +74,26 @@ def stream_values(summary: Summary) -> dict[str, str]:
         "frames lost before": str(total["lost"]),
         **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
         "last error": summary.last_error,
+    }
+
+
+def scene_values(summary: StreamSummary) -> dict[str, str]:
+    """Return what the last frame showed; temperatures are measured ones, in the camera's counts."""
+    counts = {
+        "noise": summary.noise,
+        "span": summary.span,
+        "pattern rows": summary.pattern.rows,
+        "pattern columns": summary.pattern.columns,
+        "pattern pixels": summary.pattern.pixels,
+        "coldest measured": summary.coldest,
+        "hottest measured": summary.hottest,
+        "range from": summary.range.lo,
+        "range to": summary.range.hi,
+    }
+    return {
+        **{f"{name} (counts)": f"{value:.6g}" for name, value in counts.items()},
+        "noise (% of span)": f"{summary.noise_percent:.2f}",
+        "invalid pixels": str(summary.invalid),
     }
 
 

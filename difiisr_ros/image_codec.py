@@ -6,8 +6,7 @@ and rosbags' dataclasses (``data`` is a numpy array). Values are never rescaled:
 
 from __future__ import annotations
 
-import array
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -58,28 +57,10 @@ def image_to_array(image: Any) -> np.ndarray:
     return pixels.reshape(height, width, 3) if channels == 3 else pixels
 
 
-class EncodedImage(NamedTuple):
-    """All fields of ``sensor_msgs/Image`` but the header; rows unpadded, little endian."""
-
-    height: int
-    width: int
-    encoding: str
-    is_bigendian: int
-    step: int
-    data: array.array
-
-
-def encode(pixels: np.ndarray, encoding: str) -> EncodedImage:
-    """Return the message fields of (H, W) or (H, W, 3) pixels; as :func:`encode_rows`."""
-    rows = encode_rows(pixels, encoding)
-    # The message class checks any other type than array('B') byte by byte in Python.
-    data = array.array("B")
-    data.frombytes(rows.data.cast("B"))
-    return EncodedImage(*pixels.shape[:2], encoding, 0, rows.shape[1], data)
-
-
 def encode_rows(pixels: np.ndarray, encoding: str) -> np.ndarray:
-    """Return the bytes of the message's rows, (H, step) uint8; they share the memory of ``pixels``.
+    """Return the bytes of the message's rows, (H, step) uint8, of (H, W) or (H, W, 3) pixels.
+
+    Rows are unpadded and little endian, and share the memory of ``pixels``.
 
     Raises:
         ImageCodecError: the encoding is unknown, or dtype and shape are not the encoding's:

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 import docstring_parser
 from annotated_types import Ge, Le
 
-from difiisr_models.settings import FrameSettings, Runtime, allowed, limits
+from difiisr_models.settings import Camera, FrameSettings, Runtime, allowed, limits, types
 
 Reliability = Literal["best_effort", "reliable"]
 
 
 @dataclass(frozen=True)
-class Parameters(FrameSettings, Runtime):
+class Parameters(Camera, FrameSettings, Runtime):
     """All parameters of sr_node; those that are not inherited are its own.
 
     Attributes:
@@ -50,6 +50,7 @@ class Parameters(FrameSettings, Runtime):
     diagnostics_period: Annotated[float, Ge(0.1), Le(60.0)] = 1.0
 
     def __post_init__(self) -> None:
+        Camera.__post_init__(self)
         FrameSettings.__post_init__(self)
         Runtime.__post_init__(self)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -70,7 +71,7 @@ class Parameters(FrameSettings, Runtime):
 UPSCALER = {field.name for kind in (Runtime, FrameSettings) for field in fields(kind)}
 # When a value may change: "live" at any time, from the next frame on; "configure" while the node
 # is unconfigured; the rest "start", in the parameters the process is started with (ROS: read-only).
-LIVE = {field.name for field in fields(FrameSettings)} | {
+LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)} | {
     *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy")
 }
 CONFIGURE = UPSCALER - LIVE | {"model", "build_only"}
@@ -79,10 +80,15 @@ DEFAULTS = Parameters()
 NAMES = ("model", *(name for name in asdict(DEFAULTS) if name != "model"))
 MEANINGS = {
     described.arg_name: " ".join(described.description.split())
-    for kind in (Runtime, FrameSettings, Parameters)
+    for kind in (Runtime, FrameSettings, Camera, Parameters)
     for described in docstring_parser.parse(kind.__doc__).params
 }
 ROS_TYPES = {str: "string", float: "double", int: "integer", bool: "bool"}
+
+
+def ros_type(name: str) -> str:
+    """The type of a parameter in words: ``"double"``, ``"double or string"``."""
+    return " or ".join(ROS_TYPES[kind] for kind in types(Parameters, name))
 
 
 def change_of(name: str) -> str:
@@ -103,11 +109,11 @@ def changed(current: Parameters, configured: bool, changes: dict[str, Any]) -> P
     """
     for name, value in changes.items():
         before = getattr(current, name)
-        wanted, given = type(before), type(value)
-        if given is not wanted:
-            hint = f": write {float(value)}" if wanted is float and given is int else ""
+        wanted, given = types(Parameters, name), type(value)
+        if given not in wanted:
+            hint = f": write {float(value)}" if float in wanted and given is int else ""
             raise ValueError(
-                f"parameter '{name}' is of type {ROS_TYPES[wanted]}, "
+                f"parameter '{name}' is of type {ros_type(name)}, "
                 f"but {value!r} is {ROS_TYPES.get(given, given.__name__)}{hint}"
             )
         if configured and name in CONFIGURE and value != before:
@@ -137,7 +143,8 @@ def declare(node: Any) -> Parameters:
             # `changed` refuses other types too, and says what to write; rclpy only gives numbers.
             dynamic_typing=True,
         )
-        if ends := limits(Parameters, name):
+        ends = limits(Parameters, name)
+        if ends and not isinstance(default, str):
             least, greatest = map(type(default), ends)
             if isinstance(default, float):
                 ranges = [FloatingPointRange(from_value=least, to_value=greatest)]
@@ -171,7 +178,7 @@ def readme_table() -> str:
     for name in NAMES:
         default = getattr(DEFAULTS, name)
         lines.append(
-            f"| `{name}` | {ROS_TYPES[type(default)]} | `{_yaml(default)}` "
+            f"| `{name}` | {ros_type(name)} | `{_yaml(default)}` "
             f"| {allowed(Parameters, name)} | {change_of(name)} | {MEANINGS[name]} |"
         )
     return "\n".join(lines)

@@ -8,8 +8,7 @@ bytes.
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from difiisr_models.settings import Camera
 from difiisr_models.stream import Stream
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
@@ -28,13 +28,14 @@ from difiisr_ros.bags import (
     choose_image_topic,
     choose_info_topic,
     image_bytes,
+    info_topic_beside,
     open_bag,
     parse_message,
     ros_topic,
     stamp_of,
     write_bag,
 )
-from difiisr_ros.camera_info import camera_info_of_result
+from difiisr_ros.camera_info import camera_info_of_result, info_finder
 from difiisr_ros.image_codec import image_to_array
 
 
@@ -72,6 +73,7 @@ def replay(
     only_sr: bool = False,
     force: bool = False,
     frames: int | None = None,
+    camera: Camera = Camera(),
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -87,6 +89,7 @@ def replay(
         only_sr: leave out the recording's own topics.
         force: replace an existing recording at ``target``.
         frames: stop after this many frames; None for all.
+        camera: what is to be known of it.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -100,8 +103,12 @@ def replay(
     with ExitStack() as stack:
         bag = stack.enter_context(open_bag(source))
         image_topic = choose_image_topic(bag, image_topic)
-        info_of = _read_infos(bag, choose_info_topic(bag, image_topic, info_topic))
+        info_topic = choose_info_topic(bag, image_topic, info_topic)
+        info_of = info_finder(_infos(bag, info_topic))
         report = ReplayReport(image_topic, sr_topic or sr_topic_of(image_topic))
+        if info_topic is None:
+            beside = info_topic_beside(image_topic)
+            report.warnings.append(f"there is no {beside}: the results have no camera_info")
         results = {report.sr_topic, f"{report.sr_topic}/camera_info"}
         if taken := sorted(results & {topic.name for topic in bag.topics}):
             raise TopicError(f"the bag already has a topic {taken[0]}; name another result topic")
@@ -111,10 +118,13 @@ def replay(
                 writer.add(topic)
             for extra in bag.extras():
                 writer.write_extra(extra)
-        camera = next(topic for topic in bag.topics if topic.name == image_topic)
-        sr_image = writer.add(ros_topic(report.sr_topic, IMAGE_TYPE, camera))
-        sr_info = writer.add(ros_topic(f"{report.sr_topic}/camera_info", CAMERA_INFO_TYPE, camera))
-        stream, recorded = Stream(), bag.count(image_topic)
+        source_topic = next(topic for topic in bag.topics if topic.name == image_topic)
+        sr_image = writer.add(ros_topic(report.sr_topic, IMAGE_TYPE, source_topic))
+        sr_info = writer.add(
+            ros_topic(f"{report.sr_topic}/camera_info", CAMERA_INFO_TYPE, source_topic)
+        )
+        stream, recorded = Stream(camera.no_data_values), bag.count(image_topic)
+        crop = camera.window
         total = recorded if frames is None else min(recorded, frames)
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None))
         for message in bag.messages({image_topic} if only_sr else None):
@@ -130,7 +140,7 @@ def replay(
             report.frames_in += 1
             try:
                 image, stamp = parse_message(message.data, IMAGE_TYPE), stamp_of(message.data)
-                pixels = upscaler(image_to_array(image), stream, stamp)
+                pixels = upscaler(crop.cut(image_to_array(image)), stream, stamp)
             except ValueError as error:
                 report.malformed.append(f"frame {number} at {message.time} ns: {error}")
                 continue
@@ -138,7 +148,7 @@ def replay(
             writer.write(message._replace(topic=sr_image, data=result))
             if info := info_of(stamp, message.time):
                 try:
-                    info = camera_info_of_result(info, image, upscaler.scale)
+                    info = camera_info_of_result(info, image, upscaler.scale, crop)
                 except ValueError as error:
                     report.warnings = report.warnings or [str(error)]
                 else:
@@ -157,17 +167,9 @@ def sr_topic_of(image_topic: str) -> str:
     return f"{image_topic.rpartition('/')[0]}/sr"
 
 
-def _read_infos(bag: Bag, topic: str | None) -> Callable[[int, int], Any]:
-    """Finds by stamp and time (ns) a frame's info: of its stamp, the last before, or the first."""
-    infos, times, of_stamp = [], [], {}
+def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:
+    """Stamp, time and message of each readable camera_info."""
     for message in bag.messages({topic}) if topic else ():
         with suppress(ValueError):
-            infos.append(parse_message(message.data, CAMERA_INFO_TYPE))
-            times.append(message.time)
-            of_stamp.setdefault(stamp_of(message.data), infos[-1])
-
-    def info_of(stamp: int, at: int) -> Any:
-        last = infos[max(bisect_right(times, at) - 1, 0)] if infos else None
-        return of_stamp.get(stamp, last)
-
-    return info_of
+            info = parse_message(message.data, CAMERA_INFO_TYPE)
+            yield stamp_of(message.data), message.time, info

@@ -10,7 +10,6 @@ the same frames, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import pi, sin
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,16 +44,12 @@ _CAMERA_HEIGHT = 5.0  # metres above the ground
 _ROAD = (20.0, 32.0)  # metres from the camera
 _PAVEMENT = (14.0, 19.5)
 
-
-@dataclass(frozen=True)
-class SensorSettings:
-    """The camera's flaws; temperatures in kelvin, lengths in pixels of the truth."""
-
-    optics_sigma: float = 1.8
-    netd: float = 0.05
-    column_pattern: float = 0.04
-    row_pattern: float = 0.03
-    row_flicker: float = 0.015
+# Flaws of the camera: blur in pixels of the truth, the others in kelvin
+_OPTICS_SIGMA = 1.8
+_NETD = 0.05
+_COLUMN_PATTERN = 0.04
+_ROW_PATTERN = 0.03
+_ROW_FLICKER = 0.015
 
 
 class Scene:
@@ -62,17 +57,15 @@ class Scene:
 
     Args:
         seed: chooses texture, actors and noise.
-        sensor: flaws of the simulated camera.
     """
 
-    def __init__(self, seed: int = 0, sensor: SensorSettings | None = None) -> None:
+    def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.sensor = sensor or SensorSettings()
         rng = np.random.default_rng(seed)
         self._background = _street(rng)
         self._actors = sorted(_actors(rng), key=lambda actor: -actor.depth)
-        self._columns = rng.normal(0.0, self.sensor.column_pattern, (1, WIDTH))
-        self._rows = rng.normal(0.0, self.sensor.row_pattern, (HEIGHT, 1))
+        self._columns = rng.normal(0.0, _COLUMN_PATTERN, (1, WIDTH))
+        self._rows = rng.normal(0.0, _ROW_PATTERN, (HEIGHT, 1))
 
     def truth(self, index: int) -> NDArray[np.float32]:
         """Frame ``index`` before the camera: (480, 640) float32, kelvin."""
@@ -81,16 +74,12 @@ class Scene:
             actor.draw_at(image, index / FRAME_RATE)
         return image
 
-    def seen(self, index: int) -> NDArray[np.float32]:
-        """Frame ``index`` behind optics and detector, without noise: (120, 160), kelvin."""
-        return _integrate(_blur(self.truth(index), self.sensor.optics_sigma))
-
     def frame(self, index: int) -> NDArray[np.uint16]:
         """Frame ``index`` as the camera reports it: (120, 160) uint16 counts of 0.01 K."""
         rng = np.random.default_rng((self.seed, index))
-        kelvin = self.seen(index) + self._columns + self._rows
-        kelvin = kelvin + rng.normal(0.0, self.sensor.row_flicker, (HEIGHT, 1))
-        kelvin = kelvin + rng.normal(0.0, self.sensor.netd, (HEIGHT, WIDTH))
+        kelvin = _integrate(_blur(self.truth(index))) + self._columns + self._rows
+        kelvin = kelvin + rng.normal(0.0, _ROW_FLICKER, (HEIGHT, 1))
+        kelvin = kelvin + rng.normal(0.0, _NETD, (HEIGHT, WIDTH))
         return np.clip(np.rint(kelvin / KELVIN_PER_COUNT), 0, 65535).astype(np.uint16)
 
 
@@ -135,12 +124,10 @@ def camera_info(header: Any) -> Any:
     )
 
 
-def _blur(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Gaussian blur of an (H, W) image with ``sigma`` in pixels; edges are repeated."""
-    if sigma <= 0:
-        return image
-    radius = int(np.ceil(3 * sigma))
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the optics make of an (H, W) image: Gaussian blur; edges are repeated."""
+    radius = int(np.ceil(3 * _OPTICS_SIGMA))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / _OPTICS_SIGMA) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
     for _ in range(2):  # along the rows, then, transposed, along the columns
         padded = np.pad(image, [(0, 0), (radius, radius)], mode="edge")

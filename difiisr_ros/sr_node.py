@@ -37,9 +37,16 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models.settings import Crop
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
-from difiisr_ros.diagnostics import assess, diagnostic_array, model_values, stream_values
+from difiisr_ros.diagnostics import (
+    assess,
+    diagnostic_array,
+    model_values,
+    scene_values,
+    stream_values,
+)
 from difiisr_ros.frame_worker import FrameWorker, any_computing
 from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array
 from difiisr_ros.parameters import NAMES, changed, declare, undeclared
@@ -47,6 +54,7 @@ from difiisr_ros.stream_statistics import Reason, StreamStatistics
 
 LOG_PERIOD = 5.0  # seconds between two log lines of the same kind
 STOP_TIMEOUT = 2.0  # seconds that a transition waits for the frame being computed
+INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -55,9 +63,10 @@ class Frame(NamedTuple):
     """An image on its way through the worker."""
 
     message: Image  # as it came
-    pixels: np.ndarray  # of the message, then the super-resolved ones
+    pixels: np.ndarray  # of the message but what crop cuts off, then the super-resolved ones
     stamp_ns: int  # of the message's header
     arrived: float  # monotonic seconds
+    crop: Crop
     upscaling: float = 0.0  # seconds
 
 
@@ -125,9 +134,11 @@ class SrNode(LifecycleNode):
         self._outputs: list[LifecyclePublisher] = []
         self._inputs: list[Subscription] = []
         self._worker: FrameWorker[Frame, Frame] | None = None
-        self._stream = Stream()
+        self._stream = Stream(self._settings.no_data_values)
         self._info: CameraInfo | None = None
-        self._mismatch = ""  # the camera_info that was warned of
+        self._mismatch = ""  # why the camera_info is not used
+        self._warned: set[str] = set()  # troubles with the camera_info that were
+        self._first_image: float | None = None  # monotonic seconds
         self._statistics = StreamStatistics()
         self._fault = ""
         self.failed = False  # what build_only was started for
@@ -176,8 +187,9 @@ class SrNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin a new stream: subscribe, forget what is known and counted of the last one."""
         self._statistics = StreamStatistics()
-        self._stream = Stream()
-        self._info, self._mismatch = None, ""
+        self._stream = Stream(self._settings.no_data_values)
+        self._info, self._mismatch, self._first_image = None, "", None
+        self._warned.clear()
         self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
         for message_type, topic, callback in (
             (Image, "image_raw", self._on_image),
@@ -261,18 +273,20 @@ class SrNode(LifecycleNode):
         arrived = time.monotonic()
         stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
         self._statistics.received(stamp_ns)
+        self._first_image = self._first_image or arrived
         try:
             pixels = image_to_array(message)
         except ImageCodecError as error:
             self._drop("malformed", str(error))
             return
+        crop = self._settings.window
         megapixels, most = message.width * message.height / 1e6, self._settings.max_frame_megapixels
         if megapixels > most:
             size = f"{message.width}x{message.height} is {megapixels:.2f} megapixels"
             self._drop("too_large", f"{size}, more than max_frame_megapixels {most}")
         elif self._settings.lazy and not self._outputs[0].get_subscription_count():
             self._statistics.idle()
-        elif self._worker.submit(Frame(message, pixels, stamp_ns, arrived)):
+        elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
             self._statistics.dropped("stale")
 
     def _drop(self, reason: Reason, text: str) -> None:
@@ -288,25 +302,43 @@ class SrNode(LifecycleNode):
 
     def _publish(self, frame: Frame) -> None:
         image = image_message(frame.message, frame.pixels)
-        info = self._info_of_result(frame.message)
+        info = self._info_of_result(frame)
         image_output, info_output = self._outputs
         image_output.publish(image)
         if info is not None:
             info_output.publish(info)
         self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
 
-    def _info_of_result(self, image: Image) -> CameraInfo | None:
+    def _info_of_result(self, frame: Frame) -> CameraInfo | None:
         """The camera_info of the result; None, and a warning once, of images of another size."""
         info = self._info
         if info is None:
             return None
         try:
-            return camera_info_of_result(info, image, self._upscaler.scale)
+            result = camera_info_of_result(info, frame.message, self._upscaler.scale, frame.crop)
         except ValueError as error:
-            if str(error) != self._mismatch:
-                self._mismatch = str(error)
-                self.get_logger().warning(self._mismatch)
+            self._mismatch = str(error)
+            self._warn_once(self._mismatch)
             return None
+        self._mismatch = ""
+        return result
+
+    def _info_trouble(self) -> str:
+        """What is wrong with the camera_info of the active stream, "" if nothing is."""
+        since = self._first_image
+        if self._info is not None or since is None or time.monotonic() - since < INFO_PATIENCE:
+            return self._mismatch
+        text = (
+            f"no camera_info on {self._inputs[1].topic_name}: the results have none; if the "
+            "camera's has another name, launch with camera_info:=NAME"
+        )
+        self._warn_once(text)
+        return text
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.get_logger().warning(text)
 
     def _on_frame_failed(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
@@ -325,11 +357,14 @@ class SrNode(LifecycleNode):
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._settings = updated
+        self._stream.no_data = updated.no_data_values
         return SetParametersResult(successful=True)
 
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
         values = stream_values(summary)
+        if (scene := self._stream.summary()) is not None:
+            values |= scene_values(scene)
         if upscaler is not None:
             values |= model_values(upscaler)
         if self._fault:
@@ -337,7 +372,9 @@ class SrNode(LifecycleNode):
         elif self._worker is None:
             level, text = DiagnosticStatus.OK, "inactive" if upscaler else "unconfigured"
         else:
-            level, text = assess(summary, self._inputs[0].topic_name)
+            trouble = self._info_trouble()
+            values["camera_info"] = trouble or ("none yet" if self._info is None else "used")
+            level, text = assess(summary, self._inputs[0].topic_name, trouble)
         name = f"{self.get_fully_qualified_name().lstrip('/')}: super-resolution"
         stamp: Time = self.get_clock().now().to_msg()
         self._diagnostics.publish(

@@ -27,7 +27,8 @@ from launch.substitutions import LaunchConfiguration
 from launch import LaunchDescription
 
 SR_LAUNCH = Path(__file__).resolve().with_name("sr.launch.py")
-dds_profile = run_path(str(SR_LAUNCH))["dds_profile"]  # no launch file can be imported
+_shared = run_path(str(SR_LAUNCH))  # no launch file can be imported
+dds_profile, info_topic = _shared["dds_profile"], _shared["info_topic"]
 
 # True for diagnostics of a node that is active, or that cannot be (the text says why).
 NODE_HAS_STARTED = (
@@ -40,7 +41,7 @@ ARGUMENTS = {
     "bag": (None, "rosbag2 to play"),
     "output": ("", "rosbag2 folder to record to; must not exist (empty: the bag's name with _sr)"),
     "image": ("/thermal/image_raw", "image topic of the bag"),
-    "camera_info": ("/thermal/camera_info", "camera_info topic of the bag"),
+    "camera_info": ("", "camera_info topic of the bag (empty: camera_info beside the image)"),
     "result": ("/thermal/sr", "topic of the result; its camera_info is on <result>/camera_info"),
     "model": ("", "model name or path; empty leaves it to config/sr.yaml"),
     "device": ("", "auto, cpu, cuda or cuda:N; empty leaves it to config/sr.yaml"),
@@ -59,6 +60,7 @@ def replay(context) -> list:  # noqa: ANN001
     """Return node and recorder, then the player, then the end."""
     # Read here: sr.launch.py's arguments are of the same scope, and its output is a topic.
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    value["camera_info"] = info_topic(value["image"], value["camera_info"])
     result = value["result"].rstrip("/")
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SR_LAUNCH)),

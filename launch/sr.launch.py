@@ -33,7 +33,7 @@ DESCRIPTIONS["use_sim_time"] = "[start] true takes the time from /clock"
 # name: (default, description); an empty default leaves the value to params_file
 ARGUMENTS = {
     "image": ("thermal/image_raw", "image topic of the camera"),
-    "camera_info": ("thermal/camera_info", "camera_info topic of the camera"),
+    "camera_info": ("", "camera_info topic of the camera (empty: camera_info beside the image)"),
     "output": ("thermal/sr", "topic of the result; its camera_info is on <output>/camera_info"),
     "output_image_raw": (
         "false",
@@ -54,6 +54,11 @@ def dds_profile() -> dict[str, str]:
         return {}
     variable = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in BEFORE_KILTED]
     return {variable: str(CONFIG / "fastdds.xml")}
+
+
+def info_topic(image: str, given: str) -> str:
+    """Return the camera_info topic: ``given``, or camera_info beside the topic of the images."""
+    return given or f"{image[: image.rfind('/') + 1]}camera_info"
 
 
 def is_true(name: str, value: str) -> bool:
@@ -88,7 +93,7 @@ def sr_node(context) -> list:  # noqa: ANN001
         ],
         remappings=[
             ("image_raw", value["image"]),
-            ("camera_info", value["camera_info"]),
+            ("camera_info", info_topic(value["image"], value["camera_info"])),
             ("sr/image_raw", f"{output}/image_raw" if below else output),
             ("sr/camera_info", f"{output}/camera_info"),
         ],

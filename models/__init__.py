@@ -2,14 +2,22 @@
 
 from typing import TYPE_CHECKING, Any
 
-from difiisr_models.settings import FrameSettings, Runtime
+from difiisr_models.settings import Camera, FrameSettings, Runtime
 from difiisr_models.weights import WeightsError
 
 if TYPE_CHECKING:
     from difiisr_models.stream import Stream
     from difiisr_models.upscaler import Upscaler, load_upscaler
 
-__all__ = ["FrameSettings", "Runtime", "Stream", "Upscaler", "WeightsError", "load_upscaler"]
+__all__ = [
+    "Camera",
+    "FrameSettings",
+    "Runtime",
+    "Stream",
+    "Upscaler",
+    "WeightsError",
+    "load_upscaler",
+]
 
 
 def __getattr__(name: str) -> Any:

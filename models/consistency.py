@@ -1,4 +1,4 @@
-"""The consistency step: what was measured stays measured.
+"""The consistency step: what was measured stays measured, as far as the sensor's noise allows.
 
 Of all images x' with D x' = y_0, the one nearest to the network's output x is
 
@@ -7,20 +7,29 @@ Of all images x' with D x' = y_0, the one nearest to the network's output x is
 an orthogonal projection: where y_0 = D x_true it can only bring x closer to x_true, whatever the
 network. D works along rows and columns apart, D X = R_h X R_w^T, and so does the inverse:
 (D D^T)^{-1} Y = (R_h R_h^T)^{-1} Y (R_w R_w^T)^{-1}, exact up to the borders.
+
+A noisy measurement is y_0 = D x_true + n. The pull towards it that keeps the least expected error
+is then weaker, see :func:`noise_aware_consistency`; bounds on the result are met by
+:func:`project_within`.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from difiisr_models.precision import tf32_products
 from difiisr_models.resample import down_matrix, downsample, downsample_adjoint
 
 _LONGEST_AXIS = 1280  # of the usual cameras, low-resolution pixels: the inverse has its square
+_WINDOW = 7  # pixels on a side, over which the network's error is judged
+_DEVIATIONS = 2.0  # of the noise, that a result may disagree with a measured pixel by
+_MOST_STEPS = 60
 _MARGIN = 20  # pixels; so far away the inverse's values have fallen to 1e-10 of the largest
 
 
@@ -43,7 +52,90 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
         raise ValueError(f"consistency must lie in 0..1, got {strength}")
     if strength == 0.0:
         return packed
-    residual = strength * (lr - downsample(packed))
+    return _pulled(packed, strength * (lr - downsample(packed)))
+
+
+def noise_aware_consistency(packed: Tensor, lr: Tensor, sigma: float) -> Tensor:
+    """Move ``packed`` towards ``lr`` as far as noise of deviation ``sigma`` allows.
+
+    With r = y_0 - D x = e + n, of which e is the error of D x (variance s^2, unknown) and n the
+    noise (variance sigma^2), the estimate D x + w r of D x_true has the error (1 - w) e - w n, in
+    the mean square (1 - w)^2 s^2 + w^2 sigma^2: least for
+
+        w = s^2 / (s^2 + sigma^2),  s^2 = max(0, mean of r^2 over 7x7 pixels - sigma^2).
+
+    No pixel of the result disagrees with the measurement by more than 2 sigma: beyond that it is
+    pulled by |r| - 2 sigma at least. Without noise w = 1, the projection.
+
+    Args:
+        packed: ``(B, 16, h, w)`` super-resolved image, any unit.
+        lr: ``(B, 1, h, w)`` measured image in the same unit.
+        sigma: standard deviation of its noise, same unit, 0 or more.
+
+    Returns:
+        ``(B, 16, h, w)``.
+    """
+    if sigma <= 0:
+        return enforce_consistency(packed, lr)
+    residual = lr - downsample(packed)
+    around = F.pad(residual * residual, (_WINDOW // 2,) * 4, mode="reflect")
+    power = F.avg_pool2d(around, _WINDOW, 1)
+    share = (1 - sigma * sigma / power.clamp_min(1e-20)).clamp_min(0)
+    size = torch.maximum(share * residual.abs(), residual.abs() - _DEVIATIONS * sigma)
+    return _pulled(packed, residual.sign() * size)
+
+
+def project_within(
+    packed: Tensor, lr: Tensor, low: Tensor, high: Tensor, tolerance: Tensor
+) -> Tensor:
+    """The image within bounds, near ``packed``, whose D is ``lr`` as far as there is one.
+
+    min_x |D x - y|^2 in the metric (D D^T)^{-1}, low <= x <= high, by projected gradient steps with
+    momentum (FISTA; Beck & Teboulle 2009), begun at ``packed``; each step costs what
+    :func:`enforce_consistency` costs, on the part of the frame that needs it.
+
+    Args:
+        packed: ``(1, 16, h, w)``.
+        lr: ``(1, 1, h, w)``, same unit.
+        low: least values, ``(1, 1, h, w)``: one for each 4x4 block.
+        high: greatest values, likewise.
+        tolerance: largest disagreement to stop at, likewise.
+
+    Returns:
+        ``(1, 16, h, w)`` within the bounds.
+    """
+    within = torch.clamp(packed, low, high)
+    wrong = (lr - downsample(within)).abs() > tolerance
+    if not bool(wrong.any()):
+        return within
+    rows, columns = (
+        _around(wrong.any(dim=dim).flatten().nonzero(), n)
+        for dim, n in ((3, lr.shape[2]), (2, lr.shape[3]))
+    )
+    part = (..., rows, columns)
+    x, y, lo, hi = within[part], lr[part], low[part], high[part]
+    # At the rim the part is not the frame: there D of the part is not D of the frame.
+    y = y + torch.where(wrong[part], 0, downsample(x) - y) if x.shape != within.shape else y
+    v, t = x, 1.0
+    for _ in range(_MOST_STEPS):
+        residual = y - downsample(v)
+        if bool((residual.abs() <= tolerance[part]).all()):
+            break
+        before, x = x, torch.clamp(_pulled(v, residual), lo, hi)
+        t, t_before = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
+        v = torch.clamp(x + (t_before - 1) / t * (x - before), lo, hi)
+    within = within.clone()
+    within[part] = v
+    return within
+
+
+def _around(indices: Tensor, size: int) -> slice:
+    """From the first to the last of ``indices``, with what influences them, inside ``size``."""
+    return slice(max(0, int(indices[0]) - _MARGIN), min(size, int(indices[-1]) + 1 + _MARGIN))
+
+
+def _pulled(packed: Tensor, residual: Tensor) -> Tensor:
+    """The nearest image to ``packed`` whose D is larger by ``residual (B, 1, h, w)``."""
     with tf32_products(False):
         correction = _solve(_solve(residual).mT).mT
     return downsample_adjoint(correction).add_(packed)  # in place: large frames are mostly memory

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from difiisr_models.validity import NO_DATA
+
 NETWORK_LIMIT = 6.0
 """The network is shown [-6, 6]; what lies beyond (a dead pixel, the sun) goes around it."""
-
-NO_DATA = 1e30
-"""Float pixels of this magnitude are a mark, not a measurement; float32 has room above it."""
 
 _RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
 _WIDENING = 0.5  # of the span between the quantiles, at most, at either end
@@ -73,10 +72,17 @@ def robust_range(counts: np.ndarray) -> CountRange:
     return range_and_bulk(counts)[0]
 
 
-def range_and_bulk(counts: np.ndarray) -> tuple[CountRange, np.ndarray]:
-    """The robust range, and the quantiles that tell one scene from another, ``(3,)``."""
+def range_and_bulk(
+    counts: np.ndarray, invalid: np.ndarray | None = None
+) -> tuple[CountRange, np.ndarray]:
+    """The robust range, and the quantiles that tell one scene from another, ``(3,)``.
+
+    ``invalid``: ``(H, W)`` bool, pixels that do not count.
+    """
     stride = max(1, int((counts.size / _SAMPLED_PIXELS) ** 0.5))
     values = np.ascontiguousarray(counts[::stride, ::stride])
+    if invalid is not None and not invalid[::stride, ::stride].all():
+        values = values[~invalid[::stride, ::stride]]
     if counts.dtype.kind == "f":
         values = values[np.abs(values) < NO_DATA]
         if values.size == 0:

@@ -1,4 +1,4 @@
-"""Every setting of an upscaler, once: default, range, choices and meaning.
+"""Every setting of an upscaler and its camera, once: default, range, choices and meaning.
 
 The node's parameters, config/sr.yaml, the options of the command line and the README's table are
 derived from these classes; help texts are their sections "Attributes". Importing this costs no
@@ -7,9 +7,11 @@ torch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
@@ -80,7 +82,10 @@ class FrameSettings:
         fidelity: 1 for the lowest error, 0 for the sharpest sample; models without that choice
             (bicubic, the published network) ignore it
         seed: seed of the fixed noise; -1 for no noise
-        consistency: strength of the step that makes the output, scaled down, equal the input
+        consistency: strength of the step that makes the output, scaled down, equal the input;
+            auto: as far as the sensor's noise allows, all of it where there is none
+        remove_pattern: take off the fixed pattern of the sensor (offsets of rows, columns and
+            pixels that stand still while the scene moves)
 
     Raises:
         ValueError: a value of another type, or out of its range.
@@ -89,10 +94,70 @@ class FrameSettings:
     steps: Annotated[int, Ge(1), Le(15)] = 1
     fidelity: Annotated[float, Ge(0.0), Le(1.0)] = 1.0
     seed: Annotated[int, Ge(-1), Le(2**32 - 1)] = 0
-    consistency: Annotated[float, Ge(0.0), Le(1.0)] = 1.0
+    consistency: Annotated[float, Ge(0.0), Le(1.0)] | Literal["auto"] = "auto"
+    remove_pattern: bool = True
 
     def __post_init__(self) -> None:
         check(self)
+
+
+class Crop(NamedTuple):
+    """Pixels that are cut off each side of a frame."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def cut(self, frame: Any) -> Any:
+        """A view of the array ``frame (H, W, ...)``, empty where nothing is left."""
+        height, width = frame.shape[:2]
+        down = slice(self.top, max(self.top, height - self.bottom))
+        right = slice(self.left, max(self.left, width - self.right))
+        return frame[down, right]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What is to be known of a camera.
+
+    Attributes:
+        no_data: values that mark pixels without a measurement, separated by commas (0, 65535); NaN
+            and infinity always do
+        crop: rows and columns that are cut off the frame: top, bottom, left, right (2, 0, 0, 0 for
+            two rows of telemetry at the top); empty for none
+
+    Raises:
+        ValueError: a value of another type, or other numbers.
+    """
+
+    no_data: str | float | int = ""
+    crop: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+        try:
+            self.no_data_values  # noqa: B018
+        except ValueError:
+            raise ValueError(
+                f"no_data: numbers separated by commas are needed, got {self.no_data!r}"
+            ) from None
+        if self.crop and not re.fullmatch(r"\s*\d{1,5}\s*(,\s*\d{1,5}\s*){3}", self.crop):
+            raise ValueError(
+                "crop: four numbers of pixels, top, bottom, left, right, are needed, "
+                f"got {self.crop!r}"
+            )
+
+    @property
+    def no_data_values(self) -> tuple[float, ...]:
+        """``no_data`` as numbers."""
+        words = str(self.no_data).split(",") if self.no_data != "" else []
+        return tuple(float(word) for word in words)
+
+    @property
+    def window(self) -> Crop:
+        """``crop`` as numbers."""
+        return Crop(*map(int, self.crop.split(","))) if self.crop else Crop()
 
 
 def check(settings: Any) -> None:
@@ -113,9 +178,21 @@ def check(settings: Any) -> None:
             ) from None
 
 
+def types(kind: type, name: str) -> tuple[type, ...]:
+    """Types that a field of the dataclass ``kind`` takes: one, or text and number."""
+    hint = _hints(kind)[name]
+    found = []
+    for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        origin = get_origin(part)
+        found.append(str if origin is Literal else get_args(part)[0] if origin else part)
+    return tuple(found)
+
+
 def limits(kind: type, name: str) -> tuple[float, float] | None:
     """Least and greatest value of a field of the dataclass ``kind``, None where it has none."""
-    marks = getattr(_hints(kind)[name], "__metadata__", ())
+    hint = _hints(kind)[name]
+    parts = [hint, *get_args(hint)]
+    marks = [mark for part in parts for mark in getattr(part, "__metadata__", ())]
     ends = [mark.ge if isinstance(mark, Ge) else mark.le for mark in marks]
     return tuple(ends) if ends else None
 
@@ -123,13 +200,14 @@ def limits(kind: type, name: str) -> tuple[float, float] | None:
 def choices(kind: type, name: str) -> tuple[str, ...]:
     """Allowed texts of a field of the dataclass ``kind``, empty where any will do."""
     hint = _hints(kind)[name]
-    return get_args(hint) if get_origin(hint) is Literal else ()
+    parts = [hint, *get_args(hint)]
+    return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
 
 
 def allowed(kind: type, name: str) -> str:
     """The allowed values of a field in words: ``"1 to 15"``, ``"fp32, bf16, fp16"``, or ``""``."""
     ends = limits(kind, name)
-    return f"{ends[0]} to {ends[1]}" if ends else ", ".join(choices(kind, name))
+    return ", ".join((*choices(kind, name), *([f"{ends[0]} to {ends[1]}"] if ends else [])))
 
 
 @lru_cache

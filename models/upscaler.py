@@ -17,21 +17,27 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from difiisr_models.backends.selection import check_precision, resolve_device, torch_only
-from difiisr_models.consistency import enforce_consistency
+from difiisr_models.consistency import (
+    enforce_consistency,
+    noise_aware_consistency,
+)
 from difiisr_models.diffusion import NoiseSource, draw_noise
 from difiisr_models.frame_model import BicubicModel, FrameModel
+from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
-from difiisr_models.radiometry import NETWORK_LIMIT, NO_DATA, CountRange
-from difiisr_models.resample import SCALE, unpack
+from difiisr_models.noise import denoise
+from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
+from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
+from difiisr_models.validity import put_back
 
 DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
 WARM_UP_SIDE = 64
 
 STAGE = "difiisr: "
-"""Begins the name of each stage of a frame in a torch profile; see ``frame_profile``."""
+"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
 
 
 class Upscaler:
@@ -99,12 +105,20 @@ class Upscaler:
         stream = self.stream if stream is None else stream
         with self._lock, record_function(STAGE + "frame"), torch.inference_mode():
             stream.begin_frame(frame, stamp_ns)
+            results = [self._upscale(plane, stream, c) for c, plane in enumerate(_planes(frame))]
             if frame.ndim == 2:
-                return self._upscale(frame, stream, 0)
-            count = 1 if (frame == frame[..., :1]).all() else frame.shape[2]
-            planes = [np.ascontiguousarray(frame[..., c]) for c in range(count)]
-            results = [self._upscale(plane, stream, c) for c, plane in enumerate(planes)]
-            return np.stack(results * (frame.shape[2] // count), axis=-1)
+                return results[0]
+            return np.stack(results * (frame.shape[2] // len(results)), axis=-1)
+
+    def skip(
+        self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
+    ) -> None:
+        """Let the stream see a frame whose result nobody needs; arguments as of a call."""
+        check_frame(frame)
+        stream = self.stream if stream is None else stream
+        stream.begin_frame(frame, stamp_ns)
+        for channel, plane in enumerate(_planes(frame)):
+            stream.see(plane, channel, self.settings.remove_pattern)
 
     def warm_up(self) -> None:
         """Run once on a frame of no meaning, 64x64 where the backend takes tiles of any size.
@@ -144,38 +158,65 @@ class Upscaler:
 
     def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
         """The way of a frame ``(H, W)``, from top to bottom."""
-        model, runtime, settings = self._model, self.runtime, self.settings
-        filled, missing = fill_missing(counts)
-        with record_function(STAGE + "range"):
-            found = stream.range_of(counts, channel)
-            ends = found.normalise(np.array([filled.min(), filled.max()]))
-            limit = model.input_limit
-            inside = bool(np.abs(ends).max() <= limit)
+        settings, limit = self.settings, self._model.input_limit
+        with record_function(STAGE + "stream"):  # fill, range, noise
+            seen = stream.see(counts, channel, settings.remove_pattern)
+            found = seen.range
         with record_function(STAGE + "to device"):
-            frame = _normalise(_to_device(filled, self.device), found)[None, None]
-            shown = frame if inside else frame.clamp(-limit, limit)
+            frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
+            inside = bool(frame.abs().amax() <= limit)
+            is_auto = settings.consistency == "auto"
+            sigma = seen.noise * found.gain if is_auto and self._model.is_projected else 0.0
         with record_function(STAGE + "tiles"):
-            plan = plan_tiles(
-                counts.shape, runtime.tile or model.own_tile, runtime.overlap, runtime.tile_batch,
-                model.multiple, model.tile_shape,
-            )  # fmt: skip
-            padded, blend = pad_to(shown, plan.height, plan.width), Blend(plan)
-            for places in plan.batches():
-                tiles = _cut(padded, places)
-                noise = self._noise_source(places, padded.shape[-2:])
-                with record_function(STAGE + "network"):
-                    result = model.super_resolve(tiles, noise, settings.steps, settings.fidelity)
-                blend.add(places, result)
-            packed = blend.result()[..., : counts.shape[0], : counts.shape[1]]
+            packed = self._run_tiles(denoise(frame.clamp(-limit, limit), sigma))
+            for part in [] if inside else hot_parts(frame, limit):
+                packed = self._with_hot_part(packed, frame, part)
         with record_function(STAGE + "consistency"):
-            strength = settings.consistency if model.is_projected else 0.0
-            image = unpack(enforce_consistency(packed, shown, strength))
-            if not inside:  # dead pixels, the sun: carried by an interpolation that does not ring
-                excess = frame - shown
-                image = image + F.interpolate(excess, scale_factor=SCALE, mode="bilinear")
+            if self._model.is_projected and is_auto:
+                packed = noise_aware_consistency(packed, frame, sigma)
+            elif self._model.is_projected:
+                packed = enforce_consistency(packed, frame, settings.consistency)
+            if self._model.is_projected:
+                packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            result = _to_counts(image[0, 0], found, DTYPES[counts.dtype.type])
-            return put_back(_to_host(result).numpy(), counts, missing)
+            result = _to_counts(unpack(packed)[0, 0], found, DTYPES[counts.dtype.type])
+            image = _to_host(result).numpy()
+            return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+
+    def _run_tiles(self, frame: Tensor) -> Tensor:
+        """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend."""
+        model, runtime, settings = self._model, self.runtime, self.settings
+        height, width = frame.shape[-2:]
+        plan = plan_tiles(
+            (height, width), runtime.tile or model.own_tile, runtime.overlap, runtime.tile_batch,
+            model.multiple, model.tile_shape,
+        )  # fmt: skip
+        padded, blend = pad_to(frame, plan.height, plan.width), Blend(plan)
+        for places in plan.batches():
+            noise = self._noise_source(places, padded.shape[-2:])
+            with record_function(STAGE + "network"):
+                result = model.super_resolve(
+                    _cut(padded, places), noise, settings.steps, settings.fidelity
+                )
+            blend.add(places, result)
+        return blend.result()[..., :height, :width]
+
+    def _with_hot_part(self, packed: Tensor, frame: Tensor, part: tuple[slice, slice]) -> Tensor:
+        """``packed``, with what the model makes of a window of the frame at the window's own scale.
+
+        Only what lies near the hot pixels is taken from there, with a soft edge.
+        """
+        window = frame[(..., *part)]
+        lo, hi = window.amin(), window.amax()
+        centre, half = (lo + hi) / 2, (hi - lo) / 2
+        limit = self._model.input_limit
+        result = self._run_tiles((window - centre) / half) * half + centre
+        near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
+        soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
+        share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
+        packed = packed.clone()
+        packed[(..., *part)] = torch.lerp(packed[(..., *part)], result, share)
+        return packed
 
     def _noise_source(self, places: list[Tile], size: tuple[int, int]) -> NoiseSource:
         """The draws for the tiles at ``places`` of a frame of ``size``.
@@ -275,31 +316,12 @@ def check_frame(frame: np.ndarray) -> None:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
 
 
-def fill_missing(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Fill the pixels that hold no measurement, for the network.
-
-    Args:
-        counts: ``(H, W)``; in float frames what is not finite, or not below ``NO_DATA``.
-
-    Returns:
-        the frame without gaps, and where they were, ``(H, W)`` bool; None where there are none.
-    """
-    if counts.dtype != np.float32:
-        return counts, None
-    missing = ~(np.abs(counts) < NO_DATA)
-    if not missing.any():
-        return counts, None
-    known = counts[~missing]
-    fill = np.median(known) if known.size else 0
-    return np.where(missing, fill, counts).astype(np.float32), missing
-
-
-def put_back(result: np.ndarray, counts: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
-    """``result (4H, 4W)`` with the missing pixels of ``counts (H, W)`` as they were."""
-    if missing is None:
-        return result
-    block = np.ones((SCALE, SCALE), bool)
-    return np.where(np.kron(missing, block), np.kron(counts, block), result)
+def _planes(frame: np.ndarray) -> list[np.ndarray]:
+    """The channels of ``(H, W)`` or ``(H, W, C)``, one where all are equal."""
+    if frame.ndim == 2:
+        return [frame]
+    count = 1 if (frame == frame[..., :1]).all() else frame.shape[2]
+    return [np.ascontiguousarray(frame[..., channel]) for channel in range(count)]
 
 
 def _cut(frame: Tensor, places: list[Tile]) -> Tensor:

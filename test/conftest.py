@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.model_loading import save_compact
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -45,3 +48,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no image data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+    """A compact network of 16 channels and one block; nobody changes it."""
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(channels=16, blocks=1))
+    network.detail_head.weight.data.normal_(std=0.05)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_network, tmp_path_factory):
+    """Its weights folder."""
+    path = tmp_path_factory.mktemp("weights") / "tiny"
+    save_compact(tiny_network, path, {})
+    return path

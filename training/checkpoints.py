@@ -118,28 +118,13 @@ class StopOnSignal:
         self.__exit__()
 
 
-class Journal:
-    """Appends JSON lines to the files of a run folder and, if asked for, feeds TensorBoard."""
-
-    def __init__(self, run: Path, tensorboard: bool = False) -> None:
-        """``tensorboard``: also write event files to ``run/tensorboard``."""
-        self._run, self._events = run, None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(run / "tensorboard"))
-
-    def write(self, name: str, iteration: int, values: Mapping[str, float]) -> None:
-        """Append one line to the file ``name``, e.g. :data:`STATISTICS_NAME`."""
-        path = self._run / name
-        # What a power failure cut short must not swallow this line too.
-        cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n" * cut + json.dumps({"iteration": iteration, **values}) + "\n")
-        if self._events is not None:
-            for key, value in values.items():
-                self._events.add_scalar(f"{Path(name).stem}/{key}", value, iteration)
-            self._events.flush()
+def write_journal(run: Path, name: str, iteration: int, values: Mapping[str, float]) -> None:
+    """Append a JSON line to the file ``name`` of a run, e.g. :data:`STATISTICS_NAME`."""
+    path = run / name
+    # What a power failure cut short must not swallow this line too.
+    cut = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * cut + json.dumps({"iteration": iteration, **values}) + "\n")
 
 
 def read_journal(run: Path, name: str) -> list[dict[str, float]]:

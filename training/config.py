@@ -64,9 +64,6 @@ class TrainConfig:
             network without that knob (the published one) has this loss alone, where it is not 0.
         begin_as: published network that a new run's weights are made of, see
             ``recipes/begin_as_rlfn.py``; "none" = fresh weights, or those of ``--init``.
-        image_teacher: published network whose outputs the mean estimate is drawn to as well, on
-            samples with the clean degradation.
-        teacher_weight: share of the image teacher in that loss, 0..1.
         iterations: length of the schedule.
         batch: samples per iteration over all processes.
         last_step_share: share of samples trained at t = T; the rest is uniform over 1..T.
@@ -89,8 +86,6 @@ class TrainConfig:
     norm: Literal["l1", "l2", "psnr"] = "l1"
     perceptual_weight: Annotated[float, Ge(0)] = 0.0
     begin_as: Literal["none", "rlfn"] = "none"
-    image_teacher: Literal["none", "safmn", "rlfn"] = "none"
-    teacher_weight: Share = 0.5
     iterations: Count = 20000
     batch: Count = 16
     last_step_share: Share = 0.6
@@ -144,9 +139,13 @@ def load_config(path: Path) -> TrainConfig:
 def from_dict(data: Any, where: str) -> TrainConfig:
     """Settings from plain data; what an earlier version did not know has its default.
 
+    Its ``image_teacher``, which is gone, is passed over where it was "none".
+
     Raises:
         ValueError: as :func:`load_config`; the text begins with ``where``.
     """
+    if isinstance(data, dict) and data.get("image_teacher") == "none":
+        data = {k: v for k, v in data.items() if k not in ("image_teacher", "teacher_weight")}
     try:
         return TypeAdapter(TrainConfig).validate_python(data)
     except ValidationError as error:

@@ -49,6 +49,7 @@ from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.resample import pack
 from difiisr_training.perceptual import PerceptualLoss, SamLoss, load_sam
 
+_KAPPA = exponential_schedule().kappa
 _EPS = 1e-8
 _WINDOW = 8  # blocks on a side of a neighbourhood
 
@@ -100,17 +101,17 @@ class GuidanceConfig:
             raise ValueError(f"guidance timesteps are counted 1..{steps}, got {wrong}")
 
 
-def predicted_noise(x_t: Tensor, x0: Tensor, y: Tensor, eta: Tensor, kappa: float) -> Tensor:
+def predicted_noise(x_t: Tensor, x0: Tensor, y: Tensor, eta: Tensor) -> Tensor:
     """eps that x_t holds if x_0 is right: (x_t - (1 - eta_t) x_0 - eta_t y) / (kappa sqrt(eta_t)).
 
     Images are ``(B, C, h, w)``, ``eta (B, 1, 1, 1)`` in (0, 1).
     """
-    return (x_t - (1 - eta) * x0 - eta * y) / (kappa * eta.sqrt())
+    return (x_t - (1 - eta) * x0 - eta * y) / (_KAPPA * eta.sqrt())
 
 
-def x0_from_noise(x_t: Tensor, eps: Tensor, y: Tensor, eta: Tensor, kappa: float) -> Tensor:
+def x0_from_noise(x_t: Tensor, eps: Tensor, y: Tensor, eta: Tensor) -> Tensor:
     """Eq. 5: x_0_hat = (x_t - kappa sqrt(eta_t) eps - eta_t y) / (1 - eta_t)."""
-    return (x_t - kappa * eta.sqrt() * eps - eta * y) / (1 - eta)
+    return (x_t - _KAPPA * eta.sqrt() * eps - eta * y) / (1 - eta)
 
 
 def guidance_gradient(loss_per_sample: Tensor, x_t: Tensor) -> Tensor:
@@ -124,16 +125,14 @@ def guidance_gradient(loss_per_sample: Tensor, x_t: Tensor) -> Tensor:
     return gradient / scale
 
 
-def inject(
-    x_t: Tensor, x0: Tensor, y: Tensor, eta: Tensor, kappa: float, rho: float, gradient: Tensor
-) -> Tensor:
+def inject(x_t: Tensor, x0: Tensor, y: Tensor, eta: Tensor, rho: float, gradient: Tensor) -> Tensor:
     """Eq. 9, then Eq. 5: the x_0 of eps' = eps + rho kappa sqrt(eta_t) g.
 
     Equal to x_0 - rho kappa^2 eta_t / (1 - eta_t) g; differentiable with respect to ``x0``.
     """
-    eps = predicted_noise(x_t, x0, y, eta, kappa)
-    eps = eps + rho * kappa * eta.sqrt() * gradient
-    return x0_from_noise(x_t, eps, y, eta, kappa)
+    eps = predicted_noise(x_t, x0, y, eta)
+    eps = eps + rho * _KAPPA * eta.sqrt() * gradient
+    return x0_from_noise(x_t, eps, y, eta)
 
 
 def guide(
@@ -142,9 +141,7 @@ def guide(
     target: Tensor,
     y: Tensor,
     eta: Tensor,
-    kappa: float,
     loss: Callable[[Tensor], Tensor],
-    acts: Tensor,
     config: GuidanceConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply the guidance to one training step.
@@ -155,9 +152,7 @@ def guide(
         target: what it is trained towards.
         y: the upsampled frame.
         eta: ``(B, 1, 1, 1)``, eta_t of each sample.
-        kappa: noise scale.
-        loss: L_g as a function of x_0, ``(B, C, h, w)`` -> ``(B,)``.
-        acts: ``(B,)``, 1 for the samples that are guided, 0 for the others.
+        loss: L_g as a function of x_0, ``(B, C, h, w)`` -> ``(B,)``; 0 where nothing is guided.
         config: settings.
 
     Returns:
@@ -165,17 +160,17 @@ def guide(
         unless the mode is "sum".
     """
     if config.mode == "sum":
-        return x0, target, (loss(x0) * acts).mean()
+        return x0, target, loss(x0).mean()
     if config.gradient_path == "network":
-        gradient = guidance_gradient(loss(x0) * acts, x_t)
+        gradient = guidance_gradient(loss(x0), x_t)
     else:
-        eps = predicted_noise(x_t, x0, y, eta, kappa).detach()
+        eps = predicted_noise(x_t, x0, y, eta).detach()
         free = x_t.detach().requires_grad_()
-        gradient = guidance_gradient(loss(x0_from_noise(free, eps, y, eta, kappa)) * acts, free)
+        gradient = guidance_gradient(loss(x0_from_noise(free, eps, y, eta)), free)
     if config.corrects == "prediction":
-        x0 = inject(x_t, x0, y, eta, kappa, config.rho, gradient)
+        x0 = inject(x_t, x0, y, eta, config.rho, gradient)
     else:
-        target = inject(x_t, target, y, eta, kappa, config.rho, gradient).detach()
+        target = inject(x_t, target, y, eta, config.rho, gradient).detach()
     return x0, target, x0.new_zeros(())
 
 
@@ -228,56 +223,42 @@ def pattern_loss(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 class GuidanceLoss(nn.Module):
-    """L_g of images in [-1, 1]: the sum of its losses, each times its weight, per sample.
-
-    ``terms``: losses of (SR, HR) -> ``(B,)`` whose sum is L_perceptual (Eq. 12).
-    """
+    """L_g of images in [-1, 1]: the sum of its losses, each times its weight, per sample."""
 
     def __init__(
-        self, visual: float, perceptual: float, terms: list[nn.Module], pattern: float = 0.0
+        self, config: GuidanceConfig, vgg: Path | None = None, sam: Path | None = None
     ) -> None:
+        """Read the networks that the configuration asks for.
+
+        ``vgg``: weights of the configured VGG; ``sam``: checkpoint of a Segment Anything model. The
+        one without its file is left out, and the log says so.
+
+        Raises:
+            ValueError: the perceptual loss is asked for and neither file is given.
+        """
         super().__init__()
-        self._visual, self._perceptual, self._pattern = visual, perceptual, pattern
-        self._terms = nn.ModuleList(terms)
-
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """``(B, 1, H, W)`` twice -> ``(B,)``."""
-        total = sr.new_zeros(len(sr))
-        if self._visual:
-            total = total + self._visual * spectral_loss(sr, hr)
-        if self._pattern:
-            total = total + self._pattern * pattern_loss(sr, hr)
-        for loss in self._terms:
-            total = total + self._perceptual * loss(sr, hr)
-        return total
-
-
-def build_guidance_loss(
-    config: GuidanceConfig, vgg: Path | None, sam: Path | None, device: torch.device
-) -> GuidanceLoss | None:
-    """The L_g that a configuration asks for, on ``device``; ``None`` when the guidance is off.
-
-    ``vgg``: weights of the configured VGG; ``sam``: checkpoint of a Segment Anything model. The one
-    without its file is left out, and the log says so.
-
-    Raises:
-        ValueError: the perceptual loss is asked for and neither file is given.
-    """
-    if config.kind == "none":
-        return None
-    terms: list[nn.Module] = []
-    if config.kind in ("perceptual", "both"):
+        self._config, self._terms = config, nn.ModuleList()
+        if config.kind not in ("perceptual", "both"):
+            return
         if vgg is None and sam is None:
             raise ValueError(
                 f"guidance {config.kind!r} needs the weights of a VGG or the checkpoint of a SAM"
             )
         if vgg is not None:
-            terms.append(PerceptualLoss(config.vgg, vgg))
+            self._terms.append(PerceptualLoss(config.vgg, vgg))
         if sam is not None:
-            terms.append(SamLoss(load_sam(sam), config.sam))
-        if len(terms) == 1:
+            self._terms.append(SamLoss(load_sam(sam), config.sam))
+        if len(self._terms) == 1:
             given, missing = ("VGG", "SAM checkpoint") if vgg else ("SAM", "VGG weights")
             log.warning("no %s given: L_perceptual is the %s term alone", missing, given)
-    visual = config.weight_visual if config.kind in ("visual", "both") else 0.0
-    loss = GuidanceLoss(visual, config.weight_perceptual, terms, config.weight_pattern)
-    return loss.to(device)
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """``(B, 1, H, W)`` twice -> ``(B,)``."""
+        config, total = self._config, sr.new_zeros(len(sr))
+        if config.weight_visual and config.kind in ("visual", "both"):
+            total = total + config.weight_visual * spectral_loss(sr, hr)
+        if config.weight_pattern:
+            total = total + config.weight_pattern * pattern_loss(sr, hr)
+        for loss in self._terms:  # their sum is L_perceptual (Eq. 12)
+            total = total + config.weight_perceptual * loss(sr, hr)
+        return total

@@ -7,7 +7,6 @@ packed pixels (compact model) or of latents (published model).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,19 +99,16 @@ class Objective:
         config: the run; of it ``guidance``, ``norm`` and the weights of the terms.
         space: of the diffusion.
         guidance_loss: L_g; ``None`` when the guidance is off.
-        image_teacher: a super-resolver of images in [-1, 1] to imitate, or ``None``.
     """
 
     config: TrainConfig
     space: PackedSpace | LatentSpace
     guidance_loss: GuidanceLoss | None
-    image_teacher: Callable[[Tensor], Tensor] | None = None
 
 
 class _Batch(NamedTuple):
     hr: Tensor
     lr: Tensor
-    clean: Tensor
     x0: Tensor
     y: Tensor
 
@@ -128,22 +124,19 @@ class TrainingLoss(nn.Module):
         self._objective, self._config = objective, objective.config
         self._space, self._schedule = objective.space, exponential_schedule()
 
-    def forward(
-        self, lr: Tensor, hr: Tensor, clean: Tensor, index: Tensor, eps: Tensor, guided: bool
-    ) -> Tensor:
+    def forward(self, lr: Tensor, hr: Tensor, index: Tensor, eps: Tensor, guided: bool) -> Tensor:
         """Loss of one batch.
 
         Args:
             lr: ``(B, 1, h, w)`` in [-1, 1].
             hr: ``(B, 1, 4h, 4w)`` likewise.
-            clean: ``(B,)``, whether ``lr`` is the plain bicubic /4 of ``hr``.
             index: ``(B,)`` int64, t - 1 of each sample; a distillation is at t = T.
             eps: ``(B, C, h, w)`` noise, shaped like x_0.
             guided: whether the guidance acts at this iteration.
         """
         # The precision is the network's: y, which it adds to, and x_0 keep all their bits.
         with torch.autocast(lr.device.type, enabled=False):
-            batch = _Batch(hr, lr, clean, self._space.encode(hr), self._space.shift_target(lr))
+            batch = _Batch(hr, lr, self._space.encode(hr), self._space.shift_target(lr))
         guided = guided and self._objective.guidance_loss is not None
         if self._teacher[0] is None:
             return self.diffusion_loss(batch, index, eps, guided)
@@ -198,15 +191,8 @@ class TrainingLoss(nn.Module):
         return self._mean_loss(mean, batch) + self._config.perceptual_weight * distilled
 
     def _mean_loss(self, mean: Tensor, batch: _Batch) -> Tensor:
-        """|x_0 - mean|, shared with an image teacher where there is one and the sample is clean."""
-        imitate, norm = self._objective.image_teacher, self._config.norm
-        error = distance(mean, batch.x0, norm)
-        if imitate is None:
-            return error.mean()
-        with torch.no_grad(), torch.autocast(mean.device.type, enabled=False):
-            taught = self._space.encode(imitate(batch.lr))
-        share = self._config.teacher_weight * batch.clean.to(error)
-        return ((1 - share) * error + share * distance(mean, taught, norm)).mean()
+        """|x_0 - mean|."""
+        return distance(mean, batch.x0, self._config.norm).mean()
 
     def _guide(
         self, x_t: Tensor, x0: Tensor, target: Tensor, batch: _Batch, index: Tensor
@@ -222,10 +208,9 @@ class TrainingLoss(nn.Module):
             # In half precision most of this gradient would be lost: it is of the order 1 / pixels.
             with torch.autocast(estimate.device.type, enabled=False):
                 sr = self._space.decode(estimate.float())
-                return self._objective.guidance_loss(sr, batch.hr.float())
+                return self._objective.guidance_loss(sr, batch.hr.float()) * acts
 
-        eta = self._eta_of(index).to(x_t)
-        return guide(x_t, x0, target, batch.y, eta, self._schedule.kappa, loss, acts, guidance)
+        return guide(x_t, x0, target, batch.y, self._eta_of(index).to(x_t), loss, guidance)
 
     def _eta_of(self, index: Tensor) -> Tensor:
         """eta_t of each sample, ``(B, 1, 1, 1)`` float32."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from difiisr_models.compact import CompactNetwork, embed, parameter_count
 from difiisr_models.model_loading import load_network, save_compact, save_published_unet
@@ -15,7 +14,7 @@ from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
 from difiisr_training.config import TrainConfig, from_dict
-from difiisr_training.guidance import build_guidance_loss
+from difiisr_training.guidance import GuidanceLoss
 from difiisr_training.losses import LatentSpace, Objective, PackedSpace
 
 
@@ -33,12 +32,10 @@ def build_objective(
     autoencoder: VQAutoencoder | None = None,
     vgg: Path | None = None,
     sam: Path | None = None,
-    image_teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
     """What the run minimises, with what its configuration asks for.
 
-    ``vgg`` and ``sam`` are files, see :func:`difiisr_training.guidance.build_guidance_loss`;
-    ``image_teacher`` is the configured network to imitate, a function of images.
+    ``vgg`` and ``sam`` are files, see :class:`difiisr_training.guidance.GuidanceLoss`.
 
     Raises:
         ValueError: the configuration needs what is not given; the text names the option.
@@ -48,10 +45,10 @@ def build_objective(
         if autoencoder is None:
             raise ValueError("the published network needs --autoencoder DIR: it works in latents")
         space = LatentSpace(autoencoder.to(device))
-    if config.image_teacher != "none" and image_teacher is None:
-        raise ValueError(f"image_teacher {config.image_teacher!r} needs --peers DIR")
-    guidance_loss = build_guidance_loss(config.guidance, vgg, sam, device)
-    return Objective(config, space, guidance_loss, image_teacher)
+    guidance_loss = None
+    if config.guidance.kind != "none":
+        guidance_loss = GuidanceLoss(config.guidance, vgg, sam).to(device)
+    return Objective(config, space, guidance_loss)
 
 
 @torch.no_grad()
@@ -111,7 +108,7 @@ def export_run(run: Path, folder: Path, published: Path | None = None) -> None:
     ``published``: where a published network's autoencoder comes from.
     """
     config, network, iteration = load_average(run / CHECKPOINT_NAME)
-    kept = ("batch", "seed", "stage", "guidance", "begin_as", "image_teacher", "perceptual_weight")
+    kept = ("batch", "seed", "stage", "guidance", "begin_as", "perceptual_weight")
     settings, sources = asdict(config), [source.folder for source in config.sources]
     training = {"iterations": iteration, "sources": sources} | {k: settings[k] for k in kept}
     card = {"name": config.name, "training": training}

@@ -26,15 +26,15 @@ from difiisr_training.checkpoints import (
     CHECKPOINT_NAME,
     STATISTICS_NAME,
     VALIDATION_NAME,
-    Journal,
     StopOnSignal,
     load_checkpoint,
     save_checkpoint,
     update_ema,
+    write_journal,
 )
 from difiisr_training.config import OptimiserConfig, TrainConfig, from_dict
 from difiisr_training.data.images import LoadFrames
-from difiisr_training.data.training_pairs import open_crops
+from difiisr_training.data.training_pairs import CropDataset
 from difiisr_training.losses import Objective, TrainingLoss
 from difiisr_training.networks import build_network, start_from
 
@@ -69,7 +69,6 @@ def train(
     teacher: nn.Module | None = None,
     initial: nn.Module | None = None,
     validate: Validate | None = None,
-    tensorboard: bool = False,
     budget_s: float = math.inf,
     workers: int = 0,
 ) -> TrainState:
@@ -87,7 +86,6 @@ def train(
         teacher: the frozen network to distil.
         initial: whose weights a new run starts from, see ``networks.start_from``.
         validate: called every ``validate_every`` iterations and at the end of the schedule.
-        tensorboard: write event files too.
         budget_s: wall-clock limit of this call; it ends after the iteration in which it is spent.
         workers: processes that load samples, per training process.
 
@@ -104,7 +102,7 @@ def train(
     state = _begin_or_go_on(config, run, initial, accelerator)
     loss_module = TrainingLoss(state.network, teacher, objective)
     loss_module, state.optimiser = accelerator.prepare(loss_module, state.optimiser)
-    samples = open_crops(
+    samples = CropDataset(
         config.sources, load, config.crops, config.seed, config.iterations * config.batch
     )
     firsts = config.batch * np.arange(state.iteration, config.iterations)
@@ -115,20 +113,20 @@ def train(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    journal = Journal(run, tensorboard) if accelerator.is_main_process else None
+    is_main = accelerator.is_main_process
     progress = tqdm(
         total=config.iterations, initial=state.iteration, desc=config.name, unit="it",
-        disable=not journal,
+        disable=not is_main,
     )  # fmt: skip
 
     losses, waited, started = [], 0.0, time.monotonic()
     with progress, StopOnSignal() as stop:
         asked = time.monotonic()
-        for lr, hr, clean in batches:
+        for lr, hr in batches:
             waited += time.monotonic() - asked
 
             # One step: t and eps are a function of the iteration, as the samples are.
-            images = [x.to(device, non_blocking=True) for x in (lr, hr, clean)]
+            images = [x.to(device, non_blocking=True) for x in (lr, hr)]
             index, eps = draw_steps_and_noise(config, state.iteration, hr.shape[-2:], device)
             rate = learning_rate(state.iteration, config.optimiser, config.iterations)
             for group in state.optimiser.param_groups:
@@ -151,17 +149,17 @@ def train(
                     raise _diverged(f"the loss is {mean}", state, run)
                 elapsed = time.monotonic() - started
                 speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
-                if journal:
+                if is_main:
                     values = {"loss": mean, "lr": rate, **speed}
-                    journal.write(STATISTICS_NAME, state.iteration, values)
+                    write_journal(run, STATISTICS_NAME, state.iteration, values)
                 progress.set_postfix(loss=f"{mean:.4f}")
                 losses, waited, started = [], 0.0, time.monotonic()
             if state.iteration % config.checkpoint_every == 0:
                 _save(run, state, config, accelerator)
             every, is_last = config.validate_every, state.iteration == config.iterations
-            if journal and validate and every and (state.iteration % every == 0 or is_last):
+            if is_main and validate and every and (state.iteration % every == 0 or is_last):
                 scores = validate(state.ema, state.iteration)
-                journal.write(VALIDATION_NAME, state.iteration, scores)
+                write_journal(run, VALIDATION_NAME, state.iteration, scores)
             if _any_process(stop.requested or time.monotonic() > deadline, accelerator):
                 break
             asked = time.monotonic()

@@ -48,7 +48,7 @@ class Validator:
         Raises:
             ValueError: no source has a validation part; the text says what to do.
         """
-        frames = [f for source in config.sources for f in load(source, part="val")]
+        frames = [f for source in config.sources for f in load(source, "val")]
         frames = [frame for frame in frames if min(frame.shape) >= _SIDE]
         if not frames:
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
-from difiisr_models import FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime
 
 _LONGEST_SIDE = 16_384  # pixels
 
@@ -69,6 +69,9 @@ RuntimeOptions = Annotated[Runtime, Parameter(name="*")]
 
 FrameOptions = Annotated[FrameSettings, Parameter(name="*")]
 """The fields of :class:`difiisr_models.FrameSettings` as options of their own."""
+
+CameraOptions = Annotated[Camera, Parameter(name="*")]
+"""The fields of :class:`difiisr_models.Camera` as options of their own."""
 
 
 def as_asked(runtime: Runtime) -> Runtime:

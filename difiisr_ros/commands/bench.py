@@ -71,7 +71,7 @@ def bench(
         runs: of everything; best and worst are dropped.
         seconds: of a run.
         quick: one short run at 160x120 and 9 Hz.
-        out: folder for bench.json, bench.md and bench.png.
+        out: folder for bench.json and bench.md.
         runtime: what runs our models; backend auto compares torch with the fastest that works.
     """
     import torch
@@ -119,9 +119,8 @@ def bench(
         raise ValueError("nothing was measured")
     text = markdown(rows, own)
     write_text(out / "bench.md", text)
-    save_plot(rows, out / "bench.png")
     print(text)
-    print(f"{out}: bench.json, bench.md, bench.png")
+    print(f"{out}: bench.json, bench.md")
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
@@ -170,23 +169,3 @@ def markdown(rows: Sequence[Row], own: str) -> str:
         cells = [[row.get(key) for key in keys] for row in table]
         parts.append(tabulate(cells, headers, "pipe", floatfmt=".4g"))
     return "\n\n".join([*parts, _NOTES]) + "\n"
-
-
-def save_plot(rows: Sequence[Row], out: Path) -> None:
-    """p50 of every upscaler by size, and of the node by rate, logarithmic."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    plots = ("upscaler", "pixels", "runtime"), ("node", "rate", "size")
-    for axes, (stage, across, kind) in zip(figure.subplots(1, 2), plots, strict=True):
-        measured = [row for row in rows if row["stage"] == stage and "no_result" not in row]
-        for name in dict.fromkeys((row["model"], row[kind]) for row in measured):
-            own = [row for row in measured if (row["model"], row[kind]) == name]
-            own.sort(key=lambda row: row[across])
-            x, p50 = [row[across] for row in own], [1e3 * row["p50"] for row in own]
-            axes.loglog(x, p50, marker="o", label=", ".join(name))
-        axes.set(xlabel=f"{across} in", ylabel="ms a frame (p50)", title=stage)
-        axes.grid(alpha=0.3, which="both")
-        if measured:
-            axes.legend(fontsize=7)
-    figure.savefig(out, dpi=120)

@@ -45,7 +45,6 @@ def demo(
     device: str = "auto",
     frames: Count | None = None,
     out: Path = Path("out/demo"),
-    celsius: tuple[float, float] | None = None,
 ) -> None:
     """Play a thermal recording through DDS to the node, record its results and draw one.
 
@@ -58,8 +57,6 @@ def demo(
         device: auto, cpu, cuda or cuda:N.
         frames: play only the first so many.
         out: folder for the picture, the recording and the logs.
-        celsius: SCALE and OFFSET: degrees in the picture are SCALE x counts + OFFSET; without it
-            counts are shown.
     """
     from difiisr_models import load_upscaler
     from difiisr_ros.scene import KELVIN_PER_COUNT, write_scene_bag
@@ -67,8 +64,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     is_scene = bag is None
     if is_scene:
-        bag, celsius = out / "scene", (KELVIN_PER_COUNT, -ZERO_CELSIUS)
-        count = frames or SCENE_FRAMES
+        bag, count = out / "scene", frames or SCENE_FRAMES
         print(f"scene: {count} frames of 160x120 mono16 at 9 Hz, {KELVIN_PER_COUNT} K per count")
         write_scene_bag(bag, count, SCENE_SEED, force=True)
     elif bag.resolve() == (out / "sr").resolve():
@@ -85,7 +81,7 @@ def demo(
         print(f"playing {topic} of {bag} to the node over DDS (ROS {ros}) ...", flush=True)
         sent, latencies, backend = _played(bag, topic, model, device, frames, out)
         way = "over DDS"
-    _draw(bag, topic, out, upscaler.name, celsius, is_scene)
+    _draw(bag, topic, out, upscaler.name, is_scene)
     p50, p90, p99 = 1e3 * np.percentile(latencies, (50, 90, 99))
     print(f"recorded {out / 'sr'}, picture {out / 'panel.png'}")
     print(
@@ -171,19 +167,20 @@ def _is_over(peer: NodePeer, ended: float) -> bool:
     return quiet or len(answers) == len(peer.sent)
 
 
-def _draw(
-    bag: Path, topic: str, out: Path, model: str, celsius: tuple[float, float] | None, scene: bool
-) -> None:
-    """Save the panel of the result in the middle of the recording; of a scene beside its truth."""
+def _draw(bag: Path, topic: str, out: Path, model: str, is_scene: bool) -> None:
+    """Save the panel of the result in the middle of the recording, in counts.
+
+    That of the scene is in degrees Celsius, and shows its truth beside.
+    """
     from difiisr_models import load_upscaler
-    from difiisr_ros.scene import Scene, frame_of_stamp
+    from difiisr_ros.scene import KELVIN_PER_COUNT, Scene, frame_of_stamp
 
     with bags.open_bag(out / "sr") as reader:
         stamps = [bags.stamp_of(message.data) for message in reader.messages({SR_TOPIC})]
     stamp = stamps[len(stamps) // 2]
     counts = _frame(bag, topic, stamp)
-    scale, offset = celsius or (1.0, 0.0)
-    truth = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS if scene else None
+    scale, offset = (KELVIN_PER_COUNT, -ZERO_CELSIUS) if is_scene else (1.0, 0.0)
+    truth = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS if is_scene else None
     images = []
     for title, pixels in (
         ("input", counts),
@@ -198,7 +195,7 @@ def _draw(
         images.append((title, values))
     if truth is not None:
         images.append(("truth", truth))
-    draw_panel(out / "panel.png", images, "counts" if celsius is None else "degrees Celsius")
+    draw_panel(out / "panel.png", images, "degrees Celsius" if is_scene else "counts")
 
 
 def _frame(bag: Path, topic: str, stamp: int) -> NDArray:

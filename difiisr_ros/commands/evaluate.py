@@ -20,7 +20,7 @@ from difiisr_models.backends.selection import resolve_device
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
-from difiisr_training.evaluation.evaluate import OutputFolder, Protocol, judge_models
+from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
 from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set
 from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
 from difiisr_training.evaluation.peers import load_peer
@@ -110,9 +110,7 @@ def evaluate(
         if network and not network.exists():
             raise FileNotFoundError(f"no file or folder {network}")
     if detector and not annotations:
-        raise ValueError(
-            "--detector needs --annotations, a COCO or HIT-UAV file or a folder of Pascal VOC files"
-        )
+        raise ValueError("--detector needs --annotations, the boxes in the frames")
     torch.backends.cudnn.deterministic = True
     device = str(resolve_device(device))
     scale = Radiometry.parse(radiometry) if radiometry else None
@@ -125,24 +123,25 @@ def evaluate(
     compared = [load_peer(name, weights, device) for name in models.split(",")]
     compared += [OutputFolder.parse(text) for text in outputs]
     out.mkdir(parents=True, exist_ok=True)
-    protocol = Protocol(mode, degradation, scale, environment(device))
-    results = judge_models(sets, compared, protocol, judge, out)
+    results = judge_models(sets, compared, judge, out, degradation, environment(device))
     results.command = command
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared] + [HR_FOLDER] * (mode == "reference")
     for part in ("detection", "segmentation"):  # the sets of an older run do not join this one's
         (out / f"{part}.json").unlink(missing_ok=True)
 
-    def detect(folder: str, path: Path | None) -> dict[str, Any]:
-        return judged_frames.judge_detection(out, folder, detector, path, series)
-
-    def segment(folder: str, path: Path | None) -> dict[str, Any]:
-        return judged_frames.judge_segmentation(out, folder, segmenter, path, series, device)
-
     if detector:
-        results.detection = _judge_sets(results, "detection", "--annotations", boxes, detect)
+        results.detection = _judge_sets(
+            results, "detection", "--annotations", boxes,
+            lambda of, path: judged_frames.judge_detection(out, of, detector, path, series),
+        )  # fmt: skip
     if segmenter:
-        results.segmentation = _judge_sets(results, "segmentation", "--labels", maps, segment)
+        results.segmentation = _judge_sets(
+            results, "segmentation", "--labels", maps,
+            lambda of, path: judged_frames.judge_segmentation(
+                out, of, segmenter, path, series, device
+            ),
+        )  # fmt: skip
     write_results(results, out)
     print(markdown_table(results))
     for name, reason in results.not_run.items():
@@ -173,36 +172,31 @@ def resolve_inputs(
     """
     found: dict[str, InputSet] = {}
     for name in given:
-        for one in _resolve(name, data, topic, selection):
+        path, end = Path(name), 0
+        if not path.exists() and data:
+            folder, end = HELD_OUT.get(name, (name, 0))
+            path = data / folder
+        if not path.exists():
+            raise FileNotFoundError(f"{name}: no file or folder {path}; the root of sets is --data")
+        recordings = find_recordings(path)
+        for source in recordings or [path]:
+            if recordings:
+                title = f"{name}/{source.relative_to(path)}" if len(recordings) > 1 else name
+                one = _recorded(title, source, topic, selection)
+            else:
+                one = image_set(name, path, selection, end)
             if one.name in found:
                 raise ValueError(f"two inputs are called {one.name}; give each once")
             found[one.name] = one
     return list(found.values())
 
 
-def _resolve(
-    name: str, data: Path | None, topic: str | None, selection: Selection
-) -> list[InputSet]:
-    """One of them, or the recordings of a folder, whose messages keep their numbers as names."""
-    path = Path(name)
-    if name in HELD_OUT and data and not path.exists():
-        folder, end = HELD_OUT[name]
-        return [image_set(name, data / folder, selection, end)]
-    if not path.exists() and data:
-        path = data / name
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: no file or folder {path}; the root of sets is --data")
-    recordings = find_recordings(path)
-    if not recordings:
-        return [image_set(name, path, selection)]
-    sets = []
-    for recording in recordings:
-        with open_bag(recording) as bag:
-            chosen = choose_image_topic(bag, topic)
-        read = functools.partial(frames_of, recording, chosen, choose=selection.choose)
-        title = f"{name}/{recording.relative_to(path)}" if len(recordings) > 1 else name
-        sets.append(InputSet(title, recording, "bag", read, chosen))
-    return sets
+def _recorded(name: str, recording: Path, topic: str | None, selection: Selection) -> InputSet:
+    """A recording, whose messages keep their numbers as names."""
+    with open_bag(recording) as bag:
+        chosen = choose_image_topic(bag, topic)
+    read = functools.partial(frames_of, recording, chosen, choose=selection.choose)
+    return InputSet(name, recording, "bag", read, chosen)
 
 
 def files_of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dict[str | None, Path]:
@@ -247,7 +241,7 @@ def _judge_sets(
             continue
         try:
             judged = judge(slug(name), path)
-        except (judged_frames.NotAnnotated, judged_frames.NotLabelled) as error:
+        except judged_frames.NothingToJudge as error:
             reasons[name] = str(error)
             continue
         found = judged

@@ -43,10 +43,10 @@ def export(
     check_target(target, force)
     if what == "network" and steps != 1:
         raise ValueError("--steps is a property of the sampler: add --what sampler")
-    kind, module, autoencoder, schedule, weights_sha256 = load_parts(model)
+    kind, module, autoencoder, weights_sha256 = load_parts(model)
     properties = {"what": what, "kind": kind, "weights_sha256": weights_sha256, "scale": "4"}
     if what == "sampler":
-        module = GraphSampler(module, autoencoder, schedule, steps)
+        module = GraphSampler(module, autoencoder, steps)
         properties["steps"] = str(steps)
     shape = (None if batch == "dynamic" else batch, *input_size)
     done = export_graph(module, shape, precision, properties)

@@ -1,36 +1,69 @@
-"""``difiisr info``: what a model is, what a frame costs, and whether it is the published one."""
+"""``difiisr info``: what a model is, what a frame costs, whether it is the published one; and what
+a recording shows of its camera.
+"""
 
 from __future__ import annotations
 
-import sys
+import shlex
+import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from difiisr_models import Runtime
-from difiisr_ros.commands.arguments import ImageSize, RuntimeOptions, as_asked
+from difiisr_models import Camera, Runtime
+from difiisr_ros.commands.arguments import CameraOptions, ImageSize, RuntimeOptions, as_asked
 
 if TYPE_CHECKING:
     from difiisr_models import Upscaler
 
+JUDGED_FRAMES = 30  # of a recording
+_PATTERNS = ("rows", "columns", "pixels")
+_WARM_UP_FRAMES = 3
+_FRAMES = 15
+_FEWEST_FRAMES = 3  # of a model that takes longer than _PATIENCE for more
+_PATIENCE = 30.0  # seconds
+
 
 def info(
-    model: str,
+    model: str | None = None,
     /,
     *,
+    bag: Path | None = None,
+    topic: str | None = None,
+    camera: CameraOptions = Camera(),
     runtime: RuntimeOptions = Runtime(),
     profile: ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
     parity_data: Path | None = None,
 ) -> int:
-    """Say what a model is, and what a frame costs.
+    """Say what a model is and what a frame costs, or what a recording shows of its camera.
 
     Args:
         model: model name, or path of weights.
+        bag: recording, rosbag2 folder or storage file: say what its first frames show.
+        topic: of its images; default: the only one.
         profile: also time each stage of mono16 frames of this size, HxW as in 120x160.
         parity: also compare the published network of this size with the reference's outputs.
         parity_data: folder of the recorded outputs, tiny_expected.safetensors, ...; they are not
             part of the package.
+
+    Returns:
+        0, or 1 where the published network computes something else.
     """
+    if bag is not None:
+        _recording(bag, topic, camera)
+    if model is None and bag is None:
+        raise ValueError("name a model, or a recording: --bag BAG")
+    return 0 if model is None else _model(model, runtime, profile, parity, parity_data)
+
+
+def _model(
+    model: str,
+    runtime: Runtime,
+    profile: tuple[int, int] | None,
+    parity: str | None,
+    parity_data: Path | None,
+) -> int:
     if parity and parity_data is None:
         raise ValueError("--parity needs --parity-data DIR, the reference's recorded outputs")
     import numpy as np
@@ -58,24 +91,128 @@ def info(
     return _parity(parity, parity_data) if parity else 0
 
 
-def _profile(upscaler: Upscaler, height: int, width: int) -> None:
-    from difiisr_models.frame_profile import profile_stages
+def _recording(path: Path, topic: str | None, camera: Camera) -> None:
+    from difiisr_models import Stream
+    from difiisr_models.upscaler import check_frame
+    from difiisr_ros.bags import (
+        CAMERA_INFO_TYPE,
+        IMAGE_TYPE,
+        choose_image_topic,
+        info_topic_beside,
+        open_bag,
+        parse_message,
+        stamp_of,
+        topics_of,
+    )
+    from difiisr_ros.image_codec import image_to_array
 
-    stages = profile_stages(upscaler, height, width)
+    stream, last, refused, times = Stream(camera.no_data_values), None, "", []
+    with open_bag(path) as bag:
+        topic = choose_image_topic(bag, topic)
+        for message in islice(bag.messages({topic}), JUDGED_FRAMES):
+            try:
+                image, stamp = parse_message(message.data, IMAGE_TYPE), stamp_of(message.data)
+                pixels = camera.window.cut(image_to_array(image))
+                check_frame(pixels)
+            except ValueError as error:
+                refused = refused or str(error)
+                continue
+            stream.begin_frame(pixels, stamp)
+            stream.see(pixels if pixels.ndim == 2 else pixels[..., 0].copy())
+            last = image, pixels
+            times.append((stamp, message.time))
+        infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
+        fault = bag.fault
+    if last is None:
+        raise ValueError(f"{path}: no frame of {topic} is readable: {refused or 'there is none'}")
+    (image, pixels), seen = last, stream.summary()
+    beside = info_topic_beside(topic)
+    info = beside if beside in infos else infos[0] if len(infos) == 1 else None
+    print(f"topic       {topic}, {count} images")
+    print(f"encoding    {image.encoding}")
+    if pixels.ndim == 3 and (pixels != pixels[..., :1]).any():
+        print("            false colour: colours are no counts and no temperatures")
+    print(f"size        {image.height}x{image.width}")
+    print(f"rate        {_rate(times)}")
+    print(f"span        {seen.span:.6g} counts, 0.2 to 99.8 %")
+    print(f"measured    {seen.coldest:.6g} to {seen.hottest:.6g} counts")
+    print(f"range       {seen.range.lo:.6g} to {seen.range.hi:.6g} counts")
+    print(f"noise       {seen.noise:.4g} counts, {seen.noise_percent:.2f} % of the span")
+    parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
+    print(f"pattern     {parts} counts")
+    print(f"invalid     {seen.invalid} pixels")
+    print(f"camera_info {info or ', '.join(infos) or 'none'}")
+    if fault:
+        print(f"damaged     {fault}")
+    if refused:
+        print(f"refused     {refused}")
+    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={topic}"]
+    words += [f"camera_info:={info}"] if info not in (None, beside) else []
+    words += [f"crop:={camera.crop}"] if camera.crop else []
+    words += [f"no_data:={camera.no_data}"] if camera.no_data_values else []
+    print(f"launch      {shlex.join(words)}")
+
+
+def _rate(times: list[tuple[int, int]]) -> str:
+    """Of frames with their stamps and times in the recording, nanoseconds; stamps come first."""
+    import numpy as np
+
+    for clock in zip(*times, strict=True):
+        periods = np.diff(clock)
+        if len(periods) and np.median(periods) > 0:
+            return f"{1e9 / np.median(periods):.3g} Hz"
+    return "unknown"
+
+
+def _profile(upscaler: Upscaler, height: int, width: int) -> None:
+    """Print where the milliseconds of mono16 frames go, stage by stage.
+
+    On the GPU a stage lasts from its first kernel to its last. ``network`` is the part of ``tiles``
+    that is not cutting and blending, ``frame`` the whole. A slow model is given fewer frames.
+    """
+    import numpy as np
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    from difiisr_models.stream import Stream
+    from difiisr_models.upscaler import STAGE
+
+    rng, stream = np.random.default_rng(0), Stream()
+    counts = 22000 + np.add.outer(np.arange(height), np.arange(width)) % 400
+    frames = (counts + rng.integers(0, 20, (_FRAMES, *counts.shape))).astype(np.uint16)
+    for frame in frames[:_WARM_UP_FRAMES]:
+        started = time.monotonic()
+        upscaler(frame, stream)
+        took = time.monotonic() - started
+    count = max(_FEWEST_FRAMES, min(_FRAMES, int(_PATIENCE / max(took, 1e-6))))
+    gpu = [ProfilerActivity.CUDA] if upscaler.device.startswith("cuda") else []
+    with profile(activities=[ProfilerActivity.CPU, *gpu]) as profiler:
+        for frame in frames[:count]:
+            upscaler(frame, stream)
+    stages = [event for event in profiler.events() if event.name.startswith(STAGE)]
+    whole = [e for e in stages if e.name == STAGE + "frame" and e.device_type == DeviceType.CPU]
+    names = list(dict.fromkeys(event.name for event in stages))
+    totals = np.zeros((len(whole), len(names), 2))  # a stage may come several times per frame
+    for event in stages:
+        inside = [e.time_range.start <= event.time_range.start <= e.time_range.end for e in whole]
+        on_device = int(event.device_type == DeviceType.CUDA)
+        totals[inside, names.index(event.name), on_device] += event.time_range.elapsed_us() / 1e3
     print(f"profile     {height}x{width} mono16, median ms per frame with the profiler running")
     print(f"            {'stage':<12} {'CPU':>8} {'GPU':>8}")
-    for stage, (host, device) in stages.items():
-        name = "  network" if stage == "network" else stage  # a part of the tiles
-        print(f"            {name:<12} {host:8.2f} {f'{device:.2f}' if device else '-':>8}")
+    for name, (host, device) in zip(names, np.median(totals, axis=0), strict=True):
+        stage = name.removeprefix(STAGE)
+        stage = "  network" if stage == "network" else stage  # a part of the tiles
+        print(f"            {stage:<12} {host:8.2f} {f'{device:.2f}' if device else '-':>8}")
 
 
-def _parity(size: str, folder: Path) -> int:
+def _parity(size: Literal["tiny", "full"], folder: Path) -> int:
     from difiisr_models.published.parity import TOLERANCE, run_parity
 
-    rows = run_parity(size, folder, lambda name: print(f"parity      {name} ...", file=sys.stderr))
-    for row in rows:
+    code = 0
+    for row in run_parity(size, folder):
         ties = f", {row.ties_settled} ties settled as recorded" if row.ties_settled else ""
         verdict = "ok" if row.passed else "FAILED"
-        print(f"parity      {row.name}: {row.max_abs_diff:.1e} {verdict}{ties}")
+        print(f"parity      {row.name}: {row.max_abs_diff:.1e} {verdict}{ties}", flush=True)
+        code = code if row.passed else 1
     print(f"            largest absolute difference allowed: {TOLERANCE:.0e}")
-    return 0 if all(row.passed for row in rows) else 1
+    return code

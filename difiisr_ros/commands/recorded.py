@@ -228,13 +228,6 @@ def _plots(values: dict[str, Any], frames: pd.DataFrame) -> dict[str, str]:
         label = f"dropped ({len(dropped)})" if len(dropped) else None
         axes.plot(dropped, [0] * len(dropped), "|", color=_BAD, ms=14, mew=2, label=label)
 
-        axes = plots["Latency histogram"] = _axes("camera message to result, ms", "frames")
-        axes.hist(latency, bins=min(60, max(10, len(latency) // 5)), color=_RESULT, alpha=0.8)
-        for name in ("p50", "p90", "p99"):
-            at = values["latency_ms"][name]
-            axes.axvline(at, color="#555555", lw=1, ls="--")
-            axes.text(at, 1, f" {name}", transform=axes.get_xaxis_transform(), va="top")
-
     axes = plots["Intervals"] = _axes("header stamp, s after the first", "ms between stamps")
     for name, column, color in (
         ("camera", "camera_logged", _CAMERA),

@@ -247,11 +247,7 @@ class OfflineRun:
         """Take in a frame without a result, ``(h, w)`` or ``(h, w, 3)``."""
         if self._if_processed is None:
             self._if_processed = copy.deepcopy(self._stream)
-        self._if_processed.begin_frame(pixels, None)
-        grey = pixels.ndim == 2 or (pixels == pixels[..., :1]).all()
-        planes = _planes(pixels)
-        for channel, plane in enumerate(planes[:1] if grey else planes):
-            self._if_processed.range_of(plane, channel)
+        self.upscaler.skip(pixels, self._if_processed)
         self._skipped += 1
 
     def expect(self, pixels: np.ndarray, recorded: np.ndarray | None) -> np.ndarray:

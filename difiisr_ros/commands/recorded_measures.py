@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from difiisr_models.resample import SCALE
-from difiisr_ros.camera_info import scale_camera_info
+from difiisr_ros.camera_info import info_finder, scale_camera_info
 from difiisr_ros.commands.recorded_frames import Recording
 
 GAP = 1.5  # an interval longer than so many medians is a gap
@@ -180,12 +180,9 @@ def check_camera_infos(recording: Recording) -> dict[str, Any] | None:
     own, scaled = recording.tables["image_info"], recording.tables["sr_info"]
     if own.empty or scaled.empty:
         return None
-    of_stamp = own.drop_duplicates("stamp").set_index("stamp").content
-    before = (own.logged.searchsorted(scaled.logged, side="right") - 1).clip(0)
-    wrong = [
-        _wrong_fields(message.content, of_stamp.get(message.stamp, own.content[last]))
-        for message, last in zip(scaled.itertuples(), before, strict=True)
-    ]
+    info_of = info_finder(own.itertuples(index=False, name=None))
+    rows = scaled.itertuples(index=False)
+    wrong = [_wrong_fields(row.content, info_of(row.stamp, row.logged)) for row in rows]
     fields = Counter(field for found in wrong for field in found)
     return {"messages": len(scaled), "right": wrong.count([]), "wrong": dict(fields)}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from difiisr_models import FrameSettings, Runtime
-from difiisr_ros.commands.arguments import FrameOptions, RuntimeOptions, as_asked
+from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
@@ -24,6 +24,7 @@ def replay(
     force: bool = False,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
+    camera: CameraOptions = Camera(),
 ) -> int:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -53,6 +54,7 @@ def replay(
         sr_topic=sr_topic,
         only_sr=only_sr,
         force=force,
+        camera=camera,
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)

@@ -37,7 +37,6 @@ def train(
     lpips: Path | None = None,
     peers: Path | None = None,
     autoencoder: Path | None = None,
-    tensorboard: bool = False,
     export: Path | None = None,
     preview: Path | None = None,
     dry_run: bool = False,
@@ -57,9 +56,8 @@ def train(
         vgg: weights of the configured VGG.
         sam: checkpoint of a Segment Anything model.
         lpips: folder of the LPIPS-squeeze networks, for the validation.
-        peers: folder with the weights of published networks.
+        peers: folder with the published weights that begin_as names.
         autoencoder: converted published model whose autoencoder gives the latent space.
-        tensorboard: write event files too.
         export: write the weights here at the end.
         preview: draw samples into this PNG, and train nothing.
         dry_run: print settings, sizes and cost only.
@@ -85,7 +83,6 @@ def train(
     from difiisr_models.published.convert import load_published
     from difiisr_training import train as training
     from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
-    from difiisr_training.evaluation.peers import load_image_teacher
     from difiisr_training.networks import build_objective, export_run, starting_weights
     from difiisr_training.recipes.begin_as_rlfn import begin
     from difiisr_training.recipes.curves import save_learning_curve
@@ -98,8 +95,6 @@ def train(
     run = run or Path("runs") / settings.name
     is_new, begin_as = not (run / CHECKPOINT_NAME).is_file(), settings.begin_as
     accelerator = training.make_accelerator(settings, device)
-    if settings.stage == "distillation" and teacher is None:
-        raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
     if init and begin_as != "none":
         raise ValueError(
             f"--init {init} and begin_as {begin_as!r} both say what the run begins with: "
@@ -107,6 +102,8 @@ def train(
         )
     teaching = None
     if settings.stage == "distillation":
+        if teacher is None:
+            raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
         teaching = starting_weights(teacher).to(accelerator.device)
     initial, how = None, "going on"
     if is_new and init:
@@ -123,16 +120,11 @@ def train(
             text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
             print(text, file=sys.stderr)
     latent = load_published(autoencoder)[1] if autoencoder else None
-    imitated = None
-    if settings.image_teacher != "none" and peers:
-        imitated = load_image_teacher(settings.image_teacher, peers, accelerator.device)
-    objective = build_objective(
-        settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam, image_teacher=imitated
-    )
+    objective = build_objective(settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam)
     validate = Validator(settings, load, run, latent, lpips) if settings.validate_every else None
     state = training.train(
         settings, objective, load, run, accelerator=accelerator, teacher=teaching, initial=initial,
-        validate=validate, tensorboard=tensorboard, budget_s=budget, workers=workers,
+        validate=validate, budget_s=budget, workers=workers,
     )  # fmt: skip
     if accelerator.is_main_process:
         print(f"{run / CHECKPOINT_NAME}: {state.iteration} of {settings.iterations} iterations")
@@ -146,7 +138,7 @@ def train(
         raise KeyboardInterrupt  # what it had is saved; `train A && train B` must not go on
 
 
-def load_source(source: ImageSource, *, data: Path, part: Part) -> list[np.ndarray]:
+def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
     """Frames of one part of a source: a folder of images, a recording, or a folder of recordings.
 
     What is damaged is skipped, counted and named in the log.
@@ -161,7 +153,7 @@ def load_source(source: ImageSource, *, data: Path, part: Part) -> list[np.ndarr
     root = data / source.folder
     recordings = find_recordings(root)
     if not recordings:
-        return load_images(source, data=data, part=part)
+        return load_images(source, part, data=data)
     if loose := [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES]:
         raise ValueError(
             f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
@@ -202,8 +194,7 @@ def describe(config: TrainConfig) -> str:
     return f"""{json.dumps(asdict(config), indent=2)}
 parameters        {parameter_count(network):,}
 network           {tile:.2f} GFLOP for 64x64 -> 256x256
-one iteration     {iteration:.1f} GFLOP (batch {config.batch}; without image teacher, guidance and \
-autoencoder)
+one iteration     {iteration:.1f} GFLOP (batch {config.batch}; without guidance and autoencoder)
 the whole run     {iteration * config.iterations / 1e6:.2f} PFLOP"""
 
 

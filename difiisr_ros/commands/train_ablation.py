@@ -23,7 +23,6 @@ def train_ablation(
     init: Path | None = None,
     vgg: Path | None = None,
     sam: Path | None = None,
-    peers: Path | None = None,
     sets: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (
         "hit_uav/test",
         "msrs/test",
@@ -50,7 +49,6 @@ def train_ablation(
         init: weights that all start from.
         vgg: weights of the configured VGG.
         sam: checkpoint of a Segment Anything model.
-        peers: weights of the image teacher.
         sets: judged on these.
         limit: frames per set, evenly spaced; all by default.
         detector: ONNX detector, for mAP.
@@ -95,7 +93,7 @@ def train_ablation(
         write_json(out / "runs" / f"{name}.yaml", dataclasses.asdict(variant))  # JSON is YAML too
         train(
             out / "runs" / f"{name}.yaml", data=data, run=run, export=out / name, device=device,
-            init=out / "start" if init else None, vgg=vgg, sam=sam, peers=peers, budget=budget,
+            init=out / "start" if init else None, vgg=vgg, sam=sam, budget=budget,
             workers=workers, threads=threads,
         )  # fmt: skip
         if read_checkpoint(run / CHECKPOINT_NAME)["iteration"] < variant.iterations:

@@ -84,7 +84,7 @@ def train_detector(
     path = centre_network.export_detector(network, truth.classes, out / "detector.onnx")
     print(f"{path}: {iteration} of {config.iterations} iterations on {len(frames)} frames")
     if val_frames:
-        judged = detector_scores(network, val_frames, truth.classes, "cpu")
+        judged = detector_scores(network, val_frames, truth.classes)
         scores = [judged[name] for name in ("map", "map50")]
         mean, mean50 = ("no" if score is None else f"{score:.1%}" for score in scores)
         print(f"validation, {len(val_frames)} frames: {mean} mAP@.5:.95, {mean50} mAP@.5")

@@ -64,12 +64,12 @@ def train_segmenter(
     pairs = pair_with_labels(data, labels)
     torch.manual_seed(config.seed)
     model = segformer.load_segformer(init, names) if init else segformer.build_segformer(names)
-    where = str(resolve_device(device))
-    model, iteration = fit_segmenter(config, model, pairs, out, device=where, budget_s=budget)
+    model.to(resolve_device(device))
+    model, iteration = fit_segmenter(config, model, pairs, out, budget_s=budget)
     model.save_pretrained(out)
     print(f"{out}: {iteration} of {config.iterations} iterations on {len(pairs)} images")
     if val_data and val_labels:
         val_pairs = pair_with_labels(val_data, val_labels)
-        miou = segmenter_scores(model, val_pairs, names, where)["miou"]
+        miou = segmenter_scores(model, val_pairs, names)["miou"]
         mean = "no" if miou is None else f"{miou:.1%}"
         print(f"validation, {len(val_pairs)} images: {mean} mIoU")

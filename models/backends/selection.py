@@ -108,7 +108,7 @@ def check_precision(name: str, device: torch.device) -> None:
 def _build(name: str, source: NetworkSource) -> NetworkRunner:
     """The runner of a backend, imported only now: it may need other packages."""
     if name == "tensorrt":
-        from difiisr_models.backends.tensorrt_runner import build_runner
+        from difiisr_models.backends.tensorrt_engine import build_runner
     elif name == "onnxruntime":
         from difiisr_models.backends.onnxruntime_runner import build_runner
     elif name == "torch_tensorrt":

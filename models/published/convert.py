@@ -55,7 +55,10 @@ _PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 _HARMLESS_GLOBAL = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size)"
 )
-_NETWORKS = {"unet": (SwinUNet, SwinUNetConfig), "autoencoder": (VQAutoencoder, VQConfig)}
+_NETWORKS = {
+    "unet": (SwinUNet, SwinUNetConfig, names.unet_config, names.reference_unet_name),
+    "autoencoder": (VQAutoencoder, VQConfig, names.vq_config, names.reference_vq_name),
+}
 
 
 class CheckpointError(ValueError):
@@ -169,12 +172,9 @@ def from_reference(state: Mapping[str, Tensor], part: Literal["unet", "autoencod
         CheckpointError: with every missing name, extra name and wrong shape.
     """
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    network_type, _ = _NETWORKS[part]
+    network_type, _, told_config, reference_name = _NETWORKS[part]
     try:
-        if part == "unet":
-            config, reference_name = names.unet_config(shapes), names.reference_unet_name
-        else:
-            config, reference_name = names.vq_config(shapes), names.reference_vq_name
+        config = told_config(shapes)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"not a {network_type.__name__} of ResShift, SinSR or DifIISR: {error!r}"
@@ -258,8 +258,8 @@ def convert(
     return read_manifest(out_dir)
 
 
-def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, dict[str, Any]]:
-    """Networks (float32, CPU, evaluation mode) and manifest of a folder that `convert` wrote.
+def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder]:
+    """Networks (float32, CPU, evaluation mode) of a folder that `convert` wrote.
 
     Raises:
         WeightsError: the folder is of another kind, damaged, or changed since.
@@ -273,7 +273,7 @@ def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, dict[str, Any
             f"samples with {SCHEDULE}"
         )
     networks = []
-    for part, (network_type, config_type) in _NETWORKS.items():
+    for part, (network_type, config_type, *_) in _NETWORKS.items():
         state = load_tensors(folder, manifest, f"{part}.safetensors")
         try:
             sizes = manifest[part]
@@ -284,4 +284,4 @@ def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, dict[str, Any
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise WeightsError(f"{folder}: the manifest does not fit {part}: {error}") from error
         networks.append(network.eval().requires_grad_(False))
-    return *networks, manifest
+    return tuple(networks)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -72,20 +72,15 @@ def rule_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def run_parity(
-    size: Literal["tiny", "full"],
-    folder: Path,
-    progress: Callable[[str], object] = lambda name: None,
-) -> list[ParityRow]:
+def run_parity(size: Literal["tiny", "full"], folder: Path) -> Iterator[ParityRow]:
     """Build the networks by the rule, run them and compare with what the reference gave.
 
     Args:
         size: ``tiny`` (seconds) or ``full`` (the published sizes: 700 MB, about a minute).
         folder: holds ``{size}_state_dict_shapes.json`` and ``{size}_expected.safetensors``.
-        progress: told the name of each comparison as it begins.
 
-    Returns:
-        One row per recorded output that the folder has.
+    Yields:
+        one row per recorded output that the folder has.
     """
     shapes = json.loads((folder / f"{size}_state_dict_shapes.json").read_text(encoding="utf-8"))
     expected = load_file(folder / f"{size}_expected.safetensors")
@@ -119,15 +114,12 @@ def run_parity(
         "sample.one_step": lambda: sampled(1),
         "sample.steps15": lambda: sampled(15),
     }
-    rows = []
-    for name in (name for name in outputs if name in expected):
-        progress(name)
+    for name in [name for name in outputs if name in expected]:
         recorded, output = torch.from_numpy(expected[name]), outputs[name]()
         if name in ("vq.decoded", "sample.one_step", "sample.steps15"):  # images, from latents
-            rows.append(ParityRow(name, *compare_decoded(autoencoder, output, recorded)))
+            yield ParityRow(name, *compare_decoded(autoencoder, output, recorded))
         else:
-            rows.append(ParityRow(name, _max_abs_diff(output, recorded)))
-    return rows
+            yield ParityRow(name, _max_abs_diff(output, recorded))
 
 
 def _max_abs_diff(a: Tensor, b: Tensor) -> float:

@@ -18,7 +18,7 @@ OUTPUTS = {
 
 @pytest.fixture(scope="module")
 def rows():
-    return run_parity("tiny", RECORDED)
+    return list(run_parity("tiny", RECORDED))
 
 
 def test_tiny_networks_reproduce_every_recorded_output(rows):
@@ -31,13 +31,13 @@ def test_published_size_reproduces_every_recorded_output():
     shared = Path(__file__).resolve().parents[3] / "shared" / "parity"
     if not shared.is_dir():
         pytest.skip(f"no recorded outputs of the full size at {shared}")
-    rows = run_parity("full", shared)
+    rows = list(run_parity("full", shared))
     assert {row.name for row in rows} == OUTPUTS
     assert {row.name: row.max_abs_diff for row in rows if not row.passed} == {}
 
 
 def test_the_command_prints_a_line_for_each_output(rows, capsys, monkeypatch):
-    monkeypatch.setattr(parity, "run_parity", lambda size, folder, progress: rows)
+    monkeypatch.setattr(parity, "run_parity", lambda *_: rows)
     arguments = ["info", "bicubic", "--parity", "tiny", "--parity-data", str(RECORDED)]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from array import array
 
 import numpy as np
 import rclpy
@@ -13,8 +14,8 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
-from difiisr_ros.image_codec import encode
-from difiisr_ros.node_process import NodeProcess, own_domain
+from difiisr_ros.image_codec import encode_rows
+from difiisr_ros.node_process import own_domain
 
 PATIENCE = 60.0  # seconds after which something that must happen has not
 RETRY = 5.0  # seconds after which a message or a service call counts as lost
@@ -28,11 +29,6 @@ def wait_until(condition, describe=lambda: "", patience=PATIENCE):
         assert time.monotonic() < deadline, describe() or "waited in vain"
         time.sleep(0.005)
     return value
-
-
-def start_node(log, *ros_arguments):
-    """sr_node as a process in our domain."""
-    return NodeProcess(log, *ros_arguments)
 
 
 def spin_in_thread(node):
@@ -108,8 +104,9 @@ class Peer:
         message = Image()
         message.header.stamp.sec, message.header.stamp.nanosec = self._stamp, 123_456_789
         message.header.frame_id = f"thermal_optical_{self._stamp}"
-        for name, value in encode(pixels, encoding)._asdict().items():
-            setattr(message, name, value)
+        rows = encode_rows(pixels, encoding)
+        message.height, message.width, message.step = *pixels.shape[:2], rows.shape[1]
+        message.encoding, message.data = encoding, array("B", rows.tobytes())
         return message
 
     def send(self, pixels, encoding="mono16"):

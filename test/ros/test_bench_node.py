@@ -69,13 +69,6 @@ def test_answers_count_for_the_run_that_asked(node):
     assert max(answered["latencies"]) < 2.0
 
 
-def test_an_interrupt_ends_a_run(node):
-    pressing = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    pressing.start()
-    with pytest.raises(KeyboardInterrupt):
-        node.run(9.0, 60.0)
-
-
 def test_a_node_that_dies_ends_its_run(node):
     killing = threading.Timer(0.5, os.kill, (node.process.pid, signal.SIGKILL))
     killing.start()

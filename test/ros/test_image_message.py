@@ -1,5 +1,7 @@
 """A result shares its pixels' memory, and is the message that ROS itself would have made."""
 
+from array import array
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 
-from difiisr_ros.image_codec import ENCODINGS, ImageCodecError, encode  # noqa: E402
+from difiisr_ros.image_codec import ENCODINGS, encode_rows  # noqa: E402
 from difiisr_ros.sr_node import image_message  # noqa: E402
 
 
@@ -27,10 +29,12 @@ def pixels_of(encoding, size=(12, 20)):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("frame_id", ["", "thermal_optical", "wärme"])
+@pytest.mark.parametrize("frame_id", ["", "wärme"])
 def test_it_serialises_as_a_message_with_its_own_copy(encoding, frame_id):
     pixels, camera = pixels_of(encoding, (5, 7)), source(encoding, frame_id)
-    whole = Image(header=camera.header, **encode(pixels, encoding)._asdict())
+    rows = encode_rows(pixels, encoding)
+    whole = Image(header=camera.header, height=5, width=7, encoding=encoding, step=rows.shape[1])
+    whole.data = array("B", rows.tobytes())
     ours, theirs = (serialize_message(m) for m in (image_message(camera, pixels), whole))
     assert len(ours) == len(theirs)  # what lies between aligned fields is anybody's
     assert deserialize_message(ours, Image) == whole
@@ -39,8 +43,3 @@ def test_it_serialises_as_a_message_with_its_own_copy(encoding, frame_id):
 def test_the_pixels_are_not_copied():
     pixels = pixels_of("mono16")
     assert np.shares_memory(np.asarray(image_message(source("mono16", "t"), pixels).data), pixels)
-
-
-def test_pixels_of_another_dtype_are_refused():
-    with pytest.raises(ImageCodecError, match="mono16 holds uint16"):
-        image_message(source("mono16", "t"), pixels_of("32FC1"))

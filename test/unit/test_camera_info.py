@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from difiisr_models.settings import Crop
 from difiisr_ros.camera_info import camera_info_of_result, scale_camera_info
 
 
@@ -31,17 +32,6 @@ def test_matrices_scale_about_pixel_centres():
     # with its baseline terms
     np.testing.assert_allclose(scaled.p, [760, 0, 321.5, -76, 0, 780, 241.5, 8, 0, 0, 1, 0])
     assert (info.width, info.k[0], info.roi.height) == (160, 200, 0)  # the original is as it was
-
-
-def test_a_ray_hits_the_same_place_of_the_scene():
-    info = camera_info()
-    scaled = scale_camera_info(info, 4)
-    point = np.array([0.3, -0.2, 2.0, 1.0])
-    u, v, w = info.p.reshape(3, 4) @ point
-    big_u, big_v, big_w = scaled.p.reshape(3, 4) @ point
-    # pixel x covers output pixels 4x .. 4x+3, whose centre is 4x + 1.5
-    assert big_u / big_w == pytest.approx(4 * u / w + 1.5)
-    assert big_v / big_w == pytest.approx(4 * v / w + 1.5)
 
 
 def test_size_and_roi_scale_and_the_rest_stays():
@@ -86,17 +76,27 @@ def test_info_of_another_image_size_is_refused(changes, size, fits):
             camera_info_of_result(info, image, 4)
 
 
-def test_rosbags_messages_are_scaled_too():
-    typesys = pytest.importorskip("rosbags.typesys", reason="rosbags reads bags without ROS")
-    types = typesys.get_typestore(typesys.Stores.ROS2_JAZZY).types
-    roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
-    time = types["builtin_interfaces/msg/Time"](1, 2)
-    source = camera_info(roi=roi, header=types["std_msgs/msg/Header"](time, "thermal"))
-    info = types["sensor_msgs/msg/CameraInfo"](
-        **{**vars(source), "d": np.asarray(source.d, np.float64)}
+def test_what_is_cut_off_moves_the_principal_points():
+    info, image = camera_info(), SimpleNamespace(width=160, height=120, header="h")
+    cut, whole = (
+        camera_info_of_result(info, image, 4, crop) for crop in (Crop(2, 1, 5, 0), Crop())
     )
-    scaled = scale_camera_info(info, 4)
-    assert type(scaled) is type(info)
-    assert scaled.width == 640
-    assert scaled.k[2] == 319.5
-    assert scaled.header.frame_id == "thermal"
+    assert (cut.width, cut.height) == (4 * 155, 4 * 117)
+    for name, places in (("k", (2, 5)), ("p", (2, 6))):
+        moved = np.array(getattr(whole, name)) - np.array(getattr(cut, name))
+        assert [moved[place] for place in places] == [20, 8]
+        assert np.count_nonzero(moved) == 2
+    assert info.width == 160
+
+
+def test_what_is_cut_off_a_region_of_interest_moves_the_region():
+    roi = SimpleNamespace(x_offset=8, y_offset=6, width=40, height=30)
+    info = camera_info(roi=roi, binning_x=2, binning_y=2)
+    image = SimpleNamespace(width=20, height=15, header="h")
+    cut, whole = (
+        camera_info_of_result(info, image, 4, crop) for crop in (Crop(2, 1, 3, 0), Crop())
+    )
+    np.testing.assert_array_equal(cut.k, whole.k)
+    assert (cut.roi.x_offset, cut.roi.y_offset) == (4 * (8 + 6), 4 * (6 + 4))
+    assert (cut.roi.width, cut.roi.height) == (4 * 34, 4 * 24)
+    assert (cut.width, cut.height) == (whole.width, whole.height)

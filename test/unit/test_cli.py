@@ -5,9 +5,10 @@ import sys
 import time
 
 import pytest
-from thermal_bags import cut, messages, record
+from thermal_bags import cut, header, messages, pixels, record
 
 from difiisr_ros import cli
+from difiisr_ros.bags import image_bytes
 
 DIFIISR = [sys.executable, "-m", "difiisr_ros.cli"]
 
@@ -38,6 +39,9 @@ def test_replay_of_a_damaged_recording_exits_with_2(tmp_path, capsys):
         (["replay", "IN", "out", "--model", "bicubic", "--image-topic", "/no"], "/cam/image_raw"),
         (["replay", "IN", "out", "--model", "no-such-model"], "no-such-model"),
         (["info", "no-such-model"], "no-such-model"),
+        (["info"], "--bag"),
+        (["info", "--bag", "IN", "--topic", "/no"], "/cam/image_raw"),
+        (["replay", "IN", "out", "--model", "bicubic", "--no-data", "none"], "got 'none'"),
         (["info", "difiisr-rt-x4", "--device", "cpu", "--engine", "no.plan"], "needs a CUDA GPU"),
         (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
         (["export", "difiisr-rt-x4", "IN", "--input-size", "16x16", "--force"], "is a folder"),
@@ -102,6 +106,25 @@ def test_info_names_model_and_cost(capsys):
     assert lines["name"] == "bicubic"
     assert lines["parameters"] == "0"
     assert float(lines["cost"].split()[0]) < 1.0
+
+
+def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, capsys):
+    frame, broken = pixels(1), pixels(1)
+    broken[3, 4] = 7
+    raw = {n: image_bytes(header(n), broken, "16UC1") for n in range(5)}
+    bag = record(tmp_path / "bag", images=raw)
+    assert cli.main(["info", "--bag", str(bag), "--topic", "/cam/image_raw"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["topic"] == "/cam/image_raw, 5 images"
+    assert (lines["encoding"], lines["size"], lines["rate"]) == ("16UC1", "18x24", "10 Hz")
+    assert lines["measured"] == f"7 to {frame.max()} counts"
+    assert lines["invalid"] == "0 pixels"
+    assert lines["launch"] == "ros2 launch difiisr_ros sr.launch.py image:=/cam/image_raw"
+    assert cli.main(["info", "--bag", str(bag), "--no-data", "7,65535"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["invalid"] == "1 pixels"
+    assert lines["measured"].split()[0] == str(broken[broken > 7].min())
+    assert lines["launch"].endswith("no_data:=7,65535")
 
 
 def test_info_says_what_runs_the_model_and_where_the_time_goes(capsys):

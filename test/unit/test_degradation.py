@@ -12,7 +12,7 @@ from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import downsample, pack
 from difiisr_training.config import load_config
 from difiisr_training.degradations import thermal_camera as camera
-from difiisr_training.degradations.mix import KINDS, DegradationConfig, choose_kind, degrade
+from difiisr_training.degradations.mix import KINDS, DegradationConfig, degrade
 from difiisr_training.degradations.thermal_camera import (
     ThermalConfig,
     agc_range,
@@ -51,10 +51,7 @@ def amplitude(image, frequency):
     return 2 * abs((row * phase).mean())
 
 
-# Lens
-
-
-@pytest.mark.parametrize("cycles", [4, 16, 28, 40])
+@pytest.mark.parametrize("cycles", [4, 28, 40])
 @pytest.mark.parametrize("sigma", [0.0, 1.2])
 def test_a_lens_attenuates_each_frequency_by_its_mtf(cycles, sigma):
     cutoff, side = 0.35, 160
@@ -65,9 +62,6 @@ def test_a_lens_attenuates_each_frequency_by_its_mtf(cycles, sigma):
     blurred = camera.blur_by_lens(wave(side, f), cutoff, sigma)
     inner = blurred[:, 40:-40]  # 80 columns hold whole periods of every wave here
     assert amplitude(inner, f) == pytest.approx(theory, abs=0.01)
-
-
-# Detectors
 
 
 @pytest.mark.parametrize("fill_factor", [0.4, 0.7, 1.0])
@@ -87,26 +81,16 @@ def test_detectors_average_and_do_not_shift():
     assert camera.sample_by_detector(ramp, 0.5)[0] == pytest.approx(4 * np.arange(16) + 1.5)
 
 
-# Read-out
-
-
-def test_stripes_are_constant_along_their_line():
-    columns = camera.stripes((300, 500), 0.0, 2.0, rng())
-    assert (columns == columns[:1]).all()
-    assert columns[0].std() == pytest.approx(2.0, rel=0.1)
+def test_stripes_are_constant_along_their_line_and_stuck_pixels_are_as_many_as_asked():
     rows = camera.stripes((500, 300), 2.0, 0.0, rng())
-    assert (rows == rows[:, :1]).all()
-    assert rows[:, 0].std() == pytest.approx(2.0, rel=0.1)
-
-
-def test_the_share_of_stuck_pixels_and_their_levels():
-    image = np.full((500, 500), 50.0, np.float32)
-    stuck = camera.stick_pixels(image, 0.01, 100.0, 200.0, rng())
-    changed = stuck != image
-    assert changed.mean() == pytest.approx(0.01, rel=0.1)
-    assert stuck[changed].min() >= 100
-    assert stuck[changed].max() <= 200
-    assert np.unique(stuck[changed]).size > 1000
+    columns = camera.stripes((300, 500), 0.0, 2.0, rng())
+    for lines in (rows.T, columns):
+        assert (lines == lines[:1]).all()
+        assert lines[0].std() == pytest.approx(2.0, rel=0.1)
+    stuck = camera.stick_pixels(np.full((500, 500), 50.0, np.float32), 0.01, 100.0, 200.0, rng())
+    changed = stuck[stuck != 50]
+    assert changed.size / stuck.size == pytest.approx(0.01, rel=0.1)
+    assert 100 <= changed.min() < changed.max() <= 200
 
 
 def test_drift_is_slow_and_as_strong_as_asked():
@@ -116,18 +100,12 @@ def test_drift_is_slow_and_as_strong_as_asked():
     assert np.abs(np.diff(fields, 2, axis=1)).max() < 1e-5
 
 
-# Eight bit
-
-
 def test_agc_saturates_one_per_cent_at_either_end():
     frame = rng().permutation(100_00).reshape(100, 100).astype(np.uint16)
     picture = to_eight_bit(frame, agc_range(frame))
     # Half a grey level's worth of counts (20 of 10,000) rounds to black and to white as well.
     assert (picture == 0).mean() == pytest.approx(0.012, abs=0.001)
     assert (picture == 255).mean() == pytest.approx(0.012, abs=0.001)
-
-
-# The three degradations
 
 
 def test_bicubic_is_pillows_and_the_models_own_operator():
@@ -145,13 +123,12 @@ def test_every_degradation_gives_a_pair_on_one_scale_and_only_by_its_seed(kind, 
     hr = (scene() // (12 if dtype == np.uint8 else 1)).astype(dtype)
     shown = agc_range(hr)
     config = DegradationConfig()
-    for seed in range(8):
+    for seed in range(4):
         lr, target = degrade(kind, hr, shown, config, rng(seed))
         again = degrade(kind, hr, shown, config, rng(seed))
         assert (lr == again[0]).all()
         assert (target == again[1]).all()
-        assert lr.shape == (40, 40)
-        assert target.shape == (160, 160)
+        assert (lr.shape, target.shape) == ((40, 40), (160, 160))
         assert lr.dtype == target.dtype == np.float32
         assert np.isfinite(lr).all()
         coarse_lr = lr.reshape(5, 8, 5, 8).mean(axis=(1, 3))
@@ -160,16 +137,6 @@ def test_every_degradation_gives_a_pair_on_one_scale_and_only_by_its_seed(kind, 
         assert np.corrcoef(coarse_lr.ravel(), coarse.ravel())[0, 1] > 0.8
     if kind != "bicubic":
         assert (degrade(kind, hr, shown, config, rng(98))[0] != lr).any()
-
-
-def test_a_quiet_thermal_camera_only_blurs():
-    hr = scene(dtype=np.float32)
-    lr, target = thermal_pair(hr, SHOWN, ThermalConfig(**QUIET), rng())
-    assert (target == hr).all()
-    clean, _ = degrade("bicubic", hr, SHOWN, DegradationConfig(), rng())
-    inner = (slice(4, -4), slice(4, -4))
-    assert lr.mean() == pytest.approx(clean.mean(), rel=1e-3)
-    assert np.abs(np.diff(lr[inner])).mean() < np.abs(np.diff(clean[inner])).mean()
 
 
 @pytest.mark.parametrize("netd", [0.005, 0.02])
@@ -201,41 +168,10 @@ def test_the_gain_control_saturates_both_and_rounds_the_low_resolution_one():
     assert np.abs(grey - np.rint(grey)).max() < 1e-3
 
 
-def test_degradations_are_drawn_by_their_weights():
-    config = DegradationConfig(bicubic=6, thermal=3, second_order=1)
-    drawn = [choose_kind(config, generator) for generator in [rng()] for _ in range(5000)]
-    shares = [drawn.count(kind) / len(drawn) for kind in KINDS]
-    assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.02)
-
-
-# Settings
-
-
-def test_degradations_are_settings_of_a_run(tmp_path):
-    text = """
-    name: x
-    sources: [{folder: a}]
-    crops:
-      degradation:
-        bicubic: 1
-        thermal: 2
-        camera: {f_number: [1, 2], jpeg_quality: [50, 60]}
-        pipeline: {first: {kernel: {sides: [3, 7]}}}
-    """
-    (tmp_path / "x.yaml").write_text(text)
-    found = load_config(tmp_path / "x.yaml").crops.degradation
-    assert (found.thermal, found.camera.f_number) == (2.0, (1.0, 2.0))
-    assert found.camera.jpeg_quality == (50, 60)
-    assert found.pipeline.first.kernel.sides == (3, 7)
-    assert found.pipeline.second.kernel.sides == (3, 13)
-
-
 @pytest.mark.parametrize(
     ("text", "error"),
     [
         ("camera: {netd: [0.02, 0.001]}", "netd.*0.02, 0.001"),
-        ("camera: {netd: [0, 0.01]}", "netd"),
-        ("camera: {pitch_um: [12]}", "pitch_um.*12"),
         ("pipeline: {first: {resize: [2, 1]}}", "resize"),
         ("{bicubic: 0, thermal: 0, second_order: 0}", "weights"),
         ("{bicubic: -1}", "degradation.bicubic"),

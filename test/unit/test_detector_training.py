@@ -1,8 +1,6 @@
 """The detector learns, resumes and is exported; the peaks that it draws are read back."""
 
 import json
-import signal
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from difiisr_ros.commands.train_detector import train_detector
 from difiisr_training.checkpoints import read_checkpoint
 from difiisr_training.data.annotations import Annotations, Boxes
 from difiisr_training.data.images import as_picture, read_counts
-from difiisr_training.evaluation.detectors import OnnxDetector, decode_peaks
+from difiisr_training.evaluation.detectors import OnnxDetector
 from difiisr_training.recipes.centre_network import (
     CentreDetector,
     detect,
@@ -28,9 +26,7 @@ from difiisr_training.recipes.centre_network import (
 from difiisr_training.recipes.detector_training import (
     DetectorConfig,
     augment,
-    crop_boxes,
     detector_scores,
-    draw_samples,
     fit_detector,
     load_frames,
 )
@@ -50,8 +46,6 @@ def frame(number):
 
 
 FRAMES = [frame(0), frame(1)]
-
-
 CLASSES = ("tall", "wide")
 
 
@@ -64,24 +58,14 @@ def test_frames_of_one_name_keep_the_boxes_of_their_folders(tmp_path):
     for number, folder in enumerate("ab"):
         (tmp_path / folder).mkdir()
         Image.fromarray(np.full((8, 8), 50 * number, np.uint8)).save(tmp_path / folder / "1.png")
-    images = {f"{folder}/1.png": frame(number)[1] for number, folder in enumerate("ab")}
+    images = {f"{folder}__1": frame(number)[1] for number, folder in enumerate("ab")}
     frames = load_frames(tmp_path, Annotations(("tall", "wide"), images))
-    assert [picture.max() for picture, _ in frames] == [0, pytest.approx(50 / 255)]
     for number, (_, boxes) in enumerate(frames):
         np.testing.assert_array_equal(boxes.xywh, frame(number)[1].xywh)
     with pytest.raises(ValueError, match="cannot be told apart"):
-        load_frames(tmp_path, Annotations(("tall", "wide"), {"1.png": frame(0)[1]}))
-    with pytest.raises(ValueError, match=r"no annotated image; .* e\.g\. 2\.png"):
-        load_frames(tmp_path, Annotations(("tall", "wide"), {"2.png": frame(0)[1]}))
-
-
-def test_planted_targets_are_decoded_to_the_boxes_that_were_drawn():
-    boxes = frame(0)[1]
-    heat, sides, _, _ = draw_targets(boxes, 2, (64, 64))
-    found = decode_peaks(np.where(heat.numpy() == 1, 0.9, 0), sides.numpy(), (64, 64))
-    order = np.argsort(found.classes)
-    np.testing.assert_allclose(found.xywh[order], boxes.xywh, atol=1e-4)
-    np.testing.assert_allclose(found.scores, 0.9)
+        load_frames(tmp_path, Annotations(("tall", "wide"), {"1": frame(0)[1]}))
+    with pytest.raises(ValueError, match=r"no annotated image; .* e\.g\. 2"):
+        load_frames(tmp_path, Annotations(("tall", "wide"), {"2": frame(0)[1]}))
 
 
 def test_ignored_regions_cost_nothing():
@@ -92,13 +76,6 @@ def test_ignored_regions_cost_nothing():
     assert detection_loss(logits, torch.ones(1, 4, 16, 16), batch) < 1e-3
     logits[0, 0, 12, 3] = 8.0  # and one outside
     assert detection_loss(logits, torch.ones(1, 4, 16, 16), batch) > 1
-
-
-def test_double_peaks_of_one_object_are_one_detection():
-    scores, sides = np.zeros((1, 16, 16)), np.full((4, 16, 16), 12.0)
-    scores[0, 5, 5], scores[0, 5, 7] = 0.9, 0.8
-    sides[0, 5, 7], sides[2, 5, 7] = 20.0, 4.0
-    assert decode_peaks(scores, sides, (64, 64)).scores.tolist() == [0.9]
 
 
 def test_boxes_follow_the_picture_through_the_augmentation():
@@ -113,22 +90,6 @@ def test_boxes_follow_the_picture_through_the_augmentation():
         assert seen == pytest.approx([left, top, left + width, top + height], abs=1.5)
 
 
-def test_objects_that_are_mostly_cut_off_become_ignored():
-    rows = [[-9, 0, 10, 10], [40, 40, 10, 10], [80, 80, 5, 5]]
-    kept = crop_boxes(Boxes.of((row, 0, False) for row in rows), 64)
-    assert kept.xywh.tolist() == [[0, 0, 1, 10], [40, 40, 10, 10]]
-    assert kept.ignored.tolist() == [True, False]
-
-
-def test_samples_depend_on_seed_and_number_alone():
-    together = draw_samples(FRAMES, 2, tiny(blur=0.5), [0, 1, 2, 3])[0]
-    apart = draw_samples(FRAMES, 2, tiny(blur=0.5), [2, 3])[0]
-    assert torch.equal(together[2:], apart)
-    assert not torch.equal(
-        together, draw_samples(FRAMES, 2, tiny(blur=0.5, seed=4), [0, 1, 2, 3])[0]
-    )
-
-
 def test_pictures_of_any_depth_lie_between_black_and_white():
     assert as_picture(np.array([[0, 255]], np.uint8)).tolist() == [[0, 1]]
     counts = np.linspace(7000, 7400, 64 * 64).reshape(64, 64)
@@ -139,20 +100,11 @@ def test_pictures_of_any_depth_lie_between_black_and_white():
         assert picture.max() > 0.9
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"optimiser": "adam"}, {"iterations": 0}, {"lr": 0.0}, {"crop": 72}, {"scales": (2.0, 1.0)}],
-)
-def test_settings_that_cannot_be_are_refused_by_name(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        DetectorConfig(**changes)
-
-
 def test_two_images_are_learnt(tmp_path):
     torch.set_num_threads(1)
     config = tiny(iterations=80, validate_every=80, lr=1e-2, **PLAIN)
     network, _ = fit_detector(config, CLASSES, FRAMES, FRAMES, tmp_path)
-    judged = detector_scores(network, FRAMES, CLASSES, "cpu")
+    judged = detector_scores(network, FRAMES, CLASSES)
     assert judged["map50"] > 0.95
     lines = [json.loads(x) for x in (tmp_path / "statistics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == list(range(1, 81))
@@ -160,13 +112,8 @@ def test_two_images_are_learnt(tmp_path):
     assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
 
 
-@pytest.mark.parametrize("stopped_by", ["time", "ctrl-c"])
-def test_a_run_that_was_stopped_is_resumed_to_the_bit(stopped_by, tmp_path, monkeypatch):
-    step, whole, part = torch.optim.AdamW.step, tmp_path / "whole", tmp_path / "part"
-
-    def interrupted(optimiser, *arguments):
-        step(optimiser, *arguments)
-        signal.raise_signal(signal.SIGINT)
+def test_a_run_that_ran_out_of_time_is_resumed_to_the_bit(tmp_path, monkeypatch):
+    whole, part = tmp_path / "whole", tmp_path / "part"
 
     def fit(run, classes=CLASSES, **changes):
         config = tiny(**{"validate_every": 2, "iterations": 3} | changes)
@@ -174,12 +121,9 @@ def test_a_run_that_was_stopped_is_resumed_to_the_bit(stopped_by, tmp_path, monk
 
     assert fit(whole) == 3
     with monkeypatch.context() as patch:
-        if stopped_by == "time":
-            clock = iter([0.0, 0.0, 0.0, 9.0])
-            patch.setattr("difiisr_training.recipes.reader_loop.time.monotonic", clock.__next__)
-        else:
-            patch.setattr(torch.optim.AdamW, "step", interrupted)
-        assert fit(part) == {"time": 2, "ctrl-c": 1}[stopped_by]
+        clock = iter([0.0, 0.0, 0.0, 9.0])
+        patch.setattr("difiisr_training.recipes.reader_loop.time.monotonic", clock.__next__)
+        assert fit(part) == 2
     assert fit(part) == 3
     ours, theirs = (read_checkpoint(folder / "checkpoint.pt") for folder in (part, whole))
     assert ours["best_score"] == theirs["best_score"]
@@ -231,7 +175,8 @@ def test_the_command_trains_exports_and_resumes(data, tmp_path, capsys, monkeypa
     network.load_state_dict(load_file(tmp_path / "detector.safetensors"))
     detector = OnnxDetector(tmp_path / "detector.onnx")
     assert (detector.classes, detector.input_size) == (("tall", "wide"), None)
-    for counts in (read_counts(images / "0.png"), noise((70, 90))):
+    noise = np.random.default_rng(0).integers(0, 255, (70, 90), np.uint8)
+    for counts in (read_counts(images / "0.png"), noise):
         ours, theirs = detect(network, as_picture(counts)), detector(counts)
         assert len(ours.scores) > 3
         np.testing.assert_allclose(theirs.scores, ours.scores, atol=1e-4)
@@ -240,10 +185,6 @@ def test_the_command_trains_exports_and_resumes(data, tmp_path, capsys, monkeypa
     module = "difiisr_training.recipes.centre_network.export_detector"
     monkeypatch.setattr(module, lambda network, classes, path: path)  # slow
     train_detector(images, **options, resume=True)
-
-
-def noise(size):
-    return np.random.default_rng(0).integers(0, 255, size, np.uint8)
 
 
 def test_the_command_refuses_what_does_not_go_together(data, tmp_path):
@@ -262,10 +203,3 @@ def test_an_option_out_of_range_is_a_wrong_command_line(capsys):
     words = ["train-detector", "images", "--annotations", "boxes.json", "--out", "run"]
     assert main([*words, "--crop", "72"]) == 2
     assert "multiple of 16" in capsys.readouterr().err
-
-
-def test_a_robot_without_the_extra_is_told_what_to_install(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "difiisr_ros.commands.train_detector", None)
-    words = ["train-detector", "images", "--annotations", "boxes.json", "--out", "run"]
-    assert main(words) == 1
-    assert "pip install '.[train,eval,onnx]'" in capsys.readouterr().err

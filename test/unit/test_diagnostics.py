@@ -1,14 +1,19 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 
 pytest.importorskip("diagnostic_msgs", reason="needs ROS messages")
 
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus as Status
 
-from difiisr_models import load_upscaler
-from difiisr_ros.diagnostics import assess, diagnostic_array, model_values, stream_values
+from difiisr_models import Stream, load_upscaler
+from difiisr_ros.diagnostics import (
+    assess,
+    model_values,
+    scene_values,
+    stream_values,
+)
 from difiisr_ros.stream_statistics import Summary
 
 
@@ -25,8 +30,6 @@ def recent(**fates):
     [
         ({**total(published=9), "rate_out": 9.0}, Status.OK, "9.0 Hz"),
         ({**total(received=4, idle=4), "waiting": True}, Status.OK, "waiting for a subscriber"),
-        # the subscriber went, or has just come
-        ({**total(published=9, idle=4), "waiting": True}, Status.OK, "waiting for a subscriber"),
         (total(received=5, idle=4), Status.OK, "computing the first frame"),
         ({}, Status.OK, "waiting for an image"),
         ({"silence": 5.0}, Status.STALE, "no image on /thermal/image_raw for 5 s"),
@@ -52,6 +55,26 @@ def test_the_worst_trouble_sets_level_and_message(summary, level, text):
     assert text in message
 
 
+def test_trouble_with_the_camera_info_is_told_where_frames_are_well():
+    fine, refused = total(published=9), recent(malformed=2)
+    assert assess(Summary(**fine), "/a", "no camera_info") == (Status.WARN, "no camera_info")
+    assert "refused" in assess(Summary(**refused), "/a", "no camera_info")[1]
+
+
+def test_the_scene_is_told_in_counts():
+    stream, frame = Stream((7.0,)), np.arange(29000, 29000 + 32 * 32, dtype=np.uint16)
+    frame[0] = 7
+    stream.begin_frame(frame.reshape(32, 32), None)
+    stream.see(frame.reshape(32, 32))
+    values = scene_values(stream.summary())
+    assert values["hottest measured (counts)"] == "30023"
+    assert values["coldest measured (counts)"] == "29001"
+    assert values["invalid pixels"] == "1"
+    assert values["pattern rows (counts)"] == "0"
+    assert float(values["noise (% of span)"]) < 1
+    assert float(values["range to (counts)"]) > 30000
+
+
 def test_the_values_a_dashboard_reads():
     summary = Summary(
         total=Counter(received=10, published=7, stale=2, malformed=1),
@@ -73,13 +96,3 @@ def test_the_backend_and_what_was_passed_over_are_told():
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
     assert values["passed over onnxruntime"] == "bicubic always runs in torch"
     assert 50 < float(values["memory (MB)"]) < 50_000
-
-
-def test_the_message_carries_everything():
-    message = diagnostic_array(
-        Time(sec=5), "sr_node: super-resolution", "bicubic", Status.WARN, "slow", {"a": "1"}
-    )
-    (status,) = message.status
-    assert message.header.stamp.sec == 5
-    assert (status.level, status.message, status.hardware_id) == (Status.WARN, "slow", "bicubic")
-    assert [(value.key, value.value) for value in status.values] == [("a", "1")]

@@ -57,7 +57,8 @@ def rows_of(out):
 
 def test_sets_are_judged_with_reference(data, capsys):
     out = data / "out"
-    results = evaluate(data / "eight", data / "deep", "--models", "bicubic,difiisr-rt-x4@0.5",
+    model = "difiisr-rt-x4@0.5@consistency=1"
+    results = evaluate(data / "eight", data / "deep", "--models", f"bicubic,{model}",
                     "--out", out, "--metrics", "psnr,ssim,spectral,consistency,error")  # fmt: skip
     assert re.search(r"\| +5 \| bicubic +\|", capsys.readouterr().out)
     assert (results.mode, results.degradation) == ("reference", "bicubic")
@@ -65,7 +66,7 @@ def test_sets_are_judged_with_reference(data, capsys):
         (str(data / "eight"), 5, "images"), (str(data / "deep"), 3, "images"),
     ]  # fmt: skip
     plain, ours = results.sets[0].models
-    assert (ours.name, ours.title) == ("difiisr-rt-x4@0.5", "difiisr-rt-x4@0.5")
+    assert (ours.name, ours.title) == (model, model)
     assert ours.parameters > 1e5
     assert len(ours.weights_sha256) == 64
     assert ours.seconds_per_frame > 0
@@ -120,7 +121,7 @@ def test_errors_in_kelvin_with_a_radiometry(data):
 def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
     film_bag(tmp_path / "bag")
     out = tmp_path / "out"
-    arguments = [tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4", "--out", out]
+    arguments = [tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4@consistency=1", "--out", out]
     results = evaluate(*arguments, "--mode", "camera", "--topic", "/cam/image_raw")
     (chosen,) = results.sets
     assert (chosen.kind, chosen.topic, chosen.frames) == ("bag", "/cam/image_raw", 6)
@@ -145,8 +146,8 @@ def test_a_recording_in_kelvin_stays_float(tmp_path):
     }
     record(tmp_path / "bag", frames=2, images=images)
     out = tmp_path / "out"
-    results = evaluate(tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4", "--out", out,
-                       "--radiometry", "kelvin=1*counts")  # fmt: skip
+    results = evaluate(tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4@consistency=1",
+                       "--out", out, "--radiometry", "kelvin=1*counts")  # fmt: skip
     (chosen,) = results.sets
     assert results.mode == "reference"
     assert read_frame(frames_folder(out, chosen.name, "hr"), "000001").dtype == np.float32
@@ -155,15 +156,6 @@ def test_a_recording_in_kelvin_stays_float(tmp_path):
         assert model.mean["psnr"] > 15
     assert chosen.models[1].mean["consistency_max"] < 0.5
     assert chosen.temperature_bins[0]["low"] >= 270
-
-
-def test_the_same_again_gives_the_same_numbers(data):
-    tables = []
-    for name in ("one", "two"):
-        evaluate(data / "deep", "--models", "difiisr-rt-x4@0", "--out", data / name,
-                 "--metrics", "psnr,consistency")  # fmt: skip
-        tables.append([row | {"seconds": ""} for row in rows_of(data / name)])
-    assert tables[0] == tables[1]
 
 
 @pytest.fixture
@@ -329,15 +321,6 @@ def test_what_cannot_be_measured_is_said_and_never_a_number(data, capsys):
     assert "not run: musiq: needs musiq_koniq_ckpt-e95806b9.pth" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_frames_come_back_as_they_were_written(tmp_path, dtype):
-    counts = (np.random.default_rng(0).random((5, 7)) * 200).astype(dtype)
-    write_frame(tmp_path, "f", counts)
-    back = read_frame(tmp_path, "f")
-    assert back.dtype == dtype
-    assert np.array_equal(back, counts)
-
-
 def note_judged(monkeypatch, unknown="nowhere"):
     """Judges that note folder and file of each set, and know none whose name holds ``unknown``."""
     asked = []
@@ -352,8 +335,8 @@ def note_judged(monkeypatch, unknown="nowhere"):
 
         return judge
 
-    monkeypatch.setattr(judged_frames, "judge_detection", note(judged_frames.NotAnnotated))
-    monkeypatch.setattr(judged_frames, "judge_segmentation", note(judged_frames.NotLabelled))
+    monkeypatch.setattr(judged_frames, "judge_detection", note(judged_frames.NothingToJudge))
+    monkeypatch.setattr(judged_frames, "judge_segmentation", note(judged_frames.NothingToJudge))
     return asked
 
 
@@ -372,6 +355,8 @@ def judged(request, data):
 def test_each_set_is_judged_by_its_own_file(data, judged, monkeypatch):
     option, arguments = judged
     asked = note_judged(monkeypatch)
+    (data / "out").mkdir()
+    (data / "out" / "detection.json").write_text("{}")  # of an older run: does not join
     own = [f"{data / 'deep'}={data / 'b.json'}", f"{data / 'eight'}={data / 'a.json'}"]
     evaluate(*arguments, option, own[0], option, own[1])
     slugs = [slug(str(data / name)) for name in ("eight", "deep")]
@@ -407,13 +392,3 @@ def test_what_is_wrong_with_the_files_of_sets_is_said_before_anything_runs(data,
         with pytest.raises(error, match=said):
             evaluate(*arguments, *[word for one in given for word in (option, one)])
     assert not (data / "out").exists()
-
-
-def test_what_older_runs_judged_does_not_join(data, judged, monkeypatch):
-    option, arguments = judged
-    note_judged(monkeypatch)
-    (data / "out").mkdir()
-    for name in ("detection.json", "segmentation.json"):
-        (data / "out" / name).write_text("{}")
-    evaluate(*arguments, option, f"{data / 'deep'}={data / 'a.json'}")
-    assert not list((data / "out").glob("*ion.json"))

@@ -11,10 +11,9 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("onnxruntime")
 
 from difiisr_training.evaluation import judged_frames, segformer
-from difiisr_training.evaluation.detectors import Detections, OnnxDetector, decode_fastestdet
+from difiisr_training.evaluation.detectors import Detections, OnnxDetector
 from difiisr_training.evaluation.judged_frames import (
-    NotAnnotated,
-    NotLabelled,
+    NothingToJudge,
     judge_detection,
     judge_segmentation,
     match_classes,
@@ -113,7 +112,7 @@ def test_a_set_without_annotations_or_frames_is_refused(evaluated):
     with pytest.raises(FileNotFoundError, match="run the evaluation first"):
         judge_detection(out, "absent", out / "d.onnx", boxes)
     boxes.write_text(boxes.read_text().replace("a.jpg", "b.jpg"))
-    with pytest.raises(NotAnnotated, match=r"no boxes for the frames of scene.*b\.jpg"):
+    with pytest.raises(NothingToJudge, match=r"no boxes for the frames of scene.* e\.g\. b$"):
         judge_detection(out, "scene", out / "d.onnx", boxes)
 
 
@@ -123,18 +122,6 @@ def test_coco_classes_find_their_places_in_hit_uav():
     assert match_classes(("person", "dog"), ("People", "Truck")).tolist() == [0, -1]
     with pytest.raises(ValueError, match="no class in common"):
         match_classes(("dog",), hit_uav)
-
-
-def test_fastestdet_maps_are_decoded():
-    maps = np.zeros((85, 22, 22), np.float32)
-    maps[1:5] = -5
-    maps[0, 10, 4], maps[5 + 2, 10, 4] = 0.8, 0.9  # a car
-    maps[1:5, 10, 4] = [0.0, np.arctanh(0.5), np.log(0.25 / 0.75), np.log(0.5 / 0.5)]
-    maps[0, 3, 3], maps[5 + 60, 3, 3] = 0.9, 0.9  # furniture
-    found = decode_fastestdet(maps, (220, 440))
-    assert found.classes.tolist() == [2]
-    assert found.scores[0] == pytest.approx(0.8**0.6 * 0.9**0.4)
-    np.testing.assert_allclose(found.xywh[0], [4 * 20 - 55, 50, 110, 110], atol=1e-3)
 
 
 def test_what_is_no_detector_is_named(tmp_path):
@@ -173,7 +160,7 @@ def segmented(tmp_path, monkeypatch):
 
     monkeypatch.setattr(segformer, "load_segformer", lambda _: BrightSegmenter())
     monkeypatch.setattr(segformer, "class_names", lambda _: ("road", "person"))
-    monkeypatch.setattr(segformer, "segment", lambda _, counts, __: np.uint8(counts > 128))
+    monkeypatch.setattr(segformer, "segment", lambda _, counts: np.uint8(counts > 128))
     (tmp_path / "segmenter").mkdir()
     (tmp_path / "segmenter" / "model.safetensors").write_bytes(b"weights")
     for number in range(2):
@@ -232,5 +219,5 @@ def test_labels_of_a_cameras_own_frames_are_enlarged_with_them(segmented, tmp_pa
 def test_labels_of_other_frames_are_named(segmented, tmp_path):
     out, segmenter, _ = segmented
     save(tmp_path / "strange" / "night.png", np.zeros((64, 64)))
-    with pytest.raises(NotLabelled, match=r"of scene: .* 0, its files e\.g\. night\.png"):
+    with pytest.raises(NothingToJudge, match=r"of scene: .* 0, its files e\.g\. night\.png"):
         judge_segmentation(out, "scene", segmenter, tmp_path / "strange")

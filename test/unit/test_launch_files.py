@@ -12,8 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from difiisr_ros.parameters import MEANINGS, NAMES
-
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 STAND_INS = (
     *("launch", "launch.actions", "launch.event_handlers", "launch.launch_description_sources"),
@@ -85,19 +83,6 @@ def started_node(load, **arguments):
     return node.named
 
 
-def descriptions(module):
-    declared = of_kind(described(module), "DeclareLaunchArgument")
-    return {entity.positional[0]: entity.named["description"] for entity in declared}
-
-
-def test_every_argument_is_documented(load):
-    texts = descriptions(load("sr.launch.py"))
-    for text in (*texts.values(), *descriptions(load("replay.launch.py")).values()):
-        assert len(text) > 5
-    # The node's parameters are among them, with their own words.
-    assert all(MEANINGS[name] in texts[name] for name in NAMES if name != "autostart")
-
-
 def test_stock_result_is_on_thermal_sr(load):
     node = started_node(load)
     assert (node["package"], node["executable"], node["name"]) == (
@@ -143,6 +128,23 @@ def test_node_log_level_namespace_and_topics(load):
             # Where image_transport looks for the camera_info of that image.
             **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"},
         }
+
+
+@pytest.mark.parametrize(
+    ("image", "info"),
+    [
+        ("/a/b/image_raw", "/a/b/camera_info"),
+        ("cam/image", "cam/camera_info"),
+        ("image_raw", "camera_info"),
+        ("/image_raw", "/camera_info"),
+    ],
+)
+def test_camera_info_is_beside_the_image_unless_it_is_given(load, image, info):
+    for given, expected in (("", info), ("/other", "/other")):
+        topics = {"image": image, "camera_info": given}
+        assert dict(started_node(load, **topics)["remappings"])["camera_info"] == expected
+        actions = made(load, "replay.launch.py", bag="old", **topics)
+        assert process(actions, "ros2", "bag", "play")[1][-2:] == [image, expected]
 
 
 def assert_has_profile(environment, variable=DDS_VARIABLES[0]):
@@ -243,7 +245,6 @@ def test_replay_plays_when_the_node_has_started(replay):
     ("name", "message", "started"),
     [
         ("sr_node: super-resolution", "unconfigured", False),
-        ("sr_node: super-resolution", "inactive", False),
         ("sr_node: super-resolution", "waiting for a subscriber of the result", True),
         ("sr_node: super-resolution", "on_configure failed: no model 'x'", True),
         ("motor driver", "9.0 Hz", False),

@@ -104,8 +104,7 @@ def test_pip_install(tmp_path, checkout, environment):
     assert os.access(venv / "bin" / "difiisr", os.X_OK)
 
 
-def test_pip_install_elsewhere_than_where_python_is(tmp_path, checkout, environment):
-    """As `pip install --user` does, which a distribution's pip falls back to without a word."""
+def test_pip_install_elsewhere_as_with_user(tmp_path, checkout, environment):
     elsewhere = ("--prefix", str(tmp_path / "local"), str(checkout))
     found = installed(tmp_path, environment, *elsewhere, path="local/lib/python3*/site-packages")
     assert found["share"] == str(tmp_path / "local" / "share" / "difiisr_ros")

@@ -81,12 +81,6 @@ def test_a_peer_is_shown_the_full_range_of_a_frame_in_any_unit(name):
     np.testing.assert_allclose(((in_counts - 3000) / 100)[inside], eight_bit[inside], atol=0.51)
 
 
-@needs_weights
-def test_a_flat_frame_stays_flat():
-    flat = np.full((24, 24), 4321, np.uint16)
-    assert np.array_equal(load_peer("safmn", WEIGHTS, "cpu").upscale(flat), np.full((96, 96), 4321))
-
-
 def test_our_weights_are_taken_at_the_asked_fidelity(folder):
     high = load_peer(f"{folder}@1.0", None, "cpu")
     low = load_peer(f"{folder}@0", None, "cpu")

@@ -1,8 +1,7 @@
-"""The published model behind the frame upscaler: tiles, frames, precision, steps."""
+"""The published model on tiles: sizes, noise, precision, steps."""
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,8 +10,6 @@ from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_models.resample import unpack
-from difiisr_models.settings import Runtime
-from difiisr_models.upscaler import Upscaler
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +43,6 @@ def test_tiles_grow_by_four(model, steps):
     assert torch.isfinite(image).all()
 
 
-def test_one_step_is_the_denoiser_at_the_noisiest_level(model, networks):
-    unet, autoencoder = networks
-    lr = torch.rand(1, 1, 16, 16) * 2 - 1
-    lq = lr.expand(-1, 3, -1, -1)
-    y = autoencoder.encode(torch.nn.functional.interpolate(lq, scale_factor=4, mode="bicubic"))
-    x_t = y + 2.0 * 0.99 * noise_for(lr)(0)
-    x0 = unet(x_t / np.sqrt(4.0 * 0.99**2 + 1.0), torch.tensor([14]), lq)
-    torch.testing.assert_close(model.sample_latent(lq, noise_for(lr), 1), x0, atol=1e-4, rtol=1e-4)
-
-
-def test_noise_decides_and_repeats(model):
-    lr = torch.rand(1, 1, 16, 16) * 2 - 1
-    first = model.super_resolve(lr, noise_for(lr, 1), 1)
-    assert torch.equal(first, model.super_resolve(lr, noise_for(lr, 1), 1))
-    assert not torch.equal(first, model.super_resolve(lr, noise_for(lr, 2), 1))
-
-
 # Half precision is emulated, very slowly, by CPUs without it.
 HALF = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.bfloat16, torch.float16)]
 
@@ -89,14 +69,3 @@ def test_an_overflow_in_half_precision_is_computed_again(networks):
     assert torch.isfinite(result).all()
     precise = PublishedModel(unet, autoencoder, exponential_schedule())
     assert torch.equal(result, precise.super_resolve(lr, noise_for(lr), 1))
-
-
-@pytest.mark.parametrize("shape", [(16, 16), (17, 45)])
-def test_frames_of_any_size(model, shape):
-    up = Upscaler("published", model, runtime=Runtime(tile=32, overlap=8))
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    counts = (20000 + 300 * np.sin(x / 5) * np.cos(y / 7)).astype(np.uint16)
-    result = up(counts)
-    assert result.shape == (4 * shape[0], 4 * shape[1])
-    assert result.dtype == np.uint16
-    assert abs(result.mean() - counts.mean()) < 30

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difiisr_training.degradations import second_order
-from difiisr_training.degradations.thermal_camera import ThermalConfig
 
 
 def rng(seed=0):
@@ -28,20 +27,10 @@ def test_kernels_keep_the_mean_and_are_centred(seed):
 
 def test_gaussian_kernel_has_its_widths_along_its_axes():
     d = second_order.squared_distance(41, 3.0, 1.5, math.pi / 2)  # long axis along y
-    kernel = second_order.generalised_gaussian(d, 1.0)
+    kernel = second_order.blur_kernel(d, 1.0, is_plateau=False)
     y, x = np.mgrid[:41, :41] - 20.0
     assert (kernel * y * y).sum() == pytest.approx(9.0, rel=0.01)
     assert (kernel * x * x).sum() == pytest.approx(2.25, rel=0.01)
-
-
-def test_shape_parameters_flatten_the_top_or_lengthen_the_tail():
-    d = second_order.squared_distance(21, 3.0, 3.0, 0.0)
-    pointed, gaussian, flat = (second_order.generalised_gaussian(d, b)[10] for b in (0.5, 1, 4))
-    assert flat[8:13] == pytest.approx(flat[10], rel=0.05)
-    assert pointed[11] / pointed[10] < gaussian[11] / gaussian[10] < flat[11] / flat[10]
-    assert pointed[18] > gaussian[18] > flat[18]
-    plateau = second_order.plateau(d, 2.0)[10]
-    assert plateau[13] == pytest.approx(plateau[10] / 2)  # at one sigma
 
 
 def test_sinc_kernel_passes_below_its_cutoff_and_stops_above():
@@ -65,11 +54,10 @@ def test_poisson_noise_grows_with_the_root_of_the_level():
 @pytest.mark.parametrize(
     ("make", "changed", "said"),
     [
-        (second_order.KernelConfig, {"shares": (0.5, 0.5)}, r"shares\.2"),
+        (second_order.KernelConfig, {"shares": (0.5, 0.5)}, "shares"),
         (second_order.KernelConfig, {"sides": (4, 8)}, "odd"),
         (second_order.PassConfig, {"resize_shares": (0.5, 0.5, 0.5)}, "add up to 1"),
         (second_order.PassConfig, {"jpeg_quality": (30, 200)}, "jpeg_quality"),
-        (ThermalConfig, {"jpeg_quality": (0, 95)}, "jpeg_quality"),
     ],
 )
 def test_settings_that_cannot_be_drawn_from_are_refused(make, changed, said):

@@ -14,6 +14,8 @@ except (ImportError, RuntimeError):
     sys.modules["torchvision"] = None
 pytest.importorskip("transformers")
 
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
 from difiisr_ros.commands.train_segmenter import train_segmenter
 from difiisr_training.data.annotations import IGNORED, pair_with_labels
 from difiisr_training.evaluation import segformer
@@ -42,7 +44,8 @@ TINY = {
 
 def tiny(seed=0):
     torch.manual_seed(seed)
-    return build_segformer(CLASSES, TINY)
+    names = dict(enumerate(CLASSES))
+    return SegformerForSemanticSegmentation(SegformerConfig(**TINY, id2label=names))
 
 
 def settings(**changes):

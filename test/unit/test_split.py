@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from difiisr_training.data.images import ImageSource, list_images, load_images
+from difiisr_training.data.images import ImageSource, load_images
 from difiisr_training.data.sequences import LARGEST_GAP, sequence_names, validation_sequences
 
 
@@ -36,6 +36,7 @@ ONE_GROUP = {
     "hashes": [f"video-frame-{i:06}-{7919**5 * i % 99991:x}" for i in MANY],
     "every hundredth frame": [f"frame_{100 * i:06}" for i in MANY],
     "a film": [f"frame{i:06}" for i in range(9)],
+    "gaps between neighbours": [f"frame{LARGEST_GAP * i}" for i in range(9)],
 }
 
 
@@ -48,12 +49,6 @@ def test_sequences_of_known_naming_schemes(scheme):
     found = groups(*(f"{name}.png" for names in expected for name in names))
     stems = [sorted(PurePosixPath(f"{name}.png").stem for name in names) for names in expected]
     assert found == sorted(stems)
-
-
-def test_a_gap_is_measured_between_neighbours_not_from_the_first():
-    files = [f"f{i}.png" for i in range(0, 10 * LARGEST_GAP, LARGEST_GAP)]
-    assert len(groups(*files)) == 1
-    assert len(groups("f0.png", f"f{LARGEST_GAP + 1}.png")) == 2
 
 
 @given(
@@ -81,32 +76,15 @@ def drives(tmp_path):
     return tmp_path
 
 
-def test_no_sequence_is_on_both_sides(drives):
-    source = ImageSource("drives", val_share=0.3)
-    train, val = (
-        [int(image[0, 0]) for image in load_images(source, data=drives, part=part)]
-        for part in ("train", "val")
-    )
-    assert not set(train) & set(val)
-    assert len(train) + len(val) == 48
-    assert len(val) == 12  # two whole drives of 14.4 frames allowed
+def test_no_sequence_is_on_both_sides_and_frames_skipped_at_the_end_on_neither(drives):
+    def drawn(part, **changes):
+        source = ImageSource("drives", **{"val_share": 0.3} | changes)
+        return [int(image[0, 0]) for image in load_images(source, part, data=drives)]
 
-
-def test_a_single_sequence_is_kept_for_training(drives):
-    for path in list_images(drives / "drives")[6:]:
-        path.unlink()
-    source = ImageSource("drives", val_share=0.5)
-    assert len(load_images(source, data=drives, part="train")) == 6
-    assert load_images(source, data=drives, part="val") == []
-
-
-def test_frames_skipped_at_the_end_are_on_neither_side(drives):
-    source = ImageSource("drives", skip_last=13, val_share=0.3)
-    seen = {
-        int(image[0, 0])
-        for part in ("train", "val")
-        for image in load_images(source, data=drives, part=part)
-    }
-    assert seen == {0, 10, 20, 30, 40, 50}
+    assert not set(drawn("train")) & set(drawn("val"))
+    assert len(drawn("train")) == 36
+    assert len(drawn("val")) == 12  # two whole drives of 14.4 frames allowed
+    assert {*drawn("train", skip_last=13), *drawn("val", skip_last=13)} == set(range(0, 60, 10))
+    assert drawn("val", skip_last=42) == []  # a single sequence is kept for training
     with pytest.raises(ValueError, match="nothing to train on among 0 files"):
-        load_images(ImageSource("drives", skip_last=50), data=drives, part="train")
+        drawn("train", skip_last=50)

@@ -33,17 +33,6 @@ def test_a_larger_network_begins_as_the_small_one(blocks, channels):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_added_blocks_and_channels_learn():
-    deep = network(3, channels=12, seed=1)
-    start_from(deep, network(2))
-    mean, _ = deep.estimates(
-        torch.ones(SIZE), torch.ones(SIZE), torch.ones(2, 1, 12, 10), torch.tensor([3])
-    )
-    mean.square().mean().backward()
-    assert deep.blocks[2].conv3.weight.grad.abs().max() > 0
-    assert deep.blocks[0].conv2.weight.grad[:8, 8:].abs().max() > 0  # of the old by the new
-
-
 @pytest.mark.parametrize(("blocks", "channels"), [(2, 16), (3, 8)])
 def test_a_narrower_or_shallower_network_is_refused(blocks, channels):
     given = network(blocks, channels)

@@ -36,13 +36,18 @@ def test_the_window_forgets_but_the_totals_do_not():
     clock = ManualClock()
     statistics = StreamStatistics(clock)
     stream(clock, statistics, 5)
+    statistics.dropped("malformed", "step 3 is too short")
     statistics.dropped("stale")
+    statistics.dropped("stale")
+    summary = statistics.summary()
+    assert (summary.recent["malformed"], summary.recent["stale"]) == (1, 2)
+    assert summary.last_error == "step 3 is too short"
     clock.now += WINDOW + 1
     summary = statistics.summary()
     assert summary.latency is summary.upscaling is None
     assert summary.rate_in == summary.rate_out == 0
     assert not summary.recent
-    assert summary.total == {"received": 5, "published": 5, "stale": 1}
+    assert summary.total == {"received": 5, "published": 5, "malformed": 1, "stale": 2}
     assert summary.silence == pytest.approx(WINDOW + 1)
 
 
@@ -57,16 +62,6 @@ def test_a_stream_waits_while_its_newest_image_was_not_wanted():
     assert statistics.summary().total["idle"] == 1
     statistics.received(4)  # for the subscriber that has come
     assert not statistics.summary().waiting
-
-
-def test_drops_are_counted_by_reason_and_the_last_error_kept():
-    statistics = StreamStatistics(ManualClock())
-    statistics.dropped("malformed", "step 3 is too short")
-    statistics.dropped("stale")
-    statistics.dropped("stale")
-    summary = statistics.summary()
-    assert summary.total == summary.recent == {"malformed": 1, "stale": 2}
-    assert summary.last_error == "step 3 is too short"
 
 
 def test_frames_lost_on_the_way_are_seen_in_the_stamps():

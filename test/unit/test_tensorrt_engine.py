@@ -68,22 +68,6 @@ def test_an_engine_of_this_machine_is_read(plan):
         assert path.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize(
-    ("field", "here"),
-    [
-        ("tensorrt", "tensorrt 10.16.2"),
-        ("tensorrt", "tensorrt_rtx 10.3.0"),
-        ("compute_capability", "8.9"),
-        ("gpu", "NVIDIA L4"),
-        ("system", "Linux x86_64"),
-    ],
-)
-def test_an_engine_of_another_machine_is_refused(plan, field, here):
-    text = refusal(plan, MACHINE | {field: here})
-    assert f"is {MACHINE[field]}, {here} is needed" in text
-    assert COMMAND.format(plan) in text
-
-
 def test_all_mismatches_are_named_at_once(plan):
     plan.write_bytes(PLAN[:-1])
     values = ("tensorrt 11.0", "12.0", "NVIDIA RTX", "Linux x86_64")
@@ -161,9 +145,8 @@ def test_what_is_no_sidecar_is_refused(plan, text):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("batch", "2"), ("batch", 0), ("height", -1), ("width", 1.5), ("width", None),
-        ("plan_sha256", 3), ("machine", {"tensorrt": 1}), ("precision", ["fp16"]), ("extra", 1),
-        ("batch", True), ("format", 2), ("precision", "int4"),
+        ("batch", 0), ("height", -1), ("width", 1.5), ("plan_sha256", 3),
+        ("machine", {"tensorrt": 1}), ("precision", "int4"), ("extra", 1), ("batch", True),
     ],
 )  # fmt: skip
 def test_sidecars_with_a_doctored_field_are_refused(plan, field, value):
@@ -215,29 +198,20 @@ def trt():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    network = CompactNetwork(CompactConfig(channels=16, blocks=1))
-    path = tmp_path_factory.mktemp("weights") / "tiny"
-    save_compact(network, path, {})
-    return path
-
-
-@pytest.fixture(scope="module")
-def graph(trt, folder, tmp_path_factory):
+def graph(trt, tiny_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "tiny.onnx"
-    assert cli.main(["export", str(folder), str(path), *SIZE, "--batch", "2"]) == 0
+    assert cli.main(["export", str(tiny_folder), str(path), *SIZE, "--batch", "2"]) == 0
     return path
 
 
 @pytest.fixture
-def build(folder, graph, tmp_path):
+def build(tiny_folder, graph, tmp_path):
     """Build ``x.plan`` from a graph."""
-    weights = sha256_file(folder / "network.safetensors")
+    weights = sha256_file(tiny_folder / "network.safetensors")
 
     def build(graph=graph, plan=tmp_path / "x.plan", here=None):
         here = here or this_machine(None)
-        wanted = EngineDescription(here, str(folder), weights, "fp32", 2, 24, 32)
+        wanted = EngineDescription(here, str(tiny_folder), weights, "fp32", 2, 24, 32)
         return build_engine(graph, plan, wanted)
 
     return build
@@ -248,9 +222,9 @@ def changed(trt, **attributes):
     return SimpleNamespace(**{name: getattr(trt, name) for name in dir(trt)} | attributes)
 
 
-def test_the_command_builds_an_engine_and_describes_it(trt, folder, tmp_path, capsys):
+def test_the_command_builds_an_engine_and_describes_it(trt, tiny_folder, tmp_path, capsys):
     plan = tmp_path / "out" / "tiny.plan"
-    arguments = ["build-engine", str(folder), str(plan), *SIZE, "--precision", "fp16"]
+    arguments = ["build-engine", str(tiny_folder), str(plan), *SIZE, "--precision", "fp16"]
     assert cli.main([*arguments, "--batch", "2"]) == 0
     shown = capsys.readouterr()
     assert f"{plan}: " in shown.out
@@ -259,7 +233,7 @@ def test_the_command_builds_an_engine_and_describes_it(trt, folder, tmp_path, ca
     assert described.machine == this_machine(None)
     assert described.machine["tensorrt"] == f"tensorrt_rtx {trt.__version__}"
     assert (described.precision, described.shape) == ("fp16", (2, 24, 32))
-    assert described.weights_sha256 == sha256_file(folder / "network.safetensors")
+    assert described.weights_sha256 == sha256_file(tiny_folder / "network.safetensors")
     assert described.plan_sha256 == sha256_file(plan)
     assert described.build_seconds > 0
     assert plan.stat().st_size > 10_000
@@ -277,9 +251,9 @@ def test_the_command_builds_an_engine_and_describes_it(trt, folder, tmp_path, ca
     assert read_sidecar(plan) == described
 
 
-def test_an_exported_graph_is_built_if_it_is_of_the_model(folder, graph, tmp_path, capsys):
+def test_an_exported_graph_is_built_if_it_is_of_the_model(tiny_folder, graph, tmp_path, capsys):
     plan = tmp_path / "tiny.plan"
-    arguments = ["build-engine", str(folder), str(plan), *SIZE, "--onnx", str(graph)]
+    arguments = ["build-engine", str(tiny_folder), str(plan), *SIZE, "--onnx", str(graph)]
     assert cli.main([*arguments, "--batch", "2"]) == 0
     assert read_sidecar(plan).onnx_sha256 == sha256_file(graph)
     capsys.readouterr()

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import sys
 from contextlib import nullcontext
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,19 +21,18 @@ from difiisr_models.backends import (
     NetworkSource,
     example_inputs,
     tensorrt_engine,
-    tensorrt_runner,
     torch_runner,
 )
 from difiisr_models.backends.tensorrt_engine import (
     BuildError,
     EngineDescription,
+    TensorRTRunner,
     build_engine,
+    build_runner,
     read_sidecar,
     this_machine,
     write_engine,
 )
-from difiisr_models.backends.tensorrt_runner import TensorRTRunner, build_runner
-from difiisr_models.compact import CompactConfig, CompactNetwork
 
 CPU = torch.device("cpu")
 SHAPE = (2, 24, 32)
@@ -41,14 +40,6 @@ MACHINE = {
     "tensorrt": "tensorrt 10.3.0", "compute_capability": "8.7", "gpu": "Orin",
     "system": "Linux aarch64",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    network = CompactNetwork(CompactConfig(channels=16, blocks=1))
-    network.detail_head.weight.data.normal_(std=0.05)
-    return network.eval().requires_grad_(False)
 
 
 def frames(seed, device="cpu", flat=False):
@@ -114,13 +105,15 @@ class FakeEngine:
 
 
 @pytest.fixture
-def fake(network, monkeypatch):
+def fake(tiny_network, monkeypatch):
     """``fake.engine`` is deserialised next."""
-    fake = SimpleNamespace(engine=FakeEngine(network), deserialised=[], log=[])
+    fake = SimpleNamespace(engine=FakeEngine(tiny_network), deserialised=[], log=[])
 
     def deserialize(plan):
         fake.deserialised.append(plan)
-        return fake.engine
+        if "deserialize_cuda_engine" not in fake.engine.refused:
+            return fake.engine
+        return tensorrt_engine._COMPLAINTS.append("magic tag does not match")
 
     def graphs(function):
         fake.log.append("recorded")
@@ -135,20 +128,20 @@ def fake(network, monkeypatch):
         "is_available": lambda: True,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(tensorrt_runner, "CudaGraphs", graphs)
-    monkeypatch.setattr(tensorrt_runner, "import_tensorrt", lambda: fake)
-    monkeypatch.setattr(tensorrt_runner, "tensorrt_logger", lambda: None)
-    monkeypatch.setattr(tensorrt_runner, "this_machine", lambda device: MACHINE)
+    monkeypatch.setattr(tensorrt_engine, "CudaGraphs", graphs)
+    monkeypatch.setattr(tensorrt_engine, "import_tensorrt", lambda: fake)
+    monkeypatch.setattr(tensorrt_engine, "tensorrt_logger", lambda: None)
+    monkeypatch.setattr(tensorrt_engine, "this_machine", lambda device: MACHINE)
     return fake
 
 
-def test_the_engine_gives_what_torch_gives(fake, network):
+def test_the_engine_gives_what_torch_gives(fake, tiny_network):
     runner = TensorRTRunner(b"plan", SHAPE, CPU)
     assert runner.shape == SHAPE
     assert fake.log == ["recorded"]
     results = [runner(*frames(seed)).clone() for seed in range(3)]
     for seed, result in enumerate(results):
-        torch.testing.assert_close(result, network(*frames(seed)))
+        torch.testing.assert_close(result, tiny_network(*frames(seed)))
     strided = [value.transpose(-1, -2).contiguous().transpose(-1, -2) for value in frames(1)[:3]]
     torch.testing.assert_close(runner(*strided, *frames(1)[3:]), results[1])
 
@@ -161,18 +154,10 @@ def test_the_engine_outlives_its_queued_work(fake):
     assert fake.log == ["synchronised"]
 
 
-def test_an_engine_that_is_not_deserialised_is_an_error(fake):
-    def deserialize(plan):
-        tensorrt_engine._COMPLAINTS.append("magic tag does not match")
-
-    fake.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize)
-    with pytest.raises(BackendUnavailable, match=r"engine of 4 bytes.*says: magic tag does not"):
-        TensorRTRunner(b"plan", SHAPE, CPU)
-
-
 @pytest.mark.parametrize(
     ("refused", "text"),
     [
+        ("deserialize_cuda_engine", r"engine of 4 bytes.*says: magic tag does not"),
         ("create_execution_context", "5 MB of GPU memory"),
         ("execute_async_v3", r"could not queue.*illegal memory access"),
         *((name, f"memory of tensor '{name}'") for name in (*NETWORK_INPUTS, NETWORK_OUTPUT)),
@@ -200,17 +185,10 @@ def test_tensors_of_another_shape_or_dtype_are_refused(fake, change):
             runner(*inputs)
 
 
-@pytest.mark.parametrize(
-    ("part", "value", "text"),
-    [
-        (0, "OUTPUT", "'lr': .'OUTPUT', 'FLOAT'"),
-        (1, "HALF", "'lr': .'INPUT', 'HALF'"),
-        (2, (1, 1, 24, 32), r"'lr': .'INPUT', 'FLOAT', \(1, 1, 24, 32\)"),
-    ],
-)
-def test_tensors_of_another_kind_are_refused(fake, part, value, text):
+@pytest.mark.parametrize(("part", "value"), [(0, "OUTPUT"), (1, "HALF"), (2, (1, 1, 24, 32))])
+def test_an_engine_of_other_tensors_is_refused(fake, part, value):
     fake.engine.tensors["lr"][part] = value
-    with pytest.raises(EngineRefused, match=text + r".* not .* \(2, 1, 24, 32\)"):
+    with pytest.raises(EngineRefused, match=r"its tensors are .*, not .* \(2, 1, 24, 32\)"):
         TensorRTRunner(b"plan", SHAPE, CPU)
 
 
@@ -218,9 +196,9 @@ def test_tensors_of_another_kind_are_refused(fake, part, value, text):
 
 
 @pytest.fixture
-def source(network, tmp_path):
+def source(tiny_network, tmp_path):
     runtime = Runtime(engine=str(tmp_path / "x.plan"), tile=24, overlap=8, tile_batch=2)
-    return NetworkSource(network, "a" * 64, torch.device("cuda"), runtime, "mine")
+    return NetworkSource(tiny_network, "a" * 64, torch.device("cuda"), runtime, "mine")
 
 
 @pytest.fixture
@@ -228,7 +206,7 @@ def plan(fake, tmp_path, monkeypatch):
     """The source's engine file; its runners lie on the CPU."""
     make = TensorRTRunner
     monkeypatch.setattr(
-        tensorrt_runner, "TensorRTRunner", lambda plan, shape, _: make(plan, shape, CPU)
+        tensorrt_engine, "TensorRTRunner", lambda plan, shape, _: make(plan, shape, CPU)
     )
     return tmp_path / "x.plan"
 
@@ -237,13 +215,6 @@ def write(path, machine=MACHINE, plan=b"plan", weights="a" * 64):
     wanted = EngineDescription(machine, "mine", weights, "fp32", *SHAPE)
     sha256 = hashlib.sha256(plan).hexdigest()
     write_engine(path, plan, dataclasses.replace(wanted, plan_sha256=sha256))
-
-
-def test_a_fitting_engine_is_run(fake, plan, source, network):
-    write(plan)
-    runner = build_runner(source)
-    assert fake.deserialised == [b"plan"]
-    torch.testing.assert_close(runner(*frames(0)), network(*frames(0)))
 
 
 def test_no_refused_engine_is_deserialised(fake, plan, source):
@@ -260,6 +231,9 @@ def test_no_refused_engine_is_deserialised(fake, plan, source):
     with pytest.raises(EngineRefused, match="3 bytes have sha256"):
         build_runner(source)
     assert fake.deserialised == []
+    write(plan)
+    assert build_runner(source).shape == SHAPE
+    assert fake.deserialised == [b"plan"]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -272,7 +246,7 @@ def test_rebuild_builds_for_the_tiles_of_the_old_engine_or_the_frames(
         built.append(wanted)
         write(path)
 
-    monkeypatch.setattr(tensorrt_runner, "build_engine", build)
+    monkeypatch.setattr(tensorrt_engine, "build_engine", build)
     if there:
         write(plan, MACHINE | {"tensorrt": "tensorrt 8.6"})
     runtime = dataclasses.replace(source.runtime, engine_mismatch="rebuild")
@@ -302,32 +276,12 @@ def test_torch_tensorrt_says_which_release_to_install(source, monkeypatch):
         torch_runner.build_torch_tensorrt_runner(dataclasses.replace(source, device=CPU))
 
 
-def test_torch_tensorrt_compiles_the_network_for_its_tiles(source, network, monkeypatch):
-    given = []
-
-    def compile_network(module, ir, inputs, device, use_explicit_typing):
-        assert device == source.device
-        given.append((ir, [tuple(value.shape) for value in inputs], use_explicit_typing))
-        return module
-
-    module = ModuleType("torch_tensorrt")
-    module.compile = compile_network
-    monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
-    for kind in (torch.nn.Module, torch.Tensor):
-        monkeypatch.setattr(kind, "to", lambda value, *_: value)
-    runner = torch_runner.build_torch_tensorrt_runner(source)
-    inputs = example_inputs(2, 24, 24).values()
-    assert given == [("dynamo", [tuple(value.shape) for value in inputs], True)]
-    assert runner.shape == (2, 24, 24)
-    torch.testing.assert_close(runner(*inputs), network(*inputs))
-
-
 # On a GPU
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_real_engine_gives_what_torch_gives(network, tmp_path, precision):
+def test_a_real_engine_gives_what_torch_gives(tiny_network, tmp_path, precision):
     device, plan = torch.device("cuda"), tmp_path / "x.plan"
     try:
         machine = this_machine(device)
@@ -336,7 +290,7 @@ def test_a_real_engine_gives_what_torch_gives(network, tmp_path, precision):
     pytest.importorskip("onnxscript", reason="needs the extra onnx")
     wanted = EngineDescription(machine, "tiny", "a" * 64, precision, *SHAPE)
     try:
-        build_engine(network, plan, wanted)
+        build_engine(tiny_network, plan, wanted)
     except BuildError as error:
         if "does not support this compute capability" in str(error):
             pytest.skip(str(error))
@@ -345,7 +299,7 @@ def test_a_real_engine_gives_what_torch_gives(network, tmp_path, precision):
     runner = TensorRTRunner(plan.read_bytes(), SHAPE, device)
     for seed in range(5):
         for flat in (True, False):
-            expected = network(*frames(seed, flat=flat))
+            expected = tiny_network(*frames(seed, flat=flat))
             result = runner(*frames(seed, "cuda", flat)).cpu()
             assert torch.isfinite(result).all()
             assert (result - expected).norm() <= 1e-2 * expected.norm()

@@ -60,8 +60,6 @@ def run(settings, data, autoencoder, folder, teacher=None, budget=1e9):
     [
         {"validate_every": 2},
         {"perceptual_weight": 1.0, "guidance": {"kind": "visual"}},
-        {"perceptual_weight": 1.0, "guidance": {"kind": "visual", "mode": "sum"}},
-        {"stage": "distillation"},
         {
             "stage": "distillation",
             "guidance": {"kind": "visual", "gradient_path": "fixed_noise", "timesteps": [15]},

@@ -53,22 +53,11 @@ class Annotations:
 
     Attributes:
         classes: names, in the order of their ids; those of Pascal VOC in the order of the alphabet.
-        images: file name -> its objects; images without objects are among them.
+        images: name of the frame -> its objects; images without objects are among them.
     """
 
     classes: tuple[str, ...]
     images: Mapping[str, Boxes]
-
-    def of_frames(self, frames: Sequence[str]) -> dict[str, Boxes]:
-        """Objects of each annotated frame.
-
-        Raises:
-            ValueError: two images have one name, or a frame could be one of several images.
-        """
-        paths = [Path(image) for image in self.images]
-        names = name_images([path.relative_to(path.anchor) for path in paths], Path())
-        named = dict(zip(names, self.images.values(), strict=True))
-        return {frame: named[name] for frame, name in pair_names(frames, named).items()}
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -79,7 +68,8 @@ def read_annotations(path: Path) -> Annotations:
 
     Raises:
         OSError: the file is not readable.
-        ValueError: the file is of neither kind, or its parts contradict each other.
+        ValueError: the file is of neither kind, its parts contradict each other, or two images
+            have one name.
     """
     path = Path(path)
     if not path.is_dir():
@@ -120,12 +110,6 @@ def read_labels(path: Path) -> np.ndarray:
         return np.array(image, np.uint8)
 
 
-def maps_of_frames(labels: Path, frames: Sequence[str]) -> dict[str, Path]:
-    """Label map of each frame that has one; raises as ``images_by_name`` and ``pair_names`` do."""
-    named = images_by_name(labels)
-    return {frame: named[name] for frame, name in pair_names(frames, named).items()}
-
-
 def pair_with_labels(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     """Images and label maps of the same name (the suffix may differ), sorted.
 
@@ -134,7 +118,8 @@ def pair_with_labels(images: Path, labels: Path) -> list[tuple[Path, Path]]:
         ValueError: the label map of an image could be one of several.
     """
     named = images_by_name(images)
-    pairs = [(named[name], path) for name, path in maps_of_frames(labels, list(named)).items()]
+    found = pair_names(list(named), images_by_name(labels))
+    pairs = [(named[name], path) for name, path in found.items()]
     if not pairs:
         raise FileNotFoundError(f"no image in {images} has a label map of its name in {labels}")
     return pairs
@@ -155,12 +140,14 @@ def _read_coco(path: Path) -> Annotations:
             place = -1 if any_class else classes.index(name)
             ignored = any_class or bool(entry.get("iscrowd", 0))
             rows[files[entry["image_id"]]].append((entry["bbox"], place, ignored))
+        paths = [Path(file) for file in rows]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is no COCO annotation file (categories, images, annotations with bbox): "
             f"{type(error).__name__} {error}"
         ) from error
-    return Annotations(classes, {file: Boxes.of(found) for file, found in rows.items()})
+    frames = name_images([path.relative_to(path.anchor) for path in paths], Path())
+    return Annotations(classes, dict(zip(frames, map(Boxes.of, rows.values()), strict=True)))
 
 
 def _read_voc(path: Path) -> list[tuple[list[float], str, bool]]:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt, MinLen
@@ -55,17 +55,15 @@ class ImageSource:
     every: Annotated[int, Ge(1)] = 1
 
 
-class LoadFrames(Protocol):
-    """Gives the frames of one part of a source: ``(H, W)`` uint8, uint16 or float32 counts each.
+LoadFrames = Callable[[ImageSource, Part], list[np.ndarray]]
+"""Gives the frames of one part of a source: ``(H, W)`` uint8, uint16 or float32 counts each.
 
-    Whoever opens the sources makes it: ``partial(load_images, data=folder)`` for image files.
-    """
-
-    def __call__(self, source: ImageSource, *, part: Part) -> list[np.ndarray]:
-        """Read them; the training part is never empty."""
+The training part is never empty. Whoever opens the sources makes it: ``partial(load_images,
+data=folder)`` for image files.
+"""
 
 
-def load_images(source: ImageSource, *, data: Path, part: Part) -> list[np.ndarray]:
+def load_images(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
     """Read one part of a source of image files; what is damaged is skipped, counted and logged.
 
     Raises:

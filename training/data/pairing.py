@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from difiisr_training.data.images import list_images
+
+Value = TypeVar("Value")
 
 
 def name_images(paths: Sequence[Path], folder: Path) -> list[str]:
@@ -34,8 +37,8 @@ def images_by_name(folder: Path) -> dict[str, Path]:
     return dict(zip(name_images(paths, folder), paths, strict=True))
 
 
-def pair_names(names: Sequence[str], known: Collection[str]) -> dict[str, str]:
-    """The known name that belongs to each name; names without any are left out.
+def pair_names(names: Sequence[str], known: Mapping[str, Value]) -> dict[str, Value]:
+    """What is known by each name; names by which nothing is are left out.
 
     Names are paths without suffix, joined by ``__``, as those of frames. A name belongs to its
     equal, else to the only one with the same last part: one side may lack folders.
@@ -43,22 +46,26 @@ def pair_names(names: Sequence[str], known: Collection[str]) -> dict[str, str]:
     Raises:
         ValueError: several names have that last part, on either side.
     """
-    equal = set(names) & set(known)
-    ours, theirs = (defaultdict(list), defaultdict(list))
+    ours, theirs = defaultdict(list), defaultdict(list)
     for found, given in ((ours, names), (theirs, known)):
         for name in given:
-            found[name.rpartition("__")[2]].append(name)
-    pairs = {}
-    for last, mine in ours.items():
-        free = [other for other in theirs[last] if other not in equal]
-        for name in mine:
-            if name in equal:
-                pairs[name] = name
-            elif free and (len(mine) > 1 or len(theirs[last]) > 1):
-                raise ValueError(
-                    f"{', '.join(mine)} cannot be told apart by the names "
-                    f"{', '.join(theirs[last])}: folders and names of both sides must be equal"
-                )
-            elif free:
-                pairs[name] = free[0]
-    return {name: pairs[name] for name in names if name in pairs}
+            found[_last_part(name)].append(name)
+    pairs, taken = {}, set(names)
+    for name in names:
+        mine, others = ours[_last_part(name)], theirs[_last_part(name)]
+        if name in known:
+            pairs[name] = known[name]
+        elif taken.issuperset(others):
+            continue  # each of them belongs to its equal
+        elif len(mine) > 1 or len(others) > 1:
+            raise ValueError(
+                f"{', '.join(mine)} cannot be told apart by the names {', '.join(others)}: "
+                "folders and names of both sides must be equal"
+            )
+        else:
+            pairs[name] = known[others[0]]
+    return pairs
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition("__")[2]

@@ -46,7 +46,7 @@ class CropConfig:
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
 
-class TrainingFrame(NamedTuple):
+class _Frame(NamedTuple):
     """One high-resolution training frame: ``(H, W)`` counts whose sides are multiples of 4."""
 
     counts: np.ndarray
@@ -54,93 +54,82 @@ class TrainingFrame(NamedTuple):
     shown: CountRange  # what an 8-bit picture of it shows
 
 
-def prepare_frame(counts: np.ndarray, scale: float, min_side: int) -> TrainingFrame | None:
+def _prepare(counts: np.ndarray, scale: float, min_side: int) -> _Frame | None:
     """Resize a frame to ``scale`` and find its ranges; ``None`` if smaller than ``min_side``."""
     h, w = (round(side * scale) for side in counts.shape)
     if min(h, w) < min_side:
         return None
     resized = counts if scale == 1.0 else pillow_resize(counts, h, w)
-    ranges = robust_range(resized), agc_range(resized)
-    return TrainingFrame(crop_to_multiple(resized, SCALE), *ranges)
+    return _Frame(crop_to_multiple(resized, SCALE), robust_range(resized), agc_range(resized))
 
 
 class CropDataset(Dataset):
     """Sample ``i`` is the same in every run with the same seed, whatever worker draws it.
 
-    ``dataset[i]`` -> ``(lr, hr, clean)``: float32 ``(1, s, s)``, ``(1, 4s, 4s)`` in network units,
-    and whether ``lr`` is the plain bicubic /4 of ``hr``.
+    ``dataset[i]`` -> ``(lr, hr)``: float32 ``(1, s, s)`` and ``(1, 4s, 4s)`` in network units.
     """
 
     def __init__(
         self,
-        groups: list[tuple[float, list[TrainingFrame]]],
+        sources: Sequence[ImageSource],
+        load: LoadFrames,
         config: CropConfig,
         seed: int,
         length: int,
     ) -> None:
-        """``groups``: (weight, frames) per source; ``length``: samples of the whole run.
+        """Read the training parts of ``sources``, whose frames ``load`` gives.
+
+        ``length``: samples of the whole run. Frames too small for a crop are counted in the log.
 
         Raises:
-            ValueError: a source without frames; the text says which, counted from 0.
+            ValueError: no frame of a source is large enough; the text names it.
         """
-        if empty := [i for i, (_, frames) in enumerate(groups) if not frames]:
-            raise ValueError(
-                f"no frame of sources {empty} has {crop_side(config)} pixels on a side, which "
-                f"crops of {config.lr_size} low-resolution pixels need; set crops: lr_size lower"
-            )
-        weights = np.array([weight for weight, _ in groups], dtype=np.float64)
-        self._groups = [frames for _, frames in groups]
+        self._frames, side = [], _crop_side(config)
+        for source in sources:
+            images = load(source, "train")
+            found = [_prepare(image, scale, side) for image in images for scale in source.scales]
+            frames = [frame for frame in found if frame is not None]
+            if not frames:
+                raise ValueError(
+                    f"no frame of source {source.folder} has {side} pixels on a side, which crops "
+                    f"of {config.lr_size} low-resolution pixels need; set crops: lr_size lower"
+                )
+            if small := len(found) - len(frames):
+                log.warning(
+                    "%s: %d of %d frames, at all scales, have less than %d pixels on a side and "
+                    "are not used", source.folder, small, len(found), side,
+                )  # fmt: skip
+            self._frames.append(frames)
+        weights = np.array([source.weight for source in sources], dtype=np.float64)
         self._probability = weights / weights.sum()
         self._config, self._seed, self._length = config, seed, length
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, bool]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, index]))
-        frames = self._groups[rng.choice(len(self._groups), p=self._probability)]
+        frames = self._frames[rng.choice(len(self._frames), p=self._probability)]
         frame = frames[rng.integers(len(frames))]
         return _draw_pair(frame, self._config, rng)
 
 
-def open_crops(
-    sources: Sequence[ImageSource], load: LoadFrames, config: CropConfig, seed: int, length: int
-) -> CropDataset:
-    """Samples of the training parts of ``sources``, whose frames ``load`` gives."""
-    groups, side = [], crop_side(config)
-    for source in sources:
-        images = load(source, part="train")
-        found = [prepare_frame(image, scale, side) for image in images for scale in source.scales]
-        frames = [frame for frame in found if frame is not None]
-        if len(frames) < len(found):
-            log.warning(
-                "%s: %d of %d frames, at all scales, have less than %d pixels on a side and are "
-                "not used", source.folder, len(found) - len(frames), len(found), side,
-            )  # fmt: skip
-        groups.append((source.weight, frames))
-    return CropDataset(groups, config, seed, length)
-
-
-def crop_side(config: CropConfig) -> int:
+def _crop_side(config: CropConfig) -> int:
     """High-resolution pixels on a side that a frame must have to be drawn from."""
     return (config.lr_size + 2 * _MARGIN) * SCALE
 
 
-def draw_crop(counts: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square ``(side, side)`` of a frame."""
-    top, left = (rng.integers(0, n - side + 1) for n in counts.shape)
-    return counts[top : top + side, left : left + side]
-
-
 def _draw_pair(
-    frame: TrainingFrame, config: CropConfig, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, bool]:
-    crop = draw_crop(frame.counts, crop_side(config), rng)
+    frame: _Frame, config: CropConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    # The order of the draws is part of every seeded run.
+    side = _crop_side(config)
+    top, left = (rng.integers(0, n - side + 1) for n in frame.counts.shape)
+    crop = frame.counts[top : top + side, left : left + side]
     if config.rotated:
         crop = np.rot90(crop, rng.integers(4))
     crop = np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
-    kind = choose_kind(config.degradation, rng)
-    pair = degrade(kind, crop, frame.shown, config.degradation, rng)
+    pair = degrade(choose_kind(config.degradation, rng), crop, frame.shown, config.degradation, rng)
     # White-hot, or black-hot.
     polarity = 1.0 if rng.random() < 1 - config.inverted_share else -1.0
     gain = np.float32(polarity * config.gain_jitter ** rng.uniform(-1.0, 1.0))
@@ -150,4 +139,4 @@ def _draw_pair(
         inner = frame.normal.normalise(counts[margin:-margin, margin:-margin])
         shown.append((gain * inner + offset).clip(-NETWORK_LIMIT, NETWORK_LIMIT))
     lr, hr = (torch.from_numpy(image)[None] for image in shown)
-    return lr, hr, kind == "bicubic"
+    return lr, hr

@@ -18,7 +18,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Len
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
@@ -54,10 +54,8 @@ def _add_up_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
 Side = Annotated[int, Ge(1)]
 Sides = Annotated[tuple[Side, Side], AfterValidator(_odd)]
 Share = Annotated[float, Ge(0)]
-ThreeShares = Annotated[tuple[Share, Share, Share], AfterValidator(_add_up_to_one)]
-SixShares = Annotated[
-    tuple[Share, Share, Share, Share, Share, Share], AfterValidator(_add_up_to_one)
-]
+ThreeShares = Annotated[tuple[Share, ...], Len(3, 3), AfterValidator(_add_up_to_one)]
+SixShares = Annotated[tuple[Share, ...], Len(6, 6), AfterValidator(_add_up_to_one)]
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -144,8 +142,7 @@ def second_order_pair(
     target = hr.astype(np.float32).clip(shown.lo, shown.hi)
     size = (hr.shape[0] // SCALE, hr.shape[1] // SCALE)
     picture = (target - shown.lo) / shown.span
-    picture = _one_pass(picture, hr.shape, config.first, rng)
-    picture = _compress(picture, config.first, rng)
+    picture = _compress(_one_pass(picture, hr.shape, config.first, rng), config.first, rng)
     if rng.random() < config.second_share:
         picture = _one_pass(picture, size, config.second, rng)
     sinc_comes_first = rng.random() < 0.5
@@ -228,7 +225,7 @@ def random_kernel(config: KernelConfig, rng: np.random.Generator) -> np.ndarray:
     if family != "gaussian":  # half of the time below 1, half of the time above
         low, high = config.plateau_shape if family == "plateau" else config.generalised_shape
         beta = rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high)
-    return plateau(distance, beta) if family == "plateau" else generalised_gaussian(distance, beta)
+    return blur_kernel(distance, beta, is_plateau=family == "plateau")
 
 
 def squared_distance(side: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
@@ -240,15 +237,13 @@ def squared_distance(side: int, sigma_x: float, sigma_y: float, angle: float) ->
     return along**2 + across**2
 
 
-def generalised_gaussian(distance: np.ndarray, beta: float) -> np.ndarray:
-    """exp(-d^beta / 2), normalised; ``distance`` from :func:`squared_distance`."""
-    kernel = np.exp(-0.5 * distance**beta)
-    return kernel / kernel.sum()
+def blur_kernel(distance: np.ndarray, beta: float, *, is_plateau: bool) -> np.ndarray:
+    """Plateau 1 / (1 + d^beta) or generalised Gaussian exp(-d^beta / 2), normalised.
 
-
-def plateau(distance: np.ndarray, beta: float) -> np.ndarray:
-    """1 / (1 + d^beta), normalised; ``distance`` from :func:`squared_distance`."""
-    kernel = 1 / (1 + distance**beta)
+    ``distance``: from :func:`squared_distance`.
+    """
+    power = distance**beta
+    kernel = 1 / (1 + power) if is_plateau else np.exp(-0.5 * power)
     return kernel / kernel.sum()
 
 

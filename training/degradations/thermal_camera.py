@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -24,10 +24,9 @@ from difiisr_models.resample import SCALE
 
 _WHITE = 255
 _BORDER = 16  # mirrored pixels around the image, so that its opposite edges do not blur together
-_Limits = TypeVar("_Limits", bound=tuple)
 
 
-def _ordered(limits: _Limits) -> _Limits:
+def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
     if not limits[0] <= limits[1]:
         raise ValueError("must be a range [low, high]")
     return limits

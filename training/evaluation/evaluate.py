@@ -7,11 +7,12 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,14 +25,7 @@ from difiisr_training.data.images import read_counts
 from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.inputs import InputSet, make_pair
-from difiisr_training.evaluation.measures import (
-    Judge,
-    Mode,
-    Radiometry,
-    TemperatureErrors,
-    bin_edges,
-    is_flat,
-)
+from difiisr_training.evaluation.measures import Judge, TemperatureErrors, bin_edges, is_flat
 from difiisr_training.evaluation.metrics import mean_and_interval
 from difiisr_training.evaluation.peers import Peer
 from difiisr_training.evaluation.results import (
@@ -57,24 +51,6 @@ _WITHOUT_VALUE = (
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How everything is measured.
-
-    Attributes:
-        mode: with reference (the input is high resolution), or of a camera's own frames.
-        degradation: how low resolution is made of the input, with reference.
-        radiometry: of the counts, if known.
-        environment: what else may change a number or a time, as versions; part of what makes a
-            result stale.
-    """
-
-    mode: Mode = "reference"
-    degradation: Kind = "bicubic"
-    radiometry: Radiometry | None = None
-    environment: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class OutputFolder:
     """Output images of a method that does not run here: ``--outputs NAME=DIR``.
 
@@ -86,6 +62,12 @@ class OutputFolder:
 
     name: str
     folder: Path
+    parameters: ClassVar[None] = None
+
+    @property
+    def title(self) -> str:
+        """The name."""
+        return self.name
 
     @classmethod
     def parse(cls, text: str) -> OutputFolder:
@@ -146,15 +128,28 @@ class PreparedSet:
 def judge_models(
     sets: Sequence[InputSet],
     models: Sequence[Peer | OutputFolder],
-    protocol: Protocol,
     judge: Judge,
     out: Path,
+    degradation: Kind = "bicubic",
+    environment: Mapping[str, Any] = MappingProxyType({}),
 ) -> Results:
     """Measure every model on every set; frames are written to ``out``, the results are not.
 
+    Args:
+        sets: what is evaluated.
+        models: what is compared.
+        judge: the metrics; with reference (the input is high resolution), or of a camera's own
+            frames.
+        out: folder of the frames, and of what is finished and is not run again.
+        degradation: how low resolution is made of the input, with reference.
+        environment: what else may change a number or a time, as versions; part of what makes a
+            result stale.
+
     Raises:
-        OSError, ValueError: as :func:`prepare` and :func:`measure`; two models, or two sets, have
-            one name; or ``out`` lies in a folder of images that is evaluated.
+        OSError, ValueError: an input is not readable, holds no frame, frames of two dtypes, or one
+            of less than 4x4 pixels; a folder of results does not fit the frames; a model or a
+            metric fails at a frame, which is named; two models, or two sets, have one name; or
+            ``out`` lies in a folder of images that is evaluated.
     """
     _check_names([*_RESERVED, *(model.name for model in models)])
     _check_names([source.name for source in sets])
@@ -164,15 +159,23 @@ def judge_models(
                 f"the results {out} would lie in the input {source.path}, and be evaluated "
                 "themselves the next time; write them to another folder"
             )
-    prepared = [prepare(source, protocol, out) for source in sets]
+    prepared = [_prepare(source, judge, degradation, out) for source in sets]
     for one in prepared:  # a missing image is said before hours of work, not after
         for model in models:
             if isinstance(model, OutputFolder):
                 model.images(one.source.name, one.sizes)
+    protocol = {
+        "mode": judge.mode,
+        "degradation": degradation,
+        "radiometry": judge.radiometry and asdict(judge.radiometry),
+        "environment": dict(environment),
+        "metrics": list(judge.columns),
+        "metric_files": judge.files,
+    }
     total = sum(len(one.sizes) for one in prepared) * len(models)
     with tqdm(total=total, unit="frame", disable=None) as progress:
         measured = [
-            [measure(model, one, protocol, judge, out, progress.update) for model in models]
+            [_measure(model, one, protocol, judge, out, progress) for model in models]
             for one in prepared
         ]
     not_run, metrics = dict(judge.not_run), {}
@@ -189,9 +192,9 @@ def judge_models(
             )
     return Results(
         command=[],
-        environment=protocol.environment,
-        mode=protocol.mode,
-        degradation=protocol.degradation if protocol.mode == "reference" else None,
+        environment=dict(environment),
+        mode=judge.mode,
+        degradation=degradation if judge.mode == "reference" else None,
         metrics=metrics,
         not_run=not_run,
         sets=[_summary(*one, models, metrics) for one in zip(prepared, measured, strict=True)],
@@ -199,13 +202,8 @@ def judge_models(
     )
 
 
-def prepare(source: InputSet, protocol: Protocol, out: Path) -> PreparedSet:
-    """Write the low- and high-resolution frames of a set.
-
-    Raises:
-        OSError, ValueError: the input is not readable, holds no frame, frames of two dtypes, or
-            one of less than 4x4 pixels.
-    """
+def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> PreparedSet:
+    """Write the low- and high-resolution frames of a set."""
     lr_folder, hr_folder = (frames_folder(out, source.name, s) for s in (LR_FOLDER, HR_FOLDER))
     for folder in (lr_folder, hr_folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -219,12 +217,12 @@ def prepare(source: InputSet, protocol: Protocol, out: Path) -> PreparedSet:
         sha256.update(f"{name}\n{counts.dtype.name} {counts.shape}\n".encode())
         sha256.update(np.ascontiguousarray(counts).data)
         lr = wanted = counts
-        if protocol.mode == "reference":
-            with _named(f"degradation {protocol.degradation} fails", source, name, counts):
-                lr, wanted = make_pair(counts, protocol.degradation, name)
+        if judge.mode == "reference":
+            with _named(f"degradation {degradation} fails", source, name, counts):
+                lr, wanted = make_pair(counts, degradation, name)
             write_frame(hr_folder, name, wanted)
-            if protocol.radiometry:
-                kelvin += np.quantile(protocol.radiometry.kelvin(wanted), (0.001, 0.999)).tolist()
+            if judge.radiometry:
+                kelvin += np.quantile(judge.radiometry.kelvin(wanted), (0.001, 0.999)).tolist()
         write_frame(lr_folder, name, lr)
         sizes[name] = lr.shape
         flat += is_flat(wanted)
@@ -238,40 +236,31 @@ def prepare(source: InputSet, protocol: Protocol, out: Path) -> PreparedSet:
     return PreparedSet(source, sizes, sha256.hexdigest(), edges, flat)
 
 
-def measure(
+def _measure(
     model: Peer | OutputFolder,
     prepared: PreparedSet,
-    protocol: Protocol,
+    protocol: dict[str, Any],
     judge: Judge,
     out: Path,
-    on_frame: Callable[[int], None],
+    progress: tqdm,
 ) -> dict[str, Any]:
     """Run one model on one set and judge its results, unless that is done already.
-
-    ``on_frame`` is told how many more frames are done.
 
     Returns:
         ``sha256`` of the weights or output images; ``values``, a table with a row per frame and
         columns of the metrics and ``seconds``; ``bins`` and ``errors`` of them, see
         :class:`TemperatureErrors`, ``None`` without.
-
-    Raises:
-        OSError, ValueError: a folder of results does not fit the frames, or a model or a metric
-            fails at a frame, which is named.
     """
-    source, outputs, sha256 = prepared.source, None, hashlib.sha256()
+    source, outputs = prepared.source, None
     if isinstance(model, OutputFolder):
-        outputs = model.images(source.name, prepared.sizes)
+        outputs, sha256 = model.images(source.name, prepared.sizes), hashlib.sha256()
         for path in outputs.values():
             sha256.update(path.read_bytes())
-    key = {  # all that the numbers depend on
+    key = protocol | {  # all that the numbers depend on
         "model": model.name,
         "weights_sha256": sha256.hexdigest() if outputs else model.weights_sha256,
         "frames_sha256": prepared.sha256,
         "kind": source.kind,
-        "metrics": list(judge.columns),
-        "metric_files": judge.files,
-        **asdict(protocol),
     }
     folder = frames_folder(out, source.name, model.name)
     record = out / FINISHED_FOLDER / slug(source.name) / f"{slug(model.name)}.json"
@@ -281,10 +270,10 @@ def measure(
         written = {}
     found = written.get("measured")
     if found and written["key"] == key and frame_names(folder) == sorted(prepared.sizes):
-        on_frame(len(prepared.sizes))
+        progress.update(len(prepared.sizes))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        found = _run(model, outputs, prepared, protocol, judge, out, on_frame)
+        found = _run(model, outputs, prepared, judge, out, progress)
         write_json(record, {"key": key, "measured": found})
     values = pd.DataFrame(found["values"], list(prepared.sizes), dtype=np.float64)
     return found | {"sha256": key["weights_sha256"], "values": values}
@@ -294,18 +283,17 @@ def _run(
     model: Peer | OutputFolder,
     outputs: dict[str, Path] | None,
     prepared: PreparedSet,
-    protocol: Protocol,
     judge: Judge,
     out: Path,
-    on_frame: Callable[[int], None],
+    progress: tqdm,
 ) -> dict[str, Any]:
-    """As :func:`measure` gives it, but values in lists; ``outputs``: images of a folder."""
+    """As :func:`_measure` gives it, but values in lists; ``outputs``: images of a folder."""
     source, bins, rows = prepared.source, None, []
     lr_folder, hr_folder, folder = (
         frames_folder(out, source.name, series) for series in (LR_FOLDER, HR_FOLDER, model.name)
     )
     # The frames of a film are one stream, as on the robot; images are each a stream of their own.
-    film = source.kind == "bag" or protocol.mode == "camera"
+    film = source.kind == "bag" or judge.mode == "camera"
     if outputs is None:  # one untimed run goes before
         frame = next(iter(prepared.sizes))
         lr = read_frame(lr_folder, frame)
@@ -314,10 +302,10 @@ def _run(
         model.reset()
     judge.reset()
     if prepared.edges is not None:
-        bins = TemperatureErrors(protocol.radiometry, prepared.edges)
+        bins = TemperatureErrors(judge.radiometry, prepared.edges)
     for frame in prepared.sizes:
         lr = read_frame(lr_folder, frame)
-        hr = read_frame(hr_folder, frame) if protocol.mode == "reference" else None
+        hr = read_frame(hr_folder, frame) if judge.mode == "reference" else None
         with _named(f"{model.name} fails", source, frame, lr):
             if outputs is None:
                 if not film:
@@ -334,7 +322,7 @@ def _run(
             rows.append(judge(sr, lr, hr) | {"seconds": seconds})
         if bins is not None:
             bins.add(sr, hr)
-        on_frame(1)
+        progress.update()
     return {
         "values": pd.DataFrame(rows).to_dict("list"),
         "bins": bins and bins.bins(),
@@ -372,9 +360,9 @@ def _summary(
         results.append(
             ModelResult(
                 name=model.name,
-                title=model.title if isinstance(model, Peer) else model.name,
+                title=model.title,
                 weights_sha256=found["sha256"],
-                parameters=model.parameters if isinstance(model, Peer) else None,
+                parameters=model.parameters,
                 seconds_per_frame=float(own["seconds"].mean()),
                 mean={name: mean for name, (mean, _) in means.items()},
                 interval={name: interval for name, (_, interval) in means.items()},

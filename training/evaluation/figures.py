@@ -1,19 +1,35 @@
-"""Pictures and plots inside the page: data URIs of PNG and WebP, SVG in the page's text colour."""
+"""What the page shows: the same place of a frame as every model sees it, and a plot.
+
+Pictures are data URIs of PNG and WebP, the plot is SVG in the page's text colour.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from difiisr_models.resample import SCALE
+from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.evaluation.inputs import evenly
+from difiisr_training.evaluation.results import (
+    HR_FOLDER,
+    LR_FOLDER,
+    SetResult,
+    frames_folder,
+    read_frame,
+)
+
+CROP_SIDE = 64
+MOST_LOOKED_AT = 48
 _LARGEST_SIDE, _QUALITY = 960, 88
 _INK = "#010203"  # replaced by the page's text colour
 _COLOURS = (
@@ -51,7 +67,7 @@ def colour_of(index: int) -> str:
 
 
 def looks(models: Sequence[str]) -> dict[str, Look]:
-    """Colour and marker of each model in all plots; they repeat after eight."""
+    """Colour and marker of each model in the plot; they repeat after eight."""
     return {m: (colour_of(i), _MARKERS[i % len(_MARKERS)]) for i, m in enumerate(models)}
 
 
@@ -117,7 +133,13 @@ def trade_off(
         lower: for both axes, whether lower is better; the axis is then turned round.
     """
 
-    def draw(axes: Axes) -> None:
+    salt = f"scatter {labels[0]} {labels[1]}"
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        axes.grid(alpha=0.13)
         for (colour, marker), (x, x_ends), (y, y_ends) in sorted(points, key=lambda p: p[2][0]):
             axes.plot(x, y, marker, color=colour, ms=9, alpha=0.95)
             axes.plot(x_ends, (y, y), (x, x), y_ends, color=colour, lw=1.2, alpha=0.95)
@@ -129,34 +151,6 @@ def trade_off(
             "better \N{NORTH EAST ARROW}", (1, 1), (-4, -2), "axes fraction", "offset points",
             ha="right", va="top", alpha=0.7,
         )  # fmt: skip
-
-    return _svg(f"scatter {labels[0]} {labels[1]}", draw, (4.8, 2.9))
-
-
-def curves(lines: Mapping[str, Sequence[float]], look: Mapping[str, Look], label: str) -> str:
-    """One value per frame and model, in the frames' order; ``label``: what they are. SVG."""
-
-    def draw(axes: Axes) -> None:
-        for name, values in lines.items():
-            shown = np.where(np.isfinite(values), values, np.nan)
-            axes.plot(
-                np.arange(len(shown)), shown, color=look[name][0], lw=1.2, marker=look[name][1],
-                ms=4 if len(shown) <= 60 else 0,
-            )  # fmt: skip
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel="frame")
-
-    return _svg(f"curves {label}", draw, (4.8, 2.9))
-
-
-def _svg(salt: str, draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        axes.grid(alpha=0.13)
-        draw(axes)
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(text, metadata=nothing)
@@ -169,3 +163,136 @@ def _encode(image: Image.Image, kind: str, **options: object) -> Picture:
     image.save(data, kind, **options)
     text = base64.b64encode(data.getvalue()).decode("ascii")
     return Picture(f"data:image/{kind};base64,{text}", *image.size)
+
+
+class Window(NamedTuple):
+    """A square of a high-resolution frame, pixels, and the mean disagreement in it, counts."""
+
+    top: int
+    left: int
+    side: int
+    score: float
+
+    def cut(self, image: np.ndarray, scale: int = 1) -> np.ndarray:
+        """The window of ``image (H, W)``, which is ``scale`` times smaller."""
+        top, left, side = (n // scale for n in self[:3])
+        return image[top : top + side, left : left + side]
+
+
+class FrameImages(NamedTuple):
+    """A frame as all see it, ``(H, W)`` counts.
+
+    Attributes:
+        name: of the frame.
+        lr: what the models saw.
+        hr: what they should have made of it; ``None`` in camera mode.
+        results: per model's name.
+        errors: per model result minus ``hr``; without it, downsampled result minus ``lr``.
+    """
+
+    name: str
+    lr: np.ndarray
+    hr: np.ndarray | None
+    results: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
+
+    def interpolated(self) -> np.ndarray:
+        """``lr`` at the size of the results, bicubic."""
+        height, width = self.lr.shape
+        return pillow_resize(self.lr, SCALE * height, SCALE * width)
+
+
+def read_images(out: Path, chosen: SetResult, frame: str) -> FrameImages:
+    """All pictures of a frame; FileNotFoundError where one is missing."""
+    hr_folder = frames_folder(out, chosen.name, HR_FOLDER)
+    lr = read_frame(frames_folder(out, chosen.name, LR_FOLDER), frame)
+    hr = read_frame(hr_folder, frame) if hr_folder.is_dir() else None
+    names = [model.name for model in chosen.models]
+    results = {name: read_frame(frames_folder(out, chosen.name, name), frame) for name in names}
+    errors = {
+        name: (pillow_resize(sr, *lr.shape) if hr is None else sr)
+        - (lr if hr is None else hr).astype(np.float64)
+        for name, sr in results.items()
+    }
+    return FrameImages(frame, lr, hr, results, errors)
+
+
+def choose_window(images: Sequence[np.ndarray], side: int, step: int) -> Window:
+    """The square in which images differ most: the largest mean standard deviation over them.
+
+    Args:
+        images: two or more ``(H, W)`` arrays of one shape: results, and the reference if known.
+        side: of the square, pixels; at most the frame's own sides.
+        step: rows and columns start at multiples of it.
+    """
+    score = np.std(np.stack([image.astype(np.float64) for image in images]), axis=0)
+    side = min(side, *score.shape) // step * step
+    sums = np.pad(score, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    inside = inside[::step, ::step]
+    row, column = np.unravel_index(np.argmax(inside), inside.shape)
+    return Window(int(row) * step, int(column) * step, side, float(inside[row, column]) / side**2)
+
+
+def choose_frames(out: Path, chosen: SetResult, most: int) -> list[tuple[str, Window]]:
+    """The frames whose window differs most, relative to the frame's own range; worst first.
+
+    A single result without reference is compared with the interpolated input.
+    """
+    found = []
+    for frame in evenly(sorted(chosen.frame_names), MOST_LOOKED_AT):
+        images = read_images(out, chosen, frame)
+        compared = [*images.results.values(), *([] if images.hr is None else [images.hr])]
+        if len(compared) < 2:
+            compared.append(images.interpolated())
+        window = choose_window(compared, CROP_SIDE, SCALE)
+        low, high = gray_range(images.lr)
+        found.append((-window.score / (high - low), frame, window))
+    return [(frame, window) for _, frame, window in sorted(found)[:most]]
+
+
+def panel(images: FrameImages, window: Window) -> dict[str, Any]:
+    """What lies in ``window``, in exact pixels; gray scale and colours are those of the window."""
+    whole = images.interpolated() if images.hr is None else images.hr
+    height, width = whole.shape
+    top, left, side, _ = window
+    return {
+        "context": compact_picture(to_gray(whole)),
+        "percent": [100 * n for n in (left / width, top / height, side / width, side / height)],
+        "window": window,
+        "tiles": side_by_side(images, exact_picture, window),
+    }
+
+
+def side_by_side(
+    images: FrameImages, encode: Callable[[np.ndarray], Picture], window: Window | None = None
+) -> dict[str, Any]:
+    """One place (the whole frame without ``window``) as all see it, in one gray scale.
+
+    Error maps are in one colour scale, which ends at the 99th percentile of all models' absolute
+    errors there.
+    """
+
+    def cut(image: np.ndarray) -> np.ndarray:
+        scale = SCALE if image.shape == images.lr.shape else 1
+        return image if window is None else window.cut(image, scale)
+
+    lr, hr = cut(images.lr), None if images.hr is None else cut(images.hr)
+    shown = gray_range(lr if hr is None else hr)
+    errors = {name: cut(error) for name, error in images.errors.items()}
+    limit = float(np.quantile(np.abs(list(errors.values())), 0.99)) or 1.0
+    return {
+        "frame": images.name,
+        "shown": shown,
+        "limit": limit,
+        "input": encode(to_gray(lr, shown)),
+        "results": [
+            (
+                name,
+                encode(to_gray(cut(sr), shown)),
+                encode(to_signed_colour(errors[name], limit)),
+            )
+            for name, sr in images.results.items()
+        ],
+        "reference": None if hr is None else encode(to_gray(hr, shown)),
+    }

@@ -16,11 +16,11 @@ from difiisr_models.resample import SCALE
 from difiisr_training.data.annotations import (
     Boxes,
     annotations_sha256,
-    maps_of_frames,
     read_annotations,
     read_labels,
 )
 from difiisr_training.data.images import list_images
+from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.evaluation.detectors import Detections, OnnxDetector
 from difiisr_training.evaluation.results import (
     FRAMES_FOLDER,
@@ -47,12 +47,8 @@ _SAME_CLASS = {
 _VEHICLES = ("motorcycle", "airplane", "bus", "train", "truck", "boat")
 
 
-class NotAnnotated(ValueError):
-    """The annotations hold no box for any frame of a set."""
-
-
-class NotLabelled(ValueError):
-    """There is no label map for any frame of a set."""
+class NothingToJudge(ValueError):
+    """The annotations or label maps are of none of the frames of a set."""
 
 
 def judge_detection(
@@ -83,15 +79,15 @@ def judge_detection(
 
     Raises:
         OSError: a file or folder is missing.
-        NotAnnotated: no frame of the set is annotated.
+        NothingToJudge: no frame of the set is annotated.
         ValueError: the detector or the annotations are not understood.
     """
     finder, truth = OnnxDetector(detector), read_annotations(annotations)
     classes, places = truth.classes, match_classes(finder.classes, truth.classes)
     series, high, names = _series(out, set_slug, models)
-    boxes = truth.of_frames(names)
+    boxes = pair_names(names, truth.images)
     if not boxes:
-        raise NotAnnotated(
+        raise NothingToJudge(
             f"{annotations} has no boxes for the frames of {set_slug}: they are named e.g. "
             f"{names[0]}, its images e.g. {next(iter(truth.images), 'none')}"
         )
@@ -148,15 +144,15 @@ def judge_segmentation(
 
     Raises:
         OSError: a file or folder is missing, or there are neither labels nor HR frames.
-        NotLabelled: no frame of the set has a label map.
+        NothingToJudge: no frame of the set has a label map.
         ValueError: labels do not fit the frames or the segmenter's classes.
     """
     from difiisr_training.evaluation.segformer import class_names, load_segformer, segment
 
     series, high, names = _series(out, set_slug, models)
-    maps = maps_of_frames(labels, names) if labels else {}
+    maps = pair_names(names, images_by_name(labels)) if labels else {}
     if labels and not maps:
-        raise NotLabelled(
+        raise NothingToJudge(
             f"{labels} has no label map for the frames of {set_slug}: they are named e.g. "
             f"{names[0]}, its files e.g. {list_images(labels)[0].name}"
         )
@@ -170,11 +166,11 @@ def judge_segmentation(
     @functools.lru_cache(maxsize=1)  # the models follow one another, frame by frame
     def reference(name: str, size: tuple[int, int]) -> np.ndarray:
         if not labels:
-            return segment(model, read_frame(high, name), device)
+            return segment(model, read_frame(high, name))
         return _fit_labels(maps[name], size, enlarge=not high.is_dir())
 
     def count(name: str, folder: Path) -> np.ndarray:
-        result = segment(model, read_frame(folder, name), device)
+        result = segment(model, read_frame(folder, name))
         return count_pixels(reference(name, result.shape), result, len(classes))
 
     counted = _for_each_frame(count, maps or names, series)

@@ -103,15 +103,15 @@ def _rated(metric: Callable[[np.ndarray, float], float]) -> Function:
     """Likewise, but without ``hr`` on the robust range of ``lr``, which dead pixels do not set."""
 
     def measure(sr: np.ndarray, lr: np.ndarray, hr: np.ndarray | None) -> float:
-        if is_flat(lr if hr is None else hr):
+        seen = lr if hr is None else hr
+        if is_flat(seen):
             return math.nan
-        if hr is not None or lr.dtype == np.uint8:
-            lo, span = full_range(lr if hr is None else hr)
-        else:
+        lo, span = full_range(seen)
+        if hr is None and lr.dtype != np.uint8:
             shown = robust_range(lr)
             lo, span = shown.lo, shown.span
         picture = sr - np.float64(lo)
-        return metric(picture if hr is not None else picture.clip(0, span), span)
+        return metric(picture.clip(0, span) if hr is None else picture, span)
 
     return measure
 
@@ -186,6 +186,11 @@ class Flicker:
 Make = Callable[[Sequence[Path], str, "Radiometry | None"], Function]
 """Paths of a measure's network files, device and radiometry -> its function."""
 
+
+def _lpips(net: Literal["alex", "vgg"]) -> Make:
+    return lambda files, device, _: _compared(load_lpips(net, *files, device))
+
+
 MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
     "psnr": (lambda *_: _compared(psnr), ()),
     "ssim": (lambda *_: _compared(ssim), ()),
@@ -193,14 +198,8 @@ MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
         lambda files, device, _: _compared(LpipsSqueeze(*files, device)),
         (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE),
     ),
-    "lpips_alex": (
-        lambda files, device, _: _compared(load_lpips("alex", *files, device)),
-        (LPIPS_BACKBONES["alex"],),
-    ),
-    "lpips_vgg": (
-        lambda files, device, _: _compared(load_lpips("vgg", *files, device)),
-        (LPIPS_BACKBONES["vgg"],),
-    ),
+    "lpips_alex": (_lpips("alex"), (LPIPS_BACKBONES["alex"],)),
+    "lpips_vgg": (_lpips("vgg"), (LPIPS_BACKBONES["vgg"],)),
     "spectral": (lambda *_: _compared(spectral_distance), ()),
     "consistency": (lambda *_: _consistency, ()),
     "error": (lambda *_: _error(Radiometry(1, 0)), ()),
@@ -245,6 +244,8 @@ class Judge:
     """The chosen metrics, ready to measure single frames.
 
     Attributes:
+        mode: with reference, or of a camera's own frames.
+        radiometry: of the counts, if known.
         columns: name and description of each value, in order.
         not_run: what cannot be measured, and why.
         files: SHA-256 of each network file that was loaded, by the file's name.
@@ -271,6 +272,7 @@ class Judge:
             ValueError: a metric that is unknown in this mode, or that was asked for and cannot
                 be measured.
         """
+        self.mode, self.radiometry = mode, radiometry
         if unknown := sorted(set(metrics or ()) - set(METRICS[mode])):
             raise ValueError(
                 f"no metric {', '.join(unknown)} in {mode} mode; there are "

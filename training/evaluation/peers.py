@@ -139,25 +139,6 @@ def load_published_network(
     return network.to(device, memory_format=torch.channels_last), white  # as our own run
 
 
-def load_image_teacher(
-    name: str, weights: Path, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """A published peer as a function of images ``(B, 1, h, w)`` in any unit.
-
-    Returns ``(B, 1, 4h, 4w)`` in that unit. Every image is shown to the peer from its own black to
-    its own white: outside the range that it was trained on, its result may be anything.
-    """
-    network, white = load_published_network(name, weights, device)
-
-    def teach(lr: Tensor) -> Tensor:
-        lo, hi = lr.amin(dim=(1, 2, 3), keepdim=True), lr.amax(dim=(1, 2, 3), keepdim=True)
-        span = (hi - lo).clamp(min=1e-6)
-        colours = network(((lr - lo) * (white / span)).expand(-1, 3, -1, -1))
-        return colours.mean(dim=1, keepdim=True) * (span / white) + lo
-
-    return teach
-
-
 def _spandrel_model(path: Path) -> Any:
     """An x4 network of one or three channels by a file that holds tensors alone."""
     if not path.is_file():

@@ -15,9 +15,8 @@ import pandas as pd
 
 from difiisr_models.files import sha256_file, write_text
 from difiisr_training.evaluation import figures
-from difiisr_training.evaluation.figures import Look, to_gray
+from difiisr_training.evaluation.figures import Look, read_images, side_by_side, to_gray
 from difiisr_training.evaluation.measures import MetricInfo
-from difiisr_training.evaluation.metrics import mean_and_interval
 from difiisr_training.evaluation.results import (
     HR_FOLDER,
     PER_FRAME_FILE,
@@ -28,13 +27,6 @@ from difiisr_training.evaluation.results import (
     frames_folder,
     read_frame,
     slug,
-)
-from difiisr_training.evaluation.side_by_side import (
-    MOST_LOOKED_AT,
-    choose_frames,
-    panel,
-    read_images,
-    side_by_side,
 )
 
 REPORT_FILE = "report.html"
@@ -62,8 +54,7 @@ class Cell(NamedTuple):
 
     text: str
     interval: str = ""  # "[low, high]"
-    place: int = 0  # 1 = best, 2 = second, 0 = other or not ranked
-    tied: bool = False  # not told from the best
+    best: bool = False
     verdict: str = ""  # "better" or "worse" than bicubic
 
 
@@ -100,7 +91,7 @@ def write_report(results: Results, out: Path) -> Path:
             _section(out, f"set-{number}", chosen, metrics, headlines, look, most)
             for number, chosen in enumerate(results.sets, 1)
         ],
-        tasks=[task_section(out, name, part, by_folder) for name, part in parts.items() if part],
+        tasks=[_task_section(out, name, part, by_folder) for name, part in parts.items() if part],
         models=models,
         titles=titles,
         times=dict(zip(titles, (number(1000 * mean, 0) for mean in seconds), strict=True)),
@@ -108,7 +99,7 @@ def write_report(results: Results, out: Path) -> Path:
         bar=figures.colour_bar(),
         command=shlex.join(results.command),
         hashes={name: sha256_file(out / name) for name in (RESULTS_FILE, PER_FRAME_FILE)},
-        looked_at=MOST_LOOKED_AT,
+        looked_at=figures.MOST_LOOKED_AT,
     )
     write_text(out / REPORT_FILE, text)
     return out / REPORT_FILE
@@ -124,30 +115,25 @@ def _section(
     most: int,
 ) -> dict[str, Any]:
     """All that the page shows of one set."""
-    cells = {key: mean_cells(chosen, key, info) for key, info in metrics.items()}
+    cells = {key: _mean_cells(chosen, key, info) for key, info in metrics.items()}
     deltas = {key: _delta_cells(chosen, key, info) for key, info in metrics.items()}
     grouped: dict[str, dict[str, MetricInfo]] = {title: {} for title in _GROUPS}
     for key, info in metrics.items():
         title = [title for title, heads in _GROUPS.items() if key.startswith(heads)][-1]
         grouped[title][key] = info
-    worst = choose_frames(out, chosen, most)
+    worst = figures.choose_frames(out, chosen, most)
     images = [read_images(out, chosen, frame) for frame, _ in worst]
-    plots = _trade_off(chosen, metrics, look)
-    for key in headlines if chosen.frames > 1 else ():
-        label, _ = _column(metrics[key])
-        svg = figures.curves({m.name: m.values[key] for m in chosen.models}, look, label)
-        plots.append({"title": f"{label}, frame by frame", "svg": svg, "text": ""})
     return {
         "anchor": anchor,
         "result": chosen,
         "cells": cells,
         "deltas": deltas,
-        "ranked": any(cell.place for key in headlines for cell in cells[key].values()),
+        "ranked": any(cell.best for key in headlines for cell in cells[key].values()),
         "tables": [_table(title, chosen, own, cells) for title, own in grouped.items() if own],
         "differences": _table("Against bicubic", chosen, metrics, deltas),
-        "panels": [panel(i, window) for i, (_, window) in zip(images, worst, strict=True)],
+        "panels": [figures.panel(i, window) for i, (_, window) in zip(images, worst, strict=True)],
         "whole": side_by_side(images[0], figures.compact_picture),
-        "plots": plots,
+        "plot": _trade_off(chosen, metrics, look),
     }
 
 
@@ -184,38 +170,22 @@ def _goodness(value: float, better: str) -> float:
     return {"higher": value, "lower": -value, "zero": -abs(value)}[better]
 
 
-def places(values: Mapping[str, float], better: str) -> dict[str, int]:
-    """1 for the best, 2 for the second, 0 for all others; equal values share a place.
-
-    NaN has no place. Fewer than two values, or all of them equal, give none.
-    """
+def best_of(values: Mapping[str, float], better: str) -> set[str]:
+    """The names of the best values; none where fewer than two differ. NaN is never best."""
     scores = pd.Series({name: _goodness(value, better) for name, value in values.items()})
-    if scores.nunique() < 2:
-        return dict.fromkeys(values, 0)
-    ranks = scores.rank(method="dense", ascending=False)
-    return ranks.where(ranks <= 2, 0).astype(int).to_dict()
+    return set(scores.index[scores == scores.max()]) if scores.nunique() > 1 else set()
 
 
-def _is_tied(own: pd.Series, best: pd.Series) -> bool:
-    """Whether 0 lies in the 95 % interval of the mean difference of two or more frames."""
-    difference = (own - best).to_numpy()
-    difference = difference[np.isfinite(difference)]
-    _, (low, high) = mean_and_interval(difference)
-    return len(difference) > 1 and low <= 0 <= high
-
-
-def mean_cells(chosen: SetResult, key: str, info: MetricInfo) -> dict[str, Cell]:
-    """Means of a metric with intervals and places, per model."""
+def _mean_cells(chosen: SetResult, key: str, info: MetricInfo) -> dict[str, Cell]:
+    """Means of a metric with intervals, per model."""
     means = {model.name: model.mean[key] for model in chosen.models}
-    digits, place = decimals(means.values()), places(means, info.better)
-    best = next((m for m in chosen.models if place[m.name] == 1), None)
-    cells = {}
-    for m in chosen.models:
-        text, ends = number(means[m.name], digits), _interval(m.interval[key], digits)
-        ranked = best is not None and place[m.name] != 1 and info.better != "zero"
-        tied = ranked and _is_tied(m.values[key], best.values[key])
-        cells[m.name] = Cell(text, ends, place[m.name], tied)
-    return cells
+    digits, best = decimals(means.values()), best_of(means, info.better)
+    return {
+        m.name: Cell(
+            number(means[m.name], digits), _interval(m.interval[key], digits), m.name in best
+        )
+        for m in chosen.models
+    }
 
 
 def _delta_cells(chosen: SetResult, key: str, info: MetricInfo) -> dict[str, Cell]:
@@ -266,39 +236,33 @@ def _counts(value: float) -> str:
     return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
-# Plots of a set.
-
-
 def _trade_off(
     chosen: SetResult, metrics: Mapping[str, MetricInfo], look: Mapping[str, Look]
-) -> list[dict[str, str]]:
+) -> dict[str, str] | None:
     """Perception and distortion; nothing where either was not measured."""
     keys = [_first(names, metrics) for names in _TRADE_OFF]
     if None in keys:
-        return []
+        return None
     points = [
         (look[m.name], *((m.mean[key], m.interval[key]) for key in keys)) for m in chosen.models
     ]
     x, y = (_column(metrics[key])[0] for key in keys)
     svg = figures.trade_off(points, (x, y), [metrics[key].better == "lower" for key in keys])
     text = f"{y} against {x}; bars are 95 % intervals, better is to the upper right."
-    return [{"title": "Perception and distortion", "svg": svg, "text": text}]
+    return {"svg": svg, "text": text}
 
 
 # Detection and segmentation.
 
 
-def task_section(
+def _task_section(
     out: Path, name: str, content: Mapping[str, Any], titles: Mapping[str, str]
 ) -> dict[str, Any]:
     """What a detector or a segmenter made of the results: tables, and boxes drawn on frames.
 
-    Args:
-        out: the results' folder.
-        name: ``"detection"`` or ``"segmentation"``, as the part of the results is called.
-        content: that part; its sets and models are named as their folders, ``HR`` is the reference
-            and ``truth`` what was annotated. All else in it becomes notes.
-        titles: of sets and models, by the names of their folders.
+    ``content`` is that part of the results; its sets and models are named as their folders, ``HR``
+    is the reference and ``truth`` what was annotated. All else in it becomes notes. ``titles``: of
+    sets and models, by the names of their folders.
     """
     overlays = content.get("overlays", {})
     shown = [boxes for of_set in overlays.values() for boxes in of_set.values()]
@@ -334,7 +298,7 @@ def _in_words(value: Any) -> str:
 def _task_table(
     name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Scores of a set, and the first of them per class; places among the models alone."""
+    """Scores of a set, and the first of them per class; the best among the models alone."""
     scores: dict[str, dict[str, float]] = {}
     for model, found in models.items():
         scores[model] = {key: found[key] for key in _SCORES if found.get(key) is not None}
@@ -345,10 +309,10 @@ def _task_table(
     for key, values in table.iterrows():
         of_class = _SCORES[table.index[0]][1:]  # AP of mAP, IoU of mIoU
         columns.append((_SCORES.get(key, f"{key}, {of_class}"), _ARROWS["higher"]))
-        place = places(values.drop(_NOT_MODELS, errors="ignore").to_dict(), "higher")
+        best = best_of(values.drop(_NOT_MODELS, errors="ignore").to_dict(), "higher")
         for model, value in values.items():
             ends = models[model].get(f"{key}_interval") or (math.nan, math.nan)
-            rows[model].append(Cell(number(value, 3), _interval(ends, 3), place.get(model, 0)))
+            rows[model].append(Cell(number(value, 3), _interval(ends, 3), model in best))
     titled = [(titles.get(model, model), cells) for model, cells in rows.items()]
     return {"title": name, "columns": columns, "rows": titled}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,18 +22,16 @@ INPUT_MULTIPLE = 32
 
 # Of ImageNet's colours, which SegFormer was first trained on.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_B1 = {"hidden_sizes": [64, 128, 320, 512]}  # the rest is as transformers has it
+_B1_CHANNELS = [64, 128, 320, 512]  # the rest is as transformers has it
 
 
-def build_segformer(
-    classes: Sequence[str], sizes: dict[str, Any] | None = None
-) -> SegformerForSemanticSegmentation:
-    """A SegFormer with random weights for classes in the order of their labels.
+def build_segformer(classes: Sequence[str]) -> SegformerForSemanticSegmentation:
+    """SegFormer-b1 (13.7 M parameters), the paper's segmenter, with random weights.
 
-    ``sizes``: of its configuration; ``None``: b1 (13.7 M parameters), the segmenter of the paper.
+    ``classes``: in the order of their labels.
     """
     config_type, model_type = _transformers()
-    return model_type(config_type(**(sizes or _B1), **_labels(classes)))
+    return model_type(config_type(hidden_sizes=_B1_CHANNELS, **_labels(classes)))
 
 
 def load_segformer(
@@ -68,13 +66,11 @@ def class_logits(model: SegformerForSemanticSegmentation, pictures: Tensor) -> T
 
 
 @torch.no_grad()
-def segment(
-    model: SegformerForSemanticSegmentation, counts: np.ndarray, device: str = "cpu"
-) -> np.ndarray:
+def segment(model: SegformerForSemanticSegmentation, counts: np.ndarray) -> np.ndarray:
     """Label of each pixel, ``(H, W)`` uint8, of a frame of uint8, uint16 or float32 counts."""
     height, width = counts.shape
     padded = torch.from_numpy(pad_to_multiple(as_picture(counts), INPUT_MULTIPLE))
-    logits = class_logits(model.eval(), padded[None, None].to(device))
+    logits = class_logits(model.eval(), padded[None, None].to(model.device))
     return logits[0, :, :height, :width].argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 

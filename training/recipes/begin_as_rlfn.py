@@ -21,7 +21,7 @@ from difiisr_models.compact import CompactNetwork
 from difiisr_models.resample import pack, upsample
 from difiisr_training.config import TrainConfig
 from difiisr_training.data.images import LoadFrames
-from difiisr_training.data.training_pairs import open_crops
+from difiisr_training.data.training_pairs import CropDataset
 from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.evaluation.peers import load_published_network
 
@@ -44,7 +44,7 @@ def begin(config: TrainConfig, peers: Path | None, load: LoadFrames) -> CompactN
     torch.manual_seed(config.seed)
     network = CompactNetwork(config.network)
     rlfn, _ = load_published_network(config.begin_as, peers, "cpu")
-    samples = open_crops(config.sources, load, config.crops, config.seed, _FITTED_ON)
+    samples = CropDataset(config.sources, load, config.crops, config.seed, _FITTED_ON)
     begin_as_rlfn(network, rlfn, torch.stack([samples[i][0] for i in range(_FITTED_ON)]))
     return network
 

@@ -151,10 +151,10 @@ def detection_loss(logits: Tensor, sides: Tensor, targets: Sequence[Tensor]) -> 
 
 
 @torch.no_grad()
-def detect(network: CentreDetector, picture: np.ndarray, device: str = "cpu") -> Detections:
+def detect(network: CentreDetector, picture: np.ndarray) -> Detections:
     """Objects in a picture ``(H, W)`` float32 in 0..1 of any size."""
-    padded = torch.from_numpy(pad_to_multiple(picture, MULTIPLE))[None, None].to(device)
-    scores, sides = network.eval()(padded)
+    padded = torch.from_numpy(pad_to_multiple(picture, MULTIPLE))[None, None]
+    scores, sides = network.eval()(padded.to(next(network.parameters()).device))
     return decode_peaks(scores[0].cpu().numpy(), sides[0].cpu().numpy(), picture.shape)
 
 

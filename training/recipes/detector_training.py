@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, MultipleOf
-from PIL import Image, ImageFilter
+from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from difiisr_training.data.annotations import Annotations, Boxes
 from difiisr_training.data.images import as_picture, read_counts
-from difiisr_training.data.pairing import images_by_name
+from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.evaluation.detectors import MULTIPLE
 from difiisr_training.evaluation.task_scores import average_precision
 from difiisr_training.recipes.centre_network import (
@@ -48,8 +48,6 @@ class DetectorConfig(ReaderConfig):
         scales: smallest and largest zoom of the samples
         gain: contrast of the samples is multiplied by a factor between 1/gain and gain
         offset: largest shift of their brightness, as a share of white
-        blur: share of the samples that are blurred (sigma 0.5 to 2 pixels); 0 trains on the
-            sharpness of the frames alone, as the paper does; more makes a judge that forgives blur
     """
 
     iterations: Annotated[int, Ge(1)] = 3000
@@ -63,7 +61,6 @@ class DetectorConfig(ReaderConfig):
     scales: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.35)
     gain: Annotated[float, Ge(1)] = 1.3
     offset: Annotated[float, Ge(0)] = 0.1
-    blur: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.scales[0] > self.scales[1]:
@@ -77,7 +74,7 @@ def load_frames(folder: Path, annotations: Annotations) -> list[LabelledFrame]:
         ValueError: the folder holds none of the annotated images, or one that could be several.
     """
     named = images_by_name(folder)
-    boxes = annotations.of_frames(list(named))
+    boxes = pair_names(list(named), annotations.images)
     if not boxes:
         first = next(iter(annotations.images), "none")
         raise ValueError(f"{folder} holds no annotated image; the annotations name e.g. {first}")
@@ -101,7 +98,14 @@ def fit_detector(
     """
 
     def loss_of(network: CentreDetector, numbers: range) -> Tensor:
-        images, *targets = draw_samples(frames, len(classes), config, numbers)
+        samples = []
+        for number in numbers:
+            picture, boxes = frames[shuffled_place(len(frames), config.seed, number)]
+            rng = np.random.default_rng([config.seed, number])
+            picture, boxes = augment(picture, boxes, config, rng)
+            targets = draw_targets(boxes, len(classes), picture.shape)
+            samples.append((torch.from_numpy(picture)[None], *targets))
+        images, *targets = map(torch.stack, zip(*samples, strict=True))
         logits, sides = network.maps(images.to(device, memory_format=torch.channels_last))
         return detection_loss(logits, sides, [each.to(device) for each in targets])
 
@@ -110,7 +114,7 @@ def fit_detector(
         return config.lr * warm * 0.5 * (1 + math.cos(math.pi * iteration / config.iterations))
 
     def judge(network: CentreDetector) -> dict[str, float | None]:
-        scores = detector_scores(network, val_frames, classes, device)
+        scores = detector_scores(network, val_frames, classes)
         return {"map": scores["map"], "map50": scores["map50"]}
 
     torch.manual_seed(config.seed)
@@ -134,28 +138,11 @@ def fit_detector(
 
 
 def detector_scores(
-    network: CentreDetector, frames: Sequence[LabelledFrame], classes: Sequence[str], device: str
+    network: CentreDetector, frames: Sequence[LabelledFrame], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Precision of a network on whole frames; see ``average_precision``."""
-    found = [detect(network, picture, device) for picture, _ in frames]
+    found = [detect(network, picture) for picture, _ in frames]
     return average_precision([boxes for _, boxes in frames], found, classes)
-
-
-def draw_samples(
-    frames: Sequence[LabelledFrame],
-    class_count: int,
-    config: DetectorConfig,
-    numbers: Sequence[int],
-) -> tuple[Tensor, ...]:
-    """Samples of the given numbers, a function of the arguments: ``(B, 1, S, S)``, and targets."""
-    samples = []
-    for number in numbers:
-        picture, boxes = frames[shuffled_place(len(frames), config.seed, number)]
-        rng = np.random.default_rng([config.seed, number])
-        picture, boxes = augment(picture, boxes, config, rng)
-        targets = draw_targets(boxes, class_count, picture.shape)
-        samples.append((torch.from_numpy(picture)[None], *targets))
-    return tuple(map(torch.stack, zip(*samples, strict=True)))
 
 
 def augment(
@@ -173,10 +160,6 @@ def augment(
             (size, size), Image.Transform.AFFINE, corner, Image.Resampling.BILINEAR, fillcolor=0.5
         )
     )
-    if config.blur and rng.random() < config.blur:
-        blur = ImageFilter.GaussianBlur(rng.uniform(0.5, 2.0))
-        grey = Image.fromarray(np.uint8(sample * 255 + 0.5)).filter(blur)
-        sample = np.asarray(grey, np.float32) / 255
     gain = np.exp(rng.uniform(-1, 1) * np.log(config.gain))
     shift = rng.uniform(-1, 1) * config.offset
     sample = ((sample - 0.5) * gain + 0.5 + shift).clip(0, 1).astype(np.float32)
@@ -184,15 +167,10 @@ def augment(
     if rng.random() < 0.5:
         sample = np.ascontiguousarray(sample[:, ::-1])
         xywh[:, 0] = size - xywh[:, 0] - xywh[:, 2]
-    return sample, crop_boxes(Boxes(xywh, boxes.classes, boxes.ignored), size)
 
-
-def crop_boxes(boxes: Boxes, size: int) -> Boxes:
-    """Boxes within a square of ``size`` pixels; mostly hidden objects become ignored regions."""
-    corner = boxes.xywh[:, :2].clip(0, size)
-    extent = (boxes.xywh[:, :2] + boxes.xywh[:, 2:]).clip(0, size) - corner
-    visible = extent.prod(axis=1)
-    kept = visible > 0
-    hidden = visible < _VISIBLE * boxes.xywh[:, 2:].prod(axis=1)
+    corner = xywh[:, :2].clip(0, size)
+    extent = (xywh[:, :2] + xywh[:, 2:]).clip(0, size) - corner
+    kept = extent.prod(axis=1) > 0
+    hidden = extent.prod(axis=1) < _VISIBLE * xywh[:, 2:].prod(axis=1)
     xywh = np.concatenate([corner, extent], axis=1)
-    return Boxes(xywh[kept], boxes.classes[kept], (boxes.ignored | hidden)[kept])
+    return sample, Boxes(xywh[kept], boxes.classes[kept], (boxes.ignored | hidden)[kept])

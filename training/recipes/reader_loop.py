@@ -21,11 +21,11 @@ from difiisr_models.diffusion import stream_seed
 from difiisr_training.checkpoints import (
     CHECKPOINT_NAME,
     STATISTICS_NAME,
-    Journal,
     StopOnSignal,
     load_checkpoint,
     save_checkpoint,
     update_ema,
+    write_journal,
 )
 
 
@@ -98,7 +98,7 @@ def train_reader(
         saved = load_checkpoint(run / CHECKPOINT_NAME, settings, parts)
         reached = {name: saved[name] for name in reached}
     run.mkdir(parents=True, exist_ok=True)
-    journal, iteration = Journal(run), reached["iteration"]
+    iteration = reached["iteration"]
     progress = tqdm(total=config.iterations, initial=iteration, desc="training", unit="it")
     with progress, StopOnSignal() as stop:
         while iteration < config.iterations and time.monotonic() < deadline and not stop.requested:
@@ -125,7 +125,7 @@ def train_reader(
                 if score is not None and score > reached["best_score"]:
                     reached |= {"best": copy.deepcopy(average.state_dict()), "best_score": score}
                 save_checkpoint(run / CHECKPOINT_NAME, settings, parts, **reached)
-            journal.write(STATISTICS_NAME, iteration, {"loss": loss.item(), **scores})
+            write_journal(run, STATISTICS_NAME, iteration, {"loss": loss.item(), **scores})
             progress.update()
             progress.set_postfix(loss=f"{loss.item():.3f}", **scores)
         if stop.requested:

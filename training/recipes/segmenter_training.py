@@ -47,17 +47,15 @@ def fit_segmenter(
     pairs: Sequence[tuple[Path, Path]],
     run: Path,
     *,
-    device: str = "cpu",
     budget_s: float = math.inf,
 ) -> tuple[SegformerForSemanticSegmentation, int]:
     """Train ``model`` in place on pairs of image and label map; see ``train_reader``."""
 
     def loss_of(network: SegformerForSemanticSegmentation, numbers: range) -> Tensor:
         pictures, labels = draw_crops(pairs, config.crop, config.seed, numbers)
-        logits = class_logits(network, pictures.to(device))
-        return F.cross_entropy(logits, labels.to(device), ignore_index=IGNORED)
+        logits = class_logits(network, pictures.to(model.device))
+        return F.cross_entropy(logits, labels.to(model.device), ignore_index=IGNORED)
 
-    model.to(device)
     return train_reader(
         config,
         class_names(model),
@@ -74,11 +72,10 @@ def segmenter_scores(
     model: SegformerForSemanticSegmentation,
     pairs: Sequence[tuple[Path, Path]],
     classes: Sequence[str],
-    device: str = "cpu",
 ) -> dict[str, Any]:
     """Agreement of a model with the labels of whole images; see ``mean_iou``."""
     counted = [
-        count_pixels(read_labels(labels), segment(model, read_counts(image), device), len(classes))
+        count_pixels(read_labels(labels), segment(model, read_counts(image)), len(classes))
         for image, labels in tqdm(pairs, desc="validation", unit="image")
     ]
     return mean_iou(np.stack(counted), classes)

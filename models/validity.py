@@ -1,0 +1,134 @@
+"""Pixels that hold no measurement: which they are, and what stands in for them.
+
+Invalid is not scene: such pixels neither count in the range nor reach the network, and come back
+as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, uniform_filter
+
+from difiisr_models.resample import SCALE
+
+_MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
+_MOVES = 10  # frames
+
+NO_DATA = 1e30
+"""Float pixels of this magnitude are a mark, not a measurement; float32 has room above it."""
+
+
+def invalid_pixels(counts: np.ndarray, no_data: Sequence[float] = ()) -> np.ndarray | None:
+    """Pixels that are known at once to hold no measurement.
+
+    These are: not finite, or of magnitude 1e30 and more; equal to a value of ``no_data``; a border
+    of zeros all around the frame, as rectification leaves it; 0 and 65535 in 16-bit frames whose
+    other pixels all stay further from it than their own span.
+
+    Args:
+        counts: ``(H, W)`` uint8, uint16 or float32.
+        no_data: values that mark pixels without a measurement.
+
+    Returns:
+        ``(H, W)`` bool, or None where all pixels are valid.
+    """
+    if counts.dtype.kind == "f":
+        invalid = ~(np.abs(counts) < NO_DATA)
+    else:
+        invalid = np.zeros(counts.shape, bool)
+    for value in no_data:
+        invalid |= counts == value
+    if counts[0, 0] == counts[0, -1] == counts[-1, 0] == counts[-1, -1] == 0:
+        invalid |= _zero_border(counts)
+    if counts.dtype == np.uint16:
+        invalid |= _out_of_scale(counts, invalid)
+    return invalid if invalid.any() else None
+
+
+def fill_from_nearest(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
+    """``counts (H, W)`` with each invalid pixel replaced by the nearest valid one; 0 if all are."""
+    if invalid.all():
+        return np.zeros_like(counts)
+    nearest = distance_transform_edt(invalid, return_distances=False, return_indices=True)
+    return counts[tuple(nearest)]
+
+
+def put_back(result: np.ndarray, counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
+    """``result (4H, 4W)`` with the invalid pixels of ``counts (H, W)`` as they were, 4x4 each."""
+    rows, columns = np.nonzero(invalid)
+    blocks = result.reshape(len(counts), SCALE, -1, SCALE)
+    blocks[rows, :, columns, :] = counts[rows, columns][:, None, None]
+    return result
+
+
+class StillPixels:
+    """Finds dead and stuck pixels over time: those that stood still while the scene around moved.
+
+    A pixel is stuck when its value was exactly the same in frames in at least ten of which the mean
+    of its neighbours had changed by more than 1 % of the frame's span. One change, and it is valid
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._before: np.ndarray | None = None
+        self._around: np.ndarray | None = None
+        self._moves: np.ndarray | None = None
+
+    def update(self, counts: np.ndarray) -> np.ndarray | None:
+        """Take in a frame ``(H, W)``; returns the stuck pixels as bool, None without any."""
+        before, self._before = self._before, counts
+        if before is None:
+            self._around = self._moves = None
+            return None
+        still = (counts == before) & np.isfinite(counts)
+        if self._moves is None:
+            self._moves = np.zeros(counts.shape, np.uint8)
+            self._around = _mean_of_neighbours(before)
+        if still.all():  # the same frame again
+            return self._stuck()
+        around = _mean_of_neighbours(counts)
+        lo, hi = np.nanquantile(counts[::4, ::4], (0.02, 0.98))
+        moved = np.abs(around - self._around) > max(_MOVED * (hi - lo), 1e-6)
+        self._moves[~still] = 0
+        grew = still & moved & (self._moves < _MOVES)
+        self._moves[grew] += 1
+        self._around = np.where(moved | ~still, around, self._around)
+        return self._stuck()
+
+    def _stuck(self) -> np.ndarray | None:
+        stuck = self._moves >= _MOVES
+        return stuck if stuck.any() else None
+
+
+def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
+    """Mean of the eight neighbours of each pixel, ``(H, W)`` float32."""
+    values = np.nan_to_num(counts.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    return (9 * uniform_filter(values, 3, mode="nearest") - values) / 8
+
+
+def _zero_border(counts: np.ndarray) -> np.ndarray:
+    """Rows and columns of zeros that reach all around; none where one side has none."""
+    inner = [np.flatnonzero((counts != 0).any(axis=axis)) for axis in (1, 0)]
+    border = np.zeros(counts.shape, bool)
+    if all(
+        n.size and n[0] > 0 and n[-1] < size - 1
+        for n, size in zip(inner, counts.shape, strict=True)
+    ):
+        border[:] = True
+        border[inner[0][0] : inner[0][-1] + 1, inner[1][0] : inner[1][-1] + 1] = False
+    return border
+
+
+def _out_of_scale(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
+    """Pixels at an end of 16 bits, where no other pixel comes near it, ``(H, W)``."""
+    lowest, highest = counts == 0, counts == np.iinfo(np.uint16).max
+    if not (lowest.any() or highest.any()):
+        return lowest
+    others = counts[~(lowest | highest | invalid)]
+    if others.size == 0:
+        return np.zeros(counts.shape, bool)
+    lo, hi = (int(end) for end in np.quantile(others, (0.001, 0.999)))
+    margin = max(hi - lo, 1)
+    return (lowest & (lo > margin)) | (highest & (np.iinfo(np.uint16).max - hi > margin))
