@@ -22,7 +22,8 @@ _GARBAGE = 5_000.0  # half-spans: in a float frame no temperature, and more than
 _SAMPLED_PIXELS = 80_000  # that a summary takes quantiles of
 _LAG = 6  # frames
 _WHITE = 1.3  # times: differences of white noise do not grow with the lag
-_NOISE_RATE = 0.2  # share of a frame in the tracked variance
+_EVERY = 4  # frames: noise changes slowly, and looking for it takes as long as bicubic
+_NOISE_RATE = 0.5  # share of such a frame in the tracked variance
 _SCENE_CHANGE = 0.25  # of the tracked span; a hot object on less than a tenth of the frame is none
 
 
@@ -184,21 +185,24 @@ def _summary(counts: np.ndarray, seen: Seen) -> StreamSummary:
 class NoiseTracker:
     """The noise of a stream over time.
 
-    A frame is judged by itself, and from the seventh on by its difference to earlier ones: where
-    nothing moves, that holds noise and nothing else, be the scene as textured as it may. It is
-    believed where the difference to the frame before is as large as to the one six before. If it is
-    smaller, the camera filters over time (as a Lepton does), or all of the scene moves, and the
-    frame by itself tells better.
+    Every fourth frame is judged: by itself at first, from the seventh on by its difference to
+    earlier ones. Where nothing moves, that holds noise and nothing else, be the scene as textured
+    as it may. It is believed where the difference to the frame before is as large as to the one six
+    before. If it is smaller, the camera filters over time (as a Lepton does), or all of the scene
+    moves, and the frame by itself tells better.
     """
 
     def __init__(self) -> None:
+        self._frames = 0
         self._earlier: deque[np.ndarray] = deque(maxlen=_LAG)
         self._variance: float | None = None
 
     def update(self, counts: np.ndarray) -> float:
         """Take in a frame ``(H, W)`` without gaps; returns its noise, counts."""
         earlier = self._earlier
-        if not (earlier and np.array_equal(earlier[-1], counts)):
+        if earlier and np.array_equal(earlier[-1], counts):
+            return float(np.sqrt(self._variance))
+        if self._frames % _EVERY == 0:
             deviation = flattest_deviation(counts)
             sigma = scene_noise(deviation, counts)
             if len(earlier) == _LAG:
@@ -207,7 +211,8 @@ class NoiseTracker:
                     sigma = far
             rate = 1.0 if self._variance is None else _NOISE_RATE
             self._variance = (self._variance or 0.0) * (1 - rate) + rate * sigma**2
-            earlier.append(counts)
+        self._frames += 1
+        earlier.append(counts)
         return float(np.sqrt(self._variance))
 
 
