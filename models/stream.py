@@ -150,7 +150,8 @@ class Channel:
             invalid = stuck if invalid is None else invalid | stuck
         found = self._range.update(counts, invalid)
         if counts.dtype.kind == "f":
-            absurd = np.abs(counts - found.centre) > _GARBAGE * found.half_span
+            with np.errstate(invalid="ignore", over="ignore"):  # of marks for no data
+                absurd = np.abs(counts - found.centre) > _GARBAGE * found.half_span
             invalid = absurd if invalid is None else invalid | absurd
             invalid = invalid if invalid.any() else None
         filled = counts if invalid is None else fill_from_nearest(counts, invalid)

@@ -105,7 +105,9 @@ class Upscaler:
         stream = self.stream if stream is None else stream
         with self._lock, record_function(STAGE + "frame"), torch.inference_mode():
             stream.begin_frame(frame, stamp_ns)
-            results = [self._upscale(plane, stream, c) for c, plane in enumerate(_planes(frame))]
+            results = []
+            for channel, plane in enumerate(_planes(frame)):
+                results.append(self._upscale(plane, stream, channel))
             if frame.ndim == 2:
                 return results[0]
             return np.stack(results * (frame.shape[2] // len(results)), axis=-1)
