@@ -120,7 +120,7 @@ class Upscaler:
         stream = self.stream if stream is None else stream
         stream.begin_frame(frame, stamp_ns)
         for channel, plane in enumerate(_planes(frame)):
-            stream.see(plane, channel, self.settings.remove_pattern)
+            stream.see(plane, channel, self._removes_pattern)
 
     def warm_up(self) -> None:
         """Run once on a frame of no meaning, 64x64 where the backend takes tiles of any size.
@@ -158,11 +158,16 @@ class Upscaler:
                 )
         self.runtime, self.settings = runtime, settings
 
+    @property
+    def _removes_pattern(self) -> bool:
+        """Plain interpolation is that and nothing else, also of the sensor's pattern."""
+        return self.settings.remove_pattern and self._model.is_projected
+
     def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
         """The way of a frame ``(H, W)``, from top to bottom."""
         settings, limit = self.settings, self._model.input_limit
         with record_function(STAGE + "stream"):  # fill, range, noise
-            seen = stream.see(counts, channel, settings.remove_pattern)
+            seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
@@ -210,7 +215,7 @@ class Upscaler:
         """
         window = frame[(..., *part)]
         lo, hi = window.amin(), window.amax()
-        centre, half = (lo + hi) / 2, (hi - lo) / 2
+        centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         limit = self._model.input_limit
         result = self._run_tiles((window - centre) / half) * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from difiisr_models import Stream, load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.fixed_pattern import PatternTracker
 from difiisr_models.model_loading import save_compact
 from difiisr_models.resample import downsample, pack
 
@@ -286,3 +287,12 @@ def test_bicubic_is_plain_interpolation(up):
     size = (4 * 48, 4 * 40)
     plain = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
     np.testing.assert_allclose(load_upscaler("bicubic", consistency=1.0)(frame), plain, atol=2e-3)
+
+
+def test_only_plain_interpolation_keeps_the_pattern_of_the_sensor(monkeypatch):
+    pattern = np.full((40, 48), 100, np.float32)
+    monkeypatch.setattr(PatternTracker, "update", lambda *_: pattern)
+    frame = np.full((40, 48), 7000, np.uint16)
+    assert (load_upscaler("bicubic")(frame) == 7000).all()
+    assert (load_upscaler("bicubic-consistent")(frame) == 6900).all()
+    assert (load_upscaler("bicubic-consistent", remove_pattern=False)(frame) == 7000).all()
