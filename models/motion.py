@@ -106,4 +106,3 @@ def _grid(shape: tuple[int, int]) -> np.ndarray:
     """Coordinates (x, y) of each pixel, ``(H, W, 2)`` float32."""
     y, x = np.indices(shape, dtype=np.float32)
     return np.stack((x, y), axis=-1)
-

@@ -1,7 +1,7 @@
 """What a recurrent network is told of the frames before: the last estimate, as far as it holds.
 
-With x_{t-1} the estimate of the frame before, W the warp to the present frame, y_t the measured one,
-u its bicubic image, sigma the deviation of its noise and D the antialiased /4, the planes are
+With x_{t-1} the estimate of the frame before, W the warp to the present frame, y_t the measured
+one, u its bicubic image, sigma the deviation of its noise and D the antialiased /4, the planes are
 
     g (W x_{t-1} - u)  packed,   4 (y_t - D W x_{t-1}),   g,   10 sigma,   1,
     g = exp(-m / (2 (0.1^2 + (2 sigma)^2))),  m = 3x3 mean of (y_t - D W x_{t-1})^2,

@@ -7,7 +7,6 @@ zooms are resampled, and objects cut from other stills move by themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -92,13 +91,13 @@ class Clips:
         ``recordings``: folders whose folders hold the frames of one recording each, as images.
         """
         self._config, self._seed, self._side = config, seed, config.lr_size * SCALE
-        self._stills, self._weights = [], []
+        self._stills, weights = [], []
         for source in stills:
             images = [_normalised(image) for image in load(source, "train")]
             images = [x for x in _scaled(images, source.scales) if min(x.shape) >= self._side + 8]
             self._stills += images
-            self._weights += [source.weight / max(1, len(images))] * len(images)
-        self._recordings = []
+            weights += [source.weight / max(1, len(images))] * len(images)
+        self._shares, self._recordings = np.array(weights) / sum(weights), []
         for folder in sorted(path for root in recordings for path in root.iterdir()):
             if folder.is_dir() and folder.name not in config.left_out:
                 frames = np.stack([read_counts(path) for path in list_images(folder)])
@@ -145,10 +144,7 @@ class Clips:
     def _made(self, rng: np.random.Generator, length: int) -> np.ndarray:
         """``(T, H, W)`` of a still that is panned over, in network units."""
         config, side = self._config, self._side
-        still, other = (
-            self._stills[k]
-            for k in rng.choice(len(self._stills), 2, p=np.array(self._weights) / sum(self._weights))
-        )
+        still, other = (self._stills[k] for k in rng.choice(len(self._stills), 2, p=self._shares))
         path = _path(rng, length, config.fastest)
         room = [n - side for n in still.shape]
         path = _folded(path + rng.integers(0, np.array(room) + 1), room)
