@@ -142,12 +142,19 @@ class CompactNetwork(nn.Module):
     ) -> Tensor:
         """x_0 at a fidelity ``(1,)``: 1 = posterior mean, 0 = perceptual sample.
 
-        The other arguments and the shape of the result are those of :meth:`estimates`. Both heads
-        are linear, so that their mixture is one convolution with mixed weights.
+        The other arguments are those of :meth:`estimates`. Both heads are linear, so that their
+        mixture is one convolution with mixed weights.
+
+        Returns:
+            ``(B, 16, h, w)``; of a recurrent network ``(B, 32, h, w)``, x_0 and then the posterior
+            mean, which is what the next frame is to be told.
         """
         h, mean, detail = self._features(x_t, lr, t, past), self.mean_head, self.detail_head
         share = (1 - fidelity).to(mean.weight.dtype)
         weight, bias = mean.weight + share * detail.weight, mean.bias + share * detail.bias
+        if past is not None:
+            weight, bias = torch.cat((weight, mean.weight)), torch.cat((bias, mean.bias))
+            y = torch.cat((y, y), dim=1)
         return y + F.conv2d(h.to(weight.dtype), weight, bias, padding=1)
 
     def _features(self, x_t: Tensor, lr: Tensor, t: Tensor, past: Tensor | None) -> Tensor:
@@ -173,12 +180,20 @@ class NetworkRunner(Protocol):
 
     shape: tuple[int, int, int] | None
 
-    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
-        """Predict x_0 ``(B, 16, h, w)`` float32.
+    def __call__(
+        self,
+        x_t: Tensor,
+        y: Tensor,
+        lr: Tensor,
+        t: Tensor,
+        fidelity: Tensor,
+        past: Tensor | None = None,
+    ) -> Tensor:
+        """Predict x_0 ``(B, 16, h, w)`` float32, or both parts of a recurrent network's result.
 
         All tensors lie on the source's device: ``x_t`` and ``y (B, 16, h, w)`` and
-        ``lr (B, 1, h, w)`` float32, ``t (1,)`` int64, ``fidelity (1,)`` float32. The result may be
-        overwritten by the next call.
+        ``lr (B, 1, h, w)`` float32, ``t (1,)`` int64, ``fidelity (1,)`` float32; a recurrent
+        network alone takes ``past (B, 20, h, w)``. The result may be overwritten by the next call.
         """
         ...
 
