@@ -23,6 +23,7 @@ VERBS = {
     "info": "what a model is and what a frame costs, or what a recording shows of its camera",
     "evaluate": "judge models on recordings and images: report.html",
     "recorded": "say what a running node really did, from its recording",
+    "video": "judge models on films: what the frames before add",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
     "scene": "record the procedural thermal scene of the demo",
@@ -38,6 +39,7 @@ VERBS = {
 # What a robot may lack.
 _EXTRAS = {
     "evaluate": "eval",
+    "video": "eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
@@ -49,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()  # frame after frame
-    if arguments[:1] == ["evaluate"] and "--recorded" in arguments:
-        arguments = ["recorded", *(word for word in arguments[1:] if word != "--recorded")]
+    for verb in ("recorded", "video") if arguments[:1] == ["evaluate"] else ():
+        if f"--{verb}" in arguments:
+            arguments = [verb, *(word for word in arguments[1:] if word != f"--{verb}")]
     try:
         if not arguments:
             _app().help_print([])
