@@ -62,8 +62,11 @@ def train(
         preview: draw samples into this PNG, and train nothing.
         dry_run: print settings, sizes and cost only.
     """
-    from difiisr_training.config import load_config
+    from difiisr_training.config import load_config, read_yaml
 
+    if "stages" in (read_yaml(config) or {}):
+        _train_on_sequences(config, data, run, init, budget, threads, export, dry_run)
+        return
     settings = load_config(config)
     if dry_run:
         print(describe(settings))
@@ -136,6 +139,54 @@ def train(
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
         raise KeyboardInterrupt  # what it had is saved; `train A && train B` must not go on
+
+
+def _train_on_sequences(
+    config: Path,
+    data: Path | None,
+    run: Path | None,
+    init: Path | None,
+    budget: float,
+    threads: int,
+    export: Path | None,
+    dry_run: bool,
+) -> None:
+    """Train a recurrent network; arguments as of :func:`train`."""
+    import json
+
+    import torch
+
+    from difiisr_models.motion import require_opencv
+    from difiisr_training import sequence_training as training
+    from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
+    from difiisr_training.config import from_dict, read_yaml
+    from difiisr_training.networks import starting_weights
+    from difiisr_training.recipes.curves import save_learning_curve
+
+    settings = from_dict(read_yaml(config), str(config), training.SequenceConfig)
+    if dry_run:
+        print(json.dumps(asdict(settings), indent=2))
+        return
+    require_opencv()
+    if data is None:
+        raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
+    if export:
+        _check_export(export)
+    if threads:
+        torch.set_num_threads(threads)
+    run = run or Path("runs") / settings.name
+    is_over = training.train_on_sequences(
+        settings, data, partial(load_source, data=data), run,
+        initial=starting_weights(init) if init else None, budget_s=budget,
+    )  # fmt: skip
+    print(
+        f"{run / CHECKPOINT_NAME}: {'the schedule is at its end' if is_over else 'to be resumed'}"
+    )
+    if export:
+        training.export_sequence_run(run, export)
+        print(f"{export}: weights of the moving average, ready for load_upscaler")
+    if (run / STATISTICS_NAME).is_file():
+        save_learning_curve(run, run / "learning_curve.png")
 
 
 def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
