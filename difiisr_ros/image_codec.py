@@ -160,6 +160,9 @@ def _through_cv_bridge(image: Any) -> np.ndarray:
         pixels = CvBridge().imgmsg_to_cv2(image, wanted)
     except Exception as error:  # it raises whatever OpenCV, numpy and its own code raise
         raise ImageCodecError(f"encoding {encoding!r}: cv_bridge says: {error}") from error
+    if pixels.shape != (image.height, image.width):  # old ones do not know of padded rows
+        size = f"{image.height}x{image.width}"
+        raise ImageCodecError(f"encoding {encoding!r}: cv_bridge gives {pixels.shape}, not {size}")
     return np.ascontiguousarray(pixels, np.float32 if is_plain else None)
 
 

