@@ -48,7 +48,7 @@ from difiisr_ros.diagnostics import (
     stream_values,
 )
 from difiisr_ros.frame_worker import FrameWorker, any_computing
-from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array
+from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array, result_encoding
 from difiisr_ros.parameters import NAMES, changed, declare, undeclared
 from difiisr_ros.stream_statistics import Reason, StreamStatistics
 
@@ -78,18 +78,20 @@ def topic_qos(depth: int, reliability: str) -> QoSProfile:
 def image_message(source: Image, pixels: np.ndarray) -> Image:
     """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
 
-    Header and encoding are those of ``source``; rows are unpadded and little endian. The message
-    shares the memory of ``pixels``: it is for publishing.
+    The header is that of ``source``, the encoding what :func:`.result_encoding` makes of its own;
+    rows are unpadded and little endian. The message shares the memory of ``pixels``: it is for
+    publishing.
 
     Raises:
         ImageCodecError: dtype and shape are not those of the encoding.
     """
-    rows = encode_rows(pixels, source.encoding)
+    encoding = result_encoding(source.encoding, pixels)
+    rows = encode_rows(pixels, encoding)
     message = Image(
         header=source.header,
         height=pixels.shape[0],
         width=pixels.shape[1],
-        encoding=source.encoding,
+        encoding=encoding,
         is_bigendian=0,
         step=rows.shape[1],
     )
