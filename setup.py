@@ -27,7 +27,6 @@ EXTRAS = {
     "train": [
         "accelerate",
         "matplotlib",
-        "pillow",
         "pyyaml",
         "scikit-image",
         "scipy>=1.15",
@@ -39,7 +38,6 @@ EXTRAS = {
         "lpips",
         "matplotlib",
         "pandas",
-        "pillow",
         "pycocotools",
         "scikit-image",
         "scipy>=1.15",
@@ -54,7 +52,6 @@ EXTRAS = {
     "test": [
         "hypothesis",
         "matplotlib",
-        "pillow",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -117,6 +114,7 @@ setup(
         "lz4",
         "mcap>=1.2",
         "numpy>=1.24",
+        "pillow",
         "platformdirs",
         "psutil",
         "pydantic>=2",

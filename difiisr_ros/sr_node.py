@@ -59,7 +59,14 @@ from difiisr_ros.diagnostics import (
     verdict,
 )
 from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
-from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array
+from difiisr_ros.image_codec import (
+    ImageCodecError,
+    ImageTooLarge,
+    check_megapixels,
+    encode_rows,
+    image_to_array,
+    result_encoding,
+)
 from difiisr_ros.parameters import NAMES, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
 from difiisr_ros.refusals import described, guard_services, shortened
@@ -90,18 +97,20 @@ def topic_qos(depth: int, reliability: str) -> QoSProfile:
 def image_message(source: Image, pixels: np.ndarray) -> Image:
     """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
 
-    Header and encoding are those of ``source``; rows are unpadded and little endian. The message
-    shares the memory of ``pixels``: it is for publishing.
+    The header is that of ``source``, the encoding what :func:`.result_encoding` makes of its own;
+    rows are unpadded and little endian. The message shares the memory of ``pixels``: it is for
+    publishing.
 
     Raises:
         ImageCodecError: dtype and shape are not those of the encoding.
     """
-    rows = encode_rows(pixels, source.encoding)
+    encoding = result_encoding(source.encoding, pixels)
+    rows = encode_rows(pixels, encoding)
     message = Image(
         header=source.header,
         height=pixels.shape[0],
         width=pixels.shape[1],
-        encoding=source.encoding,
+        encoding=encoding,
         is_bigendian=0,
         step=rows.shape[1],
     )
@@ -292,6 +301,8 @@ class SrNode(LifecycleNode):
         self._first_image = self._first_image or arrived
         try:
             self._hand_over(message, stamp_ns, arrived)
+        except ImageTooLarge as error:
+            self._statistics.dropped("too_large", str(error))
         except ImageCodecError as error:
             self._statistics.dropped("malformed", shortened(str(error)))
         except Exception as error:
@@ -300,14 +311,10 @@ class SrNode(LifecycleNode):
     def _hand_over(self, message: Image, stamp_ns: int, arrived: float) -> None:
         pixels = image_to_array(message)
         crop = self._settings.window
-        megapixels, most = message.width * message.height / 1e6, self._settings.max_frame_megapixels
-        if megapixels > most:
-            size = f"{message.width}x{message.height} is {megapixels:.4g} megapixels"
-            text = f"{size}, more than max_frame_megapixels {most:g}"
-            self._statistics.dropped("too_large", text)
-        elif self._worker is None:
+        check_megapixels(message.width, message.height, self._settings.max_frame_megapixels)
+        if self._worker is None:
             raise Stopped
-        elif self._settings.lazy and not self._outputs[0].get_subscription_count():
+        if self._settings.lazy and not self._outputs[0].get_subscription_count():
             self._statistics.idle()
         elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
             self._statistics.dropped("stale")

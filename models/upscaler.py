@@ -33,7 +33,12 @@ from difiisr_models.stream import Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
 from difiisr_models.validity import put_back
 
-DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
+DTYPES = {
+    np.uint8: torch.uint8,
+    np.uint16: torch.uint16,
+    np.int16: torch.int16,
+    np.float32: torch.float32,
+}
 WARM_UP_SIDE = 64
 
 STAGE = "difiisr: "
@@ -89,8 +94,8 @@ class Upscaler:
 
         Args:
             frame: ``(H, W)``, or ``(H, W, C)`` of which each channel is super-resolved, once if
-                all are equal; uint8, uint16 or float32, at least 16x16, any unit. Float pixels
-                that are not finite, or beyond 1e30 (a mark for no data), are filled for the
+                all are equal; uint8, uint16, int16 or float32, at least 16x16, any unit. Float
+                pixels that are not finite, or beyond 1e30 (a mark for no data), are filled for the
                 network and come back as they were.
             stream: the stream that the frame belongs to; by default this upscaler's own.
             stamp_ns: when the frame was taken, nanoseconds.
@@ -318,7 +323,7 @@ def check_frame(frame: np.ndarray) -> None:
         shape = getattr(frame, "shape", type(frame).__name__)
         raise ValueError(f"a frame is an array (H, W) or (H, W, channels), got {shape}")
     if frame.dtype.type not in DTYPES or not frame.dtype.isnative:
-        raise ValueError(f"a frame is uint8, uint16 or float32, got {frame.dtype}")
+        raise ValueError(f"a frame is uint8, uint16, int16 or float32, got {frame.dtype}")
     if min(frame.shape[:2]) < MIN_SIDE:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
 
