@@ -97,6 +97,7 @@ setup(
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={
+        "difiisr_ros": ["photograph.jpg"],
         "difiisr_ros.commands": ["recorded.html.j2"],
         "difiisr_training.evaluation": ["report.html.j2"],
     },

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXIT_NOTHING, EXIT_LOSSES, EXIT_INTERRUPTED = 1, 2, 130
 
 VERBS = {
+    "upscale": "super-resolve images and videos in files",
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
     "info": "what a model is and what a frame costs, or what a recording shows of its camera",
     "evaluate": "judge models on recordings and images: report.html",
