@@ -100,10 +100,10 @@ class Job:
                 threads, version; as for JSON.
         """
         own = {key: value for key, value in asdict(self).items() if key != "root"}
-        told = {"system": file_system(self.root)[0].type_name, **own, **product}
+        told = [file_system(self.root)[0].type_name, own, dict(product)]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", PurePosixPath(self.path).name).strip("-._")[:80]
-        part = "" if self.frames is None else f"-{self.first:08}"
+        part = "" if not self.first and self.frames is None else f"-{self.first:08}"
         return f"{stem}{part}-{digest[:20]}"
 
     def as_text(self) -> str:
@@ -151,14 +151,14 @@ def find_jobs(given: Iterable[str], out: str) -> list[Job]:
     """A job for each recording that is named, the largest first; none of those in ``out``.
 
     Args:
-        given: storage files, folders at any depth, patterns with ``*``, or text files with one of
+        given: storage files, folders at any depth, patterns with ``*``, or .txt files with one of
             these in each line; ``#`` begins a comment. Paths or URIs.
         out: folder of results.
 
     Raises:
         FileNotFoundError: nothing is there, of what a text file names excepted: that has a job
             without files.
-        ValueError: a file is neither a recording nor a text.
+        ValueError: a file is neither a recording nor a list.
     """
     system, own = file_system(out)
     found = {}
@@ -178,7 +178,8 @@ def _jobs(given: str) -> Iterator[Job]:
     for path in paths:
         where, info = PurePosixPath(path), system.get_file_info(path)
         if info.is_file and not is_storage(where):
-            yield from _listed(path, system.open_input_stream(path).read())
+            if where.name == PurePosixPath(given.partition("?")[0]).name:  # by no pattern
+                yield from _listed(path, system.open_input_stream(path).read())
             continue
         below = str(where.parent) if info.is_file else path
         selector = pa.fs.FileSelector(below, recursive=not info.is_file)
@@ -207,10 +208,9 @@ def _matching(given: str) -> tuple[str, list[str]]:
 
 def _listed(path: str, content: bytes) -> Iterator[Job]:
     """Jobs of the lines of a text file; of what is not there, a job without files."""
-    try:
-        lines = content.decode().splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is neither a recording nor a text file of paths") from None
+    if not path.endswith(".txt"):
+        raise ValueError(f"{path} is no recording; a list of recordings is called .txt")
+    lines = content.decode(errors="surrogateescape").splitlines()
     for line in filter(None, (line.partition("#")[0].strip() for line in lines)):
         try:
             yield from _jobs(line)
