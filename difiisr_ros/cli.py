@@ -25,6 +25,7 @@ VERBS = {
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
     "info": "what a model is and what a frame costs, or what a recording shows of its camera",
     "evaluate": "judge models on recordings and images: report.html",
+    "fleet": "replay or evaluate many recordings, on one machine or a cluster",
     "recorded": "say what a running node really did, from its recording",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
@@ -41,6 +42,7 @@ VERBS = {
 # What a robot may lack.
 _EXTRAS = {
     "evaluate": "eval",
+    "fleet": "fleet,eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
