@@ -40,6 +40,7 @@ ARGUMENTS = {
         "true publishes the result on <output>/image_raw: consumers that replace the last name of "
         "the image topic to find its camera_info (image_transport) then find the right one",
     ),
+    "shutter_flag": ("flag_state", "topic on which the camera's driver tells of its shutter"),
     "namespace": ("", "namespace of the node, and of topics that begin without a slash"),
     "params_file": (str(CONFIG / "sr.yaml"), "parameters of the node"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
@@ -96,6 +97,8 @@ def sr_node(context) -> list:  # noqa: ANN001
             ("camera_info", info_topic(value["image"], value["camera_info"])),
             ("sr/image_raw", f"{output}/image_raw" if below else output),
             ("sr/camera_info", f"{output}/camera_info"),
+            ("sr/stream_state", f"{output}/stream_state"),
+            ("shutter_flag", value["shutter_flag"]),
         ],
         arguments=["--ros-args", "--log-level", value["log_level"]],
         additional_env=dds_profile(),

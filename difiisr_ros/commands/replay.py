@@ -64,6 +64,7 @@ def replay(
     print(
         f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
         f"on {report.sr_topic}, {len(report.malformed)} refused"
+        f"{f', {report.repeated} repeated' if report.repeated else ''}; events: {report.events}"
     )
     if report.fault:
         kept = f"what was readable is in {out_bag}"
