@@ -24,6 +24,7 @@ class FrameModel(Protocol):
         own_tile: side of the largest tile where nobody asks for another.
         input_limit: it is shown values in [-limit, limit].
         is_projected: the consistency step follows it.
+        max_steps: diffusion steps that it can take.
         parameter_count: trainable values.
     """
 
@@ -33,6 +34,7 @@ class FrameModel(Protocol):
     own_tile: int
     input_limit: float
     is_projected: bool
+    max_steps: int
     parameter_count: int
 
     def super_resolve(
@@ -56,6 +58,7 @@ class BicubicModel:
     multiple = 1
     tile_shape = None
     own_tile = _WHOLE_FRAME
+    max_steps = 15  # all that settings allow
     parameter_count = 0
 
     def __init__(self, is_projected: bool, input_limit: float) -> None:
@@ -93,7 +96,7 @@ class CompactModel:
         """
         self._runner, self._schedule = runner, schedule
         self.tile_shape = getattr(runner, "shape", None)
-        self.parameter_count = parameter_count
+        self.parameter_count, self.max_steps = parameter_count, schedule.steps
         self.input_limit = input_limit
 
     def super_resolve(

@@ -76,6 +76,7 @@ class Upscaler:
         self.name, self.device, self.backend = name, str(device), backend
         self.passed_over, self.weights_sha256 = passed_over, weights_sha256
         self.parameter_count = model.parameter_count
+        _check_steps(model, settings)
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
         self._model = model
         self._lock = threading.Lock()
@@ -156,6 +157,7 @@ class Upscaler:
                     f"{name} cannot change: {self.backend} takes tiles of {shape} (batch, height, "
                     "width) only"
                 )
+        _check_steps(self._model, settings)
         self.runtime, self.settings = runtime, settings
 
     @property
@@ -321,6 +323,15 @@ def check_frame(frame: np.ndarray) -> None:
         raise ValueError(f"a frame is uint8, uint16 or float32, got {frame.dtype}")
     if min(frame.shape[:2]) < MIN_SIDE:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
+
+
+def _check_steps(model: FrameModel, settings: FrameSettings) -> None:
+    """Raise ValueError unless the model was trained with as many noise levels."""
+    if settings.steps > model.max_steps:
+        raise ValueError(
+            f"steps must be 1 to {model.max_steps}, the noise levels that this model was trained "
+            f"with, got {settings.steps}"
+        )
 
 
 def _planes(frame: np.ndarray) -> list[np.ndarray]:
