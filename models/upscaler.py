@@ -26,6 +26,7 @@ from difiisr_models.frame_model import BicubicModel, FrameModel
 from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
+from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
 from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
@@ -168,6 +169,10 @@ class Upscaler:
     def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
         """The way of a frame ``(H, W)``, from top to bottom."""
         settings, limit = self.settings, self._model.input_limit
+        if settings.pipeline == "published":
+            return super_resolve_as_published(
+                self._model, counts, self._noise_source, settings.steps, self.device
+            )
         with record_function(STAGE + "stream"):  # fill, range, noise
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
