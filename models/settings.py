@@ -131,6 +131,12 @@ class Camera:
             and infinity always do
         crop: rows and columns that are cut off the frame: top, bottom, left, right (2, 0, 0, 0 for
             two rows of telemetry at the top); empty for none
+        max_pause: seconds without frames that what is known of the scene survives; after longer
+            ones, as after a cut, the stream begins anew
+        on_repeat: a frame that is exactly the one before it (a closed shutter) is not computed:
+            publish the last result with its stamp, or drop it
+        calibration: file of the camera's stuck pixels, noise and fixed pattern, written by the
+            service ~/calibrate (.npz); empty for none
 
     Raises:
         ValueError: a value of another type, or other numbers.
@@ -138,6 +144,9 @@ class Camera:
 
     no_data: str | float | int = ""
     crop: str = ""
+    max_pause: Annotated[float, Ge(0.0), Le(3600.0)] = 5.0
+    on_repeat: Literal["publish", "drop"] = "publish"
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         check(self)
