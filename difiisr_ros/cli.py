@@ -1,22 +1,27 @@
 """The ``difiisr`` command: names the verbs, and decides exit codes.
 
-0: all was made. 1: nothing was. 2: made with losses, or a wrong command line. 130: Ctrl-C. Each
-verb is one function in ``difiisr_ros/commands``, imported when it is called.
+0: all was made. 1: nothing was. 2: made with losses, or a wrong command line. 130: Ctrl-C; 143:
+SIGTERM; 129: SIGHUP; these end a verb as an error does: what is not finished is taken away. Each
+verb is one function in ``difiisr_ros/commands``, imported when it is called; so is all that takes
+time to import, for Ctrl-C may come meanwhile.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError, Parameter
+if TYPE_CHECKING:
+    from cyclopts import App, CycloptsError
 
-from difiisr_ros.allocator import keep_freed_memory
-
-EXIT_NOTHING, EXIT_LOSSES, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_NOTHING, EXIT_LOSSES = 1, 2
+EXIT_BY_SIGNAL = 128  # and its number
 
 VERBS = {
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
@@ -47,10 +52,51 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _signals_raise():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt as error:
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        print(f"difiisr: interrupted by {number.name}", file=sys.stderr)
+        return EXIT_BY_SIGNAL + number
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP, unless they are ignored, raise KeyboardInterrupt(number).
+
+    What comes after the first does not disturb the clearing up; a second Ctrl-C ends at once.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) in usual}
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command line; exceptions that say all there is to know become a line and a code."""
+    from cyclopts import CycloptsError
+
+    from difiisr_ros.allocator import keep_freed_memory
+
     keep_freed_memory()  # frame after frame
     if arguments[:1] == ["evaluate"] and "--recorded" in arguments:
         arguments = ["recorded", *(word for word in arguments[1:] if word != "--recorded")]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         if not arguments:
             _app().help_print([])
@@ -66,9 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         print(f"difiisr: {_in_one_line(error)}", file=sys.stderr)
         return EXIT_LOSSES
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NOTHING
@@ -83,11 +126,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-        print(f"difiisr: {error or type(error).__name__}", file=sys.stderr)
+        text = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+        print(f"difiisr: {error or text}", file=sys.stderr)
         return EXIT_NOTHING
 
 
 def _app() -> App:
+    from importlib.metadata import version
+
+    from cyclopts import App, Parameter
+
     app = App(
         name="difiisr",
         help="Thermal super-resolution x4: recordings, models, training.",
@@ -112,7 +160,7 @@ def _in_one_line(error: CycloptsError) -> str:
 
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError, OverflowError)):
         return True
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch
         return True

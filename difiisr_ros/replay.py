@@ -25,6 +25,7 @@ from difiisr_ros.bags import (
     Bag,
     BagError,
     TopicError,
+    Version,
     choose_image_topic,
     choose_info_topic,
     image_bytes,
@@ -49,7 +50,7 @@ class ReplayReport:
         malformed: of each frame that was refused, which and why.
         warnings: what else the user should know.
         latencies: seconds, one for each frame out.
-        fault: what is wrong with the recording, "" if nothing.
+        faults: what is wrong with the recording, and what of it is lost.
     """
 
     image_topic: str
@@ -59,7 +60,7 @@ class ReplayReport:
     malformed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
-    fault: str = ""
+    faults: list[str] = field(default_factory=list)
 
 
 def replay(
@@ -74,6 +75,7 @@ def replay(
     force: bool = False,
     frames: int | None = None,
     camera: Camera = Camera(),
+    rosbag2_version: Version = 8,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -90,6 +92,7 @@ def replay(
         force: replace an existing recording at ``target``.
         frames: stop after this many frames; None for all.
         camera: what is to be known of it.
+        rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -112,8 +115,9 @@ def replay(
         results = {report.sr_topic, f"{report.sr_topic}/camera_info"}
         if taken := sorted(results & {topic.name for topic in bag.topics}):
             raise TopicError(f"the bag already has a topic {taken[0]}; name another result topic")
-        writer = stack.enter_context(write_bag(target, bag.storage, force))
+        writer = stack.enter_context(write_bag(target, bag.storage, force, rosbag2_version))
         if not only_sr:
+            writer.custom_data = bag.custom_data
             for topic in bag.topics:
                 writer.add(topic)
             for extra in bag.extras():
@@ -156,9 +160,10 @@ def replay(
                     writer.write(message._replace(topic=sr_info, data=data))
             report.frames_out += 1
             report.latencies.append(time.perf_counter() - started)
-        report.fault = bag.fault
-        if report.fault and not report.frames_in:
-            raise BagError(f"no frame of {image_topic} is readable: {report.fault}")
+        report.faults = bag.faults
+        report.warnings += [f"left out: {what}" for what in bag.left_out]
+        if report.faults and not report.frames_in:
+            raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
     return report
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difiisr_models.diffusion import NoiseSource, Schedule, latent_input_scale, respace, sample
+from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.resample import PHASES, upsample
 
 _WHOLE_FRAME = 640  # of the usual cameras: a border between tiles is work done twice
@@ -24,6 +25,7 @@ class FrameModel(Protocol):
         own_tile: side of the largest tile where nobody asks for another.
         input_limit: it is shown values in [-limit, limit].
         is_projected: the consistency step follows it.
+        limits: of its estimates; None where there is nothing to doubt.
         parameter_count: trainable values.
     """
 
@@ -33,6 +35,7 @@ class FrameModel(Protocol):
     own_tile: int
     input_limit: float
     is_projected: bool
+    limits: EstimateLimits | None
     parameter_count: int
 
     def super_resolve(
@@ -56,6 +59,7 @@ class BicubicModel:
     multiple = 1
     tile_shape = None
     own_tile = _WHOLE_FRAME
+    limits = None
     parameter_count = 0
 
     def __init__(self, is_projected: bool, input_limit: float) -> None:
@@ -82,6 +86,7 @@ class CompactModel:
         parameter_count: int,
         schedule: Schedule,
         input_limit: float,
+        limits: EstimateLimits = EstimateLimits(),
     ) -> None:
         """Put a network to work.
 
@@ -90,11 +95,12 @@ class CompactModel:
             parameter_count: of the network.
             schedule: all T levels that it was trained with.
             input_limit: it is shown [-limit, limit].
+            limits: of its estimates.
         """
         self._runner, self._schedule = runner, schedule
         self.tile_shape = getattr(runner, "shape", None)
         self.parameter_count = parameter_count
-        self.input_limit = input_limit
+        self.input_limit, self.limits = input_limit, limits
 
     def super_resolve(
         self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float | Tensor

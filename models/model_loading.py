@@ -14,6 +14,7 @@ from difiisr_models.backends.selection import BackendChoice, select_backend, tor
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact, parameter_count
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel, FrameModel
+from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.precision import PRECISIONS
 from difiisr_models.published.convert import UNET_FILE, load_published
 from difiisr_models.published.sampler import PublishedModel
@@ -23,6 +24,7 @@ from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.settings import Runtime
 from difiisr_models.weights import (
     WeightsError,
+    check_depth,
     describe_file,
     find_weights_folder,
     load_tensors,
@@ -58,13 +60,13 @@ def load_model(name: str, device: torch.device, runtime: Runtime) -> LoadedModel
     parts, schedule = load_parts(name), exponential_schedule()
     if parts.autoencoder is not None:
         networks = (part.to(device) for part in (parts.network, parts.autoencoder))
-        model = PublishedModel(*networks, schedule, PRECISIONS[runtime.precision])
+        model = PublishedModel(*networks, schedule, PRECISIONS[runtime.precision], parts.limits)
         choice = torch_only(runtime, "the published model")
     else:
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
         count = parameter_count(parts.network)
-        model = CompactModel(runner, count, schedule, NETWORK_LIMIT)
+        model = CompactModel(runner, count, schedule, NETWORK_LIMIT, parts.limits)
     return LoadedModel(model, parts.weights_sha256, choice)
 
 
@@ -76,12 +78,14 @@ class ModelParts(NamedTuple):
         network: the denoiser.
         autoencoder: of the published model, else None.
         weights_sha256: hash of the denoiser's file.
+        limits: of its estimates, as its manifest has them.
     """
 
     kind: str
     network: CompactNetwork | SwinUNet
     autoencoder: VQAutoencoder | None
     weights_sha256: str
+    limits: EstimateLimits = EstimateLimits()
 
 
 def load_parts(name: str) -> ModelParts:
@@ -97,12 +101,18 @@ def load_parts(name: str) -> ModelParts:
     elif kind == "compact":
         state, autoencoder, file = load_tensors(folder, manifest, NETWORK_FILE), None, NETWORK_FILE
         try:
-            network = build_compact(CompactConfig(**manifest["network"]), state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            config = CompactConfig(**manifest["network"])
+            check_depth(state, config.blocks)
+            network = build_compact(config, state)
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(f"{folder / file} does not fit its manifest: {error}") from error
     else:
         raise WeightsError(f"{folder} holds a model of kind {kind!r}; known: compact, published")
-    return ModelParts(kind, network, autoencoder, manifest["files"][file]["sha256"])
+    try:
+        limits = EstimateLimits(**manifest.get("limits", {}))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the limits in the manifest of {folder} are none: {error}") from error
+    return ModelParts(kind, network, autoencoder, manifest["files"][file]["sha256"], limits)
 
 
 def load_network(folder: Path) -> nn.Module:

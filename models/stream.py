@@ -84,10 +84,13 @@ class Stream:
         stamp_ns: when the last frame was taken, nanoseconds; None where nobody said.
         no_data: values that mark pixels without a measurement; another set acts from the next
             frame on.
+        fallbacks: results that are plain bicubic, for the network's estimate could not be true.
+        last_fallback: why the last of them is, "" before any.
     """
 
     def __init__(self, no_data: Sequence[float] = ()) -> None:
         self.no_data = tuple(no_data)
+        self.fallbacks, self.last_fallback = 0, ""
         self.reset()
 
     def reset(self) -> None:
@@ -115,6 +118,10 @@ class Stream:
         """
         seen = self._channels.setdefault(channel, Channel())
         return seen.see(counts, self.no_data, remove_pattern)
+
+    def note_fallback(self, reason: str) -> None:
+        """Count a result that is plain bicubic; a reset does not forget it."""
+        self.fallbacks, self.last_fallback = self.fallbacks + 1, reason
 
     def summary(self) -> StreamSummary | None:
         """What the last frame showed in its first channel, None before any.

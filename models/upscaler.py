@@ -1,6 +1,6 @@
 """The frame upscaler: counts in, four times as many counts out, in the same units.
 
-fill -> range -> normalise -> tiles -> network -> blend -> consistency -> counts
+fill -> range -> normalise -> tiles -> network -> blend -> check -> consistency -> counts
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from difiisr_models.frame_model import BicubicModel, FrameModel
 from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
+from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
-from difiisr_models.resample import SCALE, pack, unpack
+from difiisr_models.resample import SCALE, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
@@ -86,6 +87,9 @@ class Upscaler:
         self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
     ) -> np.ndarray:
         """Super-resolve one frame.
+
+        Where the network's estimate cannot be true of the frame, the result is plain bicubic, and
+        ``stream.fallbacks`` and ``stream.last_fallback`` say so.
 
         Args:
             frame: ``(H, W)``, or ``(H, W, C)`` of which each channel is super-resolved, once if
@@ -174,10 +178,11 @@ class Upscaler:
             inside = bool(frame.abs().amax() <= limit)
             is_auto = settings.consistency == "auto"
             sigma = seen.noise * found.gain if is_auto and self._model.is_projected else 0.0
+        checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
-            packed = self._run_tiles(denoise(frame.clamp(-limit, limit), sigma))
+            packed = self._estimate(denoise(frame.clamp(-limit, limit), sigma), checks)
             for part in [] if inside else hot_parts(frame, limit):
-                packed = self._with_hot_part(packed, frame, part)
+                packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):
             if self._model.is_projected and is_auto:
                 packed = noise_aware_consistency(packed, frame, sigma)
@@ -186,9 +191,28 @@ class Upscaler:
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            result = _to_counts(unpack(packed)[0, 0], found, DTYPES[counts.dtype.type])
-            image = _to_host(result).numpy()
+            image = _to_image(packed, found, counts.dtype)
+            if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
+                stream.note_fallback(fault)
+                image = _to_image(upsample(frame), found, counts.dtype)
             return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+
+    def _estimate(self, shown: Tensor, checks: list[Tensor]) -> Tensor:
+        """What the model makes of ``shown (1, 1, h, w)``, zeros if that cannot be true.
+
+        ``checks`` takes its measures.
+        """
+        packed, limits = self._run_tiles(shown), self._model.limits
+        if limits is None:
+            return packed
+        checks.append(measured := measure_estimate(packed, shown))
+        believed = (measured[0] <= limits.deviation) & (measured[1] <= limits.detail)
+        return torch.where(believed, packed, 0.0)  # NaN would keep projections busy
+
+    def _fault(self, checks: list[Tensor]) -> str:
+        """Why the first estimate that is not to be believed is not; "" if all are."""
+        measured = torch.stack(checks).tolist() if checks else []
+        return next(filter(None, (fault_of(m, self._model.limits) for m in measured)), "")
 
     def _run_tiles(self, frame: Tensor) -> Tensor:
         """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend."""
@@ -208,7 +232,9 @@ class Upscaler:
             blend.add(places, result)
         return blend.result()[..., :height, :width]
 
-    def _with_hot_part(self, packed: Tensor, frame: Tensor, part: tuple[slice, slice]) -> Tensor:
+    def _with_hot_part(
+        self, packed: Tensor, frame: Tensor, part: tuple[slice, slice], checks: list[Tensor]
+    ) -> Tensor:
         """``packed``, with what the model makes of a window of the frame at the window's own scale.
 
         Only what lies near the hot pixels is taken from there, with a soft edge.
@@ -217,7 +243,7 @@ class Upscaler:
         lo, hi = window.amin(), window.amax()
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         limit = self._model.input_limit
-        result = self._run_tiles((window - centre) / half) * half + centre
+        result = self._estimate((window - centre) / half, checks) * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
@@ -349,6 +375,11 @@ def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:
         return counts
     limits = torch.iinfo(dtype)
     return counts.round_().clamp_(limits.min, limits.max).to(dtype)
+
+
+def _to_image(packed: Tensor, found: CountRange, dtype: np.dtype) -> np.ndarray:
+    """Packed network units ``(1, 16, h, w)`` -> counts ``(4h, 4w)`` on the host."""
+    return _to_host(_to_counts(unpack(packed)[0, 0], found, DTYPES[dtype.type])).numpy()
 
 
 def _to_device(counts: np.ndarray, device: str) -> Tensor:

@@ -25,6 +25,7 @@ from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_models.weights import (
     MANIFEST_NAME,
     WeightsError,
+    check_depth,
     describe_file,
     load_tensors,
     read_manifest,
@@ -278,10 +279,11 @@ def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder]:
         try:
             sizes = manifest[part]
             config = config_type(**sizes | {"multipliers": tuple(sizes["multipliers"])})
+            check_depth(state, len(config.multipliers), config.blocks, sizes.get("swin_depth", 1))
             with torch.device("meta"):
                 network = network_type(config)
             network.load_state_dict(state, assign=True)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(f"{folder}: the manifest does not fit {part}: {error}") from error
         networks.append(network.eval().requires_grad_(False))
     return tuple(networks)
