@@ -13,9 +13,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from difiisr_ros.allocator import keep_freed_memory
+from difiisr_ros.interrupts import interrupts_noted
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -24,9 +26,11 @@ EXIT_NOTHING, EXIT_LOSSES = 1, 2
 EXIT_BY_SIGNAL = 128  # and its number
 
 VERBS = {
+    "upscale": "super-resolve images and videos in files",
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
     "info": "what a model is and what a frame costs, or what a recording shows of its camera",
     "evaluate": "judge models on recordings and images: report.html",
+    "fleet": "replay or evaluate many recordings, on one machine or a cluster",
     "recorded": "say what a running node really did, from its recording",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
@@ -43,6 +47,7 @@ VERBS = {
 # What a robot may lack.
 _EXTRAS = {
     "evaluate": "eval",
+    "fleet": "fleet,eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
@@ -52,44 +57,22 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
-    try:
-        with _signals_raise():
-            return _run(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt as error:
-        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
-        print(f"difiisr: interrupted by {number.name}", file=sys.stderr)
-        return EXIT_BY_SIGNAL + number
+    with interrupts_noted() as interrupts:
+        try:
+            code = _code_of(list(sys.argv[1:] if argv is None else argv))
+        except BaseException:
+            if not interrupts:  # else an import made an error of its own of it
+                raise
+    if interrupts:
+        code = EXIT_BY_SIGNAL + interrupts[0]
+    if code > EXIT_BY_SIGNAL:
+        name = signal.Signals(code - EXIT_BY_SIGNAL).name
+        print(f"difiisr: interrupted by {name}", file=sys.stderr)
+    return code
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP, unless they are ignored, raise KeyboardInterrupt(number).
-
-    What comes after the first does not disturb the clearing up; a second Ctrl-C ends at once.
-    """
-
-    def interrupt(number: int, _: object) -> None:
-        for other in before:
-            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
-        raise KeyboardInterrupt(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    usual = (signal.SIG_DFL, signal.default_int_handler)
-    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) in usual}
-    try:
-        for number in before:
-            signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _run(arguments: list[str]) -> int:
-    """Run a command line; exceptions that say all there is to know become a line and a code."""
+def _code_of(arguments: list[str]) -> int:
     from cyclopts import CycloptsError
-
-    from difiisr_ros.allocator import keep_freed_memory
 
     keep_freed_memory()  # frame after frame
     if arguments[:1] == ["evaluate"] and "--recorded" in arguments:
@@ -112,6 +95,8 @@ def _run(arguments: list[str]) -> int:
     except CycloptsError as error:
         print(f"difiisr: {_in_one_line(error)}", file=sys.stderr)
         return EXIT_LOSSES
+    except KeyboardInterrupt as error:
+        return EXIT_BY_SIGNAL + (error.args[0] if error.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NOTHING
@@ -126,8 +111,7 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-        text = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
-        print(f"difiisr: {error or text}", file=sys.stderr)
+        print(f"difiisr: {str(error) or _without_words(error)}", file=sys.stderr)
         return EXIT_NOTHING
 
 
@@ -156,6 +140,11 @@ def _in_one_line(error: CycloptsError) -> str:
     )
     lines = [line.strip() for line in text.splitlines() if "errors.pydantic.dev" not in line]
     return " ".join(line for line in lines if line)
+
+
+def _without_words(error: Exception) -> str:
+    name = type(error).__name__
+    return f"{name}: there is not enough memory" if isinstance(error, MemoryError) else name
 
 
 def _is_users_error(error: Exception) -> bool:

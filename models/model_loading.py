@@ -14,6 +14,7 @@ from difiisr_models.backends.selection import BackendChoice, select_backend, tor
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact, parameter_count
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel, FrameModel
+from difiisr_models.motion import require_opencv
 from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.precision import PRECISIONS
 from difiisr_models.published.convert import UNET_FILE, load_published
@@ -66,7 +67,10 @@ def load_model(name: str, device: torch.device, runtime: Runtime) -> LoadedModel
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
         count = parameter_count(parts.network)
-        model = CompactModel(runner, count, schedule, NETWORK_LIMIT, parts.limits)
+        is_recurrent = parts.network.config.recurrent
+        if is_recurrent:
+            require_opencv()
+        model = CompactModel(runner, count, schedule, NETWORK_LIMIT, parts.limits, is_recurrent)
     return LoadedModel(model, parts.weights_sha256, choice)
 
 

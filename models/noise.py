@@ -66,13 +66,13 @@ def flattest_deviation(frame: np.ndarray) -> float:
     stride = max(1, int((frame.size / _BLOCKS) ** 0.5))
     blocks = np.lib.stride_tricks.sliding_window_view(frame, (_BLOCK, _BLOCK))
     blocks = blocks[::stride, ::stride].reshape(-1, _BLOCK, _BLOCK)
-    if frame.dtype.kind == "u":
-        ends = (0, np.iinfo(frame.dtype).max)
+    if frame.dtype.kind in "iu":
+        ends = (np.iinfo(frame.dtype).min, np.iinfo(frame.dtype).max)
         blocks = blocks[~np.isin(blocks, ends).all(axis=(1, 2))]
     upper = np.add.outer(np.arange(_BLOCK), np.arange(_BLOCK)) >= _BLOCK
     if len(blocks) == 0:
         return 0.0
-    unit = max(float(np.abs(blocks).max()), np.finfo(np.float32).tiny)
+    unit = max(float(blocks.max()), -float(blocks.min()), np.finfo(np.float32).tiny)
     blocks = (blocks / np.float32(unit)).astype(np.float32)
     power = (dctn(blocks, axes=(1, 2), norm="ortho")[:, upper] ** 2).mean(axis=1)
     return unit * float(np.sqrt(np.quantile(power, _FLATTEST))) / _FLATTEST_OF_WHITE_NOISE

@@ -26,6 +26,8 @@ MIN_SIDE = 16
 SMALLEST_OWN_TILE = 256
 """Side of the tiles that a model takes where nobody asks for another, at least."""
 
+_MOST_MARKS = 64  # each costs a look at the whole frame
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -137,11 +139,13 @@ class Camera:
     def __post_init__(self) -> None:
         check(self)
         try:
-            self.no_data_values  # noqa: B018
+            count = len(self.no_data_values)
         except ValueError:
             raise ValueError(
                 f"no_data: numbers separated by commas are needed, got {self.no_data!r}"
             ) from None
+        if count > _MOST_MARKS:
+            raise ValueError(f"no_data: at most {_MOST_MARKS} numbers are looked for, got {count}")
         if self.crop and not re.fullmatch(r"\s*\d{1,5}\s*(,\s*\d{1,5}\s*){3}", self.crop):
             raise ValueError(
                 "crop: four numbers of pixels, top, bottom, left, right, are needed, "

@@ -28,13 +28,19 @@ from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
-from difiisr_models.resample import SCALE, pack, unpack, upsample
+from difiisr_models.recurrence import Past, no_past, planes_of
+from difiisr_models.resample import PHASES, SCALE, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
 from difiisr_models.validity import put_back
 
-DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
+DTYPES = {
+    np.uint8: torch.uint8,
+    np.uint16: torch.uint16,
+    np.int16: torch.int16,
+    np.float32: torch.float32,
+}
 WARM_UP_SIDE = 64
 
 STAGE = "difiisr: "
@@ -93,8 +99,8 @@ class Upscaler:
 
         Args:
             frame: ``(H, W)``, or ``(H, W, C)`` of which each channel is super-resolved, once if
-                all are equal; uint8, uint16 or float32, at least 16x16, any unit. Float pixels
-                that are not finite, or beyond 1e30 (a mark for no data), are filled for the
+                all are equal; uint8, uint16, int16 or float32, at least 16x16, any unit. Float
+                pixels that are not finite, or beyond 1e30 (a mark for no data), are filled for the
                 network and come back as they were.
             stream: the stream that the frame belongs to; by default this upscaler's own.
             stamp_ns: when the frame was taken, nanoseconds.
@@ -176,46 +182,65 @@ class Upscaler:
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
             inside = bool(frame.abs().amax() <= limit)
-            is_auto = settings.consistency == "auto"
-            sigma = seen.noise * found.gain if is_auto and self._model.is_projected else 0.0
+            is_told = settings.consistency == "auto" or self._model.is_recurrent
+            sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
+            shown = frame.clamp(-limit, limit)
+            quiet, memory = denoise(shown, sigma), stream.channel(channel)
+        with record_function(STAGE + "past"):
+            past = None
+            if self._model.is_recurrent:  # it is told of the noise, and sees it
+                still = quiet[0, 0].cpu().numpy()
+                past = planes_of(memory.past, shown, still, found, sigma)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
-            packed = self._estimate(denoise(frame.clamp(-limit, limit), sigma), checks)
+            packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
             for part in [] if inside else hot_parts(frame, limit):
                 packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):
-            if self._model.is_projected and is_auto:
-                packed = noise_aware_consistency(packed, frame, sigma)
-            elif self._model.is_projected:
-                packed = enforce_consistency(packed, frame, settings.consistency)
+            if self._model.is_projected:
+                packed = self._consistent(packed, frame, sigma)
+            if past is not None:
+                mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
+                memory.past = Past(mean.clone(), still, found)
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
             image = _to_image(packed, found, counts.dtype)
             if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
                 stream.note_fallback(fault)
+                memory.past = None
                 image = _to_image(upsample(frame), found, counts.dtype)
             return image if seen.invalid is None else put_back(image, counts, seen.invalid)
 
-    def _estimate(self, shown: Tensor, checks: list[Tensor]) -> Tensor:
-        """What the model makes of ``shown (1, 1, h, w)``, zeros if that cannot be true.
-
-        ``checks`` takes its measures.
-        """
-        packed, limits = self._run_tiles(shown), self._model.limits
+    def _estimate(
+        self, shown: Tensor, past: Tensor | None, checks: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`_run_tiles`, but zeros where that cannot be true; ``checks`` takes measures."""
+        estimates, limits = self._run_tiles(shown, past), self._model.limits
         if limits is None:
-            return packed
-        checks.append(measured := measure_estimate(packed, shown))
-        believed = (measured[0] <= limits.deviation) & (measured[1] <= limits.detail)
-        return torch.where(believed, packed, 0.0)  # NaN would keep projections busy
+            return estimates
+        checks += (measured := [measure_estimate(one, shown) for one in estimates])
+        deviation, detail = torch.stack(measured).amax(0)
+        believed = (deviation <= limits.deviation) & (detail <= limits.detail)
+        # NaN would keep projections busy.
+        return tuple(torch.where(believed, one, 0.0) for one in estimates)
 
     def _fault(self, checks: list[Tensor]) -> str:
         """Why the first estimate that is not to be believed is not; "" if all are."""
         measured = torch.stack(checks).tolist() if checks else []
         return next(filter(None, (fault_of(m, self._model.limits) for m in measured)), "")
 
-    def _run_tiles(self, frame: Tensor) -> Tensor:
-        """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend."""
+    def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
+        """``packed``, as far as the settings say brought to what was measured."""
+        if self.settings.consistency == "auto":
+            return noise_aware_consistency(packed, frame, sigma)
+        return enforce_consistency(packed, frame, self.settings.consistency)
+
+    def _run_tiles(self, frame: Tensor, past: Tensor | None) -> tuple[Tensor, ...]:
+        """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend.
+
+        With the planes of the past ``(1, 20, h, w)``, the posterior mean comes second.
+        """
         model, runtime, settings = self._model, self.runtime, self.settings
         height, width = frame.shape[-2:]
         plan = plan_tiles(
@@ -223,14 +248,16 @@ class Upscaler:
             model.multiple, model.tile_shape,
         )  # fmt: skip
         padded, blend = pad_to(frame, plan.height, plan.width), Blend(plan)
+        past = None if past is None else pad_to(past, plan.height, plan.width)
         for places in plan.batches():
             noise = self._noise_source(places, padded.shape[-2:])
             with record_function(STAGE + "network"):
                 result = model.super_resolve(
-                    _cut(padded, places), noise, settings.steps, settings.fidelity
-                )
+                    _cut(padded, places), noise, settings.steps, settings.fidelity,
+                    None if past is None else _cut(past, places),
+                )  # fmt: skip
             blend.add(places, result)
-        return blend.result()[..., :height, :width]
+        return blend.result()[..., :height, :width].split(PHASES, dim=1)
 
     def _with_hot_part(
         self, packed: Tensor, frame: Tensor, part: tuple[slice, slice], checks: list[Tensor]
@@ -243,7 +270,9 @@ class Upscaler:
         lo, hi = window.amin(), window.amax()
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         limit = self._model.input_limit
-        result = self._estimate((window - centre) / half, checks) * half + centre
+        window = (window - centre) / half
+        past = no_past(window, torch.zeros(())) if self._model.is_recurrent else None
+        result = self._estimate(window, past, checks)[0] * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
@@ -344,7 +373,7 @@ def check_frame(frame: np.ndarray) -> None:
         shape = getattr(frame, "shape", type(frame).__name__)
         raise ValueError(f"a frame is an array (H, W) or (H, W, channels), got {shape}")
     if frame.dtype.type not in DTYPES or not frame.dtype.isnative:
-        raise ValueError(f"a frame is uint8, uint16 or float32, got {frame.dtype}")
+        raise ValueError(f"a frame is uint8, uint16, int16 or float32, got {frame.dtype}")
     if min(frame.shape[:2]) < MIN_SIDE:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
 

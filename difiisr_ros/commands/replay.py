@@ -22,6 +22,7 @@ def replay(
     camera_info_topic: str | None = None,
     sr_topic: str | None = None,
     only_sr: bool = False,
+    compressed: bool = False,
     force: bool = False,
     rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
@@ -38,6 +39,7 @@ def replay(
         camera_info_topic: default: beside the image topic.
         sr_topic: topic of the results; default: sr beside the image topic.
         only_sr: do not copy the other topics.
+        compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
         rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
@@ -56,6 +58,7 @@ def replay(
         info_topic=camera_info_topic,
         sr_topic=sr_topic,
         only_sr=only_sr,
+        compressed=compressed,
         force=force,
         rosbag2_version=rosbag2_version,
         camera=camera,

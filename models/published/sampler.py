@@ -33,6 +33,7 @@ class PublishedModel:
     tile_shape = None
     own_tile = SMALLEST_OWN_TILE  # as published
     is_projected = True
+    is_recurrent = False
 
     def __init__(
         self,
@@ -50,7 +51,12 @@ class PublishedModel:
 
     @torch.inference_mode()
     def super_resolve(
-        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float = 1.0
+        self,
+        lr: Tensor,
+        noise: NoiseSource,
+        steps: int,
+        fidelity: float = 1.0,
+        past: Tensor | None = None,
     ) -> Tensor:
         """See ``frame_model.FrameModel``: three equal channels in, the mean of three out.
 
