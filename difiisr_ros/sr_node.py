@@ -52,6 +52,7 @@ from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.diagnostics import (
     Finding,
     diagnostic_array,
+    fallback_values,
     findings,
     model_values,
     scene_values,
@@ -391,6 +392,7 @@ class SrNode(LifecycleNode):
         values = stream_values(summary)
         if (scene := self._stream.summary()) is not None:
             values |= scene_values(scene)
+        values |= fallback_values(self._stream)
         if upscaler is not None:
             values |= model_values(upscaler)
         if self._fault:
