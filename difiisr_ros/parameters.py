@@ -33,6 +33,8 @@ class Parameters(Camera, FrameSettings, Runtime):
         input_depth: QoS history depth of image_raw and camera_info
         output_reliability: QoS of sr/image_raw and sr/camera_info
         autostart: configure and activate at start, by itself
+        on_failure: where configuring at start fails: wait for a transition, exit with code 1, or
+            retry every 5 seconds
         diagnostics_period: seconds between two messages on /diagnostics
 
     Raises:
@@ -47,6 +49,7 @@ class Parameters(Camera, FrameSettings, Runtime):
     input_depth: Annotated[int, Ge(1), Le(100)] = 1
     output_reliability: Reliability = "reliable"
     autostart: bool = False
+    on_failure: Literal["wait", "exit", "retry"] = "wait"
     diagnostics_period: Annotated[float, Ge(0.1), Le(60.0)] = 1.0
 
     def __post_init__(self) -> None:
