@@ -68,13 +68,14 @@ from difiisr_ros.image_codec import (
     image_to_array,
     result_encoding,
 )
-from difiisr_ros.parameters import NAMES, changed, declare, undeclared
+from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
 from difiisr_ros.refusals import described, guard_services, shortened
 from difiisr_ros.stream_statistics import WINDOW, StreamStatistics, Summary
 
 STOP_TIMEOUT = 1.0  # seconds that a transition waits for the frame being computed
 INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
+RETRY_PERIOD = 5.0  # seconds
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -166,7 +167,7 @@ class SrNode(LifecycleNode):
         self._statistics = StreamStatistics()
         self._logged: dict[str, float] = {}  # kind of finding -> monotonic seconds
         self._fault = ""
-        self.failed = False  # what build_only was started for
+        self.failed = False  # to configure, or what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Timers of the machine's own clock: simulated time may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -174,6 +175,10 @@ class SrNode(LifecycleNode):
         self.create_timer(period, self._publish_diagnostics, clock=self._steady)
         if self._settings.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=self._steady)
+
+    def load(self, settings: Parameters) -> Upscaler:
+        """The upscaler that the settings ask for."""
+        return load_upscaler(settings.model, **settings.load_arguments())
 
     # Transitions
 
@@ -183,7 +188,7 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         settings = self._settings
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
-        upscaler = self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
+        upscaler = self._upscaler = self.load(settings)
         upscaler.warm_up()
         self._patient = PatientUpscaler(upscaler)
         for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
@@ -286,9 +291,13 @@ class SrNode(LifecycleNode):
         configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
         if configured and not self._settings.build_only:
             self.trigger_activate()
-        elif self._settings.build_only and not configured:
+        elif not configured and (self._settings.build_only or self._settings.on_failure == "exit"):
             self.failed = True
             self.context.try_shutdown()
+        elif not configured and self._settings.on_failure == "retry":
+            self.get_logger().info(f"configuring again in {RETRY_PERIOD:g} s")
+            self.destroy_timer(self._autostart)
+            self._autostart = self.create_timer(RETRY_PERIOD, self._start, clock=self._steady)
 
     # A frame's way, in the executor's thread
 
