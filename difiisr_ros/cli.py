@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": "judge models on recordings and images: report.html",
     "fleet": "replay or evaluate many recordings, on one machine or a cluster",
     "recorded": "say what a running node really did, from its recording",
+    "video": "judge models on films: what the frames before add",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
     "scene": "record the procedural thermal scene of the demo",
@@ -48,6 +49,7 @@ VERBS = {
 _EXTRAS = {
     "evaluate": "eval",
     "fleet": "fleet,eval",
+    "video": "eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
@@ -75,8 +77,9 @@ def _code_of(arguments: list[str]) -> int:
     from cyclopts import CycloptsError
 
     keep_freed_memory()  # frame after frame
-    if arguments[:1] == ["evaluate"] and "--recorded" in arguments:
-        arguments = ["recorded", *(word for word in arguments[1:] if word != "--recorded")]
+    for verb in ("recorded", "video") if arguments[:1] == ["evaluate"] else ():
+        if f"--{verb}" in arguments:
+            arguments = [verb, *(word for word in arguments[1:] if word != f"--{verb}")]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")

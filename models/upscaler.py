@@ -175,6 +175,11 @@ class Upscaler:
         self.runtime, self.settings = runtime, settings
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether the model is told of the frames before."""
+        return self._model.is_recurrent
+
+    @property
     def _removes_pattern(self) -> bool:
         """Plain interpolation is that and nothing else, also of the sensor's pattern."""
         return self.settings.remove_pattern and self._model.is_projected
