@@ -395,11 +395,10 @@ class NoiseTracker:
         if earlier and np.array_equal(earlier[-1], counts):
             return self.deviation
         if self._frames % _EVERY == 0:
-            deviation = flattest_deviation(counts)
-            sigma = scene_noise(deviation, counts)
+            sigma = scene_noise(counts)
             if len(earlier) == _LAG:
                 near, far = (difference_noise(counts, earlier[i]) for i in (-1, 0))
-                if far < deviation and far <= _WHITE * near:
+                if far < flattest_deviation(counts) and far <= _WHITE * near:
                     sigma = far
             rate = 1.0 if self._variance is None else _NOISE_RATE
             self._variance = (self._variance or 0.0) * (1 - rate) + rate * sigma**2
