@@ -11,7 +11,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from difiisr_models import Stream, Upscaler
-from difiisr_models.stream import StreamSummary
+from difiisr_models.stream import StreamEvents, StreamSummary
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
@@ -124,6 +124,7 @@ def stream_values(summary: Summary) -> dict[str, str]:
         "frames idle": str(total["idle"]),
         "frames pending": str(summary.pending),
         "frames lost before": str(total["lost"]),
+        "withheld by the camera": str(total["withheld"]),
         **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
         "last error": summary.last_error,
     }
@@ -152,6 +153,32 @@ def scene_values(summary: StreamSummary) -> dict[str, str]:
 def fallback_values(stream: Stream) -> dict[str, str]:
     """Return how many results are plain bicubic, and why the last is."""
     return {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
+
+
+def event_values(events: StreamEvents) -> dict[str, str]:
+    """Return what has happened in the stream; see :class:`~difiisr_models.events.Event`."""
+    event, last = events.event, events.last
+    return {
+        "event": event.kind,
+        "event since (s)": "" if events.since_ns is None else f"{events.since_ns / 1e9:.3f}",
+        **{f"events {kind}": str(n) for kind, n in events.counts.items() if kind != "normal"},
+        "last event": last.kind,
+        "last event gain": f"{last.gain:.4g}",
+        "last event offset (counts)": f"{last.offset:.6g}",
+        "last event pause (s)": f"{last.pause:.3f}",
+    }
+
+
+def stream_state(name: str, frame_id: str, events: StreamEvents) -> DiagnosticStatus:
+    """Return the message of the topic ``sr/stream_state``; its ``hardware_id`` is the frame_id."""
+    values = [KeyValue(key=key, value=value) for key, value in event_values(events).items()]
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK,
+        name=name,
+        message=events.event.kind,
+        hardware_id=frame_id,
+        values=values,
+    )
 
 
 def model_values(upscaler: Upscaler) -> dict[str, str]:

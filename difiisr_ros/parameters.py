@@ -78,8 +78,8 @@ UPSCALER = {field.name for kind in (Runtime, FrameSettings) for field in fields(
 # is unconfigured; the rest "start", in the parameters the process is started with (ROS: read-only).
 LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)} | {
     *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate")
-}
-CONFIGURE = UPSCALER - LIVE | {"model", "build_only"}
+} - {"calibration"}
+CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "calibration"}
 
 DEFAULTS = Parameters()
 NAMES = ("model", *(name for name in asdict(DEFAULTS) if name != "model"))

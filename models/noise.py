@@ -73,7 +73,8 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
     if frame.dtype.kind == "i":
         frame = frame.astype(np.int32)  # differences fit
     lowest = frame.min()
-    unit = max(float(frame.max()) - float(lowest), np.finfo(np.float32).tiny)
+    floor = np.finfo(np.float32).tiny if ends is None else 1.0
+    unit = max(float(frame.max()) - float(lowest), floor)
     values = (frame - lowest).astype(np.float32) / np.float32(unit)
     blocks = np.lib.stride_tricks.sliding_window_view(values, (_BLOCK, _BLOCK))
     blocks = blocks[::stride, ::stride].reshape(-1, _BLOCK * _BLOCK)

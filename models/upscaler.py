@@ -195,7 +195,8 @@ class Upscaler:
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
         key = self._number, self.runtime, settings
-        if seen.event.is_exact and (kept := stream.kept(channel, key)) is not None:
+        memory = stream.channel(channel)
+        if (kept := memory.kept(key)) is not None:
             return _image(kept, counts, seen)
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
@@ -203,12 +204,13 @@ class Upscaler:
             is_told = settings.consistency == "auto" or self._model.is_recurrent
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
-            quiet, memory = denoise(shown, sigma), stream.channel(channel)
+            quiet = denoise(shown, sigma)
         with record_function(STAGE + "past"):
             past = None
             if self._model.is_recurrent:  # it is told of the noise, and sees it
                 still = quiet[0, 0].cpu().numpy()
-                past = planes_of(memory.past, shown, still, found, sigma)
+                known = memory.past if seen.event.has_news else None
+                past = planes_of(known, shown, still, found, sigma)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
             packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
@@ -229,7 +231,7 @@ class Upscaler:
                 stream.note_fallback(fault)
                 memory.past = None
                 result = _to_counts(unpack(upsample(frame))[0, 0], found, dtype)
-            stream.keep(channel, key, result)
+            memory.result = key, result
             return _image(result, counts, seen)
 
     def _estimate(
