@@ -74,6 +74,7 @@ from difiisr_ros.stream_statistics import WINDOW, StreamStatistics, Summary
 
 STOP_TIMEOUT = 1.0  # seconds that a transition waits for the frame being computed
 INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
+MOST_WARNINGS = 20  # of different troubles with the camera_info
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 DEFAULT_THREADS = torch.get_num_threads()
 
@@ -362,7 +363,7 @@ class SrNode(LifecycleNode):
         return text
 
     def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
+        if text not in self._warned and len(self._warned) < MOST_WARNINGS:
             self._warned.add(text)
             self.get_logger().warning(text)
 
@@ -439,7 +440,7 @@ class SrNode(LifecycleNode):
         """Log each kind of finding once in the time that it looks back."""
         now = time.monotonic()
         for kind, level, text in found:
-            if now - self._logged.get(kind, -WINDOW) >= WINDOW:
+            if kind != "camera_info" and now - self._logged.get(kind, -WINDOW) >= WINDOW:
                 self._logged[kind] = now
                 if level == DiagnosticStatus.ERROR:  # rclpy wants one severity at a place
                     self.get_logger().error(text)
