@@ -10,7 +10,7 @@ import torch
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from difiisr_models import Upscaler
+from difiisr_models import Stream, Upscaler
 from difiisr_models.stream import StreamSummary
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
@@ -148,6 +148,11 @@ def scene_values(summary: StreamSummary) -> dict[str, str]:
         "noise (% of span)": f"{summary.noise_percent:.2f}",
         "invalid pixels": str(summary.invalid),
     }
+
+
+def fallback_values(stream: Stream) -> dict[str, str]:
+    """Return how many results are plain bicubic, and why the last is."""
+    return {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
 
 
 def model_values(upscaler: Upscaler) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from difiisr_models.settings import Camera
+from difiisr_models.settings import Camera, Crop
 from difiisr_models.stream import Stream
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
@@ -25,7 +25,9 @@ from difiisr_ros.bags import (
     STORE,
     Bag,
     BagError,
+    Message,
     TopicError,
+    Version,
     choose_image_topic,
     choose_info_topic,
     compressed_bytes,
@@ -53,7 +55,7 @@ class ReplayReport:
         malformed: of each frame that was refused, which and why.
         warnings: what else the user should know.
         latencies: seconds, one for each frame out.
-        fault: what is wrong with the recording, "" if nothing.
+        faults: what is wrong with the recording, and what of it is lost.
     """
 
     image_topic: str
@@ -63,7 +65,7 @@ class ReplayReport:
     malformed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
-    fault: str = ""
+    faults: list[str] = field(default_factory=list)
 
 
 def replay(
@@ -77,8 +79,12 @@ def replay(
     only_sr: bool = False,
     compressed: bool = False,
     force: bool = False,
+    first: int = 0,
     frames: int | None = None,
+    warm_up: int | None = None,
     camera: Camera = Camera(),
+    stream: Stream | None = None,
+    rosbag2_version: Version = 8,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -94,8 +100,13 @@ def replay(
         only_sr: leave out the recording's own topics.
         compressed: write results as PNG, on ``compressed`` below the topic ``sr_topic``.
         force: replace an existing recording at ``target``.
+        first: the frame to begin with; what was recorded before it is left out.
         frames: stop after this many frames; None for all.
+        warm_up: how many frames before ``first`` the stream sees; None for all, which makes the
+            results those of the whole recording to the bit.
         camera: what is to be known of it.
+        stream: a new one to use, which then says what was seen.
+        rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -119,8 +130,9 @@ def replay(
         results = {report.sr_topic, f"{base}/camera_info"}
         if taken := sorted(results & {topic.name for topic in bag.topics}):
             raise TopicError(f"the bag already has a topic {taken[0]}; name another result topic")
-        writer = stack.enter_context(write_bag(target, bag.storage, force))
+        writer = stack.enter_context(write_bag(target, bag.storage, force, rosbag2_version))
         if not only_sr:
+            writer.custom_data = bag.custom_data
             for topic in bag.topics:
                 writer.add(topic)
             for extra in bag.extras():
@@ -131,12 +143,20 @@ def replay(
             sr_type, to_bytes = COMPRESSED_TYPE, compressed_bytes
         sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
         sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
-        stream, recorded = Stream(camera.no_data_values), bag.count(image_topic)
-        crop = camera.window
-        total = recorded if frames is None else min(recorded, frames)
+        stream = Stream() if stream is None else stream
+        stream.no_data, crop = camera.no_data_values, camera.window
+        total = max(0, bag.count(image_topic) - first)
+        total = total if frames is None else min(total, frames)
+        seen_from = 0 if warm_up is None else first - warm_up
+        number = -1  # of the last frame
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None))
         for message in bag.messages({image_topic} if only_sr else None):
             is_frame = message.topic.name == image_topic
+            number += is_frame
+            if first > max(number, 0):
+                if is_frame and number >= seen_from:
+                    _show(upscaler, stream, message, crop)
+                continue
             if is_frame and report.frames_in == frames:
                 break
             if not only_sr:
@@ -144,7 +164,7 @@ def replay(
             if not is_frame:
                 continue
             bar.update()
-            number, started = report.frames_in, time.perf_counter()
+            started = time.perf_counter()
             report.frames_in += 1
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
@@ -167,15 +187,23 @@ def replay(
                     writer.write(message._replace(topic=sr_info, data=data))
             report.frames_out += 1
             report.latencies.append(time.perf_counter() - started)
-        report.fault = bag.fault
-        if report.fault and not report.frames_in:
-            raise BagError(f"no frame of {image_topic} is readable: {report.fault}")
+        report.faults = bag.faults
+        report.warnings += [f"left out: {what}" for what in bag.left_out]
+        if report.faults and not report.frames_in:
+            raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
     return report
 
 
 def sr_topic_of(image_topic: str) -> str:
     """Topic of the results beside a camera's: /thermal/image_raw -> /thermal/sr."""
     return f"{raw_topic(image_topic).rpartition('/')[0]}/sr"
+
+
+def _show(upscaler: Any, stream: Stream, message: Message, crop: Crop) -> None:
+    """Let the stream see a frame without a result, unless it would be refused."""
+    with suppress(ValueError):
+        pixels = image_to_array(read_image(message))
+        upscaler.skip(crop.cut(pixels), stream, stamp_of(message.data))
 
 
 def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:
