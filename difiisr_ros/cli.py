@@ -35,6 +35,7 @@ VERBS = {
     "video": "judge models on films: what the frames before add",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
+    "soak": "drive a node with all that may happen to it, for minutes or hours, and watch it",
     "scene": "record the procedural thermal scene of the demo",
     "export": "write a model as an ONNX graph",
     "build-engine": "build a TensorRT engine for this machine",
@@ -54,6 +55,7 @@ _EXTRAS = {
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
     "train-segmenter": "train,eval",
+    "soak": "ros",
 }
 
 
