@@ -114,7 +114,8 @@ def test_a_repeated_frame_is_not_computed_unless_settings_changed(upscaler, fram
     first_copy = first.copy()
     first[:] = 0  # the caller's own
     again = upscaler(frames[0], stream, 2 * SECOND)
-    assert model.runs == 1 and stream.is_repeat
+    assert model.runs == 1
+    assert stream.is_repeat
     np.testing.assert_array_equal(again, first_copy)
     upscaler.change(consistency=0.0)
     assert not np.array_equal(upscaler(frames[0], stream, 3 * SECOND), again)
