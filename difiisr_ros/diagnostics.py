@@ -10,7 +10,7 @@ import torch
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from difiisr_models import Upscaler
+from difiisr_models import Stream, Upscaler
 from difiisr_models.stream import StreamEvents, StreamSummary
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
@@ -44,7 +44,7 @@ def findings(
         computing: seconds that the frame being computed has taken so far.
         min_rate: Hz, fewer images are too few; 0 for any.
     """
-    recent, error = summary.recent, summary.last_error
+    recent, errors = summary.recent, summary.errors
     failed, lost, stale, received = (recent[f] for f in ("failed", "lost", "stale", "received"))
     window, silence, rate = f"in {WINDOW:.0f} s", summary.silence, summary.rate_in
     is_late = computing > SLOW_FRAME
@@ -67,16 +67,17 @@ def findings(
         ),
         (
             "failed", DiagnosticStatus.ERROR, failed,
-            f"{failed} frames failed {window}: {error}; such a frame is left out, see the log",
+            f"{failed} frames failed {window}: {errors.get('failed')}; such a frame has no result",
         ),
         (
             "malformed", DiagnosticStatus.WARN, recent["malformed"],
-            f"{recent['malformed']} images refused {window}: {error}; check the camera driver",
+            f"{recent['malformed']} images refused {window}: {errors.get('malformed')}; check the "
+            "camera driver",
         ),
         (
             "too_large", DiagnosticStatus.WARN, recent["too_large"],
-            f"{recent['too_large']} images refused {window} for their size: {error}; send smaller "
-            "ones, crop, or raise max_frame_megapixels",
+            f"{recent['too_large']} images refused {window}: {errors.get('too_large')}; send "
+            "smaller ones, crop, or raise max_frame_megapixels",
         ),
         (
             "lost", DiagnosticStatus.WARN, lost,
@@ -126,7 +127,7 @@ def stream_values(summary: Summary) -> dict[str, str]:
         "frames lost before": str(total["lost"]),
         "withheld by the camera": str(total["withheld"]),
         **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
-        "last error": summary.last_error,
+        "last error": next(filter(None, reversed(summary.errors.values())), ""),
     }
 
 
@@ -148,6 +149,11 @@ def scene_values(summary: StreamSummary) -> dict[str, str]:
         "noise (% of span)": f"{summary.noise_percent:.2f}",
         "invalid pixels": str(summary.invalid),
     }
+
+
+def fallback_values(stream: Stream) -> dict[str, str]:
+    """Return how many results are plain bicubic, and why the last is."""
+    return {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
 
 
 def event_values(events: StreamEvents) -> dict[str, str]:

@@ -27,6 +27,7 @@ from difiisr_ros.bags import (
     BagError,
     Message,
     TopicError,
+    Version,
     choose_image_topic,
     choose_info_topic,
     compressed_bytes,
@@ -54,7 +55,7 @@ class ReplayReport:
         malformed: of each frame that was refused, which and why.
         warnings: what else the user should know.
         latencies: seconds, one for each frame out.
-        fault: what is wrong with the recording, "" if nothing.
+        faults: what is wrong with the recording, and what of it is lost.
         repeated: frames that are the one before them, which ``on_repeat`` says to drop.
         events: what happened in the stream, in words.
     """
@@ -66,7 +67,7 @@ class ReplayReport:
     malformed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
-    fault: str = ""
+    faults: list[str] = field(default_factory=list)
     repeated: int = 0
     events: str = "none"
 
@@ -87,6 +88,7 @@ def replay(
     warm_up: int | None = None,
     camera: Camera = Camera(),
     stream: Stream | None = None,
+    rosbag2_version: Version = 8,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -108,6 +110,7 @@ def replay(
             results those of the whole recording to the bit.
         camera: what is to be known of it.
         stream: a new one to use, which then says what was seen.
+        rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -131,8 +134,9 @@ def replay(
         results = {report.sr_topic, f"{base}/camera_info"}
         if taken := sorted(results & {topic.name for topic in bag.topics}):
             raise TopicError(f"the bag already has a topic {taken[0]}; name another result topic")
-        writer = stack.enter_context(write_bag(target, bag.storage, force))
+        writer = stack.enter_context(write_bag(target, bag.storage, force, rosbag2_version))
         if not only_sr:
+            writer.custom_data = bag.custom_data
             for topic in bag.topics:
                 writer.add(topic)
             for extra in bag.extras():
@@ -191,9 +195,11 @@ def replay(
                     writer.write(message._replace(topic=sr_info, data=data))
             report.frames_out += 1
             report.latencies.append(time.perf_counter() - started)
-        report.fault, report.events = bag.fault, stream.events.text
-        if report.fault and not report.frames_in:
-            raise BagError(f"no frame of {image_topic} is readable: {report.fault}")
+        report.faults = bag.faults
+        report.warnings += [f"left out: {what}" for what in bag.left_out]
+        if report.faults and not report.frames_in:
+            raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
+        report.events = stream.events.text
     return report
 
 

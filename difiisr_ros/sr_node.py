@@ -56,6 +56,7 @@ from difiisr_ros.diagnostics import (
     Finding,
     diagnostic_array,
     event_values,
+    fallback_values,
     findings,
     model_values,
     scene_values,
@@ -72,14 +73,17 @@ from difiisr_ros.image_codec import (
     image_to_array,
     result_encoding,
 )
-from difiisr_ros.parameters import NAMES, changed, declare, undeclared
+from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
 from difiisr_ros.refusals import described, guard_services, shortened
 from difiisr_ros.shutter import FLAG_TYPES, is_closed
 from difiisr_ros.stream_statistics import WINDOW, StreamStatistics, Summary
+from difiisr_ros.watchdog import FindingLog, twin_of
 
 STOP_TIMEOUT = 1.0  # seconds that a transition waits for the frame being computed
 INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
+MOST_WARNINGS = 20  # of different troubles with the camera_info
+RETRY_PERIOD = 5.0  # seconds
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 LONG_REPEAT = 0.2  # seconds of one frame: a shutter; a driver that sends each twice is faster
 MOMENTARY = ("offset", "gain", "cut", "pause")  # events that are told of each time
@@ -176,9 +180,9 @@ class SrNode(LifecycleNode):
         self._warned: set[str] = set()  # troubles with the camera_info that were
         self._first_image: float | None = None  # monotonic seconds
         self._statistics = StreamStatistics()
-        self._logged: dict[str, float] = {}  # kind of finding -> monotonic seconds
+        self._log_findings = FindingLog(self)
         self._fault = ""
-        self.failed = False  # what build_only was started for
+        self.failed = False  # to configure, or what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/calibrate", self._on_calibrate)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -189,6 +193,10 @@ class SrNode(LifecycleNode):
         if self._settings.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=self._steady)
 
+    def load(self, settings: Parameters) -> Upscaler:
+        """The upscaler that the settings ask for."""
+        return load_upscaler(settings.model, **settings.load_arguments())
+
     # Transitions
 
     @_with_reason
@@ -197,7 +205,7 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         settings = self._settings
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
-        upscaler = self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
+        upscaler = self._upscaler = self.load(settings)
         upscaler.warm_up()
         self._patient = PatientUpscaler(upscaler)
         for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
@@ -309,9 +317,13 @@ class SrNode(LifecycleNode):
         configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
         if configured and not self._settings.build_only:
             self.trigger_activate()
-        elif self._settings.build_only and not configured:
+        elif not configured and (self._settings.build_only or self._settings.on_failure == "exit"):
             self.failed = True
             self.context.try_shutdown()
+        elif not configured and self._settings.on_failure == "retry":
+            self.get_logger().info(f"configuring again in {RETRY_PERIOD:g} s")
+            self.destroy_timer(self._autostart)
+            self._autostart = self.create_timer(RETRY_PERIOD, self._start, clock=self._steady)
 
     # A frame's way, in the executor's thread
 
@@ -416,7 +428,7 @@ class SrNode(LifecycleNode):
         return text
 
     def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
+        if text not in self._warned and len(self._warned) < MOST_WARNINGS:
             self._warned.add(text)
             self.get_logger().warning(text)
 
@@ -502,6 +514,7 @@ class SrNode(LifecycleNode):
         values = stream_values(summary)
         if (scene := self._stream.summary()) is not None:
             values |= scene_values(scene) | event_values(self._stream.events)
+        values |= fallback_values(self._stream)
         if upscaler is not None:
             values |= model_values(upscaler)
         if self._fault:
@@ -512,7 +525,7 @@ class SrNode(LifecycleNode):
             if self._flag is None:
                 self._find_flag()
             found = self._findings(summary)
-            self._log(found)
+            self._log_findings([one for one in found if one.kind != "camera_info"])  # told once
             trouble = self._info_trouble()
             values["camera_info"] = trouble or ("none yet" if self._info is None else "used")
             level, text = verdict(found, summary)
@@ -530,34 +543,10 @@ class SrNode(LifecycleNode):
         warnings = {
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble,
-            "twin": self._twin(),
+            "twin": twin_of(self, self._outputs[0].topic_name),
         }
         level = DiagnosticStatus.WARN
         return [*found, *(Finding(kind, level, text) for kind, text in warnings.items() if text)]
-
-    def _twin(self) -> str:
-        """That another node has this one's name or publishes its results, "" if none does."""
-        own, topic = (self.get_name(), self.get_namespace()), self._outputs[0].topic_name
-        if self.get_node_names_and_namespaces().count(own) > 1:
-            name = self.get_fully_qualified_name()
-            return (
-                f"another node is named {name}: services and parameters reach either, each frame "
-                "is answered twice; end one, or give it another name or namespace"
-            )
-        if (count := self.count_publishers(topic)) > 1:
-            return f"{count} nodes publish {topic}: each frame is answered {count} times; end one"
-        return ""
-
-    def _log(self, found: list[Finding]) -> None:
-        """Log each kind of finding once in the time that it looks back."""
-        now = time.monotonic()
-        for kind, level, text in found:
-            if now - self._logged.get(kind, -WINDOW) >= WINDOW:
-                self._logged[kind] = now
-                if level == DiagnosticStatus.ERROR:  # rclpy wants one severity at a place
-                    self.get_logger().error(text)
-                else:
-                    self.get_logger().warning(text)
 
 
 def main(args: list[str] | None = None) -> int:

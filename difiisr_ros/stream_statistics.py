@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -42,7 +42,7 @@ class Summary:
         latency: p50, p90 and p99 from an image to its result, seconds; None without any.
         upscaling: p50 of the upscaler alone, seconds; None without any.
         silence: seconds since the last image, or since the start.
-        last_error: text of the newest error.
+        errors: reason -> text of the newest error of that kind.
     """
 
     total: Counter[Fate] = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Summary:
     latency: tuple[float, float, float] | None = None
     upscaling: float | None = None
     silence: float = 0.0
-    last_error: str = ""
+    errors: Mapping[Reason, str] = field(default_factory=dict)
 
     @property
     def pending(self) -> int:
@@ -102,7 +102,7 @@ class StreamStatistics:
         self._clock = clock
         self._lock = threading.Lock()
         self._total: Counter[Fate] = Counter()
-        self._last_error = ""
+        self._errors: dict[Reason, str] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -173,7 +173,8 @@ class StreamStatistics:
         """Count an image that gets no answer, and keep the text of the error, if it was one."""
         with self._lock:
             self._count(reason)
-            self._last_error = error or self._last_error
+            self._errors.pop(reason, None)
+            self._errors[reason] = error
 
     def summary(self) -> Summary:
         """Return the numbers of now."""
@@ -193,7 +194,7 @@ class StreamStatistics:
                 latency=tuple(np.percentile(latencies, (50, 90, 99))) if published else None,
                 upscaling=float(np.median(upscaling)) if published else None,
                 silence=now - self._last_image,
-                last_error=self._last_error,
+                errors=self._errors.copy(),
             )
 
     def _count(self, fate: Fate, latency: float = 0.0, upscaling: float = 0.0) -> None:

@@ -88,6 +88,8 @@ class FrameSettings:
             auto: as far as the sensor's noise allows, all of it where there is none
         remove_pattern: take off the fixed pattern of the sensor (offsets of rows, columns and
             pixels that stand still while the scene moves)
+        pipeline: robust, or published: the authors' own (full scale as -1..1, tiles of 256
+            averaged plainly, no noise removed, no consistency step), to compare with
 
     Raises:
         ValueError: a value of another type, or out of its range.
@@ -98,6 +100,7 @@ class FrameSettings:
     seed: Annotated[int, Ge(-1), Le(2**32 - 1)] = 0
     consistency: Annotated[float, Ge(0.0), Le(1.0)] | Literal["auto"] = "auto"
     remove_pattern: bool = True
+    pipeline: Literal["robust", "published"] = "robust"
 
     def __post_init__(self) -> None:
         check(self)

@@ -133,6 +133,8 @@ class Stream:
         is_closed: the camera says that its shutter is closed: its frames show nothing.
         calibration: what is known of the camera from before; of frames of its size.
         events: what has happened.
+        fallbacks: results that are plain bicubic, for the network's estimate could not be true.
+        last_fallback: why the last of them is, "" before any.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Stream:
     ) -> None:
         self.no_data, self.max_pause = tuple(no_data), max_pause
         self.calibration, self.is_closed = calibration, False
+        self.fallbacks, self.last_fallback = 0, ""
         self.reset()
 
     def set_camera(self, camera: Camera) -> None:
@@ -229,6 +232,10 @@ class Stream:
         if len(self._channels) != 1 or self._channels[0].last is None:
             raise ValueError("no frame of one channel has been seen yet: let frames come first")
         return self._channels[0].calibrate()
+
+    def note_fallback(self, reason: str) -> None:
+        """Count a result that is plain bicubic; a reset does not forget it."""
+        self.fallbacks, self.last_fallback = self.fallbacks + 1, reason
 
     def summary(self) -> StreamSummary | None:
         """What the last frame showed in its first channel, None before any.

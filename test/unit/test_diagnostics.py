@@ -8,11 +8,14 @@ pytest.importorskip("diagnostic_msgs", reason="needs ROS messages")
 from diagnostic_msgs.msg import DiagnosticStatus as Status
 
 from difiisr_models import Stream, load_upscaler
+from difiisr_models.events import Event
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.diagnostics import (
     Finding,
     findings,
     model_values,
     scene_values,
+    stream_state,
     stream_values,
     verdict,
 )
@@ -40,12 +43,12 @@ def recent(**fates):
         (recent(lost=3), Status.WARN, "3 frames lost before this node"),
         (recent(received=9, stale=6), Status.WARN, "6 of 9 frames skipped"),
         (
-            {**recent(malformed=2), "last_error": "step 3"},
+            {**recent(malformed=2), "errors": {"malformed": "step 3"}},
             Status.WARN,
             "2 images refused in 10 s: step 3",
         ),
         (
-            {**recent(failed=1, stale=5), "last_error": "out of memory"},
+            {**recent(failed=1, stale=5), "errors": {"failed": "out of memory"}},
             Status.ERROR,
             "1 frames failed in 10 s: out of memory; ",
         ),
@@ -121,3 +124,17 @@ def test_the_backend_and_what_was_passed_over_are_told():
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
     assert values["passed over onnxruntime"] == "bicubic always runs in torch"
     assert 50 < float(values["memory (MB)"]) < 50_000
+
+
+def test_the_state_of_the_stream_tells_event_counts_and_last_jump():
+    events = StreamEvents()
+    for n, event in enumerate((Event(), Event("offset", 1.0, -183.0, pause=0.8), Event())):
+        events = events.then(event, 10**9 * (n + 1))
+    state = stream_state("sr_node: stream", "lens", events)
+    values = {value.key: value.value for value in state.values}
+    assert (state.message, state.hardware_id, state.level) == ("normal", "lens", Status.OK)
+    assert (values["event since (s)"], values["last event"]) == ("3.000", "offset")
+    assert (values["events offset"], values["events pause"], values["events cut"]) == (
+        "1", "1", "0"
+    )  # fmt: skip
+    assert values["last event offset (counts)"] == "-183"
