@@ -27,7 +27,6 @@ EXTRAS = {
     "train": [
         "accelerate",
         "matplotlib",
-        "pillow",
         "pyyaml",
         "scikit-image",
         "scipy>=1.15",
@@ -39,7 +38,6 @@ EXTRAS = {
         "lpips",
         "matplotlib",
         "pandas",
-        "pillow",
         "pycocotools",
         "scikit-image",
         "scipy>=1.15",
@@ -48,13 +46,13 @@ EXTRAS = {
         "torchmetrics",
         "transformers",
     ],
+    "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     # colcon test takes pytest where an extra of this name asks for it.
     "test": [
         "hypothesis",
         "matplotlib",
-        "pillow",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -100,7 +98,8 @@ setup(
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={
-        "difiisr_ros.commands": ["recorded.html.j2"],
+        "difiisr_ros": ["photograph.jpg"],
+        "difiisr_ros.commands": ["fleet_report.html.j2", "recorded.html.j2"],
         "difiisr_training.evaluation": ["report.html.j2"],
     },
     data_files=[
@@ -117,6 +116,7 @@ setup(
         "lz4",
         "mcap>=1.2",
         "numpy>=1.24",
+        "pillow",
         "platformdirs",
         "psutil",
         "pydantic>=2",

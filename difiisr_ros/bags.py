@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import zstandard
@@ -31,7 +31,8 @@ from difiisr_ros.bag_storage import (
     StorageFile,
     Topic,
 )
-from difiisr_ros.image_codec import encode_rows, image_to_array
+from difiisr_ros.compressed_image import compress, decompress
+from difiisr_ros.image_codec import encode_rows, image_to_array, is_false_colour
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
@@ -39,6 +40,10 @@ COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 DIAGNOSTICS_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
 
 Storage = Literal["mcap", "sqlite3"]
+_Path = TypeVar("_Path", bound=PurePath)
+
+MOST_MEGAPIXELS = 100.0
+"""Larger compressed images are not decoded."""
 
 _FILES: dict[str, type[StorageFile]] = {".mcap": McapFile, ".db3": SqliteFile}
 _WRITERS: dict[str, type[BagWriter]] = {"mcap": McapBagWriter, "sqlite3": SqliteBagWriter}
@@ -158,31 +163,41 @@ def storage_files(path: Path) -> list[Path]:
 
 def find_recordings(path: Path) -> list[Path]:
     """Recordings at or below ``path``: storage files, or their folder if it has a metadata.yaml."""
-    files = [path] if path.is_file() else path.rglob("*")
-    storage = [file for file in files if _FILES.keys() & set(file.suffixes)]
     if path.is_file():
-        return storage
-    return sorted({f.parent if (f.parent / "metadata.yaml").exists() else f for f in storage})
+        return [path] if is_storage(path) else []
+    return recordings_among(set(path.rglob("*")))
+
+
+def recordings_among(files: Collection[_Path]) -> list[_Path]:
+    """Recordings that some files make up: storage files, or folders of a metadata.yaml."""
+    storage = filter(is_storage, files)
+    return sorted({f.parent if f.parent / "metadata.yaml" in files else f for f in storage})
+
+
+def is_storage(path: PurePath) -> bool:
+    """Whether it is called as a storage file of a recording is."""
+    return bool(_FILES.keys() & set(path.suffixes))
 
 
 def choose_image_topic(bag: Bag, wanted: str | None = None) -> str:
-    """The topic to work on: ``wanted``, or the only image topic there is.
+    """The topic to work on: ``wanted``, or the only image topic; of compressed ones, without raw.
 
     Raises:
         TopicError: no such image topic, or no single one to choose; the text lists them.
     """
-    topics, packed = topics_of(bag, IMAGE_TYPE), topics_of(bag, COMPRESSED_TYPE)
+    topics = image_topics(bag)
     listed = ", ".join(topics) or "none"
-    if packed and not topics:
-        listed += (
-            f" but compressed ones ({', '.join(packed)}), which"
-            " `ros2 run image_transport republish` decompresses"
-        )
-    if wanted is None and len(topics) != 1:
+    likely = topics_of(bag, IMAGE_TYPE) or topics
+    if wanted is None and len(likely) != 1:
         raise TopicError(f"{bag.path}: say which topic of images to use; it has: {listed}")
     if wanted is not None and wanted not in topics:
         raise TopicError(f"{bag.path}: no image topic {wanted!r}; it has: {listed}")
-    return wanted or topics[0]
+    return wanted or likely[0]
+
+
+def image_topics(bag: Bag) -> list[str]:
+    """Names of the topics of images, compressed ones included, sorted."""
+    return sorted([*topics_of(bag, IMAGE_TYPE), *topics_of(bag, COMPRESSED_TYPE)])
 
 
 def choose_info_topic(bag: Bag, image_topic: str, wanted: str | None = None) -> str | None:
@@ -200,8 +215,13 @@ def choose_info_topic(bag: Bag, image_topic: str, wanted: str | None = None) -> 
 
 
 def info_topic_beside(image_topic: str) -> str:
-    """Where a camera's info is: /thermal/image_raw -> /thermal/camera_info."""
-    return f"{image_topic.rpartition('/')[0]}/camera_info"
+    """Where a camera's info is: /thermal/image_raw, or compressed below -> /thermal/camera_info."""
+    return f"{raw_topic(image_topic).rpartition('/')[0]}/camera_info"
+
+
+def raw_topic(image_topic: str) -> str:
+    """The topic without what image_transport adds: /image_raw/compressed -> /image_raw."""
+    return re.sub("/compressed(Depth)?$", "", image_topic)
 
 
 def topics_of(bag: Bag, message_type: str) -> list[str]:
@@ -244,22 +264,32 @@ def frames_of(
             if number % every or (chosen is not None and number not in chosen):
                 continue
             try:
-                yield f"{number:06}", _counts(message.data)
+                yield f"{number:06}", _counts(message)
             except ValueError as error:
                 skipped(f"skipped message {number} of {path}: {error}")
         if bag.fault:
             skipped(f"could not read all of {path}: {bag.fault}")
 
 
-def _counts(data: bytes) -> np.ndarray:
-    """Finite counts ``(H, W)`` of a serialised ``sensor_msgs/Image``; ValueError without."""
-    message = parse_message(data, IMAGE_TYPE)
-    counts = image_to_array(message)
-    if counts.ndim != 2:
-        raise ValueError(f"encoding {message.encoding!r} has colours; a thermal image has counts")
+def _counts(message: Message) -> np.ndarray:
+    """Finite counts ``(H, W)`` of an image; ValueError without."""
+    image = read_image(message)
+    if is_false_colour(image):
+        raise ValueError(f"encoding {image.encoding!r} has colours; a thermal image has counts")
+    counts = image_to_array(image)
+    counts = counts if counts.ndim == 2 else counts[..., 0]
+    if counts.dtype.kind == "i":
+        counts = counts.astype(np.float32)
     if counts.dtype.kind == "f" and not np.isfinite(counts).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(counts))} pixels are NaN or infinity")
     return counts.copy()
+
+
+def read_image(message: Message) -> Any:
+    """The ``sensor_msgs/Image`` of a message, decompressed where it is compressed; ValueError."""
+    if message.topic.type == COMPRESSED_TYPE:
+        return decompress(parse_message(message.data, COMPRESSED_TYPE), MOST_MEGAPIXELS)
+    return parse_message(message.data, IMAGE_TYPE)
 
 
 def parse_message(data: bytes, message_type: str) -> Any:
@@ -281,6 +311,13 @@ def image_bytes(header: Any, pixels: np.ndarray, encoding: str) -> bytes:
     fields = (height, width, encoding, 0, step, rows.reshape(-1))
     message = STORE.types[IMAGE_TYPE](header, *fields)
     return bytes(STORE.serialize_cdr(message, IMAGE_TYPE))
+
+
+def compressed_bytes(header: Any, pixels: np.ndarray, encoding: str) -> bytes:
+    """CDR bytes of a ``sensor_msgs/CompressedImage``; pixels as for :func:`.compress`."""
+    form, data = compress(pixels, encoding)
+    message = STORE.types[COMPRESSED_TYPE](header, form, np.frombuffer(data, np.uint8))
+    return bytes(STORE.serialize_cdr(message, COMPRESSED_TYPE))
 
 
 def stamp_of(data: bytes) -> int:

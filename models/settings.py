@@ -26,6 +26,8 @@ MIN_SIDE = 16
 SMALLEST_OWN_TILE = 256
 """Side of the tiles that a model takes where nobody asks for another, at least."""
 
+_MOST_MARKS = 64  # each costs a look at the whole frame
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -86,6 +88,8 @@ class FrameSettings:
             auto: as far as the sensor's noise allows, all of it where there is none
         remove_pattern: take off the fixed pattern of the sensor (offsets of rows, columns and
             pixels that stand still while the scene moves)
+        pipeline: robust, or published: the authors' own (full scale as -1..1, tiles of 256
+            averaged plainly, no noise removed, no consistency step), to compare with
 
     Raises:
         ValueError: a value of another type, or out of its range.
@@ -96,6 +100,7 @@ class FrameSettings:
     seed: Annotated[int, Ge(-1), Le(2**32 - 1)] = 0
     consistency: Annotated[float, Ge(0.0), Le(1.0)] | Literal["auto"] = "auto"
     remove_pattern: bool = True
+    pipeline: Literal["robust", "published"] = "robust"
 
     def __post_init__(self) -> None:
         check(self)
@@ -137,11 +142,13 @@ class Camera:
     def __post_init__(self) -> None:
         check(self)
         try:
-            self.no_data_values  # noqa: B018
+            count = len(self.no_data_values)
         except ValueError:
             raise ValueError(
                 f"no_data: numbers separated by commas are needed, got {self.no_data!r}"
             ) from None
+        if count > _MOST_MARKS:
+            raise ValueError(f"no_data: at most {_MOST_MARKS} numbers are looked for, got {count}")
         if self.crop and not re.fullmatch(r"\s*\d{1,5}\s*(,\s*\d{1,5}\s*){3}", self.crop):
             raise ValueError(
                 "crop: four numbers of pixels, top, bottom, left, right, are needed, "

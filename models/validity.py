@@ -24,11 +24,11 @@ def invalid_pixels(counts: np.ndarray, no_data: Sequence[float] = ()) -> np.ndar
     """Pixels that are known at once to hold no measurement.
 
     These are: not finite, or of magnitude 1e30 and more; equal to a value of ``no_data``; a border
-    of zeros all around the frame, as rectification leaves it; 0 and 65535 in 16-bit frames whose
+    of zeros all around the frame, as rectification leaves it; the ends of 16 bits in frames whose
     other pixels all stay further from it than their own span.
 
     Args:
-        counts: ``(H, W)`` uint8, uint16 or float32.
+        counts: ``(H, W)`` uint8, uint16, int16 or float32.
         no_data: values that mark pixels without a measurement.
 
     Returns:
@@ -42,7 +42,7 @@ def invalid_pixels(counts: np.ndarray, no_data: Sequence[float] = ()) -> np.ndar
         invalid |= counts == value
     if counts[0, 0] == counts[0, -1] == counts[-1, 0] == counts[-1, -1] == 0:
         invalid |= _zero_border(counts)
-    if counts.dtype == np.uint16:
+    if counts.dtype.itemsize == 2:
         invalid |= _out_of_scale(counts, invalid)
     return invalid if invalid.any() else None
 
@@ -104,7 +104,9 @@ class StillPixels:
 
 def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
     """Mean of the eight neighbours of each pixel, ``(H, W)`` float32."""
-    values = np.nan_to_num(counts.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    values = counts.astype(np.float32)
+    if counts.dtype.kind == "f":
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     return (9 * uniform_filter(values, 3, mode="nearest") - values) / 8
 
 
@@ -123,7 +125,8 @@ def _zero_border(counts: np.ndarray) -> np.ndarray:
 
 def _out_of_scale(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
     """Pixels at an end of 16 bits, where no other pixel comes near it, ``(H, W)``."""
-    lowest, highest = counts == 0, counts == np.iinfo(np.uint16).max
+    ends = np.iinfo(counts.dtype)
+    lowest, highest = counts == ends.min, counts == ends.max
     if not (lowest.any() or highest.any()):
         return lowest
     others = counts[~(lowest | highest | invalid)]
@@ -131,4 +134,4 @@ def _out_of_scale(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
         return np.zeros(counts.shape, bool)
     lo, hi = (int(end) for end in np.quantile(others, (0.001, 0.999)))
     margin = max(hi - lo, 1)
-    return (lowest & (lo > margin)) | (highest & (np.iinfo(np.uint16).max - hi > margin))
+    return (lowest & (lo - ends.min > margin)) | (highest & (ends.max - hi > margin))

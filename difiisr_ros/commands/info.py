@@ -96,22 +96,21 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> None:
     from difiisr_models.upscaler import check_frame
     from difiisr_ros.bags import (
         CAMERA_INFO_TYPE,
-        IMAGE_TYPE,
         choose_image_topic,
         info_topic_beside,
         open_bag,
-        parse_message,
+        read_image,
         stamp_of,
         topics_of,
     )
-    from difiisr_ros.image_codec import image_to_array
+    from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
 
     stream, last, refused, times = Stream(camera.no_data_values), None, "", []
     with open_bag(path) as bag:
         topic = choose_image_topic(bag, topic)
         for message in islice(bag.messages({topic}), JUDGED_FRAMES):
             try:
-                image, stamp = parse_message(message.data, IMAGE_TYPE), stamp_of(message.data)
+                image, stamp = read_image(message), stamp_of(message.data)
                 pixels = camera.window.cut(image_to_array(image))
                 check_frame(pixels)
             except ValueError as error:
@@ -130,8 +129,8 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> None:
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
     print(f"topic       {topic}, {count} images")
     print(f"encoding    {image.encoding}")
-    if pixels.ndim == 3 and (pixels != pixels[..., :1]).any():
-        print("            false colour: colours are no counts and no temperatures")
+    if is_false_colour(image):
+        print(f"            {FALSE_COLOUR.format('it')}")
     print(f"size        {image.height}x{image.width}")
     print(f"rate        {_rate(times)}")
     print(f"span        {seen.span:.6g} counts, 0.2 to 99.8 %")

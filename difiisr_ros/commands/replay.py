@@ -21,6 +21,7 @@ def replay(
     camera_info_topic: str | None = None,
     sr_topic: str | None = None,
     only_sr: bool = False,
+    compressed: bool = False,
     force: bool = False,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
@@ -36,6 +37,7 @@ def replay(
         camera_info_topic: default: beside the image topic.
         sr_topic: topic of the results; default: sr beside the image topic.
         only_sr: do not copy the other topics.
+        compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
 
     Returns:
@@ -53,6 +55,7 @@ def replay(
         info_topic=camera_info_topic,
         sr_topic=sr_topic,
         only_sr=only_sr,
+        compressed=compressed,
         force=force,
         camera=camera,
     )
