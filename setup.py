@@ -22,12 +22,12 @@ EXTRAS = {
             "ros-rcl-interfaces",
             "ros-sensor-msgs",
             "ros-std-msgs",
+            "ros-std-srvs",
         )
     ],
     "train": [
         "accelerate",
         "matplotlib",
-        "pillow",
         "pyyaml",
         "scikit-image",
         "scipy>=1.15",
@@ -39,7 +39,6 @@ EXTRAS = {
         "lpips",
         "matplotlib",
         "pandas",
-        "pillow",
         "pycocotools",
         "scikit-image",
         "scipy>=1.15",
@@ -55,7 +54,6 @@ EXTRAS = {
     "test": [
         "hypothesis",
         "matplotlib",
-        "pillow",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -101,13 +99,14 @@ setup(
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={
+        "difiisr_ros": ["photograph.jpg"],
         "difiisr_ros.commands": ["fleet_report.html.j2", "recorded.html.j2"],
         "difiisr_training.evaluation": ["report.html.j2"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
-        (f"lib/{NAME}", ["scripts/sr_node"]),
+        (f"lib/{NAME}", ["scripts/sr_node", "scripts/sr_nodes"]),
         *share_files("launch"),
         *share_files("config"),
     ],
@@ -118,6 +117,7 @@ setup(
         "lz4",
         "mcap>=1.2",
         "numpy>=1.24",
+        "pillow",
         "platformdirs",
         "psutil",
         "pydantic>=2",

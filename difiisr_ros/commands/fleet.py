@@ -129,7 +129,9 @@ class Replay:
         if self.model not in BICUBIC:
             files = read_manifest(find_weights_folder(self.model))["files"]
         engine = sha256_file(Path(self.runtime.engine)) if self.runtime.engine else ""
-        return {"verb": "replay", **asdict(self), "files": files, "engine_sha256": engine}
+        known = self.camera.calibration and sha256_file(Path(self.camera.calibration))
+        hashes = {"engine_sha256": engine, "calibration_sha256": known}
+        return {"verb": "replay", **asdict(self), "files": files, **hashes}
 
     def load(self) -> Make:
         """Load the model."""

@@ -40,7 +40,7 @@ def test_every_frame_is_answered_at_its_time(tmp_path, storage, bicubic):
     source = record(tmp_path / "in", storage)
     report = replay(source, tmp_path / "out", bicubic)
     assert (report.frames_in, report.frames_out, report.malformed) == (5, 5, [])
-    assert report.fault == ""
+    assert report.faults == []
     frames, results = messages(source, IMAGE), messages(tmp_path / "out", SR)
     assert [at for _, at, _ in results] == [at for _, at, _ in frames]
     infos = messages(tmp_path / "out", SR_INFO)
@@ -134,7 +134,7 @@ def test_cut_recording_yields_what_is_readable(tmp_path, bicubic):
     frames = messages(source, IMAGE)
     cut(source, 0.7)
     report = replay(source, tmp_path / "out", bicubic)
-    assert report.fault
+    assert report.faults
     assert 10 < report.frames_out < 60
     copied = messages(tmp_path / "out", IMAGE)
     assert copied == frames[: len(copied)]
