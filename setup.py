@@ -24,6 +24,8 @@ EXTRAS = {
             "ros-std-msgs",
         )
     ],
+    # Images and videos in files: upscale, demo.
+    "images": ["flyr", "matplotlib", "opencv-python-headless", "pillow", "tifffile"],
     "train": [
         "accelerate",
         "matplotlib",
@@ -54,6 +56,7 @@ EXTRAS = {
     "test": [
         "hypothesis",
         "matplotlib",
+        "opencv-python-headless",
         "pillow",
         "pytest",
         "pytest-timeout",
@@ -63,6 +66,7 @@ EXTRAS = {
         "scikit-image",
         "scipy>=1.15",
         "tabulate",
+        "tifffile",
     ],
 }
 

@@ -255,6 +255,8 @@ def _counts(data: bytes) -> np.ndarray:
     """Finite counts ``(H, W)`` of a serialised ``sensor_msgs/Image``; ValueError without."""
     message = parse_message(data, IMAGE_TYPE)
     counts = image_to_array(message)
+    if counts.ndim == 3 and (counts == counts[..., :1]).all():
+        counts = counts[..., 0]  # grey, which the node super-resolves once too
     if counts.ndim != 2:
         raise ValueError(f"encoding {message.encoding!r} has colours; a thermal image has counts")
     if counts.dtype.kind == "f" and not np.isfinite(counts).all():

@@ -37,7 +37,7 @@ DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.floa
 WARM_UP_SIDE = 64
 
 STAGE = "difiisr: "
-"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
+"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --size``."""
 
 
 class Upscaler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_format
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def replay(
     sr_topic: str | None = None,
     only_sr: bool = False,
     force: bool = False,
+    json: bool = False,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: CameraOptions = Camera(),
@@ -37,6 +39,7 @@ def replay(
         sr_topic: topic of the results; default: sr beside the image topic.
         only_sr: do not copy the other topics.
         force: replace an existing OUT_BAG.
+        json: print the summary as JSON.
 
     Returns:
         0: all frames; 1: none; 2: some, or those of a recording that is damaged.
@@ -58,10 +61,15 @@ def replay(
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
-    print(
-        f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
-        f"on {report.sr_topic}, {len(report.malformed)} refused"
-    )
+    if json:
+        facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
+        facts |= {"topic": report.sr_topic, "refused": report.malformed, "fault": report.fault}
+        print(json_format.dumps(facts, indent=2))
+    else:
+        print(
+            f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
+            f"on {report.sr_topic}, {len(report.malformed)} refused"
+        )
     if report.fault:
         kept = f"what was readable is in {out_bag}"
         print(f"difiisr: {in_bag} is damaged; {kept}: {report.fault}", file=sys.stderr)
