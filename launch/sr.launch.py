@@ -108,6 +108,7 @@ def topics(value: dict[str, str]) -> dict[str, str]:
         "camera_info": value["camera_info"] or beside(image, "camera_info"),
         "sr/image_raw": f"{output}/image_raw" if below else output,
         "sr/camera_info": f"{output}/camera_info",
+        "sr/preview": f"{output}/preview",
     }
 
 
@@ -129,6 +130,7 @@ def layout(value: dict[str, str]) -> str:
         "/thermal/camera_info": names["camera_info"],
         "/thermal/sr": names["sr/image_raw"],
         "/thermal/sr/camera_info": names["sr/camera_info"],
+        "/thermal/sr/preview": names["sr/preview"],
     }
     text = (CONFIG / "foxglove.json").read_text()
     for topic, name in stock.items():
@@ -152,6 +154,7 @@ def viewers(value: dict[str, str]) -> list:
         remappings=[
             ("/thermal/image_raw", names["image_raw"]),
             ("/thermal/sr", names["sr/image_raw"]),
+            ("/thermal/sr/preview", names["sr/preview"]),
         ],
     )
     return [rviz]

@@ -31,6 +31,7 @@ from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,
     Results,
+    short_names,
     slug,
     write_results,
 )
@@ -280,11 +281,12 @@ def _judge_sets(
 
 def markdown_table(results: Results) -> str:
     """Means per set and model, and COCO mAP where a detector judged, as Markdown tables."""
+    titles = short_names([chosen.name for chosen in results.sets])
     means = [
-        {"set": chosen.name, "frames": chosen.frames, "model": model.title}
+        {"set": title, "frames": chosen.frames, "model": model.title}
         | {name: model.mean[name] for name in results.metrics}
         | {"seconds": model.seconds_per_frame}
-        for chosen in results.sets
+        for title, chosen in zip(titles, results.sets, strict=True)
         for model in chosen.models
     ]
     precisions = [

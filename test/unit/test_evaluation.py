@@ -206,7 +206,7 @@ def test_own_low_resolution_and_masks_are_used(data):
         "--metrics",
         "psnr",
         "--masks",
-        f"eight={data / 'masks'}",
+        f"{data / 'eight'}={data / 'masks'}",
     )
     masked = evaluate(*arguments).sets[0].models
     assert masked[0].mean["psnr"] == pytest.approx(masked[1].mean["psnr"])

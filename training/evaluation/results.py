@@ -131,6 +131,19 @@ class Results:
     version: int = 1
 
 
+def short_names(given: Sequence[str]) -> list[str]:
+    """Titles of sets: their names; of absolute paths as many last parts as tell them apart."""
+    names = list(given)
+    for place, text in enumerate(given):
+        parts = Path(text).parts
+        for count in range(1, len(parts)):
+            name = "/".join(parts[-count:])
+            if Path(text).is_absolute() and name not in names:
+                names[place] = name
+                break
+    return names
+
+
 def slug(name: str) -> str:
     """A set's or model's name as the name of a folder: ``runs/a@0.5`` -> ``runs-a@0.5``."""
     return re.sub(r"[^A-Za-z0-9._@=+-]+", "-", name).strip("-.") or "unnamed"
