@@ -22,6 +22,7 @@ EXTRAS = {
             "ros-rcl-interfaces",
             "ros-sensor-msgs",
             "ros-std-msgs",
+            "ros-std-srvs",
         )
     ],
     # Images and videos in files: upscale, demo.
@@ -29,7 +30,6 @@ EXTRAS = {
     "train": [
         "accelerate",
         "matplotlib",
-        "pillow",
         "pyyaml",
         "scikit-image",
         "scipy>=1.15",
@@ -41,7 +41,6 @@ EXTRAS = {
         "lpips",
         "matplotlib",
         "pandas",
-        "pillow",
         "pycocotools",
         "scikit-image",
         "scipy>=1.15",
@@ -50,6 +49,7 @@ EXTRAS = {
         "torchmetrics",
         "transformers",
     ],
+    "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     # colcon test takes pytest where an extra of this name asks for it.
@@ -57,7 +57,6 @@ EXTRAS = {
         "hypothesis",
         "matplotlib",
         "opencv-python-headless",
-        "pillow",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -105,7 +104,7 @@ setup(
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={
         "difiisr_ros": ["photograph.jpg"],
-        "difiisr_ros.commands": ["recorded.html.j2"],
+        "difiisr_ros.commands": ["fleet_report.html.j2", "recorded.html.j2"],
         "difiisr_training.evaluation": ["report.html.j2"],
     },
     data_files=[
@@ -122,6 +121,7 @@ setup(
         "lz4",
         "mcap>=1.2",
         "numpy>=1.24",
+        "pillow",
         "platformdirs",
         "psutil",
         "pydantic>=2",

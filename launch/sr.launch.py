@@ -47,6 +47,7 @@ ARGUMENTS = {
         "the image topic to find its camera_info (image_transport) then find the right one",
     ),
     "name": ("sr_node", "name of the node"),
+    "shutter_flag": ("flag_state", "topic on which the camera's driver tells of its shutter"),
     "namespace": ("", "namespace of the node, and of topics that begin without a slash"),
     "params_file": (str(CONFIG / "sr.yaml"), "parameters of the node"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
@@ -109,6 +110,8 @@ def topics(value: dict[str, str]) -> dict[str, str]:
         "sr/image_raw": f"{output}/image_raw" if below else output,
         "sr/camera_info": f"{output}/camera_info",
         "sr/preview": f"{output}/preview",
+        "sr/stream_state": f"{output}/stream_state",
+        "shutter_flag": value["shutter_flag"],
     }
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from difiisr_models import Upscaler
 
 JUDGED_FRAMES = 30  # of a recording
+EVENT_FRAMES = 1000  # of a recording, that events are looked for in
 _PATTERNS = ("rows", "columns", "pixels")
 _WARM_UP_FRAMES = 3
 _FRAMES = 15
@@ -104,22 +105,22 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> dict[str, Any]:
     from difiisr_models.upscaler import check_frame
     from difiisr_ros.bags import (
         CAMERA_INFO_TYPE,
-        IMAGE_TYPE,
         choose_image_topic,
         info_topic_beside,
         open_bag,
-        parse_message,
+        read_image,
         stamp_of,
         topics_of,
     )
-    from difiisr_ros.image_codec import image_to_array
+    from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
 
-    stream, last, refused, times = Stream(camera.no_data_values), None, "", []
+    stream, last, seen, refused, times = Stream(), None, None, "", []
+    stream.set_camera(camera)
     with open_bag(path) as bag:
         topic = choose_image_topic(bag, topic)
-        for message in islice(bag.messages({topic}), JUDGED_FRAMES):
+        for message in islice(bag.messages({topic}), EVENT_FRAMES):
             try:
-                image, stamp = parse_message(message.data, IMAGE_TYPE), stamp_of(message.data)
+                image, stamp = read_image(message), stamp_of(message.data)
                 pixels = camera.window.cut(image_to_array(image))
                 check_frame(pixels)
             except ValueError as error:
@@ -127,18 +128,19 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> dict[str, Any]:
                 continue
             stream.begin_frame(pixels, stamp)
             stream.see(pixels if pixels.ndim == 2 else pixels[..., 0].copy())
-            last = image, pixels
             times.append((stamp, message.time))
+            if len(times) <= JUDGED_FRAMES:
+                last, seen = (image, pixels), stream.summary()
         infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
         fault = bag.fault
     if last is None:
         raise ValueError(f"{path}: no frame of {topic} is readable: {refused or 'there is none'}")
-    (image, pixels), seen = last, stream.summary()
+    image, pixels = last
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
     encoding = [image.encoding]
-    if pixels.ndim == 3 and (pixels != pixels[..., :1]).any():
-        encoding.append("false colour: colours are no counts and no temperatures")
+    if is_false_colour(image):
+        encoding.append(FALSE_COLOUR.format("it"))
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
     words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={topic}"]
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
@@ -155,6 +157,7 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> dict[str, Any]:
         "noise": f"{seen.noise:.4g} counts, {seen.noise_percent:.2f} % of the span",
         "pattern": f"{parts} counts",
         "invalid": f"{seen.invalid} pixels",
+        "events": f"{stream.events.text} in {len(times)} frames",
         "camera_info": info or ", ".join(infos) or "none",
         "damaged": fault,
         "refused": refused,

@@ -71,6 +71,14 @@ def test_a_bad_start_parameter_is_explained(argument, explanation, capfd):
     assert explanation in capfd.readouterr().err
 
 
+def test_a_file_of_parameters_that_cannot_be_read_is_told_in_one_line(tmp_path, capfd):
+    file = tmp_path / "sr.yaml"
+    file.write_text("/**: [1, {")
+    assert main(["--ros-args", "--params-file", str(file)]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "[sr_node]" in line]
+    assert str(file) in line
+
+
 def test_a_signal_while_the_node_is_made_ends_it_with_0(monkeypatch):
     def interrupted():
         rclpy.shutdown()  # as the handler of a signal does
