@@ -166,6 +166,7 @@ class SrNode(LifecycleNode):
         self._statistics = StreamStatistics()
         self._logged: dict[str, float] = {}  # kind of finding -> monotonic seconds
         self._fault = ""
+        self._fallbacks = 0  # results that are plain bicubic, as far as diagnostics told
         self.failed = False  # what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Timers of the machine's own clock: simulated time may stand still.
@@ -213,7 +214,7 @@ class SrNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin a new stream: subscribe, forget what is known of the last one."""
         self._statistics.begin()
-        self._stream = Stream(self._settings.no_data_values)
+        self._stream, self._fallbacks = Stream(self._settings.no_data_values), 0
         self._info, self._mismatch, self._first_image = None, "", None
         self._warned.clear()
         self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
@@ -416,7 +417,13 @@ class SrNode(LifecycleNode):
         since, topic = self._worker.computing_since, self._inputs[0].topic_name
         computing = 0.0 if since is None else time.monotonic() - since
         found = findings(summary, topic, computing, self._settings.min_rate)
+        told, self._fallbacks = self._fallbacks, self._stream.fallbacks
+        fallback = (
+            f"{self._fallbacks - told} results are plain bicubic: {self._stream.last_fallback}; "
+            "configure the node anew, and check precision, model and the machine's memory"
+        )
         warnings = {
+            "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble,
             "twin": self._twin(),
