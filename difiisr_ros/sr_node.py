@@ -182,6 +182,7 @@ class SrNode(LifecycleNode):
         self._statistics = StreamStatistics()
         self._log_findings = FindingLog(self)
         self._fault = ""
+        self._fallbacks = 0  # results that are plain bicubic, as far as diagnostics told
         self.failed = False  # to configure, or what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/calibrate", self._on_calibrate)
@@ -240,7 +241,7 @@ class SrNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin a new stream: subscribe, forget what is known of the last one."""
         self._statistics.begin()
-        self._stream = self._new_stream()
+        self._stream, self._fallbacks = self._new_stream(), 0
         self._info, self._mismatch, self._first_image = None, "", None
         self._warned.clear()
         self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
@@ -540,7 +541,13 @@ class SrNode(LifecycleNode):
         since, topic = self._worker.computing_since, self._inputs[0].topic_name
         computing = 0.0 if since is None else time.monotonic() - since
         found = findings(summary, topic, computing, self._settings.min_rate)
+        told, self._fallbacks = self._fallbacks, self._stream.fallbacks
+        fallback = (
+            f"{self._fallbacks - told} results are plain bicubic: {self._stream.last_fallback}; "
+            "configure the node anew, and check precision, model and the machine's memory"
+        )
         warnings = {
+            "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble,
             "twin": twin_of(self, self._outputs[0].topic_name),
