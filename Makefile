@@ -11,7 +11,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint audit clean
 
 help:
 	@echo "make demo             play a thermal stream to the node over DDS; picture in out/demo/"
@@ -19,6 +19,7 @@ help:
 	@echo "make test             all tests; ARGS='-k replay' is handed to pytest"
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
 	@echo "make lint             ruff check and format"
+	@echo "make audit            known vulnerabilities of what is installed (asks over the network)"
 	@echo "make clean            remove build products and out/"
 
 setup: $(FILLED)
@@ -37,6 +38,10 @@ test: $(FILLED)
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+audit: $(FILLED)
+	$(PYTHON) -m pip install -q pip-audit
+	$(PYTHON) -m pip_audit --skip-editable
 
 clean:
 	rm -rf build dist install log out *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -22,12 +22,14 @@ EXTRAS = {
             "ros-rcl-interfaces",
             "ros-sensor-msgs",
             "ros-std-msgs",
+            "ros-std-srvs",
         )
     ],
+    # Images and videos in files: upscale, demo.
+    "images": ["flyr", "matplotlib", "opencv-python-headless", "pillow", "tifffile"],
     "train": [
         "accelerate",
         "matplotlib",
-        "pillow",
         "pyyaml",
         "scikit-image",
         "scipy>=1.15",
@@ -39,7 +41,6 @@ EXTRAS = {
         "lpips",
         "matplotlib",
         "pandas",
-        "pillow",
         "pycocotools",
         "scikit-image",
         "scipy>=1.15",
@@ -48,13 +49,14 @@ EXTRAS = {
         "torchmetrics",
         "transformers",
     ],
+    "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     # colcon test takes pytest where an extra of this name asks for it.
     "test": [
         "hypothesis",
         "matplotlib",
-        "pillow",
+        "opencv-python-headless",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -63,6 +65,7 @@ EXTRAS = {
         "scikit-image",
         "scipy>=1.15",
         "tabulate",
+        "tifffile",
     ],
 }
 
@@ -100,13 +103,14 @@ setup(
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={
-        "difiisr_ros.commands": ["recorded.html.j2"],
+        "difiisr_ros": ["photograph.jpg"],
+        "difiisr_ros.commands": ["fleet_report.html.j2", "recorded.html.j2"],
         "difiisr_training.evaluation": ["report.html.j2"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
-        (f"lib/{NAME}", ["scripts/sr_node"]),
+        (f"lib/{NAME}", ["scripts/sr_node", "scripts/sr_nodes"]),
         *share_files("launch"),
         *share_files("config"),
     ],
@@ -117,6 +121,7 @@ setup(
         "lz4",
         "mcap>=1.2",
         "numpy>=1.24",
+        "pillow",
         "platformdirs",
         "psutil",
         "pydantic>=2",

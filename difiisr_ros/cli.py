@@ -1,31 +1,41 @@
 """The ``difiisr`` command: names the verbs, and decides exit codes.
 
-0: all was made. 1: nothing was. 2: made with losses, or a wrong command line. 130: Ctrl-C. Each
-verb is one function in ``difiisr_ros/commands``, imported when it is called.
+0: all was made. 1: nothing was. 2: made with losses, or a wrong command line. 130: Ctrl-C; 143:
+SIGTERM; 129: SIGHUP; these end a verb as an error does: what is not finished is taken away. Each
+verb is one function in ``difiisr_ros/commands``, imported when it is called; so is all that takes
+time to import, for Ctrl-C may come meanwhile.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
-
-from cyclopts import App, CycloptsError, Parameter
+from typing import TYPE_CHECKING
 
 from difiisr_ros.allocator import keep_freed_memory
+from difiisr_ros.interrupts import interrupts_noted
 
-EXIT_NOTHING, EXIT_LOSSES, EXIT_INTERRUPTED = 1, 2, 130
+if TYPE_CHECKING:
+    from cyclopts import App, CycloptsError
+
+EXIT_NOTHING, EXIT_LOSSES = 1, 2
+EXIT_BY_SIGNAL = 128  # and its number
 
 VERBS = {
+    "upscale": "super-resolve images and videos in files",
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
     "info": "what a model is and what a frame costs, or what a recording shows of its camera",
     "evaluate": "judge models on recordings and images: report.html",
+    "fleet": "replay or evaluate many recordings, on one machine or a cluster",
     "recorded": "say what a running node really did, from its recording",
     "video": "judge models on films: what the frames before add",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
+    "soak": "drive a node with all that may happen to it, for minutes or hours, and watch it",
     "scene": "record the procedural thermal scene of the demo",
     "export": "write a model as an ONNX graph",
     "build-engine": "build a TensorRT engine for this machine",
@@ -36,27 +46,56 @@ VERBS = {
     "train-segmenter": "fine-tune the segmenter that judges super-resolved frames",
 }
 
+_HEIGHT_FIRST = ("--input-size", "--profile")  # options of before
+
 # What a robot may lack.
 _EXTRAS = {
+    "upscale": "images",
+    "demo": "images",
+    "scene": "images",
     "evaluate": "eval",
+    "fleet": "fleet,eval",
     "video": "eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
     "train-segmenter": "train,eval",
+    "soak": "ros",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with interrupts_noted() as interrupts:
+        try:
+            code = _code_of(list(sys.argv[1:] if argv is None else argv))
+        except BaseException:
+            if not interrupts:  # else an import made an error of its own of it
+                raise
+    if interrupts:
+        code = EXIT_BY_SIGNAL + interrupts[0]
+    if code > EXIT_BY_SIGNAL:
+        name = signal.Signals(code - EXIT_BY_SIGNAL).name
+        print(f"difiisr: interrupted by {name}", file=sys.stderr)
+    return code
+
+
+def _code_of(arguments: list[str]) -> int:
+    from cyclopts import CycloptsError
+
     keep_freed_memory()  # frame after frame
     for verb in ("recorded", "video") if arguments[:1] == ["evaluate"] else ():
         if f"--{verb}" in arguments:
             arguments = [verb, *(word for word in arguments[1:] if word != f"--{verb}")]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         if not arguments:
             _app().help_print([])
+            return EXIT_LOSSES
+        if advice := _renamed(arguments):
+            print(f"difiisr: {advice}", file=sys.stderr)
             return EXIT_LOSSES
         if not arguments[0].startswith("-") and arguments[0] not in VERBS:
             known = ", ".join(VERBS)
@@ -69,9 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         print(f"difiisr: {_in_one_line(error)}", file=sys.stderr)
         return EXIT_LOSSES
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        return EXIT_BY_SIGNAL + (error.args[0] if error.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NOTHING
@@ -86,22 +124,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-        print(f"difiisr: {error or type(error).__name__}", file=sys.stderr)
+        print(f"difiisr: {str(error) or _without_words(error)}", file=sys.stderr)
         return EXIT_NOTHING
 
 
 def _app() -> App:
+    from importlib.metadata import version
+
+    from cyclopts import App, Parameter
+
     app = App(
         name="difiisr",
-        help="Thermal super-resolution x4: recordings, models, training.",
+        help="""Thermal super-resolution x4: images, recordings, models, training.
+
+        Exit codes: 0 all was made, 1 nothing was, 2 made with losses, or a wrong command line, 130
+        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        """,
         version=version("difiisr_ros"),
         default_parameter=Parameter(negative=()),  # a switch is off unless it is given
         suppress_keyboard_interrupt=False,  # main says so and decides the code
     )
+    app.register_install_completion_command()
     for verb, text in VERBS.items():
         name = verb.replace("-", "_")
         app.command(f"difiisr_ros.commands.{name}:{name}", name=verb, help=text)
     return app
+
+
+def _renamed(arguments: Sequence[str]) -> str:
+    """What to write instead of an option of before, "" where there is none."""
+    for place, word in enumerate(arguments):
+        name, _, value = word.partition("=")
+        if name in _HEIGHT_FIRST:
+            value = value or "".join(arguments[place + 1 : place + 2])
+            size = re.fullmatch(r"(\d+)x(\d+)", value)
+            now = f"--size {size[2]}x{size[1]}" if size else "--size WIDTHxHEIGHT"
+            return f"{name} HEIGHTxWIDTH is now --size WIDTHxHEIGHT: write {now}"
+        if name == "--sizes":
+            return "--sizes is now --size, which takes several as before"
+    return ""
 
 
 def _in_one_line(error: CycloptsError) -> str:
@@ -113,9 +174,14 @@ def _in_one_line(error: CycloptsError) -> str:
     return " ".join(line for line in lines if line)
 
 
+def _without_words(error: Exception) -> str:
+    name = type(error).__name__
+    return f"{name}: there is not enough memory" if isinstance(error, MemoryError) else name
+
+
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError, OverflowError)):
         return True
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch
         return True

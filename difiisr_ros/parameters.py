@@ -32,7 +32,10 @@ class Parameters(Camera, FrameSettings, Runtime):
         input_reliability: QoS of image_raw and camera_info
         input_depth: QoS history depth of image_raw and camera_info
         output_reliability: QoS of sr/image_raw and sr/camera_info
+        min_rate: fewer images a second are warned of, Hz; 0 for never
         autostart: configure and activate at start, by itself
+        on_failure: where configuring at start fails: wait for a transition, exit with code 1, or
+            retry every 5 seconds
         diagnostics_period: seconds between two messages on /diagnostics
 
     Raises:
@@ -46,7 +49,9 @@ class Parameters(Camera, FrameSettings, Runtime):
     input_reliability: Reliability = "best_effort"
     input_depth: Annotated[int, Ge(1), Le(100)] = 1
     output_reliability: Reliability = "reliable"
+    min_rate: Annotated[float, Ge(0.0), Le(1000.0)] = 1.0
     autostart: bool = False
+    on_failure: Literal["wait", "exit", "retry"] = "wait"
     diagnostics_period: Annotated[float, Ge(0.1), Le(60.0)] = 1.0
 
     def __post_init__(self) -> None:
@@ -72,9 +77,9 @@ UPSCALER = {field.name for kind in (Runtime, FrameSettings) for field in fields(
 # When a value may change: "live" at any time, from the next frame on; "configure" while the node
 # is unconfigured; the rest "start", in the parameters the process is started with (ROS: read-only).
 LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)} | {
-    *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy")
-}
-CONFIGURE = UPSCALER - LIVE | {"model", "build_only"}
+    *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate")
+} - {"calibration"}
+CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "calibration"}
 
 DEFAULTS = Parameters()
 NAMES = ("model", *(name for name in asdict(DEFAULTS) if name != "model"))

@@ -8,35 +8,44 @@ bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from difiisr_models.settings import Camera
-from difiisr_models.stream import Stream
+from difiisr_models.settings import Camera, Crop
+from difiisr_models.stream import Stream, StreamEvents
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
+    COMPRESSED_TYPE,
     IMAGE_TYPE,
     STORE,
     Bag,
     BagError,
+    Message,
     TopicError,
+    Version,
     choose_image_topic,
     choose_info_topic,
+    compressed_bytes,
     image_bytes,
     info_topic_beside,
     open_bag,
     parse_message,
+    raw_topic,
+    read_image,
     ros_topic,
     stamp_of,
     write_bag,
 )
 from difiisr_ros.camera_info import camera_info_of_result, info_finder
-from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour, result_encoding
+
+_RECALLED = 30  # frames: what a recurrent model remembers of older ones is faint
 
 
 @dataclass
@@ -49,7 +58,9 @@ class ReplayReport:
         malformed: of each frame that was refused, which and why.
         warnings: what else the user should know.
         latencies: seconds, one for each frame out.
-        fault: what is wrong with the recording, "" if nothing.
+        faults: what is wrong with the recording, and what of it is lost.
+        repeated: frames that are the one before them, which ``on_repeat`` says to drop.
+        events: what happened in the stream, in words.
     """
 
     image_topic: str
@@ -59,7 +70,9 @@ class ReplayReport:
     malformed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
-    fault: str = ""
+    faults: list[str] = field(default_factory=list)
+    repeated: int = 0
+    events: str = "none"
 
 
 def replay(
@@ -71,9 +84,14 @@ def replay(
     info_topic: str | None = None,
     sr_topic: str | None = None,
     only_sr: bool = False,
+    compressed: bool = False,
     force: bool = False,
+    first: int = 0,
     frames: int | None = None,
+    warm_up: int | None = None,
     camera: Camera = Camera(),
+    stream: Stream | None = None,
+    rosbag2_version: Version = 8,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -87,9 +105,16 @@ def replay(
         info_topic: by default ``camera_info`` beside the image topic, if it is there.
         sr_topic: by default ``sr`` beside the image topic; camera_info is written below it.
         only_sr: leave out the recording's own topics.
+        compressed: write results as PNG, on ``compressed`` below the topic ``sr_topic``.
         force: replace an existing recording at ``target``.
+        first: the frame to begin with; what was recorded before it is left out.
         frames: stop after this many frames; None for all.
+        warm_up: how many frames before ``first`` the stream sees; None for all, which makes the
+            results those of the whole recording to the bit. A recurrent model computes the last 30
+            of them, and its results are near those of the whole.
         camera: what is to be known of it.
+        stream: a new one to use, which then says what was seen.
+        rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -105,30 +130,44 @@ def replay(
         image_topic = choose_image_topic(bag, image_topic)
         info_topic = choose_info_topic(bag, image_topic, info_topic)
         info_of = info_finder(_infos(bag, info_topic))
-        report = ReplayReport(image_topic, sr_topic or sr_topic_of(image_topic))
+        base = sr_topic or sr_topic_of(image_topic)
+        report = ReplayReport(image_topic, f"{base}/compressed" if compressed else base)
         if info_topic is None:
             beside = info_topic_beside(image_topic)
             report.warnings.append(f"there is no {beside}: the results have no camera_info")
-        results = {report.sr_topic, f"{report.sr_topic}/camera_info"}
+        results = {report.sr_topic, f"{base}/camera_info"}
         if taken := sorted(results & {topic.name for topic in bag.topics}):
             raise TopicError(f"the bag already has a topic {taken[0]}; name another result topic")
-        writer = stack.enter_context(write_bag(target, bag.storage, force))
+        writer = stack.enter_context(write_bag(target, bag.storage, force, rosbag2_version))
         if not only_sr:
+            writer.custom_data = bag.custom_data
             for topic in bag.topics:
                 writer.add(topic)
             for extra in bag.extras():
                 writer.write_extra(extra)
         source_topic = next(topic for topic in bag.topics if topic.name == image_topic)
-        sr_image = writer.add(ros_topic(report.sr_topic, IMAGE_TYPE, source_topic))
-        sr_info = writer.add(
-            ros_topic(f"{report.sr_topic}/camera_info", CAMERA_INFO_TYPE, source_topic)
-        )
-        stream, recorded = Stream(camera.no_data_values), bag.count(image_topic)
+        sr_type, to_bytes = IMAGE_TYPE, image_bytes
+        if compressed:
+            sr_type, to_bytes = COMPRESSED_TYPE, compressed_bytes
+        sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
+        sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
+        stream = Stream() if stream is None else stream
+        stream.set_camera(camera)
         crop = camera.window
-        total = recorded if frames is None else min(recorded, frames)
+        total = max(0, bag.count(image_topic) - first)
+        total = total if frames is None else min(total, frames)
+        seen_from = 0 if warm_up is None else first - warm_up
+        number = -1  # of the last frame
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None))
         for message in bag.messages({image_topic} if only_sr else None):
             is_frame = message.topic.name == image_topic
+            number += is_frame
+            if first > max(number, 0):
+                if is_frame and number >= seen_from:
+                    computed = upscaler.is_recurrent and number >= first - _RECALLED
+                    _show(upscaler if computed else upscaler.skip, stream, message, crop)
+                    stream.events = StreamEvents()  # what happened before the slice is not its own
+                continue
             if is_frame and report.frames_in == frames:
                 break
             if not only_sr:
@@ -136,15 +175,21 @@ def replay(
             if not is_frame:
                 continue
             bar.update()
-            number, started = report.frames_in, time.perf_counter()
+            started = time.perf_counter()
             report.frames_in += 1
             try:
-                image, stamp = parse_message(message.data, IMAGE_TYPE), stamp_of(message.data)
+                image, stamp = read_image(message), stamp_of(message.data)
                 pixels = upscaler(crop.cut(image_to_array(image)), stream, stamp)
+                encoding = result_encoding(image.encoding, pixels)
+                result = to_bytes(image.header, pixels, encoding)
             except ValueError as error:
                 report.malformed.append(f"frame {number} at {message.time} ns: {error}")
                 continue
-            result = image_bytes(image.header, pixels, image.encoding)
+            if stream.is_repeat and camera.on_repeat == "drop":
+                report.repeated += 1
+                continue
+            if not report.frames_out and is_false_colour(image):
+                report.warnings.append(FALSE_COLOUR.format(image_topic))
             writer.write(message._replace(topic=sr_image, data=result))
             if info := info_of(stamp, message.time):
                 try:
@@ -156,15 +201,26 @@ def replay(
                     writer.write(message._replace(topic=sr_info, data=data))
             report.frames_out += 1
             report.latencies.append(time.perf_counter() - started)
-        report.fault = bag.fault
-        if report.fault and not report.frames_in:
-            raise BagError(f"no frame of {image_topic} is readable: {report.fault}")
+        report.faults = bag.faults
+        report.warnings += [f"left out: {what}" for what in bag.left_out]
+        if report.faults and not report.frames_in:
+            raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
+        report.events = stream.events.text
     return report
 
 
 def sr_topic_of(image_topic: str) -> str:
     """Topic of the results beside a camera's: /thermal/image_raw -> /thermal/sr."""
-    return f"{image_topic.rpartition('/')[0]}/sr"
+    return f"{raw_topic(image_topic).rpartition('/')[0]}/sr"
+
+
+def _show(
+    look: Callable[[np.ndarray, Stream, int], Any], stream: Stream, message: Message, crop: Crop
+) -> None:
+    """Let the stream see a frame before a slice, unless it would be refused."""
+    with suppress(ValueError):
+        pixels = image_to_array(read_image(message))
+        look(crop.cut(pixels), stream, stamp_of(message.data))
 
 
 def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:

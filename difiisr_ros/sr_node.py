@@ -5,9 +5,15 @@ Run it with ``python -m difiisr_ros.sr_node --ros-args -p autostart:=true`` or l
 
 from __future__ import annotations
 
+import signal
+
+from difiisr_ros.interrupts import as_before, end_at_once
+
+if __name__ == "__main__":  # the imports take seconds
+    end_at_once(0, signal.SIGINT, signal.SIGTERM)
+
 import gc
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +28,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import (
     LifecycleNode,
     LifecyclePublisher,
@@ -30,32 +35,58 @@ from rclpy.lifecycle import (
     TransitionCallbackReturn,
 )
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import uninstall_signal_handlers
+from rclpy.signals import (
+    SignalHandlerOptions,
+    install_signal_handlers,
+    uninstall_signal_handlers,
+)
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
+from std_srvs.srv import Trigger
 
 from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models.calibration import Calibration
 from difiisr_models.settings import Crop
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.diagnostics import (
-    assess,
+    Finding,
     diagnostic_array,
+    event_values,
+    fallback_values,
+    findings,
     model_values,
     scene_values,
+    stream_state,
     stream_values,
+    verdict,
 )
-from difiisr_ros.frame_worker import FrameWorker, any_computing
-from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array
-from difiisr_ros.parameters import NAMES, changed, declare, undeclared
-from difiisr_ros.stream_statistics import Reason, StreamStatistics
+from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
+from difiisr_ros.image_codec import (
+    ImageCodecError,
+    ImageTooLarge,
+    check_megapixels,
+    encode_rows,
+    image_to_array,
+    result_encoding,
+)
+from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
+from difiisr_ros.patient_upscaler import PatientUpscaler
+from difiisr_ros.refusals import described, guard_services, shortened
+from difiisr_ros.shutter import FLAG_TYPES, is_closed
+from difiisr_ros.stream_statistics import WINDOW, StreamStatistics, Summary
+from difiisr_ros.watchdog import FindingLog, twin_of
 
-LOG_PERIOD = 5.0  # seconds between two log lines of the same kind
-STOP_TIMEOUT = 2.0  # seconds that a transition waits for the frame being computed
+STOP_TIMEOUT = 1.0  # seconds that a transition waits for the frame being computed
 INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
+MOST_WARNINGS = 20  # of different troubles with the camera_info
+RETRY_PERIOD = 5.0  # seconds
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
+LONG_REPEAT = 0.2  # seconds of one frame: a shutter; a driver that sends each twice is faster
+MOMENTARY = ("offset", "gain", "cut", "pause")  # events that are told of each time
 DEFAULT_THREADS = torch.get_num_threads()
 
 
@@ -68,6 +99,8 @@ class Frame(NamedTuple):
     arrived: float  # monotonic seconds
     crop: Crop
     upscaling: float = 0.0  # seconds
+    is_dropped: bool = False  # it is the frame before it, and is not to be published
+    state: DiagnosticStatus | None = None  # of the stream, where it has changed
 
 
 def topic_qos(depth: int, reliability: str) -> QoSProfile:
@@ -78,18 +111,20 @@ def topic_qos(depth: int, reliability: str) -> QoSProfile:
 def image_message(source: Image, pixels: np.ndarray) -> Image:
     """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
 
-    Header and encoding are those of ``source``; rows are unpadded and little endian. The message
-    shares the memory of ``pixels``: it is for publishing.
+    The header is that of ``source``, the encoding what :func:`.result_encoding` makes of its own;
+    rows are unpadded and little endian. The message shares the memory of ``pixels``: it is for
+    publishing.
 
     Raises:
         ImageCodecError: dtype and shape are not those of the encoding.
     """
-    rows = encode_rows(pixels, source.encoding)
+    encoding = result_encoding(source.encoding, pixels)
+    rows = encode_rows(pixels, encoding)
     message = Image(
         header=source.header,
         height=pixels.shape[0],
         width=pixels.shape[1],
-        encoding=source.encoding,
+        encoding=encoding,
         is_bigendian=0,
         step=rows.shape[1],
     )
@@ -110,7 +145,7 @@ def _with_reason(transition: Transition) -> Transition:
         try:
             return transition(node, state)
         except Exception as error:
-            node._fault = f"{transition.__name__[3:]} failed: {type(error).__name__}: {error}"
+            node._fault = f"{transition.__name__[3:]} failed: {described(error)}"
             return TransitionCallbackReturn.ERROR
 
     return guarded
@@ -130,25 +165,38 @@ class SrNode(LifecycleNode):
         if unknown := undeclared(self):
             self.get_logger().warning(f"there are no parameters {', '.join(unknown)}: ignored")
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        guard_services(self)
         self._upscaler: Upscaler | None = None
+        self._patient: PatientUpscaler | None = None
         self._outputs: list[LifecyclePublisher] = []
         self._inputs: list[Subscription] = []
         self._worker: FrameWorker[Frame, Frame] | None = None
-        self._stream = Stream(self._settings.no_data_values)
+        self._calibration: Calibration | None = None
+        self._stream = self._new_stream()
+        self._state_output: LifecyclePublisher | None = None
+        self._flag: Subscription | None = None
         self._info: CameraInfo | None = None
         self._mismatch = ""  # why the camera_info is not used
         self._warned: set[str] = set()  # troubles with the camera_info that were
         self._first_image: float | None = None  # monotonic seconds
         self._statistics = StreamStatistics()
+        self._log_findings = FindingLog(self)
         self._fault = ""
-        self.failed = False  # what build_only was started for
+        self._fallbacks = 0  # results that are plain bicubic, as far as diagnostics told
+        self.failed = False  # to configure, or what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/calibrate", self._on_calibrate)
+        self.create_service(Trigger, "~/reset", self._on_reset)
         # Timers of the machine's own clock: simulated time may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         period = self._settings.diagnostics_period
         self.create_timer(period, self._publish_diagnostics, clock=self._steady)
         if self._settings.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=self._steady)
+
+    def load(self, settings: Parameters) -> Upscaler:
+        """The upscaler that the settings ask for."""
+        return load_upscaler(settings.model, **settings.load_arguments())
 
     # Transitions
 
@@ -158,8 +206,9 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         settings = self._settings
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
-        upscaler = self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
+        upscaler = self._upscaler = self.load(settings)
         upscaler.warm_up()
+        self._patient = PatientUpscaler(upscaler)
         for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
             publisher = self.create_lifecycle_publisher(
                 message_type,
@@ -168,6 +217,11 @@ class SrNode(LifecycleNode):
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             self._outputs.append(publisher)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._state_output = self.create_lifecycle_publisher(
+            DiagnosticStatus, "sr/stream_state", latched
+        )
+        self._load_calibration()
         # What is loaded stays: looking through it for garbage would stop frames for 80 ms.
         gc.collect()
         gc.freeze()
@@ -185,9 +239,9 @@ class SrNode(LifecycleNode):
 
     @_with_reason
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin a new stream: subscribe, forget what is known and counted of the last one."""
-        self._statistics = StreamStatistics()
-        self._stream = Stream(self._settings.no_data_values)
+        """Begin a new stream: subscribe, forget what is known of the last one."""
+        self._statistics.begin()
+        self._stream, self._fallbacks = self._new_stream(), 0
         self._info, self._mismatch, self._first_image = None, "", None
         self._warned.clear()
         self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
@@ -236,9 +290,10 @@ class SrNode(LifecycleNode):
         """Unsubscribe and stop the worker; a frame that takes long is waited for a moment only."""
         if self._worker is None:
             return
-        for subscription in self._inputs:
+        for subscription in (*self._inputs, *([self._flag] if self._flag else [])):
             self.destroy_subscription(subscription)
         self._inputs.clear()
+        self._flag = None
         worker, self._worker = self._worker, None
         worker.stop(STOP_TIMEOUT)
 
@@ -247,9 +302,12 @@ class SrNode(LifecycleNode):
         for publisher in self._outputs:
             self.destroy_lifecycle_publisher(publisher)
         self._outputs.clear()
+        if self._state_output is not None:
+            self.destroy_lifecycle_publisher(self._state_output)
+            self._state_output = None
         if self._upscaler is None:
             return
-        self._upscaler = None
+        self._upscaler = self._patient = None
         gc.unfreeze()
         gc.collect()
         return_freed_memory()
@@ -260,9 +318,13 @@ class SrNode(LifecycleNode):
         configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
         if configured and not self._settings.build_only:
             self.trigger_activate()
-        elif self._settings.build_only and not configured:
+        elif not configured and (self._settings.build_only or self._settings.on_failure == "exit"):
             self.failed = True
             self.context.try_shutdown()
+        elif not configured and self._settings.on_failure == "retry":
+            self.get_logger().info(f"configuring again in {RETRY_PERIOD:g} s")
+            self.destroy_timer(self._autostart)
+            self._autostart = self.create_timer(RETRY_PERIOD, self._start, clock=self._steady)
 
     # A frame's way, in the executor's thread
 
@@ -275,32 +337,63 @@ class SrNode(LifecycleNode):
         self._statistics.received(stamp_ns)
         self._first_image = self._first_image or arrived
         try:
-            pixels = image_to_array(message)
+            self._hand_over(message, stamp_ns, arrived)
+        except ImageTooLarge as error:
+            self._statistics.dropped("too_large", str(error))
         except ImageCodecError as error:
-            self._drop("malformed", str(error))
-            return
+            self._statistics.dropped("malformed", shortened(str(error)))
+        except Exception as error:
+            self._on_frame_failed(error)
+
+    def _hand_over(self, message: Image, stamp_ns: int, arrived: float) -> None:
+        pixels = image_to_array(message)
         crop = self._settings.window
-        megapixels, most = message.width * message.height / 1e6, self._settings.max_frame_megapixels
-        if megapixels > most:
-            size = f"{message.width}x{message.height} is {megapixels:.2f} megapixels"
-            self._drop("too_large", f"{size}, more than max_frame_megapixels {most}")
-        elif self._settings.lazy and not self._outputs[0].get_subscription_count():
+        check_megapixels(message.width, message.height, self._settings.max_frame_megapixels)
+        if self._worker is None:
+            raise Stopped
+        if self._settings.lazy and not self._outputs[0].get_subscription_count():
             self._statistics.idle()
         elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
             self._statistics.dropped("stale")
-
-    def _drop(self, reason: Reason, text: str) -> None:
-        self._statistics.dropped(reason, text)
-        self.get_logger().warning(f"image refused: {text}", throttle_duration_sec=LOG_PERIOD)
 
     # ... and in the worker's thread
 
     def _upscale(self, frame: Frame) -> Frame:
         started = time.monotonic()
-        pixels = self._upscaler(frame.pixels, self._stream, frame.stamp_ns)
-        return frame._replace(pixels=pixels, upscaling=time.monotonic() - started)
+        stream, before = self._stream, self._stream.events
+        pixels = self._patient(frame.pixels, stream, frame.stamp_ns)
+        upscaling = time.monotonic() - started
+        state = self._state(frame, stream, before)
+        is_dropped = self._settings.on_repeat == "drop" and stream.is_repeat
+        return frame._replace(
+            pixels=pixels, upscaling=upscaling, is_dropped=is_dropped, state=state
+        )
+
+    def _state(self, frame: Frame, stream: Stream, before: StreamEvents) -> DiagnosticStatus | None:
+        """The state of the stream after a frame; None where it is the same as before it."""
+        events, known = stream.events, stream.calibration
+        kind, since = events.event.kind, events.since_ns or frame.stamp_ns
+        is_frozen = kind == "repeat" and frame.stamp_ns - since >= 1e9 * LONG_REPEAT
+        if is_frozen or kind in ("offset", "flat"):
+            self._statistics.explained()
+        if known is not None and not stream.fits(frame.pixels.shape):
+            height, width = known.bad.shape
+            self._warn_once(
+                f"calibration {self._settings.calibration} is of frames of {width}x{height} "
+                "pixels: it is not used; call ~/calibrate to write a new one"
+            )
+        is_first = not any(before.counts.values())
+        if kind == before.event.kind and kind not in MOMENTARY and not is_first:
+            return None
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: stream"
+        return stream_state(name, frame.message.header.frame_id, events)
 
     def _publish(self, frame: Frame) -> None:
+        if frame.state is not None:
+            self._state_output.publish(frame.state)
+        if frame.is_dropped:
+            self._statistics.dropped("repeated")
+            return
         image = image_message(frame.message, frame.pixels)
         info = self._info_of_result(frame)
         image_output, info_output = self._outputs
@@ -336,15 +429,71 @@ class SrNode(LifecycleNode):
         return text
 
     def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
+        if text not in self._warned and len(self._warned) < MOST_WARNINGS:
             self._warned.add(text)
             self.get_logger().warning(text)
 
     def _on_frame_failed(self, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        self._statistics.dropped("failed", text)
-        if self.context.ok():
-            self.get_logger().error(f"frame failed: {text}", throttle_duration_sec=LOG_PERIOD)
+        if isinstance(error, Stopped):
+            self._statistics.dropped("stopped")
+        else:
+            self._statistics.dropped("failed", described(error))
+
+    # Shutter and calibration
+
+    def _new_stream(self) -> Stream:
+        settings = self._settings
+        return Stream(settings.no_data_values, settings.max_pause, self._calibration)
+
+    def _load_calibration(self) -> None:
+        """Read the calibration, if there is one; a bad one is not used, with a warning."""
+        self._calibration, path = None, self._settings.calibration
+        try:
+            self._calibration = Calibration.load(path) if path else None
+        except FileNotFoundError:
+            self.get_logger().info(f"there is no calibration {path} yet: ~/calibrate writes it")
+        except ValueError as error:
+            self.get_logger().warning(f"calibration not used: {error}")
+
+    def _on_calibrate(self, _: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:
+        """Save what the stream tells of the camera."""
+        path = self._settings.calibration
+        try:
+            if not path:
+                raise ValueError("the parameter calibration names no file: set it, then configure")
+            found = self._stream.calibrate()
+            found.save(path)
+        except (OSError, ValueError) as error:
+            answer.success, answer.message = False, described(error)
+            return answer
+        self._calibration = found
+        answer.success = True
+        answer.message = (
+            f"{path}: {found.bad.sum()} stuck pixels, noise {found.noise:.3g} counts, "
+            f"{'fixed pattern' if found.pattern else 'no fixed pattern yet'}"
+        )
+        return answer
+
+    def _on_reset(self, _: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:
+        """Begin a new stream, with what the calibration says."""
+        self._stream = self._new_stream()
+        answer.success, answer.message = True, "the next frame begins a new stream"
+        return answer
+
+    def _find_flag(self) -> None:
+        """Subscribe to the shutter flag once somebody publishes one."""
+        topic = self.resolve_topic_name("shutter_flag")
+        for kind in {end.topic_type for end in self.get_publishers_info_by_topic(topic)}:
+            if kind in FLAG_TYPES:
+                qos = topic_qos(1, "best_effort")
+                self._flag = self.create_subscription(FLAG_TYPES[kind], topic, self._on_flag, qos)
+                return
+            known = ", ".join(FLAG_TYPES)
+            self._warn_once(f"{topic} is a {kind}, which tells no shutter: ignored; read: {known}")
+
+    def _on_flag(self, message: object) -> None:
+        self._stream.is_closed = is_closed(message)
+        self._statistics.explained()
 
     # Operator
 
@@ -358,13 +507,15 @@ class SrNode(LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         self._settings = updated
         self._stream.no_data = updated.no_data_values
+        self._stream.max_pause = updated.max_pause
         return SetParametersResult(successful=True)
 
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
         values = stream_values(summary)
         if (scene := self._stream.summary()) is not None:
-            values |= scene_values(scene)
+            values |= scene_values(scene) | event_values(self._stream.events)
+        values |= fallback_values(self._stream)
         if upscaler is not None:
             values |= model_values(upscaler)
         if self._fault:
@@ -372,55 +523,94 @@ class SrNode(LifecycleNode):
         elif self._worker is None:
             level, text = DiagnosticStatus.OK, "inactive" if upscaler else "unconfigured"
         else:
+            if self._flag is None:
+                self._find_flag()
+            found = self._findings(summary)
+            self._log_findings([one for one in found if one.kind != "camera_info"])  # told once
             trouble = self._info_trouble()
             values["camera_info"] = trouble or ("none yet" if self._info is None else "used")
-            level, text = assess(summary, self._inputs[0].topic_name, trouble)
+            level, text = verdict(found, summary)
         name = f"{self.get_fully_qualified_name().lstrip('/')}: super-resolution"
         stamp: Time = self.get_clock().now().to_msg()
         self._diagnostics.publish(
             diagnostic_array(stamp, name, self._settings.model, level, text, values)
         )
 
+    def _findings(self, summary: Summary) -> list[Finding]:
+        """What is wrong with the active stream and around it."""
+        since, topic = self._worker.computing_since, self._inputs[0].topic_name
+        computing = 0.0 if since is None else time.monotonic() - since
+        found = findings(summary, topic, computing, self._settings.min_rate)
+        told, self._fallbacks = self._fallbacks, self._stream.fallbacks
+        fallback = (
+            f"{self._fallbacks - told} results are plain bicubic: {self._stream.last_fallback}; "
+            "configure the node anew, and check precision, model and the machine's memory"
+        )
+        warnings = {
+            "plain bicubic": fallback if self._fallbacks > told else "",
+            "camera_info": self._info_trouble(),
+            "out of memory": self._patient.trouble,
+            "twin": twin_of(self, self._outputs[0].topic_name),
+        }
+        level = DiagnosticStatus.WARN
+        return [*found, *(Finding(kind, level, text) for kind, text in warnings.items() if text)]
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
-    Returns 0, or 1 when a start parameter is not allowed or build_only did not build.
+    Returns 0; 1 when a start parameter is not allowed or build_only did not build; 2 when the
+    arguments, or a file of parameters, cannot be read.
     """
     keep_freed_memory()
-    rclpy.init(args=args)
+    log, node, failed = rclpy.logging.get_logger("sr_node"), None, False
     try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:
+        log.fatal(f"the arguments cannot be read: {' '.join(described(error).split())}")
+        return 2
+    try:
+        as_before()
+        install_signal_handlers(SignalHandlerOptions.ALL)
         node = SrNode()
+        _spin(node)
     except ValueError as error:
-        rclpy.logging.get_logger("sr_node").fatal(str(error))
-        rclpy.try_shutdown()
-        return 1
-    except Exception:
-        if rclpy.ok():
-            raise
-        return 0  # SIGINT or SIGTERM came while it was being made
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while rclpy.ok():
-            try:
-                executor.spin()
-            except rclpy_implementation.RCLError as error:
-                # Jazzy throws an invalid transition request out of spin().
-                node.get_logger().error(str(error))
+        log.fatal(str(error))
+        failed = True
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if rclpy.ok():  # else SIGINT or SIGTERM came while the node was being made
+            raise
     # Without a terminal, launch hands on a SIGINT that came to this process already.
     uninstall_signal_handlers()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    node.stop_stream()
-    node.destroy_node()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if node is not None:
+        node.stop_stream()
+        node.destroy_node()
+        failed = node.failed
     rclpy.try_shutdown()
     if any_computing():
         # A frame of minutes: end without tearing the network down under it.
         sys.stdout.flush()
         os._exit(0)
-    return int(node.failed)
+    return int(failed)
+
+
+def _spin(node: SrNode) -> None:
+    """Until the context ends; an error of a callback, rclpy's own too, is logged and left."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while rclpy.ok():
+        try:
+            executor.spin()
+        except (KeyboardInterrupt, ExternalShutdownException):
+            return
+        except Exception as error:
+            # rclpy's own: an invalid request of a transition on Jazzy, a /clock before 0, ...
+            text = f"left by a callback: {described(error)}"
+            node.get_logger().error(text, throttle_duration_sec=WINDOW)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def within_bounds(packed: Tensor, frame: Tensor, seen: Seen, dtype: np.dtype) ->
     bulk = max(seen.bulk * found.gain, _LEAST_BULK)
     hot = contrast > _HOT_CONTRAST * bulk
     lowest, highest = -torch.inf, torch.inf
-    if dtype.kind == "u":
-        ends = found.normalise(np.array([0, np.iinfo(dtype).max]))
+    if dtype.kind in "iu":
+        ends = found.normalise(np.array([np.iinfo(dtype).min, np.iinfo(dtype).max]))
         lowest, highest = float(ends[0]), float(ends[1])
     low, high = torch.full_like(frame, lowest), torch.full_like(frame, highest)
     tolerance = torch.full_like(frame, _TOLERATED_COUNTS * found.gain)

@@ -26,6 +26,8 @@ MIN_SIDE = 16
 SMALLEST_OWN_TILE = 256
 """Side of the tiles that a model takes where nobody asks for another, at least."""
 
+_MOST_MARKS = 64  # each costs a look at the whole frame
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -86,6 +88,8 @@ class FrameSettings:
             auto: as far as the sensor's noise allows, all of it where there is none
         remove_pattern: take off the fixed pattern of the sensor (offsets of rows, columns and
             pixels that stand still while the scene moves)
+        pipeline: robust, or published: the authors' own (full scale as -1..1, tiles of 256
+            averaged plainly, no noise removed, no consistency step), to compare with
 
     Raises:
         ValueError: a value of another type, or out of its range.
@@ -96,6 +100,7 @@ class FrameSettings:
     seed: Annotated[int, Ge(-1), Le(2**32 - 1)] = 0
     consistency: Annotated[float, Ge(0.0), Le(1.0)] | Literal["auto"] = "auto"
     remove_pattern: bool = True
+    pipeline: Literal["robust", "published"] = "robust"
 
     def __post_init__(self) -> None:
         check(self)
@@ -126,6 +131,12 @@ class Camera:
             and infinity always do
         crop: rows and columns that are cut off the frame: top, bottom, left, right (2, 0, 0, 0 for
             two rows of telemetry at the top); empty for none
+        max_pause: seconds without frames that what is known of the scene survives; after longer
+            ones, as after a cut, the stream begins anew
+        on_repeat: a frame that is exactly the one before it (a closed shutter) is not computed:
+            publish the last result with its stamp, or drop it
+        calibration: file of the camera's stuck pixels, noise and fixed pattern, written by the
+            service ~/calibrate (.npz); empty for none
 
     Raises:
         ValueError: a value of another type, or other numbers.
@@ -133,15 +144,20 @@ class Camera:
 
     no_data: str | float | int = ""
     crop: str = ""
+    max_pause: Annotated[float, Ge(0.0), Le(3600.0)] = 5.0
+    on_repeat: Literal["publish", "drop"] = "publish"
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         check(self)
         try:
-            self.no_data_values  # noqa: B018
+            count = len(self.no_data_values)
         except ValueError:
             raise ValueError(
                 f"no_data: numbers separated by commas are needed, got {self.no_data!r}"
             ) from None
+        if count > _MOST_MARKS:
+            raise ValueError(f"no_data: at most {_MOST_MARKS} numbers are looked for, got {count}")
         if self.crop and not re.fullmatch(r"\s*\d{1,5}\s*(,\s*\d{1,5}\s*){3}", self.crop):
             raise ValueError(
                 "crop: four numbers of pixels, top, bottom, left, right, are needed, "

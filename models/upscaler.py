@@ -1,6 +1,6 @@
 """The frame upscaler: counts in, four times as many counts out, in the same units.
 
-fill -> range -> normalise -> tiles -> network -> blend -> consistency -> counts
+fill -> range -> normalise -> tiles -> network -> blend -> check -> consistency -> counts
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +27,27 @@ from difiisr_models.frame_model import BicubicModel, FrameModel
 from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
+from difiisr_models.plausibility import fault_of, measure_estimate
+from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
 from difiisr_models.recurrence import Past, no_past, planes_of
-from difiisr_models.resample import PHASES, SCALE, pack, unpack
+from difiisr_models.resample import PHASES, SCALE, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
-from difiisr_models.stream import Stream
+from difiisr_models.stream import Seen, Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
 from difiisr_models.validity import put_back
 
-DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.float32: torch.float32}
+DTYPES = {
+    np.uint8: torch.uint8,
+    np.uint16: torch.uint16,
+    np.int16: torch.int16,
+    np.float32: torch.float32,
+}
 WARM_UP_SIDE = 64
+_NUMBERS = count()
 
 STAGE = "difiisr: "
-"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
+"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --size``."""
 
 
 class Upscaler:
@@ -77,21 +86,26 @@ class Upscaler:
         self.name, self.device, self.backend = name, str(device), backend
         self.passed_over, self.weights_sha256 = passed_over, weights_sha256
         self.parameter_count = model.parameter_count
+        _check_steps(model, settings)
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
         self._model = model
         self._lock = threading.Lock()
+        self._number = next(_NUMBERS)  # no other upscaler has it
         self._noise_key: tuple = ()
         self._noise: dict[int, Tensor] = {}
 
     def __call__(
         self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
     ) -> np.ndarray:
-        """Super-resolve one frame.
+        """Super-resolve one frame; one that is exactly the last one again is not computed.
+
+        Where the network's estimate cannot be true of the frame, the result is plain bicubic, and
+        ``stream.fallbacks`` and ``stream.last_fallback`` say so.
 
         Args:
             frame: ``(H, W)``, or ``(H, W, C)`` of which each channel is super-resolved, once if
-                all are equal; uint8, uint16 or float32, at least 16x16, any unit. Float pixels
-                that are not finite, or beyond 1e30 (a mark for no data), are filled for the
+                all are equal; uint8, uint16, int16 or float32, at least 16x16, any unit. Float
+                pixels that are not finite, or beyond 1e30 (a mark for no data), are filled for the
                 network and come back as they were.
             stream: the stream that the frame belongs to; by default this upscaler's own.
             stamp_ns: when the frame was taken, nanoseconds.
@@ -157,6 +171,7 @@ class Upscaler:
                     f"{name} cannot change: {self.backend} takes tiles of {shape} (batch, height, "
                     "width) only"
                 )
+        _check_steps(self._model, settings)
         self.runtime, self.settings = runtime, settings
 
     @property
@@ -172,37 +187,70 @@ class Upscaler:
     def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
         """The way of a frame ``(H, W)``, from top to bottom."""
         settings, limit = self.settings, self._model.input_limit
+        if settings.pipeline == "published":
+            return super_resolve_as_published(
+                self._model, counts, self._noise_source, settings.steps, self.device
+            )
         with record_function(STAGE + "stream"):  # fill, range, noise
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
+        key = self._number, self.runtime, settings
+        memory = stream.channel(channel)
+        if (kept := memory.kept(key)) is not None:
+            return _image(kept, counts, seen)
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
             inside = bool(frame.abs().amax() <= limit)
             is_told = settings.consistency == "auto" or self._model.is_recurrent
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
-            quiet, memory = denoise(shown, sigma), stream.channel(channel)
+            quiet = denoise(shown, sigma)
         with record_function(STAGE + "past"):
             past = None
             if self._model.is_recurrent:  # it is told of the noise, and sees it
                 still = quiet[0, 0].cpu().numpy()
-                past = planes_of(memory.past, shown, still, found, sigma)
+                known = memory.past if seen.event.has_news else None
+                past = planes_of(known, shown, still, found, sigma)
+        checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
-            packed, *mean = self._run_tiles(quiet if past is None else shown, past)
+            packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
             for part in [] if inside else hot_parts(frame, limit):
-                packed = self._with_hot_part(packed, frame, part)
+                packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):
             if self._model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
-            if past is not None:
+            if past is not None and seen.event.has_news:
                 mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
                 memory.past = Past(mean.clone(), still, found)
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            result = _to_counts(unpack(packed)[0, 0], found, DTYPES[counts.dtype.type])
-            image = _to_host(result).numpy()
-            return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+            dtype = DTYPES[counts.dtype.type]
+            result = _to_counts(unpack(packed)[0, 0], found, dtype)
+            if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
+                stream.note_fallback(fault)
+                memory.past = None
+                result = _to_counts(unpack(upsample(frame))[0, 0], found, dtype)
+            memory.result = key, result
+            return _image(result, counts, seen)
+
+    def _estimate(
+        self, shown: Tensor, past: Tensor | None, checks: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`_run_tiles`, but zeros where that cannot be true; ``checks`` takes measures."""
+        estimates, limits = self._run_tiles(shown, past), self._model.limits
+        if limits is None:
+            return estimates
+        checks += (measured := [measure_estimate(one, shown) for one in estimates])
+        deviation, detail = torch.stack(measured).amax(0)
+        believed = (deviation <= limits.deviation) & (detail <= limits.detail)
+        # NaN would keep projections busy.
+        return tuple(torch.where(believed, one, 0.0) for one in estimates)
+
+    def _fault(self, checks: list[Tensor]) -> str:
+        """Why the first estimate that is not to be believed is not; "" if all are."""
+        measured = torch.stack(checks).tolist() if checks else []
+        return next(filter(None, (fault_of(m, self._model.limits) for m in measured)), "")
 
     def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
         """``packed``, as far as the settings say brought to what was measured."""
@@ -233,7 +281,9 @@ class Upscaler:
             blend.add(places, result)
         return blend.result()[..., :height, :width].split(PHASES, dim=1)
 
-    def _with_hot_part(self, packed: Tensor, frame: Tensor, part: tuple[slice, slice]) -> Tensor:
+    def _with_hot_part(
+        self, packed: Tensor, frame: Tensor, part: tuple[slice, slice], checks: list[Tensor]
+    ) -> Tensor:
         """``packed``, with what the model makes of a window of the frame at the window's own scale.
 
         Only what lies near the hot pixels is taken from there, with a soft edge.
@@ -244,7 +294,7 @@ class Upscaler:
         limit = self._model.input_limit
         window = (window - centre) / half
         past = no_past(window, torch.zeros(())) if self._model.is_recurrent else None
-        result = self._run_tiles(window, past)[0] * half + centre
+        result = self._estimate(window, past, checks)[0] * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
@@ -345,9 +395,18 @@ def check_frame(frame: np.ndarray) -> None:
         shape = getattr(frame, "shape", type(frame).__name__)
         raise ValueError(f"a frame is an array (H, W) or (H, W, channels), got {shape}")
     if frame.dtype.type not in DTYPES or not frame.dtype.isnative:
-        raise ValueError(f"a frame is uint8, uint16 or float32, got {frame.dtype}")
+        raise ValueError(f"a frame is uint8, uint16, int16 or float32, got {frame.dtype}")
     if min(frame.shape[:2]) < MIN_SIDE:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
+
+
+def _check_steps(model: FrameModel, settings: FrameSettings) -> None:
+    """Raise ValueError unless the model was trained with as many noise levels."""
+    if settings.steps > model.max_steps:
+        raise ValueError(
+            f"steps must be 1 to {model.max_steps}, the noise levels that this model was trained "
+            f"with, got {settings.steps}"
+        )
 
 
 def _planes(frame: np.ndarray) -> list[np.ndarray]:
@@ -388,10 +447,16 @@ def _to_device(counts: np.ndarray, device: str) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
+def _image(result: Tensor, counts: np.ndarray, seen: Seen) -> np.ndarray:
+    """The caller's own array of a result that the stream keeps."""
+    image = _to_host(result).numpy()
+    return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+
+
 def _to_host(result: Tensor) -> Tensor:
     """The one copy out, into memory that a GPU reaches by itself."""
     if result.device.type == "cpu":
-        return result
+        return result.clone()
     host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
     host.copy_(result, non_blocking=True)
     torch.cuda.current_stream(result.device).synchronize()

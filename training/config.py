@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from difiisr_models.compact import CompactConfig
@@ -32,15 +32,18 @@ class OptimiserConfig:
         warmup: iterations of linear warm-up.
         weight_decay: AdamW's.
         ema: decay of the exponential moving average of the weights, per iteration.
-        grad_clip: largest gradient norm.
+        ema_warmup: the average has a shorter memory at first; without, as in the public reference,
+            it holds the initial weights for long.
+        grad_clip: largest gradient norm; null leaves gradients as they are.
     """
 
-    lr: Annotated[float, Ge(0)] = 5e-4
+    lr: Annotated[float, Ge(0), Le(1)] = 5e-4
     final_lr_share: Share = 0.01
     warmup: Annotated[int, Ge(0)] = 200
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 0.0
     ema: Share = 0.999
-    grad_clip: Annotated[float, Gt(0)] = 1.0
+    ema_warmup: bool = True
+    grad_clip: Annotated[float, Gt(0)] | None = 1.0
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -48,7 +51,7 @@ class TrainConfig:
     """A whole run. Paths are relative to the folders given on the command line.
 
     Attributes:
-        name: name of the model and of the run's folder.
+        name: name of the model and of the run's folder: letters, digits and ``_-.@+``.
         sources: where high-resolution frames come from.
         network: sizes of the compact network.
         published: sizes of the published UNet, to train that one in its latent space instead.
@@ -60,6 +63,9 @@ class TrainConfig:
             (a - b)^2, as in ResShift, for which ``guidance.py`` derives what an injected gradient
             does; "psnr" the logarithm of that, in which a frame of little contrast counts as much
             as any. What a distillation matches is compared by "l2" whatever this says.
+        inverse_scaled_at: the step whose 1 / sqrt(kappa^2 eta_t + 1) scales the input of the
+            distillation's learned inverse: "last" t = T, as in the public reference, or "first"
+            t = 1, which the network is told.
         perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched. A
             network without that knob (the published one) has this loss alone, where it is not 0.
         begin_as: published network that a new run's weights are made of, see
@@ -75,7 +81,7 @@ class TrainConfig:
         validation_frames: frames that each of them looks at.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[\w@+-][\w.@+-]*$", max_length=100)]
     sources: tuple[ImageSource, ...]
     network: CompactConfig = field(default_factory=CompactConfig)
     published: SwinUNetConfig | None = None
@@ -84,6 +90,7 @@ class TrainConfig:
     stage: Literal["diffusion", "distillation"] = "diffusion"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     norm: Literal["l1", "l2", "psnr"] = "l1"
+    inverse_scaled_at: Literal["last", "first"] = "last"
     perceptual_weight: Annotated[float, Ge(0)] = 0.0
     begin_as: Literal["none", "rlfn"] = "none"
     iterations: Count = 20000
@@ -138,6 +145,8 @@ def read_yaml(path: Path) -> Any:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
 
 
 def from_dict(data: Any, where: str, kind: type = TrainConfig) -> Any:

@@ -7,6 +7,7 @@ import inspect
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from tabulate import tabulate
 
 from difiisr_models.backends.selection import resolve_device
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
+from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
 from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
@@ -29,6 +31,7 @@ from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,
     Results,
+    short_names,
     slug,
     write_results,
 )
@@ -48,6 +51,8 @@ def evaluate(
     outputs: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
     mode: Mode = "reference",
     degradation: Kind = "bicubic",
+    lr: list[str] = [],  # noqa: B006
+    masks: list[str] = [],  # noqa: B006
     topic: str | None = None,
     data: Path | None = None,
     every: Annotated[int, Ge(1)] = 1,
@@ -75,11 +80,15 @@ def evaluate(
         out: folder to write.
         models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
             published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
-            @FIDELITY, @steps=N, @consistency=F, @seed=N.
+            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
         outputs: NAME=DIR, results of other methods: an image per frame, under the frame's name.
         mode: reference: the input is high resolution, and low resolution is made of it; camera:
             the input is super-resolved as it is, and judged without reference.
         degradation: how low resolution is made, with reference.
+        lr: [SET=]DIR, your own low resolution instead: an image per frame, under the frame's name,
+            a quarter of its size; repeatable.
+        masks: [SET=]DIR, likewise: images that are 0 where a result is not judged (it counts as
+            right there, and PSNR is of the other pixels).
         topic: of a recording; by default its only images.
         data: root of the sets' folders.
         every: use the first of each so many frames.
@@ -117,6 +126,12 @@ def evaluate(
     selection = Selection(every, last, limit, spread=mode == "reference")
     sets = resolve_inputs(inputs, data, topic, selection)
     names = [chosen.name for chosen in sets]
+    own, hidden = files_of_sets("--lr", lr, names), files_of_sets("--masks", masks, names)
+    if (own or hidden) and mode != "reference":
+        raise ValueError("--lr and --masks are for --mode reference")
+    for place, chosen in enumerate(sets):
+        pairs, parts = (_images_of(files, chosen.name) for files in (own, hidden))
+        sets[place] = replace(chosen, lr=pairs, masks=parts)
     boxes = files_of_sets("--annotations", annotations, names)
     maps = files_of_sets("--labels", labels, names)
     judge = Judge(mode, metrics.split(",") if metrics else None, weights, device, scale)
@@ -182,7 +197,7 @@ def resolve_inputs(
         for source in recordings or [path]:
             if recordings:
                 title = f"{name}/{source.relative_to(path)}" if len(recordings) > 1 else name
-                one = _recorded(title, source, topic, selection)
+                one = recorded_set(title, source, topic, selection)
             else:
                 one = image_set(name, path, selection, end)
             if one.name in found:
@@ -191,8 +206,8 @@ def resolve_inputs(
     return list(found.values())
 
 
-def _recorded(name: str, recording: Path, topic: str | None, selection: Selection) -> InputSet:
-    """A recording, whose messages keep their numbers as names."""
+def recorded_set(name: str, recording: Path, topic: str | None, selection: Selection) -> InputSet:
+    """A recording as a set; its messages keep their numbers as names."""
     with open_bag(recording) as bag:
         chosen = choose_image_topic(bag, topic)
     read = functools.partial(frames_of, recording, chosen, choose=selection.choose)
@@ -219,6 +234,12 @@ def files_of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dic
             raise ValueError(f"{option} is given twice {f'for {name}' if name else 'without SET='}")
         files[name] = path
     return files
+
+
+def _images_of(files: dict[str | None, Path], name: str) -> dict[str, Path]:
+    """The images in the folder of a set, or in that of all sets, by name."""
+    folder = files.get(name, files.get(None))
+    return images_by_name(folder) if folder else {}
 
 
 def _judge_sets(
@@ -260,11 +281,12 @@ def _judge_sets(
 
 def markdown_table(results: Results) -> str:
     """Means per set and model, and COCO mAP where a detector judged, as Markdown tables."""
+    titles = short_names([chosen.name for chosen in results.sets])
     means = [
-        {"set": chosen.name, "frames": chosen.frames, "model": model.title}
+        {"set": title, "frames": chosen.frames, "model": model.title}
         | {name: model.mean[name] for name in results.metrics}
         | {"seconds": model.seconds_per_frame}
-        for chosen in results.sets
+        for title, chosen in zip(titles, results.sets, strict=True)
         for model in chosen.models
     ]
     precisions = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -17,7 +17,7 @@ def export(
     target: Annotated[Path, Parameter(name="OUT.onnx")],
     /,
     *,
-    input_size: ImageSize,
+    size: ImageSize,
     what: Literal["network", "sampler"] = "network",
     precision: Precision = "fp32",
     steps: Count = 1,
@@ -29,7 +29,7 @@ def export(
     Args:
         model: model name, or path of weights.
         target: the graph to write.
-        input_size: of a low-resolution tile, HxW as in 120x160.
+        size: of a low-resolution tile, WIDTHxHEIGHT as in 160x120.
         what: the bare network, or from normalised tile to super-resolved tile.
         precision: of convolutions and matrix products.
         steps: diffusion steps of the sampler.
@@ -43,12 +43,14 @@ def export(
     check_target(target, force)
     if what == "network" and steps != 1:
         raise ValueError("--steps is a property of the sampler: add --what sampler")
-    kind, module, autoencoder, weights_sha256 = load_parts(model)
-    properties = {"what": what, "kind": kind, "weights_sha256": weights_sha256, "scale": "4"}
+    parts = load_parts(model)
+    module: Any = parts.network
+    properties = {"what": what, "kind": parts.kind, "scale": "4"}
+    properties["weights_sha256"] = parts.weights_sha256
     if what == "sampler":
-        module = GraphSampler(module, autoencoder, steps)
+        module = GraphSampler(module, parts.autoencoder, parts.schedule, steps)
         properties["steps"] = str(steps)
-    shape = (None if batch == "dynamic" else batch, *input_size)
+    shape = (None if batch == "dynamic" else batch, *size)
     done = export_graph(module, shape, precision, properties)
     with replaced(target) as beside:
         beside.write_bytes(done.graph)

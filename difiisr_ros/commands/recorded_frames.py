@@ -19,14 +19,17 @@ from difiisr_models.resample import SCALE
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
     DIAGNOSTICS_TYPE,
-    IMAGE_TYPE,
     Bag,
+    image_topics,
+    info_topic_beside,
     open_bag,
     parse_message,
+    raw_topic,
+    read_image,
     stamp_of,
     topics_of,
 )
-from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.image_codec import image_to_array, result_encoding
 from difiisr_training.evaluation.metrics import consistency
 
 DETECTIONS_TYPE = "vision_msgs/msg/Detection2DArray"
@@ -139,8 +142,8 @@ def _choose_topics(
     cameras: Bag, results: Bag, image: str | None, sr: str | None, detections: str | None
 ) -> dict[str, str | None]:
     """``Recording.topics``: those given, the others by name and type."""
-    made, seen = topics_of(results, IMAGE_TYPE), topics_of(cameras, IMAGE_TYPE)
-    likely = [name for name in made if name.endswith(("/sr", "/sr/image_raw"))]
+    made, seen = image_topics(results), image_topics(cameras)
+    likely = [name for name in made if raw_topic(name).endswith(("/sr", "/sr/image_raw"))]
     camera = [name for name in seen if name not in likely]
     sr = _choose("--sr-topic", sr, likely, made, "`difiisr replay` makes results")
     image = _choose("--topic", image, camera, seen, "--camera-bag may give the camera's recording")
@@ -148,8 +151,8 @@ def _choose_topics(
     if detections is not None or found:
         every = sorted({topic.name for topic in results.topics})
         detections = _choose("--detections-topic", detections, found, every, "or leave them out")
-    image_info = f"{image.rpartition('/')[0]}/camera_info"
-    sr_info = f"{sr.removesuffix('/image_raw')}/camera_info"
+    image_info = info_topic_beside(image)
+    sr_info = f"{raw_topic(sr).removesuffix('/image_raw')}/camera_info"
     return {
         "image": image,
         "sr": sr,
@@ -190,7 +193,7 @@ def _read_topics(
 def _images(bag: Bag, topic: str) -> Iterator[RecordedMessage]:
     for message in bag.messages({topic}):
         with suppress(ValueError):  # without a stamp: noted when times were read
-            yield RecordedMessage(stamp_of(message.data), message.time, message.data)
+            yield RecordedMessage(stamp_of(message.data), message.time, message)
 
 
 def match_frames(
@@ -243,19 +246,19 @@ class OfflineRun:
         self._if_processed: Stream | None = None
         self._skipped = 0
 
-    def skip(self, pixels: np.ndarray) -> None:
+    def skip(self, pixels: np.ndarray, stamp_ns: int) -> None:
         """Take in a frame without a result, ``(h, w)`` or ``(h, w, 3)``."""
         if self._if_processed is None:
             self._if_processed = copy.deepcopy(self._stream)
-        self.upscaler.skip(pixels, self._if_processed)
+        self.upscaler.skip(pixels, self._if_processed, stamp_ns)
         self._skipped += 1
 
-    def expect(self, pixels: np.ndarray, recorded: np.ndarray | None) -> np.ndarray:
+    def expect(self, pixels: np.ndarray, recorded: np.ndarray | None, stamp_ns: int) -> np.ndarray:
         """What the node should have made of a frame, given what it made (``None``: not known)."""
-        expected = self.upscaler(pixels, self._stream)
+        expected = self.upscaler(pixels, self._stream, stamp_ns)
         in_doubt = self._if_processed is not None and recorded is not None
         if in_doubt and not np.array_equal(recorded, expected, equal_nan=True):
-            other = self.upscaler(pixels, self._if_processed)
+            other = self.upscaler(pixels, self._if_processed, stamp_ns)
             if np.array_equal(recorded, other, equal_nan=True):
                 expected, self._stream = other, self._if_processed
                 self.lost += self._skipped
@@ -279,14 +282,14 @@ def _compare_frames(
             found = {} if frame is None else _compare(image, _image(result), offline)
             compared.setdefault(result.stamp, found)
         elif image and offline:  # what is no frame, the node did not process
-            offline.skip(image[1])
+            offline.skip(image[1], frame.stamp)
     return compared
 
 
 def _image(message: RecordedMessage | None) -> tuple[Any, np.ndarray] | None:
     """A ``sensor_msgs/Image`` and its pixels; ``None``: it is not there, or not readable."""
     with suppress(ValueError):
-        image = None if message is None else parse_message(message.content, IMAGE_TYPE)
+        image = None if message is None else read_image(message.content)
         return image and (image, image_to_array(image))
     return None
 
@@ -303,12 +306,14 @@ def _compare(
         answer, made = result
         right = {
             "size": made.shape[:2] == tuple(SCALE * side for side in pixels.shape[:2]),
-            "encoding": answer.encoding == message.encoding,
+            "encoding": answer.encoding == result_encoding(message.encoding, pixels),
             "frame_id": answer.header.frame_id == message.header.frame_id,
         }
         faults = [name for name in right if not right[name]]
         sr = made if right["size"] and right["encoding"] else None
-    expected = None if offline is None else offline.expect(pixels, sr)
+    at = message.header.stamp
+    stamp_ns = at.sec * 1_000_000_000 + at.nanosec
+    expected = None if offline is None else offline.expect(pixels, sr, stamp_ns)
     found: dict[str, Any] = {"faults": " ".join(faults)}
     if sr is None:
         return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_format
 import sys
 from pathlib import Path
+from typing import Literal
 
 from difiisr_models import Camera, FrameSettings, Runtime
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
@@ -21,7 +23,10 @@ def replay(
     camera_info_topic: str | None = None,
     sr_topic: str | None = None,
     only_sr: bool = False,
+    compressed: bool = False,
     force: bool = False,
+    json: bool = False,
+    rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: CameraOptions = Camera(),
@@ -36,7 +41,10 @@ def replay(
         camera_info_topic: default: beside the image topic.
         sr_topic: topic of the results; default: sr beside the image topic.
         only_sr: do not copy the other topics.
+        compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
+        json: print the summary as JSON.
+        rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
     Returns:
         0: all frames; 1: none; 2: some, or those of a recording that is damaged.
@@ -53,19 +61,30 @@ def replay(
         info_topic=camera_info_topic,
         sr_topic=sr_topic,
         only_sr=only_sr,
+        compressed=compressed,
         force=force,
+        rosbag2_version=rosbag2_version,
         camera=camera,
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
-    print(
-        f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
-        f"on {report.sr_topic}, {len(report.malformed)} refused"
-    )
-    if report.fault:
-        kept = f"what was readable is in {out_bag}"
-        print(f"difiisr: {in_bag} is damaged; {kept}: {report.fault}", file=sys.stderr)
+    if json:
+        facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
+        facts |= {"topic": report.sr_topic, "refused": report.malformed}
+        facts |= {"faults": [str(fault) for fault in report.faults]}
+        print(json_format.dumps(facts, indent=2))
+    else:
+        print(
+            f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
+            f"on {report.sr_topic}, {len(report.malformed)} refused"
+            f"{f', {report.repeated} repeated' if report.repeated else ''}; "
+            f"events: {report.events}"
+        )
+    for fault in report.faults:
+        print(f"damaged: {fault}", file=sys.stderr)
+    if report.faults:
+        print(f"difiisr: {in_bag} is damaged; what was readable is in {out_bag}", file=sys.stderr)
     if not report.frames_out:
         print("difiisr: no frame could be super-resolved", file=sys.stderr)
         return 1
-    return 2 if report.fault or report.malformed else 0
+    return 2 if report.faults or report.malformed else 0

@@ -138,7 +138,8 @@ def train(
             save_learning_curve(run, run / "learning_curve.png")
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
-        raise KeyboardInterrupt  # what it had is saved; `train A && train B` must not go on
+        # What it had is saved; `train A && train B` must not go on.
+        raise KeyboardInterrupt(state.interrupted)
 
 
 def _train_on_sequences(

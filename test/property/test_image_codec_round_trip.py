@@ -43,7 +43,7 @@ def test_padding_byte_order_and_trailing_bytes_do_not_change_the_pixels(
 
 
 @given(
-    st.sampled_from([*sorted(ENCODINGS), "yuv422", ""]),
+    st.sampled_from([*sorted(ENCODINGS), "yuv422", "bgra8", "64FC1", "nv99", ""]),
     st.integers(0, 2**32 - 1) | st.integers(0, 8),
     st.integers(0, 2**32 - 1) | st.integers(0, 8),
     st.integers(0, 2**32 - 1) | st.integers(0, 32),

@@ -8,13 +8,20 @@ pytest.importorskip("diagnostic_msgs", reason="needs ROS messages")
 from diagnostic_msgs.msg import DiagnosticStatus as Status
 
 from difiisr_models import Stream, load_upscaler
+from difiisr_models.events import Event
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.diagnostics import (
-    assess,
+    Finding,
+    findings,
     model_values,
     scene_values,
+    stream_state,
     stream_values,
+    verdict,
 )
 from difiisr_ros.stream_statistics import Summary
+
+TOPIC = "/thermal/image_raw"
 
 
 def total(**fates):
@@ -32,33 +39,54 @@ def recent(**fates):
         ({**total(received=4, idle=4), "waiting": True}, Status.OK, "waiting for a subscriber"),
         (total(received=5, idle=4), Status.OK, "computing the first frame"),
         ({}, Status.OK, "waiting for an image"),
-        ({"silence": 5.0}, Status.STALE, "no image on /thermal/image_raw for 5 s"),
+        ({"silence": 5.0}, Status.ERROR, "no image on /thermal/image_raw for 5 s"),
         (recent(lost=3), Status.WARN, "3 frames lost before this node"),
         (recent(received=9, stale=6), Status.WARN, "6 of 9 frames skipped"),
         (
-            {**recent(malformed=2), "last_error": "step 3"},
+            {**recent(malformed=2), "errors": {"malformed": "step 3"}},
             Status.WARN,
             "2 images refused in 10 s: step 3",
         ),
         (
-            {**recent(failed=1, stale=5), "last_error": "out of memory"},
+            {**recent(failed=1, stale=5), "errors": {"failed": "out of memory"}},
             Status.ERROR,
-            "1 frames failed in 10 s: out of memory",
+            "1 frames failed in 10 s: out of memory; ",
         ),
         # what is long over is counted, not alarmed about
         (total(published=1, lost=3, failed=9), Status.OK, "Hz"),
     ],
 )
 def test_the_worst_trouble_sets_level_and_message(summary, level, text):
-    found_level, message = assess(Summary(**summary), "/thermal/image_raw")
+    found_level, message = verdict(findings(Summary(**summary), TOPIC), Summary(**summary))
     assert found_level == level
     assert text in message
 
 
-def test_trouble_with_the_camera_info_is_told_where_frames_are_well():
-    fine, refused = total(published=9), recent(malformed=2)
-    assert assess(Summary(**fine), "/a", "no camera_info") == (Status.WARN, "no camera_info")
-    assert "refused" in assess(Summary(**refused), "/a", "no camera_info")[1]
+def test_all_that_is_wrong_is_told_the_worst_first():
+    summary = Summary(**recent(failed=1, malformed=2))
+    found = [Finding("camera_info", Status.WARN, "no camera_info"), *findings(summary, TOPIC)]
+    level, message = verdict(found, summary)
+    assert level == Status.ERROR
+    assert message.startswith("1 frames failed")
+    assert "2 images refused" in message
+    assert "no camera_info" in message
+
+
+@pytest.mark.parametrize(
+    ("summary", "computing", "level", "text"),
+    [
+        ({}, 2.0, Status.OK, ""),
+        ({}, 6.0, Status.WARN, "one frame of /thermal/image_raw computes for 6 s"),
+        ({}, 31.0, Status.ERROR, "start the node again"),
+        ({**recent(received=5), "rate_in": 0.5}, 0.0, Status.WARN, "brings 0.5 Hz, less than"),
+        ({**recent(received=5), "rate_in": 0.5, "silence": 4.0}, 0.0, Status.ERROR, "no image on"),
+    ],
+)
+def test_the_watchdog_names_the_topic_and_what_to_do(summary, computing, level, text):
+    summary = Summary(**summary)
+    found_level, message = verdict(findings(summary, TOPIC, computing, min_rate=1.0), summary)
+    assert found_level == level
+    assert text in message
 
 
 def test_the_scene_is_told_in_counts():
@@ -96,3 +124,17 @@ def test_the_backend_and_what_was_passed_over_are_told():
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
     assert values["passed over onnxruntime"] == "bicubic always runs in torch"
     assert 50 < float(values["memory (MB)"]) < 50_000
+
+
+def test_the_state_of_the_stream_tells_event_counts_and_last_jump():
+    events = StreamEvents()
+    for n, event in enumerate((Event(), Event("offset", 1.0, -183.0, pause=0.8), Event())):
+        events = events.then(event, 10**9 * (n + 1))
+    state = stream_state("sr_node: stream", "lens", events)
+    values = {value.key: value.value for value in state.values}
+    assert (state.message, state.hardware_id, state.level) == ("normal", "lens", Status.OK)
+    assert (values["event since (s)"], values["last event"]) == ("3.000", "offset")
+    assert (values["events offset"], values["events pause"], values["events cut"]) == (
+        "1", "1", "0"
+    )  # fmt: skip
+    assert values["last event offset (counts)"] == "-183"

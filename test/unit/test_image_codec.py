@@ -4,12 +4,114 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array
+from difiisr_ros.image_codec import (
+    ImageCodecError,
+    encode_rows,
+    image_to_array,
+    is_colour,
+    is_false_colour,
+    result_encoding,
+)
 
 
-def decode(encoding, height, width, step, is_bigendian, data):
+def message(encoding, height, width, step, is_bigendian, data):
     image = {"encoding": encoding, "height": height, "width": width, "step": step}
-    return image_to_array(SimpleNamespace(**image, is_bigendian=is_bigendian, data=data))
+    return SimpleNamespace(**image, is_bigendian=is_bigendian, data=data)
+
+
+def decode(*fields):
+    return image_to_array(message(*fields))
+
+
+def padded(stored, padding=3):
+    """Fields after the encoding of a message with rows that end in garbage."""
+    rows = stored.reshape(len(stored), -1).view(np.uint8)
+    data = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAA)
+    return *stored.shape[:2], data.shape[1], stored.dtype.byteorder == ">", data.tobytes()
+
+
+RED, GREY = (255, 0, 0), (90, 90, 90)
+BGR_RED = RED[::-1]
+OF_RED_AND_GREY = [[76, 90]]  # 0.299 x 255
+Y, U, V = 200, 40, 220
+
+
+@pytest.mark.parametrize(
+    ("encoding", "stored", "pixels", "result"),
+    [
+        ("16SC1", np.array([[-300, 7]], ">i2"), [[-300, 7]], "16SC1"),
+        ("16SC1", np.array([[-300, 7]], "<i2"), [[-300, 7]], "16SC1"),
+        ("64FC1", np.array([[273.15, np.nan]], ">f8"), [[273.15, np.nan]], "32FC1"),
+        ("64FC1", np.array([[273.15, 1e300]], "<f8"), [[273.15, np.inf]], "32FC1"),
+        ("rgba8", np.array([[(*RED, 9), (*GREY, 0)]], np.uint8), OF_RED_AND_GREY, "mono8"),
+        ("bgra8", np.array([[(*BGR_RED, 9), (*GREY, 0)]], np.uint8), OF_RED_AND_GREY, "mono8"),
+        ("8UC4", np.array([[(*BGR_RED, 9), (*GREY, 0)]], np.uint8), OF_RED_AND_GREY, "mono8"),
+        ("8UC3", np.array([[BGR_RED, GREY]], np.uint8), OF_RED_AND_GREY, "mono8"),
+        ("yuv422", np.array([[(U, Y), (V, 17)]], np.uint8), [[Y, 17]], "mono8"),
+        ("uyvy", np.array([[(U, Y), (V, 17)]], np.uint8), [[Y, 17]], "mono8"),
+        ("yuv422_yuy2", np.array([[(Y, U), (17, V)]], np.uint8), [[Y, 17]], "mono8"),
+        ("yuyv", np.array([[(Y, U), (17, V)]], np.uint8), [[Y, 17]], "mono8"),
+    ],
+)
+def test_what_thermal_drivers_send_is_read(encoding, stored, pixels, result):
+    found = decode(encoding, *padded(stored))
+    np.testing.assert_array_equal(found, np.array(pixels, found.dtype))
+    assert result_encoding(encoding, found) == result
+    assert encode_rows(found, result).size  # the result can go out
+
+
+def test_grey_in_any_colour_keeps_its_256_levels():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for encoding in ("rgba8", "bgra8", "8UC4", "8UC3"):
+        channels = 3 if encoding == "8UC3" else 4
+        grey = np.repeat(levels[..., None], channels, axis=2)
+        np.testing.assert_array_equal(decode(encoding, *padded(grey)), levels)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pixel", "is_false"),
+    [
+        ("rgb8", RED, True),
+        ("bgr8", GREY, False),
+        ("bgra8", (*GREY, 255), False),
+        ("rgba8", (90, 90, 130, 255), True),
+        ("rgb8", (90, 92, 89), False),  # grey after JPEG
+        ("yuv422", (128, 30), False),
+        ("yuyv", (30, 90), True),
+    ],
+)
+def test_colours_that_differ_are_false_colour(encoding, pixel, is_false):
+    image = message(encoding, *padded(np.full((2, 2, len(pixel)), pixel, np.uint8)))
+    assert is_false_colour(image) is is_false
+    assert is_colour(encoding)
+
+
+def test_counts_are_no_colour():
+    image = message("mono16", *padded(np.array([[1, 60000]], np.uint16)))
+    assert not is_false_colour(image)
+    assert not any(map(is_colour, ("mono16", "64FC1", "32SC1")))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "dtype", "channels", "tolerance"),
+    [
+        *((name, np.uint8, 4, 1) for name in ("rgba8", "bgra8")),
+        *((name, np.uint8, 2, 0) for name in ("yuv422",)),
+        *((name, np.uint8, 1, 0) for name in ("mono8", "bayer_rggb8")),
+        *((name, np.uint16, 3, 0) for name in ("rgb16", "bgr16")),
+        ("mono16", np.uint16, 1, 0),
+        ("32SC1", np.int32, 1, 0),
+        ("64FC1", np.float64, 1, 0),
+    ],
+)
+def test_encodings_are_read_as_cv_bridge_reads_them(encoding, dtype, channels, tolerance):
+    cv_bridge = pytest.importorskip("cv_bridge", reason="needs cv_bridge (python3-cv-bridge)")
+    numbers = np.random.default_rng(0).integers(0, 250, (6, 8, channels)).astype(dtype)
+    image = message(encoding, *padded(numbers, padding=0))  # Noetic's cannot read padded rows
+    ours = image_to_array(image)
+    wanted = "passthrough" if encoding.endswith("C1") else result_encoding(encoding, ours)
+    theirs = cv_bridge.CvBridge().imgmsg_to_cv2(image, wanted)
+    np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
 @pytest.mark.parametrize("container", [bytes, bytearray, lambda b: array.array("B", b)])
@@ -33,7 +135,10 @@ def test_large_frames_are_read_without_a_copy():
         (("mono8", 2**32 - 1, 2**32 - 1, 2**32 - 1, 0, bytes(16)), ("16 bytes", "4294967295")),
         (("mono8", 0, 4, 4, 0, bytes(16)), ("height 0",)),
         (("mono8", 4, 0, 0, 0, bytes(16)), ("width 0",)),
-        (("yuv422", 4, 4, 8, 0, bytes(32)), ("'yuv422'", "mono16")),
+        (("yuv422", 4, 4, 7, 0, bytes(32)), ("step 7", "8 bytes")),
+        (("rgba8", 4, 4, 16, 0, bytes(63)), ("63 bytes", "64")),
+        (("16SC1", 4, 4, 8, 0, bytes(31)), ("31 bytes", "32")),
+        (("nv99", 4, 4, 8, 0, bytes(32)), ("'nv99'", "cv_bridge")),
     ],
 )
 def test_forged_fields_are_refused_with_their_numbers(fields, numbers):

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from difiisr_models.backends import onnx_export
 from difiisr_models.backends.onnx_export import GraphSampler, export_graph
+from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.files import sha256_file
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -122,7 +123,7 @@ def test_half_precision_is_in_the_weights_and_not_at_the_border(
 
 def test_the_sampler_goes_from_tile_to_tile(tiny_network, export):
     steps = 2
-    sampler = GraphSampler(tiny_network, None, steps)
+    sampler = GraphSampler(tiny_network, None, exponential_schedule(), steps)
     path, _ = export(sampler, (None, 16, 24))
     assert operators(path) <= SAMPLER_OPERATORS
     lr = torch.rand(3, 1, 16, 24) * 2 - 1
@@ -137,7 +138,7 @@ def test_the_sampler_goes_from_tile_to_tile(tiny_network, export):
     ["fp16", *(pytest.param(other, marks=pytest.mark.slow) for other in ("fp32", "bf16"))],
 )
 def test_the_published_sampler_computes_norms_and_softmax_in_float32(published, export, precision):
-    sampler = GraphSampler(*published, 1)
+    sampler = GraphSampler(*published, exponential_schedule(), 1)
     path, done = export(sampler, (1, 16, 16), precision)
     assert done.quantity == ("largest" if precision == "fp32" else "mean")
     assert done.difference <= done.tolerance
@@ -157,7 +158,7 @@ def test_the_published_sampler_computes_norms_and_softmax_in_float32(published, 
 
 def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onnx_export, "_run", lambda *_: torch.full((1, 16, 20, 24), torch.nan))
-    arguments = ["export", str(tiny_folder), str(tmp_path / "n.onnx"), "--input-size", "20x24"]
+    arguments = ["export", str(tiny_folder), str(tmp_path / "n.onnx"), "--size", "24x20"]
     assert cli.main(arguments) == 1
     assert "differs from torch by nan, more than" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -165,7 +166,7 @@ def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, mon
 
 def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys):
     target = tmp_path / "n.onnx"
-    arguments = ["export", str(tiny_folder), str(target), "--input-size", "20x24", "--batch", "2"]
+    arguments = ["export", str(tiny_folder), str(target), "--size", "24x20", "--batch", "2"]
     assert cli.main(arguments) == 0
     assert "largest difference to torch" in capsys.readouterr().out
     opened = session(target)
@@ -181,9 +182,9 @@ def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["bicubic", "--input-size", "20x24"], "no network"),
-        (["no-such-model", "--input-size", "20x24"], "no-such-model"),
-        (["MODEL", "--input-size", "20x24", "--steps", "2"], "--what sampler"),
+        (["bicubic", "--size", "24x20"], "no network"),
+        (["no-such-model", "--size", "24x20"], "no-such-model"),
+        (["MODEL", "--size", "24x20", "--steps", "2"], "--what sampler"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(tiny_folder, tmp_path, capsys, arguments, text):
@@ -194,9 +195,9 @@ def test_what_cannot_be_exported_is_refused(tiny_folder, tmp_path, capsys, argum
 
 
 @pytest.mark.parametrize("size", ["160", "0x160", "120x", "120*160"])
-def test_a_size_is_height_x_width(size, capsys):
-    assert cli.main(["export", "difiisr-rt-x4", "out.onnx", "--input-size", size]) == 2
-    assert "120x160" in capsys.readouterr().err
+def test_a_size_is_width_x_height(size, capsys):
+    assert cli.main(["export", "difiisr-rt-x4", "out.onnx", "--size", size]) == 2
+    assert "640x512" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named(tiny_network, monkeypatch):

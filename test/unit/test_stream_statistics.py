@@ -41,7 +41,7 @@ def test_the_window_forgets_but_the_totals_do_not():
     statistics.dropped("stale")
     summary = statistics.summary()
     assert (summary.recent["malformed"], summary.recent["stale"]) == (1, 2)
-    assert summary.last_error == "step 3 is too short"
+    assert summary.errors == {"malformed": "step 3 is too short", "stale": ""}
     clock.now += WINDOW + 1
     summary = statistics.summary()
     assert summary.latency is summary.upscaling is None
@@ -84,7 +84,97 @@ def test_frames_lost_on_the_way_are_seen_in_the_stamps():
     ids=["jitter", "a bag that starts again", "no stamps"],
 )
 def test_nothing_is_lost(stamps):
-    statistics = StreamStatistics(ManualClock())
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
     for stamp in stamps:
+        clock.now += 0.1
         statistics.received(round(stamp * 1e9))
     assert statistics.summary().total["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        [*range(20), *(9_000_000_000 + n for n in range(20))],
+        [*(n * 10**8 for n in range(20)), *(5 * 10**9 + n * 10**8 for n in range(20))],
+    ],
+    ids=["1 ns apart, then 9 s", "a jump that took no time"],
+)
+def test_implausible_stamps_make_no_figure(stamps):
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    for stamp in stamps:
+        clock.now += 0.1
+        statistics.received(stamp)
+    assert statistics.summary().total["lost"] == 0
+
+
+def test_another_rate_is_no_loss():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    for hertz in (30, 9, 30, 1, 9):
+        stream(clock, statistics, 40, hertz)
+        assert statistics.summary().total["lost"] == 0, hertz
+
+
+def test_a_silent_or_slower_camera_has_no_longer_its_old_rate():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 60, hertz=10)
+    clock.now += 2.0
+    assert statistics.summary().rate_in == pytest.approx(60 / 7.9, rel=0.01)
+    clock.now += 6.0
+    assert statistics.summary().rate_in == 0
+
+
+def test_every_frame_has_met_a_fate_or_is_pending_over_all_streams():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 3)
+    for stamp in range(4):
+        statistics.received(stamp)
+    statistics.dropped("stale")
+    statistics.idle()
+    assert statistics.summary().pending == 2
+    statistics.begin()
+    statistics.dropped("stopped")
+    summary = statistics.summary()
+    assert (summary.pending, summary.total["received"], summary.rate_in) == (1, 7, 0)
+
+
+def gap(clock, statistics, seconds):
+    clock.now += seconds
+    stream(clock, statistics, 8)
+
+
+def test_a_pause_of_the_camera_is_no_loss():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 8)
+    gap(clock, statistics, 1.2)
+    total = statistics.summary().total
+    assert (total["lost"], total["withheld"]) == (0, 12)
+    for _ in range(3):
+        gap(clock, statistics, 0.7)  # no shutter closes that often
+    assert statistics.summary().total["lost"] == 21
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["frozen before", "level jumps after"])
+def test_a_short_gap_at_a_shutter_event_is_no_loss(after):
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 8)
+    if not after:
+        statistics.explained()
+    clock.now += 0.3
+    stream(clock, statistics, 2)
+    if after:
+        statistics.explained()
+    stream(clock, statistics, 8)
+    summary = statistics.summary()
+    assert (summary.total["lost"], summary.recent["lost"]) == (0, 0)
+    assert summary.total["withheld"] == 3
+    clock.now += 3.0
+    stream(clock, statistics, 40)
+    gap(clock, statistics, 0.3)
+    assert statistics.summary().total["lost"] == 3
