@@ -11,7 +11,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs release-check clean
 
 help:
 	@echo "make demo             play a thermal stream to the node over DDS; picture in out/demo/"
@@ -19,6 +19,8 @@ help:
 	@echo "make test             all tests; ARGS='-k replay' is handed to pytest"
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
 	@echo "make lint             ruff check and format"
+	@echo "make docs             the documentation as a site: out/site/index.html"
+	@echo "make release-check    versions agree; wheel and sdist build, install and run"
 	@echo "make clean            remove build products and out/"
 
 setup: $(FILLED)
@@ -37,6 +39,13 @@ test: $(FILLED)
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+docs: $(FILLED)
+	$(PYTHON) -m mkdocs --version >/dev/null 2>&1 || $(PYTHON) -m pip install -q 'mkdocs<2' 'mkdocs-material<10' 'mkdocstrings[python]<2'
+	$(PYTHON) -m mkdocs build --strict
+
+release-check: $(FILLED)
+	$(PYTHON) scripts/release_check.py
 
 clean:
 	rm -rf build dist install log out *.egg-info .pytest_cache .ruff_cache .hypothesis
