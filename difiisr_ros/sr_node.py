@@ -45,7 +45,8 @@ from rclpy.signals import (
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
-from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models import Stream, Upscaler
+from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.settings import Crop
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
@@ -182,7 +183,7 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         settings = self._settings
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
-        upscaler = self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
+        upscaler = self._upscaler = load_quickest(settings.model, **settings.load_arguments())
         upscaler.warm_up()
         self._patient = PatientUpscaler(upscaler)
         for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
@@ -197,7 +198,8 @@ class SrNode(LifecycleNode):
         gc.collect()
         gc.freeze()
         passed_over = [f"not {name}: {why}" for name, why in upscaler.passed_over]
-        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over])
+        measured = [f"{name}: {ms:.0f} ms" for name, ms in upscaler.measured.items()]
+        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over, *measured])
         self.get_logger().info(
             f"configured {upscaler.name} ({runs}) in {time.monotonic() - started:.1f} s"
         )
