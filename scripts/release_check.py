@@ -75,7 +75,10 @@ def main() -> None:
         place = run(sys.executable, "-c", code, cwd=out)
         if "site" not in place:
             raise SystemExit(f"the wheel's package is not what is imported: {place}")
-        code = "import sys; sys.path.insert(0, 'site'); from difiisr_ros.cli import main; main(['--help'])"
+        code = (
+            "import sys; sys.path.insert(0, 'site'); "
+            "from difiisr_ros.cli import main; main(['--help'])"
+        )
         if "replay" not in run(sys.executable, "-c", code, cwd=out):
             raise SystemExit("the installed command does not show its verbs")
         print("installed; difiisr --help runs")
