@@ -32,8 +32,10 @@ VERBS = {
     "evaluate": "judge models on recordings and images: report.html",
     "fleet": "replay or evaluate many recordings, on one machine or a cluster",
     "recorded": "say what a running node really did, from its recording",
+    "video": "judge models on films: what the frames before add",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
+    "soak": "drive a node with all that may happen to it, for minutes or hours, and watch it",
     "scene": "record the procedural thermal scene of the demo",
     "export": "write a model as an ONNX graph",
     "build-engine": "build a TensorRT engine for this machine",
@@ -48,10 +50,12 @@ VERBS = {
 _EXTRAS = {
     "evaluate": "eval",
     "fleet": "fleet,eval",
+    "video": "eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
     "train-segmenter": "train,eval",
+    "soak": "ros",
 }
 
 
@@ -75,8 +79,9 @@ def _code_of(arguments: list[str]) -> int:
     from cyclopts import CycloptsError
 
     keep_freed_memory()  # frame after frame
-    if arguments[:1] == ["evaluate"] and "--recorded" in arguments:
-        arguments = ["recorded", *(word for word in arguments[1:] if word != "--recorded")]
+    for verb in ("recorded", "video") if arguments[:1] == ["evaluate"] else ():
+        if f"--{verb}" in arguments:
+            arguments = [verb, *(word for word in arguments[1:] if word != f"--{verb}")]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")

@@ -56,6 +56,8 @@ class ReplayReport:
         warnings: what else the user should know.
         latencies: seconds, one for each frame out.
         faults: what is wrong with the recording, and what of it is lost.
+        repeated: frames that are the one before them, which ``on_repeat`` says to drop.
+        events: what happened in the stream, in words.
     """
 
     image_topic: str
@@ -66,6 +68,8 @@ class ReplayReport:
     warnings: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    repeated: int = 0
+    events: str = "none"
 
 
 def replay(
@@ -144,7 +148,8 @@ def replay(
         sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
         sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
         stream = Stream() if stream is None else stream
-        stream.no_data, crop = camera.no_data_values, camera.window
+        stream.set_camera(camera)
+        crop = camera.window
         total = max(0, bag.count(image_topic) - first)
         total = total if frames is None else min(total, frames)
         seen_from = 0 if warm_up is None else first - warm_up
@@ -174,6 +179,9 @@ def replay(
             except ValueError as error:
                 report.malformed.append(f"frame {number} at {message.time} ns: {error}")
                 continue
+            if stream.is_repeat and camera.on_repeat == "drop":
+                report.repeated += 1
+                continue
             if not report.frames_out and is_false_colour(image):
                 report.warnings.append(FALSE_COLOUR.format(image_topic))
             writer.write(message._replace(topic=sr_image, data=result))
@@ -191,6 +199,7 @@ def replay(
         report.warnings += [f"left out: {what}" for what in bag.left_out]
         if report.faults and not report.frames_in:
             raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
+        report.events = stream.events.text
     return report
 
 

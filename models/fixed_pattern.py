@@ -7,7 +7,7 @@ what stands still does not (registration-based non-uniformity correction; Hardie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -29,6 +29,7 @@ _FAINT = 0.003  # of the span of the frame: taken for noise where there is less
 _TINY = np.float32(1e-20)
 _CAP = 3.0  # times the noise: no offset is larger
 _LEAST, _WINDOW = 8, 100  # used frames
+_EVERY = 4  # used frames tell more of the pattern; later on, one frame in so many is used
 _DOUBTED = 5  # of them: a few frames do not tell their own variance well
 _ERRORS = 3.0, 3.0, 2.0  # standard errors below which a row, column, pixel has no offset
 _MEDIAN_SQUARE = 0.455  # of a standard normal variable
@@ -54,6 +55,7 @@ class PatternTracker:
     """
 
     def __init__(self) -> None:
+        self._frames = self._used_frames = 0
         self._earlier: _Earlier | None = None
         self._used = np.full((3, 2), np.inf)  # shift of the last frame used for each of the three
         self._evidence: tuple[_Evidence, _Evidence, _Evidence] | None = None
@@ -75,6 +77,9 @@ class PatternTracker:
         Returns:
             the pattern to subtract, ``(H, W)`` float32, counts; None while none is established.
         """
+        self._frames += 1
+        if self._used_frames >= _WINDOW and self._frames % _EVERY:
+            return self._pattern
         frame = counts.astype(np.float32)
         if self._evidence is None:
             height, width = frame.shape
@@ -92,6 +97,37 @@ class PatternTracker:
             self._earlier = now
             self._used = np.full((3, 2), np.inf) if shift is None else self._used - shift
         return self._pattern
+
+    @property
+    def pattern(self) -> np.ndarray | None:
+        """What :meth:`update` returned last."""
+        return self._pattern
+
+    def begin_scene(self, gain: float = 1.0) -> None:
+        """The next frame cannot be compared with the ones before; the pattern is the camera's.
+
+        ``gain``: what its counts are times those before.
+        """
+        self._earlier = None
+        if gain == 1:
+            return
+        self._strength = PatternStrength(*(gain * each for each in astuple(self._strength)))
+        self._pattern = None if self._pattern is None else self._pattern * np.float32(gain)
+        for evidence in self._evidence or ():
+            evidence.scale(gain)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What has been found so far, to be saved; empty before any."""
+        names = ("rows", "columns", "pixels") if self._evidence else ()
+        return {n: e.state() for n, e in zip(names, self._evidence or (), strict=True)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self._evidence = tuple(_Evidence(found[0].shape) for found in state.values()) or None
+        for evidence, found in zip(self._evidence or (), state.values(), strict=True):
+            evidence.restore(found)
+        if self._evidence:
+            self._establish(np.inf)
 
     def _compare(self, frame: np.ndarray, shift: np.ndarray, noise: float) -> None:
         """Gather what ``frame`` tells, the scene in it being shifted against the earlier one."""
@@ -114,12 +150,14 @@ class PatternTracker:
             profile = frame[where].mean(axis, keepdims=True)
             stands_out = np.abs(profile - uniform_filter1d(profile, _AROUND, 1 - axis))
             counts &= stands_out < _CAP * noise  # else it is a fence, which may repeat itself
+        self._used_frames += 1
         found = rows, columns, (offsets - rows[0] - columns[0], good)
         places = (where[0], slice(None)), (slice(None), where[1]), where
         for n in np.flatnonzero(tells):
             self._evidence[n].add(*found[n], places[n])
             self._used[n] = shift
-        self._establish(noise)
+        if self._used_frames % _EVERY == 0:
+            self._establish(noise)
 
     def _establish(self, noise: float) -> None:
         parts = [e.offsets(k, _CAP * noise) for e, k in zip(self._evidence, _ERRORS, strict=True)]
@@ -138,6 +176,16 @@ class _Evidence:
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._frames, self._mean, self._variance = np.zeros((3, *size), np.float32)
+
+    def state(self) -> np.ndarray:
+        return np.stack((self._frames, self._mean, self._variance))
+
+    def restore(self, state: np.ndarray) -> None:
+        self._frames, self._mean, self._variance = state.copy()
+
+    def scale(self, gain: float) -> None:
+        self._mean *= np.float32(gain)
+        self._variance *= np.float32(gain * gain)
 
     def add(self, offsets: np.ndarray, good: np.ndarray, where: tuple[slice, slice]) -> None:
         frames, mean, variance = (

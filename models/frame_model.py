@@ -27,6 +27,7 @@ class FrameModel(Protocol):
         is_projected: the consistency step follows it.
         limits: of its estimates; None where there is nothing to doubt.
         is_recurrent: it is told of the frames before, and of the noise.
+        max_steps: diffusion steps that it can take.
         parameter_count: trainable values.
     """
 
@@ -38,6 +39,7 @@ class FrameModel(Protocol):
     is_projected: bool
     limits: EstimateLimits | None
     is_recurrent: bool
+    max_steps: int
     parameter_count: int
 
     def super_resolve(
@@ -69,6 +71,7 @@ class BicubicModel:
     own_tile = _WHOLE_FRAME
     limits = None
     is_recurrent = False
+    max_steps = 15  # all that settings allow
     parameter_count = 0
 
     def __init__(self, is_projected: bool, input_limit: float) -> None:
@@ -115,7 +118,7 @@ class CompactModel:
         """
         self._runner, self._schedule = runner, schedule
         self.tile_shape = getattr(runner, "shape", None)
-        self.parameter_count = parameter_count
+        self.parameter_count, self.max_steps = parameter_count, schedule.steps
         self.input_limit, self.limits, self.is_recurrent = input_limit, limits, is_recurrent
 
     def super_resolve(

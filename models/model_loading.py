@@ -12,7 +12,7 @@ from torch import nn
 from difiisr_models.backends import NetworkSource
 from difiisr_models.backends.selection import BackendChoice, select_backend, torch_only
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact, parameter_count
-from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.diffusion import Schedule, exponential_schedule
 from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.motion import require_opencv
 from difiisr_models.plausibility import EstimateLimits
@@ -58,10 +58,11 @@ def load_model(name: str, device: torch.device, runtime: Runtime) -> LoadedModel
         FileNotFoundError: no such model.
         WeightsError: damaged files, or a kind of model that this version does not know.
     """
-    parts, schedule = load_parts(name), exponential_schedule()
+    parts = load_parts(name)
     if parts.autoencoder is not None:
         networks = (part.to(device) for part in (parts.network, parts.autoencoder))
-        model = PublishedModel(*networks, schedule, PRECISIONS[runtime.precision], parts.limits)
+        precision = PRECISIONS[runtime.precision]
+        model = PublishedModel(*networks, parts.schedule, precision, parts.limits)
         choice = torch_only(runtime, "the published model")
     else:
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
@@ -70,7 +71,9 @@ def load_model(name: str, device: torch.device, runtime: Runtime) -> LoadedModel
         is_recurrent = parts.network.config.recurrent
         if is_recurrent:
             require_opencv()
-        model = CompactModel(runner, count, schedule, NETWORK_LIMIT, parts.limits, is_recurrent)
+        model = CompactModel(
+            runner, count, parts.schedule, NETWORK_LIMIT, parts.limits, is_recurrent
+        )
     return LoadedModel(model, parts.weights_sha256, choice)
 
 
@@ -81,6 +84,7 @@ class ModelParts(NamedTuple):
         kind: ``"compact"`` or ``"published"``.
         network: the denoiser.
         autoencoder: of the published model, else None.
+        schedule: all T levels that the denoiser was trained with.
         weights_sha256: hash of the denoiser's file.
         limits: of its estimates, as its manifest has them.
     """
@@ -88,6 +92,7 @@ class ModelParts(NamedTuple):
     kind: str
     network: CompactNetwork | SwinUNet
     autoencoder: VQAutoencoder | None
+    schedule: Schedule
     weights_sha256: str
     limits: EstimateLimits = EstimateLimits()
 
@@ -100,10 +105,11 @@ def load_parts(name: str) -> ModelParts:
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
     if kind == "published":
-        network, autoencoder = load_published(folder)
+        network, autoencoder, schedule = load_published(folder)
         file = UNET_FILE
     elif kind == "compact":
         state, autoencoder, file = load_tensors(folder, manifest, NETWORK_FILE), None, NETWORK_FILE
+        schedule = exponential_schedule()
         try:
             config = CompactConfig(**manifest["network"])
             check_depth(state, config.blocks)
@@ -116,7 +122,8 @@ def load_parts(name: str) -> ModelParts:
         limits = EstimateLimits(**manifest.get("limits", {}))
     except (TypeError, ValueError) as error:
         raise WeightsError(f"the limits in the manifest of {folder} are none: {error}") from error
-    return ModelParts(kind, network, autoencoder, manifest["files"][file]["sha256"], limits)
+    sha256 = manifest["files"][file]["sha256"]
+    return ModelParts(kind, network, autoencoder, schedule, sha256, limits)
 
 
 def load_network(folder: Path) -> nn.Module:

@@ -88,6 +88,8 @@ class FrameSettings:
             auto: as far as the sensor's noise allows, all of it where there is none
         remove_pattern: take off the fixed pattern of the sensor (offsets of rows, columns and
             pixels that stand still while the scene moves)
+        pipeline: robust, or published: the authors' own (full scale as -1..1, tiles of 256
+            averaged plainly, no noise removed, no consistency step), to compare with
 
     Raises:
         ValueError: a value of another type, or out of its range.
@@ -98,6 +100,7 @@ class FrameSettings:
     seed: Annotated[int, Ge(-1), Le(2**32 - 1)] = 0
     consistency: Annotated[float, Ge(0.0), Le(1.0)] | Literal["auto"] = "auto"
     remove_pattern: bool = True
+    pipeline: Literal["robust", "published"] = "robust"
 
     def __post_init__(self) -> None:
         check(self)
@@ -128,6 +131,12 @@ class Camera:
             and infinity always do
         crop: rows and columns that are cut off the frame: top, bottom, left, right (2, 0, 0, 0 for
             two rows of telemetry at the top); empty for none
+        max_pause: seconds without frames that what is known of the scene survives; after longer
+            ones, as after a cut, the stream begins anew
+        on_repeat: a frame that is exactly the one before it (a closed shutter) is not computed:
+            publish the last result with its stamp, or drop it
+        calibration: file of the camera's stuck pixels, noise and fixed pattern, written by the
+            service ~/calibrate (.npz); empty for none
 
     Raises:
         ValueError: a value of another type, or other numbers.
@@ -135,6 +144,9 @@ class Camera:
 
     no_data: str | float | int = ""
     crop: str = ""
+    max_pause: Annotated[float, Ge(0.0), Le(3600.0)] = 5.0
+    on_repeat: Literal["publish", "drop"] = "publish"
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         check(self)

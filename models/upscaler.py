@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,12 @@ from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
+from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
 from difiisr_models.recurrence import Past, no_past, planes_of
 from difiisr_models.resample import PHASES, SCALE, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
-from difiisr_models.stream import Stream
+from difiisr_models.stream import Seen, Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
 from difiisr_models.validity import put_back
 
@@ -42,6 +44,7 @@ DTYPES = {
     np.float32: torch.float32,
 }
 WARM_UP_SIDE = 64
+_NUMBERS = count()
 
 STAGE = "difiisr: "
 """Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
@@ -83,16 +86,18 @@ class Upscaler:
         self.name, self.device, self.backend = name, str(device), backend
         self.passed_over, self.weights_sha256 = passed_over, weights_sha256
         self.parameter_count = model.parameter_count
+        _check_steps(model, settings)
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
         self._model = model
         self._lock = threading.Lock()
+        self._number = next(_NUMBERS)  # no other upscaler has it
         self._noise_key: tuple = ()
         self._noise: dict[int, Tensor] = {}
 
     def __call__(
         self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
     ) -> np.ndarray:
-        """Super-resolve one frame.
+        """Super-resolve one frame; one that is exactly the last one again is not computed.
 
         Where the network's estimate cannot be true of the frame, the result is plain bicubic, and
         ``stream.fallbacks`` and ``stream.last_fallback`` say so.
@@ -166,7 +171,13 @@ class Upscaler:
                     f"{name} cannot change: {self.backend} takes tiles of {shape} (batch, height, "
                     "width) only"
                 )
+        _check_steps(self._model, settings)
         self.runtime, self.settings = runtime, settings
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the model is told of the frames before."""
+        return self._model.is_recurrent
 
     @property
     def _removes_pattern(self) -> bool:
@@ -176,21 +187,30 @@ class Upscaler:
     def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
         """The way of a frame ``(H, W)``, from top to bottom."""
         settings, limit = self.settings, self._model.input_limit
+        if settings.pipeline == "published":
+            return super_resolve_as_published(
+                self._model, counts, self._noise_source, settings.steps, self.device
+            )
         with record_function(STAGE + "stream"):  # fill, range, noise
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
+        key = self._number, self.runtime, settings
+        memory = stream.channel(channel)
+        if (kept := memory.kept(key)) is not None:
+            return _image(kept, counts, seen)
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
             inside = bool(frame.abs().amax() <= limit)
             is_told = settings.consistency == "auto" or self._model.is_recurrent
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
-            quiet, memory = denoise(shown, sigma), stream.channel(channel)
+            quiet = denoise(shown, sigma)
         with record_function(STAGE + "past"):
             past = None
             if self._model.is_recurrent:  # it is told of the noise, and sees it
                 still = quiet[0, 0].cpu().numpy()
-                past = planes_of(memory.past, shown, still, found, sigma)
+                known = memory.past if seen.event.has_news else None
+                past = planes_of(known, shown, still, found, sigma)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
             packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
@@ -199,18 +219,20 @@ class Upscaler:
         with record_function(STAGE + "consistency"):
             if self._model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
-            if past is not None:
+            if past is not None and seen.event.has_news:
                 mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
                 memory.past = Past(mean.clone(), still, found)
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            image = _to_image(packed, found, counts.dtype)
+            dtype = DTYPES[counts.dtype.type]
+            result = _to_counts(unpack(packed)[0, 0], found, dtype)
             if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
                 stream.note_fallback(fault)
                 memory.past = None
-                image = _to_image(upsample(frame), found, counts.dtype)
-            return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+                result = _to_counts(unpack(upsample(frame))[0, 0], found, dtype)
+            memory.result = key, result
+            return _image(result, counts, seen)
 
     def _estimate(
         self, shown: Tensor, past: Tensor | None, checks: list[Tensor]
@@ -378,6 +400,15 @@ def check_frame(frame: np.ndarray) -> None:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
 
 
+def _check_steps(model: FrameModel, settings: FrameSettings) -> None:
+    """Raise ValueError unless the model was trained with as many noise levels."""
+    if settings.steps > model.max_steps:
+        raise ValueError(
+            f"steps must be 1 to {model.max_steps}, the noise levels that this model was trained "
+            f"with, got {settings.steps}"
+        )
+
+
 def _planes(frame: np.ndarray) -> list[np.ndarray]:
     """The channels of ``(H, W)`` or ``(H, W, C)``, one where all are equal."""
     if frame.ndim == 2:
@@ -406,11 +437,6 @@ def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:
     return counts.round_().clamp_(limits.min, limits.max).to(dtype)
 
 
-def _to_image(packed: Tensor, found: CountRange, dtype: np.dtype) -> np.ndarray:
-    """Packed network units ``(1, 16, h, w)`` -> counts ``(4h, 4w)`` on the host."""
-    return _to_host(_to_counts(unpack(packed)[0, 0], found, DTYPES[dtype.type])).numpy()
-
-
 def _to_device(counts: np.ndarray, device: str) -> Tensor:
     """The one copy in, from memory that a GPU reaches by itself: the host does not wait."""
     if device == "cpu":
@@ -421,10 +447,16 @@ def _to_device(counts: np.ndarray, device: str) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
+def _image(result: Tensor, counts: np.ndarray, seen: Seen) -> np.ndarray:
+    """The caller's own array of a result that the stream keeps."""
+    image = _to_host(result).numpy()
+    return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+
+
 def _to_host(result: Tensor) -> Tensor:
     """The one copy out, into memory that a GPU reaches by itself."""
     if result.device.type == "cpu":
-        return result
+        return result.clone()
     host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
     host.copy_(result, non_blocking=True)
     torch.cuda.current_stream(result.device).synchronize()

@@ -75,7 +75,7 @@ def evaluate(
         out: folder to write.
         models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
             published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
-            @FIDELITY, @steps=N, @consistency=F, @seed=N.
+            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
         outputs: NAME=DIR, results of other methods: an image per frame, under the frame's name.
         mode: reference: the input is high resolution, and low resolution is made of it; camera:
             the input is super-resolved as it is, and judged without reference.

@@ -68,6 +68,7 @@ def replay(
     print(
         f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
         f"on {report.sr_topic}, {len(report.malformed)} refused"
+        f"{f', {report.repeated} repeated' if report.repeated else ''}; events: {report.events}"
     )
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from difiisr_models.backends import NETWORK_OUTPUT, example_inputs
 from difiisr_models.compact import PAST_PLANES, CompactNetwork
-from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.diffusion import Schedule
 from difiisr_models.frame_model import CompactModel
 from difiisr_models.precision import with_precision
 from difiisr_models.published.sampler import PublishedModel
@@ -59,12 +59,15 @@ class GraphSampler(nn.Module):
     """A model from normalised tile to super-resolved tile, without the consistency step."""
 
     def __init__(
-        self, network: CompactNetwork | SwinUNet, autoencoder: VQAutoencoder | None, steps: int
+        self,
+        network: CompactNetwork | SwinUNet,
+        autoencoder: VQAutoencoder | None,
+        schedule: Schedule,
+        steps: int,
     ) -> None:
-        """``autoencoder``: None with a compact network."""
+        """``autoencoder``: None with a compact network; ``schedule``: what it was trained with."""
         super().__init__()
         self.network, self.autoencoder, self.steps = network, autoencoder, steps
-        schedule = exponential_schedule()
         if autoencoder is None:
             self.model = CompactModel(network, 0, schedule, NETWORK_LIMIT)
         else:

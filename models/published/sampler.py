@@ -46,6 +46,7 @@ class PublishedModel:
         self.unet, self.autoencoder = unet, autoencoder
         self.schedule, self.autocast, self.limits = schedule, autocast, limits
         self.multiple = unet.config.stride
+        self.max_steps = schedule.steps
         self.noise_channels = autoencoder.config.latent_channels
         self.parameter_count = parameter_count(unet) + parameter_count(autoencoder)
 
