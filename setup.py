@@ -25,6 +25,8 @@ EXTRAS = {
             "ros-std-srvs",
         )
     ],
+    # Images and videos in files: upscale, demo.
+    "images": ["flyr", "matplotlib", "opencv-python-headless", "pillow", "tifffile"],
     "train": [
         "accelerate",
         "matplotlib",
@@ -54,6 +56,7 @@ EXTRAS = {
     "test": [
         "hypothesis",
         "matplotlib",
+        "opencv-python-headless",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -62,6 +65,7 @@ EXTRAS = {
         "scikit-image",
         "scipy>=1.15",
         "tabulate",
+        "tifffile",
     ],
 }
 

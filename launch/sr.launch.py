@@ -109,6 +109,7 @@ def topics(value: dict[str, str]) -> dict[str, str]:
         "camera_info": value["camera_info"] or beside(image, "camera_info"),
         "sr/image_raw": f"{output}/image_raw" if below else output,
         "sr/camera_info": f"{output}/camera_info",
+        "sr/preview": f"{output}/preview",
         "sr/stream_state": f"{output}/stream_state",
         "shutter_flag": value["shutter_flag"],
     }
@@ -132,6 +133,7 @@ def layout(value: dict[str, str]) -> str:
         "/thermal/camera_info": names["camera_info"],
         "/thermal/sr": names["sr/image_raw"],
         "/thermal/sr/camera_info": names["sr/camera_info"],
+        "/thermal/sr/preview": names["sr/preview"],
     }
     text = (CONFIG / "foxglove.json").read_text()
     for topic, name in stock.items():
@@ -155,6 +157,7 @@ def viewers(value: dict[str, str]) -> list:
         remappings=[
             ("/thermal/image_raw", names["image_raw"]),
             ("/thermal/sr", names["sr/image_raw"]),
+            ("/thermal/sr/preview", names["sr/preview"]),
         ],
     )
     return [rviz]

@@ -47,7 +47,7 @@ WARM_UP_SIDE = 64
 _NUMBERS = count()
 
 STAGE = "difiisr: "
-"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
+"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --size``."""
 
 
 class Upscaler:

@@ -47,7 +47,7 @@ def bench(
     only: Annotated[tuple[Stage, ...], Parameter(consume_multiple=True)] = STAGES,
     models: str = "difiisr-rt-x4,bicubic",
     weights: Path | None = None,
-    sizes: CameraSizes = ((120, 160), (256, 320), (512, 640)),
+    sizes: Annotated[CameraSizes, Parameter(name="--size")] = ((120, 160), (256, 320), (512, 640)),
     rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True)] = (9.0, 30.0, 60.0),
     runs: Count = 5,
     seconds: Positive = 4.0,
@@ -66,7 +66,7 @@ def bench(
             rlfn, realesrgan (these three: --weights), published: random weights; it
             takes seconds for 64x64.
         weights: folder of the peers' files.
-        sizes: of the camera, WxH.
+        sizes: of the camera, WIDTHxHEIGHT, several.
         rates: of the camera in Hz, beside the search for the peak.
         runs: of everything; best and worst are dropped.
         seconds: of a run.

@@ -254,7 +254,7 @@ def test_the_file_of_the_weights_may_change_under_a_running_model(tiny_folder, t
 
 
 def test_the_profile_names_every_stage(tiny_folder, capsys):
-    arguments = ["info", str(tiny_folder), "--profile", "40x48", "--device", "cpu"]
+    arguments = ["info", str(tiny_folder), "--size", "48x40", "--device", "cpu"]
     assert cli.main([*arguments, "--backend", "torch", "--tile", "32", "--overlap", "8"]) == 0
     lines = capsys.readouterr().out.partition("GPU\n")[2].splitlines()
     times = {line[12:26].strip(): float(line[24:33]) for line in lines}

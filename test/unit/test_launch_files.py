@@ -101,6 +101,9 @@ def test_stock_result_is_on_thermal_sr(load):
         "camera_info": "thermal/camera_info",
         "sr/image_raw": "thermal/sr",
         "sr/camera_info": "thermal/sr/camera_info",
+        "sr/stream_state": "thermal/sr/stream_state",
+        "shutter_flag": "flag_state",
+        "sr/preview": "thermal/sr/preview",
     }
 
 
@@ -134,6 +137,8 @@ def test_node_log_level_namespace_and_topics(load):
             **{"image_raw": "a", "camera_info": "b"},
             # Where image_transport looks for the camera_info of that image.
             **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"},
+            **{"sr/stream_state": "/front/sr/stream_state", "shutter_flag": "flag_state"},
+            "sr/preview": "/front/sr/preview",
         }
 
 
@@ -214,7 +219,7 @@ def test_rviz_and_foxglove_show_the_topics_that_are_launched(load, tmp_path):
     rviz = started_rviz(load, foxglove=str(file), **chosen)
     assert rviz["namespace"] == "front"
     shown = shown_topics(rviz["arguments"][1], rviz["remappings"])
-    assert shown[:2] == ["cam/image_raw", "cam/sr"]
+    assert shown == ["cam/image_raw", "cam/sr", "cam/sr/preview"]
     layout = json.loads(file.read_text())["configById"]
     assert layout["Image!result"]["imageMode"] == {
         "imageTopic": "/front/cam/sr", "calibrationTopic": "/front/cam/sr/camera_info"
