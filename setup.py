@@ -51,6 +51,7 @@ EXTRAS = {
     ],
     "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
+    "openvino": ["onnx", "onnxruntime", "onnxscript", "openvino"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     # colcon test takes pytest where an extra of this name asks for it.
     "test": [

@@ -46,8 +46,9 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 
-from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models import Stream, Upscaler
 from difiisr_models.calibration import Calibration
+from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.settings import Crop
 from difiisr_models.stream import StreamEvents
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
@@ -196,7 +197,7 @@ class SrNode(LifecycleNode):
 
     def load(self, settings: Parameters) -> Upscaler:
         """The upscaler that the settings ask for."""
-        return load_upscaler(settings.model, **settings.load_arguments())
+        return load_quickest(settings.model, **settings.load_arguments())
 
     # Transitions
 
@@ -226,7 +227,8 @@ class SrNode(LifecycleNode):
         gc.collect()
         gc.freeze()
         passed_over = [f"not {name}: {why}" for name, why in upscaler.passed_over]
-        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over])
+        measured = [f"{name}: {ms:.0f} ms" for name, ms in upscaler.measured.items()]
+        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over, *measured])
         self.get_logger().info(
             f"configured {upscaler.name} ({runs}) in {time.monotonic() - started:.1f} s"
         )

@@ -84,7 +84,7 @@ def bench(
         sizes, rates, runs, seconds = ((120, 160),), (9.0,), 1, 1.0
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    device = resolve_device(runtime.device)
+    device, runtime = resolve_device(runtime.device), runtime.repeatable
     check_precision(runtime.precision, device)
     named = tuple(PUBLISHED if name == "published" else name for name in models.split(","))
     own = next((name for name in named if name not in (*BICUBIC, PUBLISHED)), named[0])
