@@ -132,7 +132,6 @@ def replay(
         sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
         sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
         stream, recorded = Stream(camera.no_data_values), bag.count(image_topic)
-        crop = camera.window
         total = recorded if frames is None else min(recorded, frames)
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None))
         for message in bag.messages({image_topic} if only_sr else None):
@@ -148,7 +147,9 @@ def replay(
             report.frames_in += 1
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
-                pixels = upscaler(crop.cut(image_to_array(image)), stream, stamp)
+                pixels = image_to_array(image)
+                crop = camera.window(*pixels.shape[:2])
+                pixels = upscaler(crop.cut(pixels), stream, stamp)
                 encoding = result_encoding(image.encoding, pixels)
                 result = to_bytes(image.header, pixels, encoding)
             except ValueError as error:
@@ -159,7 +160,8 @@ def replay(
             writer.write(message._replace(topic=sr_image, data=result))
             if info := info_of(stamp, message.time):
                 try:
-                    info = camera_info_of_result(info, image, upscaler.scale, crop)
+                    rows = camera.telemetry_rows
+                    info = camera_info_of_result(info, image, upscaler.scale, crop, rows)
                 except ValueError as error:
                     report.warnings = report.warnings or [str(error)]
                 else:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rclpy
@@ -34,12 +34,14 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import uninstall_signal_handlers
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.settings import Crop
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
+from difiisr_ros.compressed_image import decompress
+from difiisr_ros.derived_outputs import DerivedOutputs, image_message
 from difiisr_ros.diagnostics import (
     assess,
     diagnostic_array,
@@ -48,7 +50,13 @@ from difiisr_ros.diagnostics import (
     stream_values,
 )
 from difiisr_ros.frame_worker import FrameWorker, any_computing
-from difiisr_ros.image_codec import ImageCodecError, encode_rows, image_to_array, result_encoding
+from difiisr_ros.image_codec import (
+    FALSE_COLOUR,
+    ImageTooLarge,
+    check_megapixels,
+    image_to_array,
+    is_false_colour,
+)
 from difiisr_ros.parameters import NAMES, changed, declare, undeclared
 from difiisr_ros.stream_statistics import Reason, StreamStatistics
 
@@ -62,42 +70,18 @@ DEFAULT_THREADS = torch.get_num_threads()
 class Frame(NamedTuple):
     """An image on its way through the worker."""
 
-    message: Image  # as it came
+    message: Any  # the Image as it came, or what was decompressed
     pixels: np.ndarray  # of the message but what crop cuts off, then the super-resolved ones
     stamp_ns: int  # of the message's header
     arrived: float  # monotonic seconds
     crop: Crop
     upscaling: float = 0.0  # seconds
+    scale: int = 0  # of the result
 
 
 def topic_qos(depth: int, reliability: str) -> QoSProfile:
     """Return a volatile keep-last profile; make one per topic, since overrides change it."""
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
-
-
-def image_message(source: Image, pixels: np.ndarray) -> Image:
-    """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
-
-    The header is that of ``source``, the encoding what :func:`.result_encoding` makes of its own;
-    rows are unpadded and little endian. The message shares the memory of ``pixels``: it is for
-    publishing.
-
-    Raises:
-        ImageCodecError: dtype and shape are not those of the encoding.
-    """
-    encoding = result_encoding(source.encoding, pixels)
-    rows = encode_rows(pixels, encoding)
-    message = Image(
-        header=source.header,
-        height=pixels.shape[0],
-        width=pixels.shape[1],
-        encoding=encoding,
-        is_bigendian=0,
-        step=rows.shape[1],
-    )
-    # The property would copy every byte; rclpy's serialisation reads any buffer of bytes.
-    message._data = rows.reshape(-1)
-    return message
 
 
 Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
@@ -134,6 +118,7 @@ class SrNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._upscaler: Upscaler | None = None
         self._outputs: list[LifecyclePublisher] = []
+        self._derived: DerivedOutputs | None = None
         self._inputs: list[Subscription] = []
         self._worker: FrameWorker[Frame, Frame] | None = None
         self._stream = Stream(self._settings.no_data_values)
@@ -141,6 +126,8 @@ class SrNode(LifecycleNode):
         self._mismatch = ""  # why the camera_info is not used
         self._warned: set[str] = set()  # troubles with the camera_info that were
         self._first_image: float | None = None  # monotonic seconds
+        self._due = 0.0  # monotonic seconds: max_rate allows the next frame then
+        self._colours_seen = False  # looked for in the first image only
         self._statistics = StreamStatistics()
         self._fault = ""
         self.failed = False  # what build_only was started for
@@ -170,6 +157,14 @@ class SrNode(LifecycleNode):
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             self._outputs.append(publisher)
+        self._derived = DerivedOutputs(
+            self,
+            self._outputs[0].topic_name,
+            settings,
+            lambda: topic_qos(OUTPUT_DEPTH, settings.output_reliability),
+            self._warn_once,
+        )
+        self._outputs += self._derived.publishers.values()
         # What is loaded stays: looking through it for garbage would stop frames for 80 ms.
         gc.collect()
         gc.freeze()
@@ -191,10 +186,15 @@ class SrNode(LifecycleNode):
         self._statistics = StreamStatistics()
         self._stream = Stream(self._settings.no_data_values)
         self._info, self._mismatch, self._first_image = None, "", None
+        self._due, self._colours_seen = 0.0, False
         self._warned.clear()
         self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
+        images = (Image, "image_raw", self._on_image)
+        if (transport := self._settings.transport) != "raw":
+            topic = f"{self.resolve_topic_name('image_raw')}/{transport}"
+            images = (CompressedImage, topic, self._on_image)
         for message_type, topic, callback in (
-            (Image, "image_raw", self._on_image),
+            images,
             (CameraInfo, "camera_info", self._on_camera_info),
         ):
             subscription = self.create_subscription(
@@ -271,25 +271,54 @@ class SrNode(LifecycleNode):
     def _on_camera_info(self, info: CameraInfo) -> None:
         self._info = info
 
-    def _on_image(self, message: Image) -> None:
+    def _on_image(self, message: Image | CompressedImage) -> None:
         arrived = time.monotonic()
         stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
         self._statistics.received(stamp_ns)
         self._first_image = self._first_image or arrived
-        try:
-            pixels = image_to_array(message)
-        except ImageCodecError as error:
-            self._drop("malformed", str(error))
-            return
-        crop = self._settings.window
-        megapixels, most = message.width * message.height / 1e6, self._settings.max_frame_megapixels
-        if megapixels > most:
-            size = f"{message.width}x{message.height} is {megapixels:.2f} megapixels"
-            self._drop("too_large", f"{size}, more than max_frame_megapixels {most}")
-        elif self._settings.lazy and not self._outputs[0].get_subscription_count():
+        idle = self._settings.lazy and not self._has_subscribers()
+        if idle and isinstance(message, CompressedImage):  # whose decoding takes long
             self._statistics.idle()
-        elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
-            self._statistics.dropped("stale")
+            return
+        most = self._settings.max_frame_megapixels
+        try:
+            if isinstance(message, CompressedImage):
+                message = decompress(message, most)
+            pixels = image_to_array(message)
+            check_megapixels(message.width, message.height, most)
+            crop = self._settings.window(*pixels.shape[:2])
+        except ImageTooLarge as error:
+            self._drop("too_large", str(error))
+        except ValueError as error:
+            self._drop("malformed", str(error))
+        else:
+            self._warn_of_colours(message)
+            if idle:
+                self._statistics.idle()
+            elif not self._is_due(arrived):
+                self._statistics.dropped("over_rate")
+            elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
+                self._statistics.dropped("stale")
+
+    def _has_subscribers(self) -> bool:
+        images = (output for output in self._outputs if output is not self._outputs[1])
+        return any(output.get_subscription_count() for output in images)
+
+    def _is_due(self, now: float) -> bool:
+        """Whether max_rate allows a frame now; a camera's jitter makes none late."""
+        if not self._settings.max_rate:
+            return True
+        period = 1 / self._settings.max_rate
+        if now < self._due - period / 4:
+            return False
+        self._due = max(self._due, now - period / 4) + period
+        return True
+
+    def _warn_of_colours(self, message: Any) -> None:
+        if not self._colours_seen:
+            self._colours_seen = True
+            if is_false_colour(message):
+                self._warn_once(FALSE_COLOUR.format(self._inputs[0].topic_name))
 
     def _drop(self, reason: Reason, text: str) -> None:
         self._statistics.dropped(reason, text)
@@ -300,15 +329,17 @@ class SrNode(LifecycleNode):
     def _upscale(self, frame: Frame) -> Frame:
         started = time.monotonic()
         pixels = self._upscaler(frame.pixels, self._stream, frame.stamp_ns)
-        return frame._replace(pixels=pixels, upscaling=time.monotonic() - started)
+        scale, took = len(pixels) // len(frame.pixels), time.monotonic() - started
+        return frame._replace(pixels=pixels, upscaling=took, scale=scale)
 
     def _publish(self, frame: Frame) -> None:
         image = image_message(frame.message, frame.pixels)
         info = self._info_of_result(frame)
-        image_output, info_output = self._outputs
+        image_output, info_output, *_ = self._outputs
         image_output.publish(image)
         if info is not None:
             info_output.publish(info)
+        self._derived.publish(frame.message, frame.pixels, self._stream, self._settings)
         self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
 
     def _info_of_result(self, frame: Frame) -> CameraInfo | None:
@@ -317,7 +348,8 @@ class SrNode(LifecycleNode):
         if info is None:
             return None
         try:
-            result = camera_info_of_result(info, frame.message, self._upscaler.scale, frame.crop)
+            rows = self._settings.telemetry_rows
+            result = camera_info_of_result(info, frame.message, frame.scale, frame.crop, rows)
         except ValueError as error:
             self._mismatch = str(error)
             self._warn_once(self._mismatch)

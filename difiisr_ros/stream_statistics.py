@@ -15,7 +15,7 @@ import numpy as np
 WINDOW = 10.0  # seconds that rates, latencies and recent counts look back
 
 # Reasons for which an image that arrived gets no answer.
-Reason = Literal["stale", "malformed", "too_large", "failed"]
+Reason = Literal["stale", "over_rate", "malformed", "too_large", "failed"]
 # What becomes of frames. idle: nobody listened. lost: never arrived, seen as gaps in the stamps.
 Fate = Literal["received", "published", "idle", "lost", Reason]
 

@@ -34,6 +34,7 @@ DESCRIPTIONS["use_sim_time"] = "[start] true takes the time from /clock"
 ARGUMENTS = {
     "image": ("thermal/image_raw", "image topic of the camera"),
     "camera_info": ("", "camera_info topic of the camera (empty: camera_info beside the image)"),
+    "camera": ("", "a camera of config/cameras, or a YAML file like those; under params_file"),
     "output": ("thermal/sr", "topic of the result; its camera_info is on <output>/camera_info"),
     "output_image_raw": (
         "false",
@@ -61,6 +62,17 @@ def info_topic(image: str, given: str) -> str:
     return given or f"{image[: image.rfind('/') + 1]}camera_info"
 
 
+def camera_file(name: str) -> dict:
+    """Return what the file of a known camera, or a path, says; {} for no name."""
+    if not name:
+        return {}
+    known = sorted(path.stem for path in (CONFIG / "cameras").glob("*.yaml"))
+    path = CONFIG / "cameras" / f"{name}.yaml" if name in known else Path(name)
+    if not path.is_file():
+        raise ValueError(f"no camera {name!r}; known are {', '.join(known)}, or give a YAML file")
+    return yaml.safe_load(path.read_text())
+
+
 def is_true(name: str, value: str) -> bool:
     """Read a launch argument as ROS 2 launch files write them: true, True, 1, false, ..."""
     known = {"true": True, "1": True, "false": False, "0": False}
@@ -81,6 +93,14 @@ def sr_node(context) -> list:  # noqa: ANN001
     """Return the actions, from the values of the launch arguments."""
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     output = value["output"].rstrip("/")
+    camera = camera_file(value["camera"])
+    image, info = value["image"], value["camera_info"]
+    if camera and image == ARGUMENTS["image"][0]:
+        image = camera.get("driver", {}).get("image") or image
+        info = info or camera.get("driver", {}).get("camera_info", "")
+    files = [value["params_file"], camera.get("parameters", {})]
+    if value["params_file"] != ARGUMENTS["params_file"][0]:
+        files.reverse()  # what the user has written comes last
     below = is_true("output_image_raw", value["output_image_raw"])
     node = LifecycleNode(
         package="difiisr_ros",
@@ -88,14 +108,16 @@ def sr_node(context) -> list:  # noqa: ANN001
         name="sr_node",
         namespace=value["namespace"],
         parameters=[
-            value["params_file"],
+            *filter(None, files),
             {name: parameter(name, value[name]) for name in PARAMETERS if value[name]},
         ],
         remappings=[
-            ("image_raw", value["image"]),
-            ("camera_info", info_topic(value["image"], value["camera_info"])),
+            ("image_raw", image),
+            ("camera_info", info_topic(image, info)),
             ("sr/image_raw", f"{output}/image_raw" if below else output),
             ("sr/camera_info", f"{output}/camera_info"),
+            ("sr/temperature", f"{output}/temperature"),
+            ("sr/preview", f"{output}/preview"),
         ],
         arguments=["--ros-args", "--log-level", value["log_level"]],
         additional_env=dds_profile(),

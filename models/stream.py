@@ -15,6 +15,7 @@ import numpy as np
 from difiisr_models.fixed_pattern import PatternStrength, PatternTracker
 from difiisr_models.noise import difference_noise, flattest_deviation, scene_noise
 from difiisr_models.radiometry import CountRange, range_and_bulk
+from difiisr_models.tone_mapping import ToneMapper
 from difiisr_models.validity import StillPixels, fill_from_nearest, invalid_pixels
 
 _ABSURD = 50.0  # times the span of a frame
@@ -84,6 +85,7 @@ class Stream:
         stamp_ns: when the last frame was taken, nanoseconds; None where nobody said.
         no_data: values that mark pixels without a measurement; another set acts from the next
             frame on.
+        tone: how its frames look in 8 bits.
     """
 
     def __init__(self, no_data: Sequence[float] = ()) -> None:
@@ -94,6 +96,7 @@ class Stream:
         """Forget all frames; the next one begins a new stream."""
         self._kind: tuple[tuple[int, ...], np.dtype] | None = None
         self._channels: dict[int, Channel] = {}
+        self.tone = ToneMapper()
         self.stamp_ns: int | None = None
 
     def begin_frame(self, frame: np.ndarray, stamp_ns: int | None) -> None:
@@ -115,6 +118,12 @@ class Stream:
         """
         seen = self._channels.setdefault(channel, Channel())
         return seen.see(counts, self.no_data, remove_pattern)
+
+    @property
+    def seen(self) -> Seen | None:
+        """The last frame in its first channel, None before any."""
+        channel = self._channels.get(0)
+        return None if channel is None or channel.last is None else channel.last[1]
 
     def summary(self) -> StreamSummary | None:
         """What the last frame showed in its first channel, None before any.

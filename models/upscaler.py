@@ -27,7 +27,7 @@ from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
-from difiisr_models.resample import SCALE, pack, unpack
+from difiisr_models.resample import SCALE, halve, pack, unpack
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
@@ -52,7 +52,7 @@ class Upscaler:
 
     Attributes:
         name: the model's name or path, as asked for.
-        scale: 4.
+        scale: of the next result, 4 or 2.
         device: torch device in words.
         backend: what runs the network, one of ``settings.Backend`` but auto.
         passed_over: (backend, reason) of each that would have come before it.
@@ -62,8 +62,6 @@ class Upscaler:
         settings: :class:`FrameSettings`; :meth:`change` replaces both.
         stream: the stream of frames that come without one.
     """
-
-    scale = SCALE
 
     def __init__(
         self,
@@ -101,7 +99,8 @@ class Upscaler:
             stamp_ns: when the frame was taken, nanoseconds.
 
         Returns:
-            ``(4H, 4W)`` or ``(4H, 4W, C)`` of the same dtype and unit.
+            ``(4H, 4W)`` or ``(4H, 4W, C)`` of the same dtype and unit; half that with
+            ``output_scale=2``.
 
         Raises:
             ValueError: another rank, dtype, or a smaller frame.
@@ -164,6 +163,11 @@ class Upscaler:
         self.runtime, self.settings = runtime, settings
 
     @property
+    def scale(self) -> int:
+        """Pixels of a result along each side of an input pixel."""
+        return self.settings.output_scale
+
+    @property
     def _removes_pattern(self) -> bool:
         """Plain interpolation is that and nothing else, also of the sensor's pattern."""
         return self.settings.remove_pattern and self._model.is_projected
@@ -191,7 +195,9 @@ class Upscaler:
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            result = _to_counts(unpack(packed)[0, 0], found, DTYPES[counts.dtype.type])
+            large = unpack(packed)
+            values = large if settings.output_scale == SCALE else halve(large)
+            result = _to_counts(values[0, 0], found, DTYPES[counts.dtype.type])
             image = _to_host(result).numpy()
             return image if seen.invalid is None else put_back(image, counts, seen.invalid)
 

@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from difiisr_models import Camera, Runtime
-from difiisr_ros.commands.arguments import CameraOptions, ImageSize, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraName,
+    CameraOptions,
+    ImageSize,
+    RuntimeOptions,
+    as_asked,
+    camera_as_asked,
+)
 
 if TYPE_CHECKING:
     from difiisr_models import Upscaler
@@ -30,7 +38,8 @@ def info(
     *,
     bag: Path | None = None,
     topic: str | None = None,
-    camera: CameraOptions = Camera(),
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
     runtime: RuntimeOptions = Runtime(),
     profile: ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
@@ -42,6 +51,7 @@ def info(
         model: model name, or path of weights.
         bag: recording, rosbag2 folder or storage file: say what its first frames show.
         topic: of its images; default: the only one.
+        camera: name of a camera (docs/cameras.md) or a YAML file; default: it is guessed.
         profile: also time each stage of mono16 frames of this size, HxW as in 120x160.
         parity: also compare the published network of this size with the reference's outputs.
         parity_data: folder of the recorded outputs, tiny_expected.safetensors, ...; they are not
@@ -51,7 +61,7 @@ def info(
         0, or 1 where the published network computes something else.
     """
     if bag is not None:
-        _recording(bag, topic, camera)
+        _recording(bag, topic, camera, camera_as_asked(camera, camera_settings))
     if model is None and bag is None:
         raise ValueError("name a model, or a recording: --bag BAG")
     return 0 if model is None else _model(model, runtime, profile, parity, parity_data)
@@ -91,14 +101,18 @@ def _model(
     return _parity(parity, parity_data) if parity else 0
 
 
-def _recording(path: Path, topic: str | None, camera: Camera) -> None:
+def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) -> None:
+    import numpy as np
+
     from difiisr_models import Stream
+    from difiisr_models.camera_files import guess_cameras
     from difiisr_models.upscaler import check_frame
     from difiisr_ros.bags import (
         CAMERA_INFO_TYPE,
         choose_image_topic,
         info_topic_beside,
         open_bag,
+        raw_topic,
         read_image,
         stamp_of,
         topics_of,
@@ -111,7 +125,8 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> None:
         for message in islice(bag.messages({topic}), JUDGED_FRAMES):
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
-                pixels = camera.window.cut(image_to_array(image))
+                pixels = image_to_array(image)
+                pixels = camera.window(*pixels.shape[:2]).cut(pixels)
                 check_frame(pixels)
             except ValueError as error:
                 refused = refused or str(error)
@@ -127,9 +142,13 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> None:
     (image, pixels), seen = last, stream.summary()
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
+    false_colour = is_false_colour(image)
+    guessed = []
+    if not false_colour:
+        guessed = guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
     print(f"topic       {topic}, {count} images")
     print(f"encoding    {image.encoding}")
-    if is_false_colour(image):
+    if false_colour:
         print(f"            {FALSE_COLOUR.format('it')}")
     print(f"size        {image.height}x{image.width}")
     print(f"rate        {_rate(times)}")
@@ -140,15 +159,22 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> None:
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
     print(f"pattern     {parts} counts")
     print(f"invalid     {seen.invalid} pixels")
+    if name:
+        print(f"camera      {name}")
+    else:
+        print(f"camera      {' or '.join(f'{c.name} ({c.title})' for c in guessed) or 'unknown'}")
+        name = guessed[0].name if guessed else None
     print(f"camera_info {info or ', '.join(infos) or 'none'}")
     if fault:
         print(f"damaged     {fault}")
     if refused:
         print(f"refused     {refused}")
-    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={topic}"]
+    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={raw_topic(topic)}"]
+    words += [f"transport:={topic.rpartition('/')[2]}"] if topic != raw_topic(topic) else []
+    words += [f"camera:={name}"] if name else []
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
-    words += [f"crop:={camera.crop}"] if camera.crop else []
-    words += [f"no_data:={camera.no_data}"] if camera.no_data_values else []
+    known = asdict(camera_as_asked(name, Camera()))
+    words += [f"{key}:={given}" for key, given in asdict(camera).items() if given != known[key]]
     print(f"launch      {shlex.join(words)}")
 
 

@@ -6,7 +6,14 @@ import sys
 from pathlib import Path
 
 from difiisr_models import Camera, FrameSettings, Runtime
-from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraName,
+    CameraOptions,
+    FrameOptions,
+    RuntimeOptions,
+    as_asked,
+    camera_as_asked,
+)
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
@@ -25,7 +32,8 @@ def replay(
     force: bool = False,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
-    camera: CameraOptions = Camera(),
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
 ) -> int:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -39,6 +47,7 @@ def replay(
         only_sr: do not copy the other topics.
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
+        camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
 
     Returns:
         0: all frames; 1: none; 2: some, or those of a recording that is damaged.
@@ -57,7 +66,7 @@ def replay(
         only_sr=only_sr,
         compressed=compressed,
         force=force,
-        camera=camera,
+        camera=camera_as_asked(camera, camera_settings),
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)

@@ -94,6 +94,8 @@ def test_stock_result_is_on_thermal_sr(load):
         "camera_info": "thermal/camera_info",
         "sr/image_raw": "thermal/sr",
         "sr/camera_info": "thermal/sr/camera_info",
+        "sr/temperature": "thermal/sr/temperature",
+        "sr/preview": "thermal/sr/preview",
     }
 
 
