@@ -46,6 +46,7 @@ EXTRAS = {
         "torchmetrics",
         "transformers",
     ],
+    "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     # colcon test takes pytest where an extra of this name asks for it.
@@ -97,7 +98,8 @@ setup(
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={
-        "difiisr_ros.commands": ["recorded.html.j2"],
+        "difiisr_ros": ["photograph.jpg"],
+        "difiisr_ros.commands": ["fleet_report.html.j2", "recorded.html.j2"],
         "difiisr_training.evaluation": ["report.html.j2"],
     },
     data_files=[

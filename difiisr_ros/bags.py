@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import zstandard
@@ -42,6 +42,7 @@ COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 DIAGNOSTICS_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
 
 Storage = Literal["mcap", "sqlite3"]
+_Path = TypeVar("_Path", bound=PurePath)
 
 MOST_MEGAPIXELS = 100.0
 """Larger compressed images are not decoded."""
@@ -164,11 +165,20 @@ def storage_files(path: Path) -> list[Path]:
 
 def find_recordings(path: Path) -> list[Path]:
     """Recordings at or below ``path``: storage files, or their folder if it has a metadata.yaml."""
-    files = [path] if path.is_file() else path.rglob("*")
-    storage = [file for file in files if _FILES.keys() & set(file.suffixes)]
     if path.is_file():
-        return storage
-    return sorted({f.parent if (f.parent / "metadata.yaml").exists() else f for f in storage})
+        return [path] if is_storage(path) else []
+    return recordings_among(set(path.rglob("*")))
+
+
+def recordings_among(files: Collection[_Path]) -> list[_Path]:
+    """Recordings that some files make up: storage files, or folders of a metadata.yaml."""
+    storage = filter(is_storage, files)
+    return sorted({f.parent if f.parent / "metadata.yaml" in files else f for f in storage})
+
+
+def is_storage(path: PurePath) -> bool:
+    """Whether it is called as a storage file of a recording is."""
+    return bool(_FILES.keys() & set(path.suffixes))
 
 
 def choose_image_topic(bag: Bag, wanted: str | None = None) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 
 from difiisr_models.settings import Crop
 
+_LARGEST_SIDE = 2**28  # four times that, and an offset of as much, are still numbers of a message
+
 
 def scale_camera_info(info: Any, scale: int) -> Any:
     """Return a copy of ``info`` for an image ``scale`` times as large in each direction.
@@ -79,7 +81,8 @@ def camera_info_of_result(
         telemetry_rows: rows at the top, negative for rows at the bottom.
 
     Raises:
-        ValueError: ``info`` describes images (its ROI, or all, over the binning) of another size.
+        ValueError: ``info`` describes images (its ROI, or all, over the binning) of another size,
+            or a sensor that the numbers of a message cannot describe four times as large.
     """
     width = (info.roi.width or info.width) // max(info.binning_x, 1)
     height = (info.roi.height or info.height) // max(info.binning_y, 1)
@@ -91,6 +94,10 @@ def camera_info_of_result(
             f"camera_info is not used: it describes images of {width}x{height}, "
             f"these are {image.width}x{image.height}"
         )
+    roi = info.roi
+    sides = (info.width, info.height, roi.x_offset, roi.y_offset, roi.width, roi.height)
+    if max(sides) > _LARGEST_SIDE:
+        raise ValueError(f"camera_info is not used: no sensor has {max(sides)} pixels on a side")
     scaled = scale_camera_info(crop_camera_info(info, crop) if any(crop) else info, scale)
     scaled.header = image.header
     return scaled

@@ -10,18 +10,22 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
-
-from cyclopts import App, CycloptsError, Parameter
+from typing import TYPE_CHECKING
 
 from difiisr_ros.allocator import keep_freed_memory
+from difiisr_ros.interrupts import interrupts_noted
+
+if TYPE_CHECKING:
+    from cyclopts import App, CycloptsError
 
 EXIT_NOTHING, EXIT_LOSSES, EXIT_INTERRUPTED = 1, 2, 130
 
 VERBS = {
+    "upscale": "super-resolve images and videos in files",
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
     "info": "what a model is and what a frame costs, or what a recording shows of its camera",
     "evaluate": "judge models on recordings and images: report.html",
+    "fleet": "replay or evaluate many recordings, on one machine or a cluster",
     "recorded": "say what a running node really did, from its recording",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
@@ -38,6 +42,7 @@ VERBS = {
 # What a robot may lack.
 _EXTRAS = {
     "evaluate": "eval",
+    "fleet": "fleet,eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
@@ -47,7 +52,22 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with interrupts_noted() as interrupts:
+        try:
+            code = _code_of(list(sys.argv[1:] if argv is None else argv))
+        except BaseException:
+            if not interrupts:  # else an import made an error of its own of it
+                raise
+            code = EXIT_INTERRUPTED
+    if interrupts or code == EXIT_INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return code
+
+
+def _code_of(arguments: list[str]) -> int:
+    from cyclopts import CycloptsError
+
     keep_freed_memory()  # frame after frame
     if arguments[:1] == ["evaluate"] and "--recorded" in arguments:
         arguments = ["recorded", *(word for word in arguments[1:] if word != "--recorded")]
@@ -67,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"difiisr: {_in_one_line(error)}", file=sys.stderr)
         return EXIT_LOSSES
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,11 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-        print(f"difiisr: {error or type(error).__name__}", file=sys.stderr)
+        print(f"difiisr: {str(error) or _without_words(error)}", file=sys.stderr)
         return EXIT_NOTHING
 
 
 def _app() -> App:
+    from importlib.metadata import version
+
+    from cyclopts import App, Parameter
+
     app = App(
         name="difiisr",
         help="Thermal super-resolution x4: recordings, models, training.",
@@ -108,6 +131,11 @@ def _in_one_line(error: CycloptsError) -> str:
     )
     lines = [line.strip() for line in text.splitlines() if "errors.pydantic.dev" not in line]
     return " ".join(line for line in lines if line)
+
+
+def _without_words(error: Exception) -> str:
+    name = type(error).__name__
+    return f"{name}: there is not enough memory" if isinstance(error, MemoryError) else name
 
 
 def _is_users_error(error: Exception) -> bool:

@@ -107,15 +107,16 @@ def _temperature(source: Any, pixels: np.ndarray, stream: Stream, settings: Para
     if is_colour(source.encoding):
         raise ImageCodecError(f"encoding {source.encoding} holds colours: they are no temperatures")
     values = temperatures(pixels, settings, settings.temperature_unit)
-    if stream.seen.invalid is not None:
-        scale = len(pixels) // len(stream.seen.invalid)
-        values[stream.seen.invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
+    invalid = None if stream.seen is None else stream.seen.invalid
+    if invalid is not None:
+        scale = len(pixels) // len(invalid)
+        values[invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
     return image_message(source, values, "32FC1")
 
 
 def _preview(source: Any, pixels: np.ndarray, stream: Stream, settings: Parameters) -> Image:
     if pixels.ndim == 3:  # a display's values already
         return image_message(source, pixels)
-    stream.tone.update(stream.seen.counts)
+    stream.tone.update(pixels if stream.seen is None else stream.seen.counts)
     picture = coloured(stream.tone.grey(pixels), settings.preview)
     return image_message(source, picture, "mono8" if picture.ndim == 2 else "rgb8")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Sequence
+from typing import NamedTuple, get_args
 
 import psutil
 import torch
@@ -11,50 +12,100 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from difiisr_models import Upscaler
 from difiisr_models.stream import StreamSummary
-from difiisr_ros.stream_statistics import WINDOW, Reason, Summary
+from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
 
-SILENCE = 3.0  # seconds without an image before the stream counts as stale
+SLOW_FRAME, HANGING = 5.0, 30.0  # seconds that one frame computes: a warning, an error
 
 
-def assess(summary: Summary, topic: str, info_trouble: str = "") -> tuple[bytes, str]:
-    """Return level and message for an active stream: what is wrong first, and what to do.
+class Finding(NamedTuple):
+    """Something wrong with a stream.
 
-    ``info_trouble``: what is wrong with its camera_info, empty if nothing is.
+    Attributes:
+        kind: the same for the same trouble.
+        level: of ``DiagnosticStatus``.
+        text: what is wrong, and what to do.
     """
-    recent, total, error = summary.recent, summary.total, summary.last_error
-    refused = recent["malformed"] + recent["too_large"]
+
+    kind: str
+    level: bytes
+    text: str
+
+
+def findings(
+    summary: Summary, topic: str, computing: float = 0.0, min_rate: float = 0.0
+) -> list[Finding]:
+    """Return what is wrong with an active stream of images on ``topic``.
+
+    Args:
+        summary: its statistics.
+        topic: full name.
+        computing: seconds that the frame being computed has taken so far.
+        min_rate: Hz, fewer images are too few; 0 for any.
+    """
+    recent, error = summary.recent, summary.last_error
     failed, lost, stale, received = (recent[f] for f in ("failed", "lost", "stale", "received"))
-    window = f"in {WINDOW:.0f} s"
-    findings = (
+    window, silence, rate = f"in {WINDOW:.0f} s", summary.silence, summary.rate_in
+    is_late = computing > SLOW_FRAME
+    found = (
         (
-            DiagnosticStatus.STALE,
-            summary.silence > SILENCE,
-            f"no image on {topic} for {summary.silence:.0f} s: check the camera, the topic name, "
+            "silent", DiagnosticStatus.ERROR, silence > SILENCE,
+            f"no image on {topic} for {silence:.0f} s: check the camera, the topic name, "
             "and that the publisher's reliability fits input_reliability",
         ),
-        (DiagnosticStatus.ERROR, failed, f"{failed} frames failed {window}: {error}"),
-        (DiagnosticStatus.WARN, refused, f"{refused} images refused {window}: {error}"),
         (
-            DiagnosticStatus.WARN,
-            lost,
+            "slow input", DiagnosticStatus.WARN, received > 1 and 0 < rate < min_rate,
+            f"{topic} brings {rate:.2g} Hz, less than min_rate {min_rate:g}: check the camera and "
+            "the network, or set min_rate",
+        ),
+        (
+            "hanging", DiagnosticStatus.ERROR if computing > HANGING else DiagnosticStatus.WARN,
+            is_late,
+            f"one frame of {topic} computes for {computing:.0f} s: the model is too slow for this "
+            "device, is being compiled, or hangs; if it does not end, start the node again",
+        ),
+        (
+            "failed", DiagnosticStatus.ERROR, failed,
+            f"{failed} frames failed {window}: {error}; such a frame is left out, see the log",
+        ),
+        (
+            "malformed", DiagnosticStatus.WARN, recent["malformed"],
+            f"{recent['malformed']} images refused {window}: {error}; check the camera driver",
+        ),
+        (
+            "too_large", DiagnosticStatus.WARN, recent["too_large"],
+            f"{recent['too_large']} images refused {window} for their size: {error}; send smaller "
+            "ones, crop, or raise max_frame_megapixels",
+        ),
+        (
+            "lost", DiagnosticStatus.WARN, lost,
             f"{lost} frames lost before this node {window}: give the camera driver the "
             "shared-memory profile config/fastdds.xml",
         ),
         (
-            DiagnosticStatus.WARN,
-            stale,
+            "stale", DiagnosticStatus.WARN, stale,
             f"{stale} of {received} frames skipped {window}: the model is slower than the camera; "
             "use fewer steps, a faster device or model",
         ),
-        (DiagnosticStatus.WARN, info_trouble, info_trouble),
-        (DiagnosticStatus.OK, summary.waiting, "waiting for a subscriber of the result"),
-        (DiagnosticStatus.OK, total["published"], f"{summary.rate_out:.1f} Hz"),
-        (DiagnosticStatus.OK, total["received"], "computing the first frame"),
-        (DiagnosticStatus.OK, True, "waiting for an image"),
+    )  # fmt: skip
+    return [Finding(kind, level, text) for kind, level, is_so, text in found if is_so]
+
+
+def verdict(found: Sequence[Finding], summary: Summary) -> tuple[bytes, str]:
+    """Return the level of the worst finding, and all of them in words, the worst first."""
+    total = summary.total
+    if found:
+        ranked = sorted(found, key=lambda finding: finding.level, reverse=True)
+        return ranked[0].level, "; ".join(finding.text for finding in ranked)
+    if summary.waiting:
+        return DiagnosticStatus.OK, "waiting for a subscriber of the result"
+    if total["published"]:
+        return DiagnosticStatus.OK, f"{summary.rate_out:.1f} Hz"
+    return (
+        DiagnosticStatus.OK,
+        "computing the first frame" if summary.pending else "waiting for an image",
     )
-    return next((level, text) for level, is_so, text in findings if is_so)
 
 
 def stream_values(summary: Summary) -> dict[str, str]:
@@ -71,6 +122,7 @@ def stream_values(summary: Summary) -> dict[str, str]:
         "frames received": str(total["received"]),
         "frames published": str(total["published"]),
         "frames idle": str(total["idle"]),
+        "frames pending": str(summary.pending),
         "frames lost before": str(total["lost"]),
         **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
         "last error": summary.last_error,

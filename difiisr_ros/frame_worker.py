@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 THREAD_NAME = "frame_worker"
+
+
+class Stopped(Exception):
+    """The worker was stopped before the frame was delivered."""
+
 
 Frame = TypeVar("Frame")
 Result = TypeVar("Result")
@@ -15,8 +21,12 @@ Result = TypeVar("Result")
 class FrameWorker(Generic[Frame, Result]):
     """Computes frames one at a time; while one is computed, at most one waits.
 
-    `compute` runs in the worker thread, then `deliver` with its result, unless `stop` was called
-    meanwhile. An exception of either goes to `failed` and the thread goes on with the next frame.
+    `compute` runs in the worker thread, then `deliver` with its result. An exception of either goes
+    to `failed`, and the thread goes on with the next frame; so does :class:`Stopped`, of each frame
+    that `stop` was called before.
+
+    Attributes:
+        computing_since: monotonic seconds, None while it waits.
     """
 
     def __init__(
@@ -28,6 +38,7 @@ class FrameWorker(Generic[Frame, Result]):
         self._compute = compute
         self._deliver = deliver
         self._failed = failed
+        self.computing_since: float | None = None
         self._waiting: Frame | None = None
         self._stopping = False
         self._changed = threading.Condition()
@@ -51,8 +62,10 @@ class FrameWorker(Generic[Frame, Result]):
         """
         with self._changed:
             self._stopping = True
-            self._waiting = None
+            waiting, self._waiting = self._waiting, None
             self._changed.notify()
+        if waiting is not None:
+            self._failed(Stopped())
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -63,13 +76,15 @@ class FrameWorker(Generic[Frame, Result]):
                 if self._stopping:
                     return
                 frame, self._waiting = self._waiting, None
+            self.computing_since = time.monotonic()
             try:
                 result = self._compute(frame)
-                if not self._stopping:
-                    self._deliver(result)
+                if self._stopping:
+                    raise Stopped
+                self._deliver(result)
             except Exception as error:
-                if not self._stopping:
-                    self._failed(error)
+                self._failed(error)
+            self.computing_since = None
             # Hold no frame while waiting for the next one.
             frame = result = None
 

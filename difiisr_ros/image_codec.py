@@ -55,8 +55,8 @@ def check_megapixels(width: int, height: int, most: float) -> None:
     """Raise :class:`ImageTooLarge` for more than ``most`` million pixels."""
     megapixels = width * height / 1e6
     if megapixels > most:
-        size = f"{width}x{height} is {megapixels:.2f} megapixels"
-        raise ImageTooLarge(f"{size}, more than max_frame_megapixels {most}")
+        size = f"{width}x{height} is {megapixels:.4g} megapixels"
+        raise ImageTooLarge(f"{size}, more than max_frame_megapixels {most:g}")
 
 
 def image_to_array(image: Any) -> np.ndarray:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from difiisr_models.weights import share_dir
@@ -22,6 +21,7 @@ TAIL = 15  # lines of its log that an error shows
 LAST_DOMAIN = 101  # highest DDS domain whose ports are no ephemeral ports on Linux
 _CLAIMS = 21_000  # a domain is taken by who listens on the TCP port of this plus its number
 _claims: list[socket.socket] = []
+_domain: int | None = None
 
 
 class ProcessFailed(ChildProcessError):
@@ -35,9 +35,20 @@ def missing_ros() -> str:
     return (result.stderr.strip() or "import failed").splitlines()[-1] if result.returncode else ""
 
 
-@cache
-def own_domain() -> int:
-    """The DDS domain of this process: no other that asks here has it while this one lives."""
+def own_domain(wanted: int | None = None) -> int:
+    """The DDS domain of this process, which no other that asks here has while this one lives.
+
+    ``wanted``: it shall be that one, whoever else is in it.
+    """
+    global _domain
+    if wanted is not None:
+        _domain = wanted
+    if _domain is None:
+        _domain = _free_domain()
+    return _domain
+
+
+def _free_domain() -> int:
     for domain in random.sample(range(1, LAST_DOMAIN + 1), LAST_DOMAIN):
         with suppress(OSError):
             _claims.append(socket.create_server(("127.0.0.1", _CLAIMS + domain)))

@@ -34,10 +34,11 @@ class Parameters(Camera, FrameSettings, Runtime):
         max_rate: results per second at most, over which frames are left out; 0 for all
         transport: compressed reads <image_raw>/compressed, which is PNG or JPEG
         temperature_unit: of sr/temperature, which there is where unit is kelvin or celsius
-        preview: picture for eyes on sr/preview: mono8 in grey, rgb8 in colours
+        preview: picture for eyes on sr/preview: mono8 in grey, rgb8 in inferno
         input_reliability: QoS of image_raw and camera_info
         input_depth: QoS history depth of image_raw and camera_info
         output_reliability: QoS of sr/image_raw and sr/camera_info
+        min_rate: fewer images a second are warned of, Hz; 0 for never
         autostart: configure and activate at start, by itself
         diagnostics_period: seconds between two messages on /diagnostics
 
@@ -56,6 +57,7 @@ class Parameters(Camera, FrameSettings, Runtime):
     input_reliability: Reliability = "best_effort"
     input_depth: Annotated[int, Ge(1), Le(100)] = 1
     output_reliability: Reliability = "reliable"
+    min_rate: Annotated[float, Ge(0.0), Le(1000.0)] = 1.0
     autostart: bool = False
     diagnostics_period: Annotated[float, Ge(0.1), Le(60.0)] = 1.0
 
@@ -82,7 +84,7 @@ UPSCALER = {field.name for kind in (Runtime, FrameSettings) for field in fields(
 # When a value may change: "live" at any time, from the next frame on; "configure" while the node
 # is unconfigured; the rest "start", in the parameters the process is started with (ROS: read-only).
 LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)} | {
-    *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "max_rate"),
+    *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate", "max_rate"),
     "temperature_unit",
 } - {"unit"}
 CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "transport", "unit", "preview"}

@@ -25,6 +25,7 @@ from difiisr_ros.bags import (
     STORE,
     Bag,
     BagError,
+    Message,
     TopicError,
     choose_image_topic,
     choose_info_topic,
@@ -77,8 +78,11 @@ def replay(
     only_sr: bool = False,
     compressed: bool = False,
     force: bool = False,
+    first: int = 0,
     frames: int | None = None,
+    warm_up: int | None = None,
     camera: Camera = Camera(),
+    stream: Stream | None = None,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -94,8 +98,12 @@ def replay(
         only_sr: leave out the recording's own topics.
         compressed: write results as PNG, on ``compressed`` below the topic ``sr_topic``.
         force: replace an existing recording at ``target``.
+        first: the frame to begin with; what was recorded before it is left out.
         frames: stop after this many frames; None for all.
+        warm_up: how many frames before ``first`` the stream sees; None for all, which makes the
+            results those of the whole recording to the bit.
         camera: what is to be known of it.
+        stream: a new one to use, which then says what was seen.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -131,11 +139,20 @@ def replay(
             sr_type, to_bytes = COMPRESSED_TYPE, compressed_bytes
         sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
         sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
-        stream, recorded = Stream(camera.no_data_values), bag.count(image_topic)
-        total = recorded if frames is None else min(recorded, frames)
+        stream = Stream() if stream is None else stream
+        stream.no_data = camera.no_data_values
+        total = max(0, bag.count(image_topic) - first)
+        total = total if frames is None else min(total, frames)
+        seen_from = 0 if warm_up is None else first - warm_up
+        number = -1  # of the last frame
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None))
         for message in bag.messages({image_topic} if only_sr else None):
             is_frame = message.topic.name == image_topic
+            number += is_frame
+            if first > max(number, 0):
+                if is_frame and number >= seen_from:
+                    _show(upscaler, stream, message, camera)
+                continue
             if is_frame and report.frames_in == frames:
                 break
             if not only_sr:
@@ -143,7 +160,7 @@ def replay(
             if not is_frame:
                 continue
             bar.update()
-            number, started = report.frames_in, time.perf_counter()
+            started = time.perf_counter()
             report.frames_in += 1
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
@@ -178,6 +195,14 @@ def replay(
 def sr_topic_of(image_topic: str) -> str:
     """Topic of the results beside a camera's: /thermal/image_raw -> /thermal/sr."""
     return f"{raw_topic(image_topic).rpartition('/')[0]}/sr"
+
+
+def _show(upscaler: Any, stream: Stream, message: Message, camera: Camera) -> None:
+    """Let the stream see a frame without a result, unless it would be refused."""
+    with suppress(ValueError):
+        pixels = image_to_array(read_image(message))
+        window = camera.window(*pixels.shape[:2])
+        upscaler.skip(window.cut(pixels), stream, stamp_of(message.data))
 
 
 def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:

@@ -5,9 +5,15 @@ Run it with ``python -m difiisr_ros.sr_node --ros-args -p autostart:=true`` or l
 
 from __future__ import annotations
 
+import signal
+
+from difiisr_ros.interrupts import as_before, end_at_once
+
+if __name__ == "__main__":  # the imports take seconds
+    end_at_once(0, signal.SIGINT, signal.SIGTERM)
+
 import gc
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +28,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import (
     LifecycleNode,
     LifecyclePublisher,
@@ -32,7 +37,11 @@ from rclpy.lifecycle import (
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import uninstall_signal_handlers
+from rclpy.signals import (
+    SignalHandlerOptions,
+    install_signal_handlers,
+    uninstall_signal_handlers,
+)
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -43,25 +52,29 @@ from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.compressed_image import decompress
 from difiisr_ros.derived_outputs import DerivedOutputs, image_message
 from difiisr_ros.diagnostics import (
-    assess,
+    Finding,
     diagnostic_array,
+    findings,
     model_values,
     scene_values,
     stream_values,
+    verdict,
 )
-from difiisr_ros.frame_worker import FrameWorker, any_computing
+from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
 from difiisr_ros.image_codec import (
     FALSE_COLOUR,
+    ImageCodecError,
     ImageTooLarge,
     check_megapixels,
     image_to_array,
     is_false_colour,
 )
 from difiisr_ros.parameters import NAMES, changed, declare, undeclared
-from difiisr_ros.stream_statistics import Reason, StreamStatistics
+from difiisr_ros.patient_upscaler import PatientUpscaler
+from difiisr_ros.refusals import described, guard_services, shortened
+from difiisr_ros.stream_statistics import WINDOW, StreamStatistics, Summary
 
-LOG_PERIOD = 5.0  # seconds between two log lines of the same kind
-STOP_TIMEOUT = 2.0  # seconds that a transition waits for the frame being computed
+STOP_TIMEOUT = 1.0  # seconds that a transition waits for the frame being computed
 INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 DEFAULT_THREADS = torch.get_num_threads()
@@ -96,7 +109,7 @@ def _with_reason(transition: Transition) -> Transition:
         try:
             return transition(node, state)
         except Exception as error:
-            node._fault = f"{transition.__name__[3:]} failed: {type(error).__name__}: {error}"
+            node._fault = f"{transition.__name__[3:]} failed: {described(error)}"
             return TransitionCallbackReturn.ERROR
 
     return guarded
@@ -116,7 +129,9 @@ class SrNode(LifecycleNode):
         if unknown := undeclared(self):
             self.get_logger().warning(f"there are no parameters {', '.join(unknown)}: ignored")
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        guard_services(self)
         self._upscaler: Upscaler | None = None
+        self._patient: PatientUpscaler | None = None
         self._outputs: list[LifecyclePublisher] = []
         self._derived: DerivedOutputs | None = None
         self._inputs: list[Subscription] = []
@@ -129,6 +144,7 @@ class SrNode(LifecycleNode):
         self._due = 0.0  # monotonic seconds: max_rate allows the next frame then
         self._colours_seen = False  # looked for in the first image only
         self._statistics = StreamStatistics()
+        self._logged: dict[str, float] = {}  # kind of finding -> monotonic seconds
         self._fault = ""
         self.failed = False  # what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -149,6 +165,7 @@ class SrNode(LifecycleNode):
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
         upscaler = self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
         upscaler.warm_up()
+        self._patient = PatientUpscaler(upscaler)
         for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
             publisher = self.create_lifecycle_publisher(
                 message_type,
@@ -182,8 +199,8 @@ class SrNode(LifecycleNode):
 
     @_with_reason
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin a new stream: subscribe, forget what is known and counted of the last one."""
-        self._statistics = StreamStatistics()
+        """Begin a new stream: subscribe, forget what is known of the last one."""
+        self._statistics.begin()
         self._stream = Stream(self._settings.no_data_values)
         self._info, self._mismatch, self._first_image = None, "", None
         self._due, self._colours_seen = 0.0, False
@@ -251,7 +268,7 @@ class SrNode(LifecycleNode):
         self._outputs.clear()
         if self._upscaler is None:
             return
-        self._upscaler = None
+        self._upscaler = self._patient = None
         gc.unfreeze()
         gc.collect()
         return_freed_memory()
@@ -276,29 +293,35 @@ class SrNode(LifecycleNode):
         stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
         self._statistics.received(stamp_ns)
         self._first_image = self._first_image or arrived
+        try:
+            self._hand_over(message, stamp_ns, arrived)
+        except ImageTooLarge as error:
+            self._statistics.dropped("too_large", str(error))
+        except ImageCodecError as error:
+            self._statistics.dropped("malformed", shortened(str(error)))
+        except Exception as error:
+            self._on_frame_failed(error)
+
+    def _hand_over(self, message: Image | CompressedImage, stamp_ns: int, arrived: float) -> None:
         idle = self._settings.lazy and not self._has_subscribers()
         if idle and isinstance(message, CompressedImage):  # whose decoding takes long
             self._statistics.idle()
             return
         most = self._settings.max_frame_megapixels
-        try:
-            if isinstance(message, CompressedImage):
-                message = decompress(message, most)
-            pixels = image_to_array(message)
-            check_megapixels(message.width, message.height, most)
-            crop = self._settings.window(*pixels.shape[:2])
-        except ImageTooLarge as error:
-            self._drop("too_large", str(error))
-        except ValueError as error:
-            self._drop("malformed", str(error))
-        else:
-            self._warn_of_colours(message)
-            if idle:
-                self._statistics.idle()
-            elif not self._is_due(arrived):
-                self._statistics.dropped("over_rate")
-            elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
-                self._statistics.dropped("stale")
+        if isinstance(message, CompressedImage):
+            message = decompress(message, most)
+        pixels = image_to_array(message)
+        check_megapixels(message.width, message.height, most)
+        crop = self._settings.window(*pixels.shape[:2])
+        if self._worker is None:
+            raise Stopped
+        self._warn_of_colours(message)
+        if idle:
+            self._statistics.idle()
+        elif not self._is_due(arrived):
+            self._statistics.dropped("over_rate")
+        elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
+            self._statistics.dropped("stale")
 
     def _has_subscribers(self) -> bool:
         images = (output for output in self._outputs if output is not self._outputs[1])
@@ -320,15 +343,11 @@ class SrNode(LifecycleNode):
             if is_false_colour(message):
                 self._warn_once(FALSE_COLOUR.format(self._inputs[0].topic_name))
 
-    def _drop(self, reason: Reason, text: str) -> None:
-        self._statistics.dropped(reason, text)
-        self.get_logger().warning(f"image refused: {text}", throttle_duration_sec=LOG_PERIOD)
-
     # ... and in the worker's thread
 
     def _upscale(self, frame: Frame) -> Frame:
         started = time.monotonic()
-        pixels = self._upscaler(frame.pixels, self._stream, frame.stamp_ns)
+        pixels = self._patient(frame.pixels, self._stream, frame.stamp_ns)
         scale, took = len(pixels) // len(frame.pixels), time.monotonic() - started
         return frame._replace(pixels=pixels, upscaling=took, scale=scale)
 
@@ -375,10 +394,10 @@ class SrNode(LifecycleNode):
             self.get_logger().warning(text)
 
     def _on_frame_failed(self, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        self._statistics.dropped("failed", text)
-        if self.context.ok():
-            self.get_logger().error(f"frame failed: {text}", throttle_duration_sec=LOG_PERIOD)
+        if isinstance(error, Stopped):
+            self._statistics.dropped("stopped")
+        else:
+            self._statistics.dropped("failed", described(error))
 
     # Operator
 
@@ -406,55 +425,110 @@ class SrNode(LifecycleNode):
         elif self._worker is None:
             level, text = DiagnosticStatus.OK, "inactive" if upscaler else "unconfigured"
         else:
+            found = self._findings(summary)
+            self._log(found)
             trouble = self._info_trouble()
             values["camera_info"] = trouble or ("none yet" if self._info is None else "used")
-            level, text = assess(summary, self._inputs[0].topic_name, trouble)
+            level, text = verdict(found, summary)
         name = f"{self.get_fully_qualified_name().lstrip('/')}: super-resolution"
         stamp: Time = self.get_clock().now().to_msg()
         self._diagnostics.publish(
             diagnostic_array(stamp, name, self._settings.model, level, text, values)
         )
 
+    def _findings(self, summary: Summary) -> list[Finding]:
+        """What is wrong with the active stream and around it."""
+        since, topic = self._worker.computing_since, self._inputs[0].topic_name
+        computing = 0.0 if since is None else time.monotonic() - since
+        found = findings(summary, topic, computing, self._settings.min_rate)
+        warnings = {
+            "camera_info": self._info_trouble(),
+            "out of memory": self._patient.trouble,
+            "twin": self._twin(),
+        }
+        level = DiagnosticStatus.WARN
+        return [*found, *(Finding(kind, level, text) for kind, text in warnings.items() if text)]
+
+    def _twin(self) -> str:
+        """That another node has this one's name or publishes its results, "" if none does."""
+        own, topic = (self.get_name(), self.get_namespace()), self._outputs[0].topic_name
+        if self.get_node_names_and_namespaces().count(own) > 1:
+            name = self.get_fully_qualified_name()
+            return (
+                f"another node is named {name}: services and parameters reach either, each frame "
+                "is answered twice; end one, or give it another name or namespace"
+            )
+        if (count := self.count_publishers(topic)) > 1:
+            return f"{count} nodes publish {topic}: each frame is answered {count} times; end one"
+        return ""
+
+    def _log(self, found: list[Finding]) -> None:
+        """Log each kind of finding once in the time that it looks back."""
+        now = time.monotonic()
+        for kind, level, text in found:
+            if now - self._logged.get(kind, -WINDOW) >= WINDOW:
+                self._logged[kind] = now
+                if level == DiagnosticStatus.ERROR:  # rclpy wants one severity at a place
+                    self.get_logger().error(text)
+                else:
+                    self.get_logger().warning(text)
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM.
 
-    Returns 0, or 1 when a start parameter is not allowed or build_only did not build.
+    Returns 0; 1 when a start parameter is not allowed or build_only did not build; 2 when the
+    arguments, or a file of parameters, cannot be read.
     """
     keep_freed_memory()
-    rclpy.init(args=args)
+    log, node, failed = rclpy.logging.get_logger("sr_node"), None, False
     try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:
+        log.fatal(f"the arguments cannot be read: {' '.join(described(error).split())}")
+        return 2
+    try:
+        as_before()
+        install_signal_handlers(SignalHandlerOptions.ALL)
         node = SrNode()
+        _spin(node)
     except ValueError as error:
-        rclpy.logging.get_logger("sr_node").fatal(str(error))
-        rclpy.try_shutdown()
-        return 1
-    except Exception:
-        if rclpy.ok():
-            raise
-        return 0  # SIGINT or SIGTERM came while it was being made
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while rclpy.ok():
-            try:
-                executor.spin()
-            except rclpy_implementation.RCLError as error:
-                # Jazzy throws an invalid transition request out of spin().
-                node.get_logger().error(str(error))
+        log.fatal(str(error))
+        failed = True
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if rclpy.ok():  # else SIGINT or SIGTERM came while the node was being made
+            raise
     # Without a terminal, launch hands on a SIGINT that came to this process already.
     uninstall_signal_handlers()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    node.stop_stream()
-    node.destroy_node()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if node is not None:
+        node.stop_stream()
+        node.destroy_node()
+        failed = node.failed
     rclpy.try_shutdown()
     if any_computing():
         # A frame of minutes: end without tearing the network down under it.
         sys.stdout.flush()
         os._exit(0)
-    return int(node.failed)
+    return int(failed)
+
+
+def _spin(node: SrNode) -> None:
+    """Until the context ends; an error of a callback, rclpy's own too, is logged and left."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while rclpy.ok():
+        try:
+            executor.spin()
+        except (KeyboardInterrupt, ExternalShutdownException):
+            return
+        except Exception as error:
+            # rclpy's own: an invalid request of a transition on Jazzy, a /clock before 0, ...
+            text = f"left by a callback: {described(error)}"
+            node.get_logger().error(text, throttle_duration_sec=WINDOW)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 WINDOW = 10.0  # seconds that rates, latencies and recent counts look back
 
-# Reasons for which an image that arrived gets no answer.
-Reason = Literal["stale", "over_rate", "malformed", "too_large", "failed"]
+SILENCE = 3.0  # seconds without an image before a stream counts as silent
+_MOST_EVENTS = 100_000  # that are kept of a flood
+_LONGEST_GAP = 4  # frames in a row that come late: more is another rate, and nothing is lost
+_SAME_CLOCK = 20.0  # times that a camera's clock may run faster or slower than this machine's
+
+# Reasons for which an image that arrived gets no answer. stopped: the node was deactivated.
+Reason = Literal["stale", "over_rate", "malformed", "too_large", "failed", "stopped"]
 # What becomes of frames. idle: nobody listened. lost: never arrived, seen as gaps in the stamps.
 Fate = Literal["received", "published", "idle", "lost", Reason]
 
@@ -25,7 +30,7 @@ class Summary:
     """One moment of a stream.
 
     Attributes:
-        total: how many frames met each fate since the start.
+        total: how many frames met each fate since the process started.
         recent: the same, of the last ``WINDOW`` seconds.
         waiting: nobody listened when the newest image came.
         rate_in: images received, Hz.
@@ -46,6 +51,12 @@ class Summary:
     silence: float = 0.0
     last_error: str = ""
 
+    @property
+    def pending(self) -> int:
+        """Frames received that wait or are computed: they have met no fate yet."""
+        fates = ("published", "idle", *get_args(Reason))
+        return self.total["received"] - sum(self.total[fate] for fate in fates)
+
 
 class _Event(NamedTuple):
     at: float  # monotonic seconds
@@ -54,17 +65,26 @@ class _Event(NamedTuple):
     upscaling: float = 0.0
 
 
-def missing_frames(stamps: Sequence[int]) -> int:
-    """Return how many frames are missing just before the newest of ``stamps`` (nanoseconds).
+def missing_frames(stamps: Sequence[float], arrivals: Sequence[float]) -> int:
+    """Return how many frames are missing just before the newest, 0 where that cannot be told.
 
-    The camera's period is the median distance of the stamps. A step backwards (a bag that starts
-    again) or of more than ``WINDOW`` is a new stream, and nothing is missing.
+    Both clocks must tell of the gap, each in its own period, the median distance of two frames;
+    the smaller number is returned. A step backwards (a bag that starts again) or of more than
+    ``WINDOW`` is a new stream; periods that have nothing to do with each other are no camera's.
+
+    Args:
+        stamps: of the headers, seconds.
+        arrivals: monotonic seconds.
     """
-    steps = [later - earlier for earlier, later in pairwise(stamps)]
-    if len(steps) < 3 or not 0 < steps[-1] < WINDOW * 1e9:
-        return 0
-    period = sorted(steps)[len(steps) // 2]
-    return max(0, round(steps[-1] / period) - 1) if period > 0 else 0
+    counts, periods = [], []
+    for moments in (stamps, arrivals):
+        steps = [later - earlier for earlier, later in pairwise(moments)]
+        if len(steps) < 3 or not 0 < steps[-1] < WINDOW:
+            return 0
+        periods.append(sorted(steps)[len(steps) // 2])
+        counts.append(round(steps[-1] / periods[-1]) - 1 if periods[-1] > 0 else 0)
+    is_clock = max(periods) <= _SAME_CLOCK * min(periods)
+    return max(0, min(counts)) if is_clock else 0
 
 
 class StreamStatistics:
@@ -77,12 +97,19 @@ class StreamStatistics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._last_image = clock()
-        self._stamps: deque[int] = deque(maxlen=16)
         self._total: Counter[Fate] = Counter()
-        self._recent: deque[_Event] = deque()
-        self._waiting = False
         self._last_error = ""
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a new stream: what was seen of the last one is forgotten, all but the totals."""
+        with self._lock:
+            self._last_image = self._clock()
+            self._stamps: deque[float] = deque(maxlen=16)
+            self._arrivals: deque[float] = deque(maxlen=16)
+            self._gap: list[int] = []  # missing frames, step by step, that may be another rate
+            self._recent: deque[_Event] = deque(maxlen=_MOST_EVENTS)
+            self._waiting = False
 
     def received(self, stamp: int) -> None:
         """Count an image that arrived; ``stamp`` is its header's, in nanoseconds."""
@@ -90,9 +117,14 @@ class StreamStatistics:
             self._last_image = self._clock()
             self._waiting = False
             self._count("received")
-            self._stamps.append(stamp)
-            for _ in range(missing_frames(self._stamps)):
+            self._stamps.append(stamp / 1e9)
+            self._arrivals.append(self._last_image)
+            if missing := missing_frames(self._stamps, self._arrivals):
+                self._gap.append(missing)
+                return
+            for _ in range(sum(self._gap) if len(self._gap) <= _LONGEST_GAP else 0):
                 self._count("lost")
+            self._gap.clear()
 
     def published(self, latency: float, upscaling: float) -> None:
         """Count a result that went out ``latency`` seconds after its image arrived.
@@ -127,8 +159,8 @@ class StreamStatistics:
                 total=self._total.copy(),
                 recent=Counter(event.fate for event in self._recent),
                 waiting=self._waiting,
-                rate_in=_rate([event.at for event in self._recent if event.fate == "received"]),
-                rate_out=_rate([event.at for event in published]),
+                rate_in=_rate([e.at for e in self._recent if e.fate == "received"], now),
+                rate_out=_rate([event.at for event in published], now),
                 latency=tuple(np.percentile(latencies, (50, 90, 99))) if published else None,
                 upscaling=float(np.median(upscaling)) if published else None,
                 silence=now - self._last_image,
@@ -140,7 +172,9 @@ class StreamStatistics:
         self._recent.append(_Event(self._clock(), fate, latency, upscaling))
 
 
-def _rate(moments: Sequence[float]) -> float:
-    if len(moments) < 2 or moments[-1] <= moments[0]:
+def _rate(moments: Sequence[float], now: float) -> float:
+    """Hz, up to ``now``: a stream that has become slower or silent has no longer its old rate."""
+    if len(moments) < 2 or moments[-1] <= moments[0] or now - moments[-1] > SILENCE:
         return 0.0
-    return (len(moments) - 1) / (moments[-1] - moments[0])
+    steps = len(moments) - 1
+    return min(steps / (moments[-1] - moments[0]), len(moments) / (now - moments[0]))

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from difiisr_models.diffusion import timestep_embedding
 from difiisr_models.resample import PHASES
 
+PAST_PLANES = PHASES + 4
+"""What a recurrent network is told of the frames before, see ``recurrence.past_planes``."""
+
 
 @dataclass(frozen=True)
 class CompactConfig:
@@ -26,17 +29,19 @@ class CompactConfig:
         channels: width of every convolution.
         blocks: residual blocks of three convolutions each.
         time_features: width of the step embedding.
+        recurrent: reads the frames before, and the noise, beside the frame.
     """
 
     channels: int = 48
     blocks: int = 6
     time_features: int = 64
+    recurrent: bool = False
 
     def __post_init__(self) -> None:
         if min(self.channels, self.blocks, self.time_features) < 1 or self.time_features % 2:
             raise ValueError(f"sizes must be 1 or more, and time_features even, got {self}")
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int | bool]:
         """Plain dictionary, as written into a manifest."""
         return asdict(self)
 
@@ -94,6 +99,9 @@ class CompactNetwork(nn.Module):
         self.gate = nn.Linear(e, c)
         self.stem_x = nn.Conv2d(PHASES, c, 3, padding=1, bias=False)
         self.stem_lr = nn.Conv2d(1, c, 3, padding=1)
+        if config.recurrent:  # at zero it computes what its single-frame sibling does
+            self.stem_past = nn.Conv2d(PAST_PLANES, c, 3, padding=1, bias=False)
+            nn.init.zeros_(self.stem_past.weight)
         self.blocks = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
         self.fuse = nn.Conv2d(c, c, 3, padding=1)
         self.mean_head = nn.Conv2d(c, PHASES, 3, padding=1)
@@ -105,7 +113,9 @@ class CompactNetwork(nn.Module):
         nn.init.zeros_(self.detail_head.weight)
         nn.init.zeros_(self.detail_head.bias)
 
-    def estimates(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def estimates(
+        self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, past: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Both ends of the line: the posterior mean, and the detail to add for a sample.
 
         Args:
@@ -113,30 +123,48 @@ class CompactNetwork(nn.Module):
             y: ``(B, 16, h, w)`` packed bicubic image; the network adds to it.
             lr: ``(B, 1, h, w)`` the measured frame in [-1, 1] (values to +-6 are shown).
             t: ``(B,)`` or ``(1,)`` step, counted from 0.
+            past: ``(B, 20, h, w)`` of ``recurrence.past_planes``, for a recurrent network alone.
 
         Returns:
             Two of ``(B, 16, h, w)``.
         """
-        h = self._features(x_t, lr, t)
+        h = self._features(x_t, lr, t, past)
         return y + self.mean_head(h), self.detail_head(h)
 
-    def forward(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        y: Tensor,
+        lr: Tensor,
+        t: Tensor,
+        fidelity: Tensor,
+        past: Tensor | None = None,
+    ) -> Tensor:
         """x_0 at a fidelity ``(1,)``: 1 = posterior mean, 0 = perceptual sample.
 
-        The other arguments and the shape of the result are those of :meth:`estimates`. Both heads
-        are linear, so that their mixture is one convolution with mixed weights.
+        The other arguments are those of :meth:`estimates`. Both heads are linear, so that their
+        mixture is one convolution with mixed weights.
+
+        Returns:
+            ``(B, 16, h, w)``; of a recurrent network ``(B, 32, h, w)``, x_0 and then the posterior
+            mean, which is what the next frame is to be told.
         """
-        h, mean, detail = self._features(x_t, lr, t), self.mean_head, self.detail_head
+        h, mean, detail = self._features(x_t, lr, t, past), self.mean_head, self.detail_head
         share = (1 - fidelity).to(mean.weight.dtype)
         weight, bias = mean.weight + share * detail.weight, mean.bias + share * detail.bias
+        if past is not None:
+            weight, bias = torch.cat((weight, mean.weight)), torch.cat((bias, mean.bias))
+            y = torch.cat((y, y), dim=1)
         return y + F.conv2d(h.to(weight.dtype), weight, bias, padding=1)
 
-    def _features(self, x_t: Tensor, lr: Tensor, t: Tensor) -> Tensor:
+    def _features(self, x_t: Tensor, lr: Tensor, t: Tensor, past: Tensor | None) -> Tensor:
         """What both heads read, ``(B, C, h, w)``."""
         embedding = timestep_embedding(t, self.config.time_features).to(lr.dtype)
         time = self.time(embedding)
         gate = self.gate(time)[:, :, None, None]
         stem = self.stem_x(x_t) * gate + self.stem_lr(lr)
+        if past is not None:
+            stem = stem + self.stem_past(past)
         h = stem
         for block in self.blocks:
             h = block(h, time)
@@ -152,12 +180,20 @@ class NetworkRunner(Protocol):
 
     shape: tuple[int, int, int] | None
 
-    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
-        """Predict x_0 ``(B, 16, h, w)`` float32.
+    def __call__(
+        self,
+        x_t: Tensor,
+        y: Tensor,
+        lr: Tensor,
+        t: Tensor,
+        fidelity: Tensor,
+        past: Tensor | None = None,
+    ) -> Tensor:
+        """Predict x_0 ``(B, 16, h, w)`` float32, or both parts of a recurrent network's result.
 
         All tensors lie on the source's device: ``x_t`` and ``y (B, 16, h, w)`` and
-        ``lr (B, 1, h, w)`` float32, ``t (1,)`` int64, ``fidelity (1,)`` float32. The result may be
-        overwritten by the next call.
+        ``lr (B, 1, h, w)`` float32, ``t (1,)`` int64, ``fidelity (1,)`` float32; a recurrent
+        network alone takes ``past (B, 20, h, w)``. The result may be overwritten by the next call.
         """
         ...
 

@@ -24,6 +24,8 @@ class FrameModel(Protocol):
         own_tile: side of the largest tile where nobody asks for another.
         input_limit: it is shown values in [-limit, limit].
         is_projected: the consistency step follows it.
+        is_recurrent: it is told of the frames before, and of the noise.
+        max_steps: diffusion steps that it can take.
         parameter_count: trainable values.
     """
 
@@ -33,14 +35,22 @@ class FrameModel(Protocol):
     own_tile: int
     input_limit: float
     is_projected: bool
+    is_recurrent: bool
+    max_steps: int
     parameter_count: int
 
     def super_resolve(
-        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float | Tensor
+        self,
+        lr: Tensor,
+        noise: NoiseSource,
+        steps: int,
+        fidelity: float | Tensor,
+        past: Tensor | None = None,
     ) -> Tensor:
         """Tiles ``lr (n, 1, h, w)`` -> packed ``(n, 16, h, w)``, all in network units.
 
-        ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``.
+        ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``. ``past (n, 20, h, w)`` is
+        for a recurrent model, which returns ``(n, 32, h, w)``: the result, and the posterior mean.
         """
         ...
 
@@ -56,15 +66,22 @@ class BicubicModel:
     multiple = 1
     tile_shape = None
     own_tile = _WHOLE_FRAME
+    is_recurrent = False
+    max_steps = 15  # all that settings allow
     parameter_count = 0
 
     def __init__(self, is_projected: bool, input_limit: float) -> None:
         self.is_projected, self.input_limit = is_projected, input_limit
 
     def super_resolve(
-        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float | Tensor
+        self,
+        lr: Tensor,
+        noise: NoiseSource,
+        steps: int,
+        fidelity: float | Tensor,
+        past: Tensor | None = None,
     ) -> Tensor:
-        """See :class:`FrameModel`; ``noise``, ``steps`` and ``fidelity`` have nothing to act on."""
+        """See :class:`FrameModel`; there is nothing for what follows ``lr`` to act on."""
         return upsample(lr)
 
 
@@ -78,10 +95,11 @@ class CompactModel:
 
     def __init__(
         self,
-        runner: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+        runner: Callable[..., Tensor],
         parameter_count: int,
         schedule: Schedule,
         input_limit: float,
+        is_recurrent: bool = False,
     ) -> None:
         """Put a network to work.
 
@@ -90,14 +108,20 @@ class CompactModel:
             parameter_count: of the network.
             schedule: all T levels that it was trained with.
             input_limit: it is shown [-limit, limit].
+            is_recurrent: whether it reads the frames before.
         """
         self._runner, self._schedule = runner, schedule
         self.tile_shape = getattr(runner, "shape", None)
-        self.parameter_count = parameter_count
-        self.input_limit = input_limit
+        self.parameter_count, self.max_steps = parameter_count, schedule.steps
+        self.input_limit, self.is_recurrent = input_limit, is_recurrent
 
     def super_resolve(
-        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float | Tensor
+        self,
+        lr: Tensor,
+        noise: NoiseSource,
+        steps: int,
+        fidelity: float | Tensor,
+        past: Tensor | None = None,
     ) -> Tensor:
         """See :class:`FrameModel`; ``fidelity`` is that of ``CompactNetwork.forward``."""
         schedule = respace(self._schedule, steps)
@@ -107,6 +131,13 @@ class CompactModel:
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
             step = torch.full((1,), int(schedule.timesteps[t - 1]), device=lr.device)
-            return self._runner(x_t * latent_input_scale(t, schedule), y, lr, step, fidelity)
+            inputs = (x_t * latent_input_scale(t, schedule), y, lr, step, fidelity)
+            if past is None:
+                return self._runner(*inputs)
+            x0, *mean = self._runner(*inputs, past).split(PHASES, dim=1)
+            means[:] = mean
+            return x0
 
-        return sample(denoise, y, schedule, noise)
+        means: list[Tensor] = []  # of a recurrent network: that of the last step
+        x0 = sample(denoise, y, schedule, noise)
+        return torch.cat((x0, *means), dim=1) if means else x0

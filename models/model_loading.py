@@ -12,8 +12,9 @@ from torch import nn
 from difiisr_models.backends import NetworkSource
 from difiisr_models.backends.selection import BackendChoice, select_backend, torch_only
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact, parameter_count
-from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.diffusion import Schedule, exponential_schedule
 from difiisr_models.frame_model import CompactModel, FrameModel
+from difiisr_models.motion import require_opencv
 from difiisr_models.precision import PRECISIONS
 from difiisr_models.published.convert import UNET_FILE, load_published
 from difiisr_models.published.sampler import PublishedModel
@@ -55,16 +56,20 @@ def load_model(name: str, device: torch.device, runtime: Runtime) -> LoadedModel
         FileNotFoundError: no such model.
         WeightsError: damaged files, or a kind of model that this version does not know.
     """
-    parts, schedule = load_parts(name), exponential_schedule()
+    parts = load_parts(name)
     if parts.autoencoder is not None:
         networks = (part.to(device) for part in (parts.network, parts.autoencoder))
-        model = PublishedModel(*networks, schedule, PRECISIONS[runtime.precision])
+        model = PublishedModel(*networks, parts.schedule, PRECISIONS[runtime.precision])
         choice = torch_only(runtime, "the published model")
     else:
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
         count = parameter_count(parts.network)
-        model = CompactModel(runner, count, schedule, NETWORK_LIMIT)
+        if parts.network.config.recurrent:
+            require_opencv()
+        model = CompactModel(
+            runner, count, parts.schedule, NETWORK_LIMIT, parts.network.config.recurrent
+        )
     return LoadedModel(model, parts.weights_sha256, choice)
 
 
@@ -75,12 +80,14 @@ class ModelParts(NamedTuple):
         kind: ``"compact"`` or ``"published"``.
         network: the denoiser.
         autoencoder: of the published model, else None.
+        schedule: all T levels that the denoiser was trained with.
         weights_sha256: hash of the denoiser's file.
     """
 
     kind: str
     network: CompactNetwork | SwinUNet
     autoencoder: VQAutoencoder | None
+    schedule: Schedule
     weights_sha256: str
 
 
@@ -92,17 +99,18 @@ def load_parts(name: str) -> ModelParts:
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
     if kind == "published":
-        network, autoencoder = load_published(folder)
+        network, autoencoder, schedule = load_published(folder)
         file = UNET_FILE
     elif kind == "compact":
         state, autoencoder, file = load_tensors(folder, manifest, NETWORK_FILE), None, NETWORK_FILE
+        schedule = exponential_schedule()
         try:
             network = build_compact(CompactConfig(**manifest["network"]), state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(f"{folder / file} does not fit its manifest: {error}") from error
     else:
         raise WeightsError(f"{folder} holds a model of kind {kind!r}; known: compact, published")
-    return ModelParts(kind, network, autoencoder, manifest["files"][file]["sha256"])
+    return ModelParts(kind, network, autoencoder, schedule, manifest["files"][file]["sha256"])
 
 
 def load_network(folder: Path) -> nn.Module:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 Backend = Literal["auto", "tensorrt", "torch_tensorrt", "onnxruntime", "torch"]
 Precision = Literal["fp32", "bf16", "fp16"]
 EngineMismatch = Literal["rebuild", "fallback", "fail"]
-Palette = Literal["grey", "ironbow", "inferno"]
+Palette = Literal["grey", "inferno"]
 Unit = Literal["counts", "kelvin", "celsius"]
 
 MIN_SIDE = 16
@@ -28,6 +28,8 @@ MIN_SIDE = 16
 
 SMALLEST_OWN_TILE = 256
 """Side of the tiles that a model takes where nobody asks for another, at least."""
+
+_MOST_MARKS = 64  # each costs a look at the whole frame
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class FrameSettings:
         remove_pattern: take off the fixed pattern of the sensor (offsets of rows, columns and
             pixels that stand still while the scene moves)
         output_scale: 4, or 2: what is made is scaled down by two, for a quarter of the bytes
+        pipeline: robust, or published: the authors' own (full scale as -1..1, tiles of 256
+            averaged plainly, no noise removed, no consistency step), to compare with
 
     Raises:
         ValueError: a value of another type, or out of its range.
@@ -101,11 +105,14 @@ class FrameSettings:
     consistency: Annotated[float, Ge(0.0), Le(1.0)] | Literal["auto"] = "auto"
     remove_pattern: bool = True
     output_scale: Annotated[int, Ge(2), Le(4)] = 4
+    pipeline: Literal["robust", "published"] = "robust"
 
     def __post_init__(self) -> None:
         check(self)
         if self.output_scale == 3:
             raise ValueError("output_scale must be 2 or 4, got 3")
+        if self.output_scale == 2 and self.pipeline == "published":
+            raise ValueError("output_scale 2 needs pipeline robust: the authors' own makes x4")
 
 
 class Crop(NamedTuple):
@@ -158,11 +165,13 @@ class Camera:
             given = f"{self.scale} and {self.offset}"
             raise ValueError(f"scale and offset: finite numbers, scale not 0, got {given}")
         try:
-            self.no_data_values  # noqa: B018
+            count = len(self.no_data_values)
         except ValueError:
             raise ValueError(
                 f"no_data: numbers separated by commas are needed, got {self.no_data!r}"
             ) from None
+        if count > _MOST_MARKS:
+            raise ValueError(f"no_data: at most {_MOST_MARKS} numbers are looked for, got {count}")
         for name, meaning in (("crop", "top, bottom, left, right"), ("roi", "x, y, width, height")):
             text = getattr(self, name)
             if text and not re.fullmatch(r"\s*\d{1,5}\s*(,\s*\d{1,5}\s*){3}", text):

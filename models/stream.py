@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from difiisr_models.noise import difference_noise, flattest_deviation, scene_noi
 from difiisr_models.radiometry import CountRange, range_and_bulk
 from difiisr_models.tone_mapping import ToneMapper
 from difiisr_models.validity import StillPixels, fill_from_nearest, invalid_pixels
+
+if TYPE_CHECKING:
+    from difiisr_models.recurrence import Past
 
 _ABSURD = 50.0  # times the span of a frame
 _GARBAGE = 5_000.0  # half-spans: in a float frame no temperature, and more than float32 can carry
@@ -37,6 +41,7 @@ class Seen:
             the fixed pattern of the sensor; float32 where one is established.
         invalid: ``(H, W)`` bool, None where all pixels are valid.
         range: to normalise it by.
+        is_new_scene: it shows another scene than the frame before.
         bulk: from its 10 % to its 90 % quantile, counts: how far most of the scene spreads.
         noise: standard deviation of its noise, counts.
         pattern: strength of what was taken off.
@@ -45,6 +50,7 @@ class Seen:
     counts: np.ndarray
     invalid: np.ndarray | None
     range: CountRange
+    is_new_scene: bool
     bulk: float
     noise: float
     pattern: PatternStrength
@@ -116,8 +122,11 @@ class Stream:
 
         ``remove_pattern``: take off the fixed pattern of the sensor, where one is established.
         """
-        seen = self._channels.setdefault(channel, Channel())
-        return seen.see(counts, self.no_data, remove_pattern)
+        return self.channel(channel).see(counts, self.no_data, remove_pattern)
+
+    def channel(self, number: int = 0) -> Channel:
+        """What one channel of the stream has shown; a new one where it has shown nothing."""
+        return self._channels.setdefault(number, Channel())
 
     @property
     def seen(self) -> Seen | None:
@@ -141,6 +150,7 @@ class Channel:
     Attributes:
         pattern: the sensor's.
         last: the last frame, as it was measured and as it was seen; None before any.
+        past: what a recurrent model made of it, None where that tells nothing of the next one.
     """
 
     def __init__(self) -> None:
@@ -149,6 +159,7 @@ class Channel:
         self._noise = NoiseTracker()
         self.pattern = PatternTracker()
         self.last: tuple[np.ndarray, Seen] | None = None
+        self.past: Past | None = None
 
     def see(self, counts: np.ndarray, no_data: Sequence[float], remove_pattern: bool) -> Seen:
         """Take in the next frame ``(H, W)``; see :meth:`Stream.see`."""
@@ -157,7 +168,8 @@ class Channel:
         stuck = self._still.update(counts)
         if stuck is not None:
             invalid = stuck if invalid is None else invalid | stuck
-        found = self._range.update(counts, invalid)
+        found, is_new_scene = self._range.update(counts, invalid), self._range.is_new_scene
+        self.past = None if is_new_scene else self.past
         if counts.dtype.kind == "f":
             with np.errstate(invalid="ignore", over="ignore"):  # of marks for no data
                 absurd = np.abs(counts - found.centre) > _GARBAGE * found.half_span
@@ -169,7 +181,7 @@ class Channel:
         if pattern is not None:
             filled = filled - pattern
         strength = PatternStrength() if pattern is None else self.pattern.strength
-        seen = Seen(filled, invalid, found, self._range.bulk, noise, strength)
+        seen = Seen(filled, invalid, found, is_new_scene, self._range.bulk, noise, strength)
         self.last = counts, seen
         return seen
 
@@ -232,6 +244,9 @@ class RangeTracker:
     It follows the frames slowly, so that a hot object entering does not make the output pump, and
     snaps to a frame whose bulk (its 10 %, 50 % and 90 % quantiles) has moved: another scene, a
     shutter event. A stream of one static frame keeps exactly that frame's range.
+
+    Attributes:
+        is_new_scene: it snapped to the last frame.
     """
 
     def __init__(self, rate: float = 0.05) -> None:
@@ -242,6 +257,7 @@ class RangeTracker:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
         self._rate = rate
+        self.is_new_scene = False
         self._range: CountRange | None = None
         self._bulk: np.ndarray | None = None
 
@@ -262,8 +278,10 @@ class RangeTracker:
             or tracked.span > _ABSURD * frame.span
             or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span
         ):
+            self.is_new_scene = True
             self._range, self._bulk = frame, bulk
         else:
+            self.is_new_scene = False
             most, rate = tracked.span, self._rate
             self._range = CountRange(
                 tracked.lo + rate * float(np.clip(frame.lo - tracked.lo, -most, most)),

@@ -112,7 +112,7 @@ def plan_tiles(
 
 
 def pad_to(frame: Tensor, height: int, width: int) -> Tensor:
-    """Pad ``(1, 1, h, w)`` below and right by mirror images to at least its own size."""
+    """Pad ``(1, C, h, w)`` below and right by mirror images to at least its own size."""
     for dim, wanted in ((2, height), (3, width)):
         size = frame.shape[dim]
         if wanted > size:

@@ -27,13 +27,7 @@ _STRETCH = 1.5  # times: most cells' spans have changed by more, as with another
 _TOE, _SHOULDER = 20.0, 215.0  # grey levels of the fields' ends; objects beyond have the rest
 _STEPS = 256  # of the curve, over the fields' span
 _BELOW, _ABOVE = 1, 4  # spans on either side that the curve covers
-_COLOURS = {
-    "ironbow": (
-        (0, 0, 0), (30, 0, 110), (130, 0, 150), (215, 60, 60), (250, 150, 0), (255, 225, 80),
-        (255, 255, 255),
-    ),
-    "inferno": ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)),
-}  # fmt: skip
+_INFERNO = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 
 
 class ToneMapper:
@@ -82,7 +76,7 @@ class ToneMapper:
 
 def coloured(grey: np.ndarray, palette: Palette) -> np.ndarray:
     """``(H, W)`` uint8 in the colours of a palette: ``(H, W, 3)`` red, green, blue; grey as is."""
-    return grey if palette == "grey" else _palette(palette)[grey]
+    return grey if palette == "grey" else _inferno()[grey]
 
 
 def _fields_of(counts: np.ndarray) -> np.ndarray:
@@ -128,8 +122,7 @@ def _curve() -> np.ndarray:
 
 
 @lru_cache
-def _palette(palette: Palette) -> np.ndarray:
-    colours = np.array(_COLOURS[palette], np.float64)
-    places, levels = np.linspace(0, 255, len(colours)), np.arange(256)
-    channels = [np.interp(levels, places, colours[:, channel]) for channel in range(3)]
+def _inferno() -> np.ndarray:
+    places, levels = np.linspace(0, 255, len(_INFERNO)), np.arange(256)
+    channels = [np.interp(levels, places, channel) for channel in zip(*_INFERNO, strict=True)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)

@@ -26,8 +26,10 @@ from difiisr_models.frame_model import BicubicModel, FrameModel
 from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
+from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
-from difiisr_models.resample import SCALE, halve, pack, unpack
+from difiisr_models.recurrence import Past, no_past, planes_of
+from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
@@ -79,6 +81,7 @@ class Upscaler:
         self.name, self.device, self.backend = name, str(device), backend
         self.passed_over, self.weights_sha256 = passed_over, weights_sha256
         self.parameter_count = model.parameter_count
+        _check_steps(model, settings)
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
         self._model = model
         self._lock = threading.Lock()
@@ -160,6 +163,7 @@ class Upscaler:
                     f"{name} cannot change: {self.backend} takes tiles of {shape} (batch, height, "
                     "width) only"
                 )
+        _check_steps(self._model, settings)
         self.runtime, self.settings = runtime, settings
 
     @property
@@ -175,23 +179,35 @@ class Upscaler:
     def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
         """The way of a frame ``(H, W)``, from top to bottom."""
         settings, limit = self.settings, self._model.input_limit
+        if settings.pipeline == "published":
+            return super_resolve_as_published(
+                self._model, counts, self._noise_source, settings.steps, self.device
+            )
         with record_function(STAGE + "stream"):  # fill, range, noise
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
             inside = bool(frame.abs().amax() <= limit)
-            is_auto = settings.consistency == "auto"
-            sigma = seen.noise * found.gain if is_auto and self._model.is_projected else 0.0
+            is_told = settings.consistency == "auto" or self._model.is_recurrent
+            sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
+            shown = frame.clamp(-limit, limit)
+            quiet, memory = denoise(shown, sigma), stream.channel(channel)
+        with record_function(STAGE + "past"):
+            past = None
+            if self._model.is_recurrent:  # it is told of the noise, and sees it
+                still = quiet[0, 0].cpu().numpy()
+                past = planes_of(memory.past, shown, still, found, sigma)
         with record_function(STAGE + "tiles"):
-            packed = self._run_tiles(denoise(frame.clamp(-limit, limit), sigma))
+            packed, *mean = self._run_tiles(quiet if past is None else shown, past)
             for part in [] if inside else hot_parts(frame, limit):
                 packed = self._with_hot_part(packed, frame, part)
         with record_function(STAGE + "consistency"):
-            if self._model.is_projected and is_auto:
-                packed = noise_aware_consistency(packed, frame, sigma)
-            elif self._model.is_projected:
-                packed = enforce_consistency(packed, frame, settings.consistency)
+            if self._model.is_projected:
+                packed = self._consistent(packed, frame, sigma)
+            if past is not None:
+                mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
+                memory.past = Past(mean.clone(), still, found)
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
@@ -201,8 +217,17 @@ class Upscaler:
             image = _to_host(result).numpy()
             return image if seen.invalid is None else put_back(image, counts, seen.invalid)
 
-    def _run_tiles(self, frame: Tensor) -> Tensor:
-        """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend."""
+    def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
+        """``packed``, as far as the settings say brought to what was measured."""
+        if self.settings.consistency == "auto":
+            return noise_aware_consistency(packed, frame, sigma)
+        return enforce_consistency(packed, frame, self.settings.consistency)
+
+    def _run_tiles(self, frame: Tensor, past: Tensor | None) -> tuple[Tensor, ...]:
+        """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend.
+
+        With the planes of the past ``(1, 20, h, w)``, the posterior mean comes second.
+        """
         model, runtime, settings = self._model, self.runtime, self.settings
         height, width = frame.shape[-2:]
         plan = plan_tiles(
@@ -210,14 +235,16 @@ class Upscaler:
             model.multiple, model.tile_shape,
         )  # fmt: skip
         padded, blend = pad_to(frame, plan.height, plan.width), Blend(plan)
+        past = None if past is None else pad_to(past, plan.height, plan.width)
         for places in plan.batches():
             noise = self._noise_source(places, padded.shape[-2:])
             with record_function(STAGE + "network"):
                 result = model.super_resolve(
-                    _cut(padded, places), noise, settings.steps, settings.fidelity
-                )
+                    _cut(padded, places), noise, settings.steps, settings.fidelity,
+                    None if past is None else _cut(past, places),
+                )  # fmt: skip
             blend.add(places, result)
-        return blend.result()[..., :height, :width]
+        return blend.result()[..., :height, :width].split(PHASES, dim=1)
 
     def _with_hot_part(self, packed: Tensor, frame: Tensor, part: tuple[slice, slice]) -> Tensor:
         """``packed``, with what the model makes of a window of the frame at the window's own scale.
@@ -228,7 +255,9 @@ class Upscaler:
         lo, hi = window.amin(), window.amax()
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         limit = self._model.input_limit
-        result = self._run_tiles((window - centre) / half) * half + centre
+        window = (window - centre) / half
+        past = no_past(window, torch.zeros(())) if self._model.is_recurrent else None
+        result = self._run_tiles(window, past)[0] * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
@@ -332,6 +361,15 @@ def check_frame(frame: np.ndarray) -> None:
         raise ValueError(f"a frame is uint8, uint16, int16 or float32, got {frame.dtype}")
     if min(frame.shape[:2]) < MIN_SIDE:
         raise ValueError(f"a frame has at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape}")
+
+
+def _check_steps(model: FrameModel, settings: FrameSettings) -> None:
+    """Raise ValueError unless the model was trained with as many noise levels."""
+    if settings.steps > model.max_steps:
+        raise ValueError(
+            f"steps must be 1 to {model.max_steps}, the noise levels that this model was trained "
+            f"with, got {settings.steps}"
+        )
 
 
 def _planes(frame: np.ndarray) -> list[np.ndarray]:

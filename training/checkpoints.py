@@ -7,6 +7,7 @@ with when the run is continued.
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,12 +86,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, decay: float, iteration: int) -> None:
+def update_ema(ema: nn.Module, network: nn.Module, decay: float, iteration: float) -> None:
     """ema <- decay ema + (1 - decay) network, with a shorter memory in the first iterations.
+
+    ``iteration`` counts from 0; infinity for the full memory from the start.
 
     Buffers of floats are averaged too, others (counters, indices) are copied.
     """
-    decay = min(decay, (1 + iteration) / (10 + iteration))
+    if not math.isinf(iteration):
+        decay = min(decay, (1 + iteration) / (10 + iteration))
     values = network.state_dict()
     for name, average in ema.state_dict().items():
         if average.is_floating_point():

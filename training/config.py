@@ -32,7 +32,9 @@ class OptimiserConfig:
         warmup: iterations of linear warm-up.
         weight_decay: AdamW's.
         ema: decay of the exponential moving average of the weights, per iteration.
-        grad_clip: largest gradient norm.
+        ema_warmup: the average has a shorter memory at first; without, as in the public reference,
+            it holds the initial weights for long.
+        grad_clip: largest gradient norm; null leaves gradients as they are.
     """
 
     lr: Annotated[float, Ge(0)] = 5e-4
@@ -40,7 +42,8 @@ class OptimiserConfig:
     warmup: Annotated[int, Ge(0)] = 200
     weight_decay: Annotated[float, Ge(0)] = 0.0
     ema: Share = 0.999
-    grad_clip: Annotated[float, Gt(0)] = 1.0
+    ema_warmup: bool = True
+    grad_clip: Annotated[float, Gt(0)] | None = 1.0
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -60,6 +63,9 @@ class TrainConfig:
             (a - b)^2, as in ResShift, for which ``guidance.py`` derives what an injected gradient
             does; "psnr" the logarithm of that, in which a frame of little contrast counts as much
             as any. What a distillation matches is compared by "l2" whatever this says.
+        inverse_scaled_at: the step whose 1 / sqrt(kappa^2 eta_t + 1) scales the input of the
+            distillation's learned inverse: "last" t = T, as in the public reference, or "first"
+            t = 1, which the network is told.
         perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched. A
             network without that knob (the published one) has this loss alone, where it is not 0.
         begin_as: published network that a new run's weights are made of, see
@@ -84,6 +90,7 @@ class TrainConfig:
     stage: Literal["diffusion", "distillation"] = "diffusion"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     norm: Literal["l1", "l2", "psnr"] = "l1"
+    inverse_scaled_at: Literal["last", "first"] = "last"
     perceptual_weight: Annotated[float, Ge(0)] = 0.0
     begin_as: Literal["none", "rlfn"] = "none"
     iterations: Count = 20000

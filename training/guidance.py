@@ -93,7 +93,7 @@ class GuidanceConfig:
     vgg: Literal["vgg16_relu3_3", "vgg19_relu5_4", "vgg19_relu3_1", "vgg19_scales"] = (
         "vgg16_relu3_3"
     )
-    sam: Literal["masks", "features"] = "masks"
+    sam: Literal["masks", "features", "raw_features"] = "masks"
 
     def __post_init__(self) -> None:
         steps = exponential_schedule().steps

@@ -166,7 +166,8 @@ class TrainingLoss(nn.Module):
 
         |f(x_T) - teacher(x_T)|^2 + |f^{-1}(teacher(x_T)) - x_T|^2 + |f(f^{-1}(x_0)) - x_0|^2: the
         teacher's full deterministic result from the same noise, the learned inverse (the student
-        told index 0 predicts x_T), and the ground truth reached through that inverse. They shape
+        told index 0 predicts x_T; its input is scaled as ``inverse_scaled_at`` says), and the
+        ground truth reached through that inverse. They shape
         the fidelity-0 estimate f, weighted by perceptual_weight beside the loss of the mean at
         t = T; a network with one estimate has them alone.
         """
@@ -180,9 +181,9 @@ class TrainingLoss(nn.Module):
             last = torch.full((len(eps),), steps - 1, device=eps.device)
             f, h, penalty = self._guide(x_T, forward, target, batch, last)
             matched = (f - h).square().mean() + penalty
-        _, inverse = self._estimates_at(1, self.network, target, batch)
+        inverse = self._inverse(target, batch)
         with torch.no_grad():
-            _, x_T_of_truth = self._estimates_at(1, self.network, batch.x0, batch)
+            x_T_of_truth = self._inverse(batch.x0, batch)
         _, truth = self._estimates_at(steps, self.network, x_T_of_truth, batch)
         inverted = (inverse - x_T.detach()).square().mean()
         distilled = matched + inverted + (truth - batch.x0).square().mean()
@@ -224,6 +225,13 @@ class TrainingLoss(nn.Module):
         index = torch.full((len(x),), t - 1, device=x.device)
         scaled = x * latent_input_scale(t, self._schedule)
         return self._space.estimates(network, scaled, batch.y, batch.lr, index)
+
+    def _inverse(self, x0: Tensor, batch: _Batch) -> Tensor:
+        """The learned inverse: x_T of ``x0``, by the network told index 0."""
+        t = self._schedule.steps if self._config.inverse_scaled_at == "last" else 1
+        index = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
+        scaled = x0 * latent_input_scale(t, self._schedule)
+        return self._space.estimates(self.network, scaled, batch.y, batch.lr, index)[1]
 
     @torch.no_grad()
     def _sample_teacher(self, x: Tensor, batch: _Batch) -> Tensor:

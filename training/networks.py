@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from difiisr_models.compact import CompactNetwork, embed, parameter_count
-from difiisr_models.model_loading import load_network, save_compact, save_published_unet
+from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.model_loading import load_parts, save_compact, save_published_unet
 from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
@@ -96,10 +98,20 @@ def load_average(path: Path) -> tuple[TrainConfig, nn.Module, int]:
 
 
 def starting_weights(folder: Path) -> nn.Module:
-    """Network of a run folder (its moving average) or of a weights folder."""
+    """Network of a run folder (its moving average) or of a weights folder.
+
+    Raises:
+        ValueError: it was trained with another schedule than runs of this package have.
+    """
     if (folder / CHECKPOINT_NAME).is_file():
         return load_average(folder / CHECKPOINT_NAME)[1]
-    return load_network(folder)
+    parts, own = load_parts(str(folder)), exponential_schedule()
+    if not np.array_equal(parts.schedule.eta, own.eta):
+        raise ValueError(
+            f"{folder} was trained with {parts.schedule.steps} other noise levels than the "
+            f"{own.steps} of a run here: its steps mean something else"
+        )
+    return parts.network
 
 
 def export_run(run: Path, folder: Path, published: Path | None = None) -> None:

@@ -122,14 +122,16 @@ class SamLoss(nn.Module):
 
     SAM comes from the ``segment-anything`` package (Kirillov et al., ICCV 2023). ``output`` is
     ``"masks"`` (the paper's S: mask probabilities at a regular grid of prompt points) or
-    ``"features"`` (the public reference: the image encoder's embedding).
+    ``"features"`` (the image encoder's embedding) or ``"raw_features"`` (the same of images in
+    [-1, 1] stretched to SAM's square, without SAM's own normalisation: the public reference).
     """
 
     def __init__(self, sam: Sam, output: str, points_per_side: int = 4) -> None:
         """Freeze ``sam``, whose prompt points are a grid of ``points_per_side`` squared."""
         super().__init__()
         self._sam = sam
-        self._describe = self.features if output == "features" else self.masks
+        describe = {"features": self.features, "raw_features": self.raw_features}
+        self._describe = describe.get(output, self.masks)
         self._points_per_side = points_per_side
         self.eval().requires_grad_(False)
 
@@ -142,6 +144,12 @@ class SamLoss(nn.Module):
     def features(self, image: Tensor) -> Tensor:
         """Image embedding ``(B, F, s, s)`` of ``(B, 1, H, W)`` in [-1, 1]."""
         return self._sam.image_encoder(self.preprocess(image))
+
+    def raw_features(self, image: Tensor) -> Tensor:
+        """Embedding ``(B, F, s, s)`` of ``(B, 1, H, W)`` as it is, stretched to a square."""
+        side = self._sam.image_encoder.img_size
+        square = F.interpolate(image, (side, side), mode="bilinear", align_corners=False)
+        return self._sam.image_encoder(square.expand(-1, 3, -1, -1))
 
     def masks(self, image: Tensor) -> Tensor:
         """Mask probabilities ``(B, points, 4s, 4s)`` of ``(B, 1, H, W)`` in [-1, 1]."""

@@ -136,9 +136,11 @@ def train(
             with accelerator.autocast():
                 loss = loss_module(*images, index[own], eps[own], guided)
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(state.network.parameters(), config.optimiser.grad_clip)
+            if config.optimiser.grad_clip is not None:
+                accelerator.clip_grad_norm_(state.network.parameters(), config.optimiser.grad_clip)
             state.optimiser.step()
-            update_ema(state.ema, state.network, config.optimiser.ema, state.iteration)
+            first = state.iteration if config.optimiser.ema_warmup else math.inf
+            update_ema(state.ema, state.network, config.optimiser.ema, first)
             losses.append(loss.detach())
             state.iteration += 1
             progress.update()

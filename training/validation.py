@@ -71,7 +71,8 @@ class Validator:
         frozen = copy.deepcopy(network).eval().requires_grad_(False)
         if isinstance(frozen, CompactNetwork):
             runner, count = build_runner(NetworkSource(frozen, "", device)), parameter_count(frozen)
-            model = CompactModel(runner, count, exponential_schedule(), NETWORK_LIMIT)
+            recurrent = frozen.config.recurrent
+            model = CompactModel(runner, count, exponential_schedule(), NETWORK_LIMIT, recurrent)
         else:
             model = PublishedModel(frozen, self._autoencoder.to(device), exponential_schedule())
         up, results = Upscaler("validation", model, device=device), {"bicubic": self._bicubic}

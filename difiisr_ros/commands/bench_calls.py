@@ -157,7 +157,8 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
         network, weights_sha256 = parts.network, parts.weights_sha256
         if not isinstance(network, CompactNetwork):
             raise ValueError(f"{model} is no compact network: time it with --only upscaler")
-        inputs = tuple(value.to(device) for value in example_inputs(1, *size).values())
+        examples = example_inputs(1, *size, network.config.recurrent)
+        inputs = tuple(value.to(device) for value in examples.values())
         for backend in _backends(bench):
             runtime = replace(bench.runtime, backend=backend)
             source = NetworkSource(network, weights_sha256, device, runtime, model)

@@ -6,15 +6,21 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from numpy.typing import NDArray
 
+from difiisr_models.weights import share_dir
 from difiisr_ros import bags
 from difiisr_ros.commands.arguments import Count
+from difiisr_ros.comparison import draw_panel
 from difiisr_ros.image_codec import image_to_array
 from difiisr_ros.node_process import (
     START_PATIENCE,
@@ -22,6 +28,7 @@ from difiisr_ros.node_process import (
     ProcessFailed,
     dds_environment,
     missing_ros,
+    own_domain,
     ros_arguments,
 )
 
@@ -30,58 +37,77 @@ if TYPE_CHECKING:
     from difiisr_ros.node_peer import NodePeer
 
 SR_TOPIC = "/thermal/sr"
-SCENE_FRAMES = 90  # ten seconds
+SCENE_FRAMES = 90  # ten seconds; fewer at a lower rate
 SCENE_SEED = 0
 ZERO_CELSIUS = 273.15  # kelvin
+MODELS = ("difiisr-rt-x4", "bicubic")  # from the best
+MARGIN = 1.7  # the machine plays, records and computes at once
+SLOWEST = 0.7  # Hz; a model that does not hold it is not chosen
+SHOWN = 9  # frame of the picture; the same in every run
 QUIET = 3.0  # seconds without a result after which the stream counts as over
-CROP = 5  # the picture's zoomed window is a fifth of the frame in each direction
+NEXT = """next:
+  difiisr demo --bag YOUR_BAG                    the same with your recording
+  difiisr upscale YOUR_IMAGES OUT --compare      your images and videos
+  ros2 launch difiisr_ros sr.launch.py image:=/your/camera/image_raw"""
 
 
 def demo(
     *,
     bag: Path | None = None,
     topic: str | None = None,
-    model: str = "difiisr-rt-x4",
+    model: str | None = None,
     device: str = "auto",
+    rate: Annotated[float, Parameter(validator=Number(gt=0))] | None = None,
     frames: Count | None = None,
     out: Path = Path("out/demo"),
 ) -> None:
     """Play a thermal recording through DDS to the node, record its results and draw one.
 
-    Without ROS the recording goes through the offline replay instead.
+    Without ROS the recording goes through the offline replay instead. The node and the topics are
+    in the DDS domain ROS_DOMAIN_ID, or in a free one where that is not set.
 
     Args:
-        bag: rosbag2 to play; without it a procedural scene is.
+        bag: rosbag2 to play; without it a simulated camera pans over an infrared photograph.
         topic: its image topic; without it the only one.
-        model: name or path.
+        model: name or path; without it the best that this machine holds.
         device: auto, cpu, cuda or cuda:N.
+        rate: frames a second; without it the recording's, or what this machine holds.
         frames: play only the first so many.
         out: folder for the picture, the recording and the logs.
     """
-    from difiisr_models import load_upscaler
-    from difiisr_ros.scene import KELVIN_PER_COUNT, write_scene_bag
+    from difiisr_ros.scene import write_scene_bag
 
     out.mkdir(parents=True, exist_ok=True)
     is_scene = bag is None
     if is_scene:
-        bag, count = out / "scene", frames or SCENE_FRAMES
-        print(f"scene: {count} frames of 160x120 mono16 at 9 Hz, {KELVIN_PER_COUNT} K per count")
-        write_scene_bag(bag, count, SCENE_SEED, force=True)
+        bag = out / "scene"
+        write_scene_bag(bag, frames or SCENE_FRAMES, SCENE_SEED, force=True)
     elif bag.resolve() == (out / "sr").resolve():
         raise ValueError(f"{bag} is where the demo records to; choose another folder with --out")
     with bags.open_bag(bag) as reader:
         topic = bags.choose_image_topic(reader, topic)
-    upscaler = load_upscaler(model, device=device)
+    upscaler, speed = _choose(bag, topic, [model] if model else MODELS, device, rate)
+    if is_scene:
+        frames = frames or max(round(SCENE_FRAMES * min(speed, 1.0)), 10)
     if reason := missing_ros():
         print(f"no ROS in this Python ({reason}): running the offline replay instead of DDS")
         sent, latencies, backend = _replayed(bag, topic, upscaler, frames, out)
         way = "offline replay"
     else:
-        ros = os.environ.get("ROS_DISTRO", "from wheels")
-        print(f"playing {topic} of {bag} to the node over DDS (ROS {ros}) ...", flush=True)
-        sent, latencies, backend = _played(bag, topic, model, device, frames, out)
+        where = share_dir() / "config"
+        given = os.environ.get("ROS_DOMAIN_ID")
+        domain = own_domain(int(given) if given else None)
+        print(
+            f"playing {topic} to the node over DDS, domain {domain}. To watch (--frames 900 plays "
+            f"longer):\n  ROS_DOMAIN_ID={domain} rviz2 -d {where / 'sr.rviz'}\n"
+            f"  ROS_DOMAIN_ID={domain} ros2 launch foxglove_bridge foxglove_bridge_launch.xml, "
+            f"and import {where / 'foxglove.json'} in Foxglove",
+            flush=True,
+        )
+        name = model or upscaler.name
+        sent, latencies, backend = _played(bag, topic, name, device, frames, speed, out)
         way = "over DDS"
-    _draw(bag, topic, out, upscaler.name, is_scene)
+    _draw(bag, topic, out, upscaler.name, sent, is_scene)
     p50, p90, p99 = 1e3 * np.percentile(latencies, (50, 90, 99))
     print(f"recorded {out / 'sr'}, picture {out / 'panel.png'}")
     print(
@@ -89,6 +115,38 @@ def demo(
         f"latency p50 {p50:.0f} ms, p90 {p90:.0f} ms, p99 {p99:.0f} ms; "
         f"{upscaler.name}, {backend}, {way}"
     )
+    print(NEXT)
+
+
+def _choose(
+    bag: Path, topic: str, models: Sequence[str], device: str, rate: float | None
+) -> tuple[Upscaler, float]:
+    """The first of the models that holds the rate, and the speed to play at; says so."""
+    from difiisr_models import load_upscaler
+
+    with bags.open_bag(bag) as reader:
+        messages = list(islice(reader.messages({topic}), 10))
+    if not messages:
+        raise ValueError(f"{bag} has no image on {topic}")
+    frame = image_to_array(bags.parse_message(messages[0].data, bags.IMAGE_TYPE))
+    periods = np.diff([message.time for message in messages])
+    own = 1e9 / max(np.median(periods), 1) if len(periods) else 1.0
+    for name in models:
+        upscaler, times = load_upscaler(name, device=device), []
+        for _ in range(4):
+            started = time.monotonic()
+            upscaler(frame)
+            times.append(time.monotonic() - started)
+        held = 1 / (MARGIN * min(times[1:]))
+        if held >= min(SLOWEST, own):
+            break
+    chosen = rate or min(own, max(held, SLOWEST))
+    height, width = frame.shape[:2]
+    print(
+        f"{upscaler.name} takes {1e3 * min(times[1:]):.0f} ms here for {width}x{height}, so "
+        f"the recording, {own:.3g} Hz, is played at {chosen:.2g} Hz."
+    )
+    return upscaler, chosen / own
 
 
 def _replayed(
@@ -109,7 +167,13 @@ def _replayed(
 
 
 def _played(
-    bag: Path, topic: str, model: str, device: str, frames: int | None, out: Path
+    bag: Path,
+    topic: str,
+    model: str,
+    device: str,
+    frames: int | None,
+    speed: float,
+    out: Path,
 ) -> tuple[int, list[float], str]:
     """The same of a node in a process of its own; ProcessFailed where it answers nothing."""
     os.environ.update(dds_environment())
@@ -143,8 +207,9 @@ def _played(
         for message in reader.messages({topic, info_topic} - {None}):
             if message.topic.name == topic and len(peer.sent) == frames:
                 break
-            begin = begin or time.monotonic() - message.time / 1e9
-            time.sleep(max(begin + message.time / 1e9 - time.monotonic(), 0.0))
+            at = message.time / 1e9 / speed
+            begin = begin or time.monotonic() - at
+            time.sleep(max(begin + at - time.monotonic(), 0.0))
             node.check()
             peer.send(bytes(message.data), message.topic.name)
         ended = time.monotonic()
@@ -167,17 +232,20 @@ def _is_over(peer: NodePeer, ended: float) -> bool:
     return quiet or len(answers) == len(peer.sent)
 
 
-def _draw(bag: Path, topic: str, out: Path, model: str, is_scene: bool) -> None:
-    """Save the panel of the result in the middle of the recording, in counts.
+def _draw(bag: Path, topic: str, out: Path, model: str, sent: int, is_scene: bool) -> None:
+    """Save the panel of the answered frame next to number ``SHOWN`` of those ``sent``, in counts.
 
     That of the scene is in degrees Celsius, and shows its truth beside.
     """
     from difiisr_models import load_upscaler
     from difiisr_ros.scene import KELVIN_PER_COUNT, Scene, frame_of_stamp
 
+    with bags.open_bag(bag) as reader:
+        played = islice(reader.messages({topic}), min(sent, SHOWN))
+        wanted = [bags.stamp_of(message.data) for message in played][-1]
     with bags.open_bag(out / "sr") as reader:
         stamps = [bags.stamp_of(message.data) for message in reader.messages({SR_TOPIC})]
-    stamp = stamps[len(stamps) // 2]
+    stamp = min(stamps, key=lambda one: abs(one - wanted))
     counts = _frame(bag, topic, stamp)
     scale, offset = (KELVIN_PER_COUNT, -ZERO_CELSIUS) if is_scene else (1.0, 0.0)
     truth = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS if is_scene else None
@@ -195,7 +263,7 @@ def _draw(bag: Path, topic: str, out: Path, model: str, is_scene: bool) -> None:
         images.append((title, values))
     if truth is not None:
         images.append(("truth", truth))
-    draw_panel(out / "panel.png", images, "degrees Celsius" if is_scene else "counts")
+    draw_panel(out / "panel.png", images, "\N{DEGREE SIGN}C" if is_scene else "counts")
 
 
 def _frame(bag: Path, topic: str, stamp: int) -> NDArray:
@@ -204,47 +272,3 @@ def _frame(bag: Path, topic: str, stamp: int) -> NDArray:
             if bags.stamp_of(message.data) == stamp:
                 return image_to_array(bags.parse_message(message.data, bags.IMAGE_TYPE))
     raise ValueError(f"{bag} has no frame on {topic} with the stamp {stamp} ns")
-
-
-def window_to_show(frame: NDArray[np.floating]) -> tuple[int, int, int, int]:
-    """Left, top, width, height (pixels) of the window where warm things have most contours."""
-    from torch import from_numpy
-    from torch.nn.functional import avg_pool2d
-
-    rows, columns = sides = [max(side // CROP, 8) for side in frame.shape]
-    filled = np.nan_to_num(frame.astype(np.float64), nan=float(np.nanmedian(frame)))
-    edges = np.hypot(*np.gradient(filled)) * np.maximum(filled - np.median(filled), 0.0)
-    means = avg_pool2d(from_numpy(edges)[None], sides, stride=1)[0].numpy()
-    # Frame borders often carry dark rims; an eighth of the window is left out around them.
-    y, x = (min(side // 8, n // 3) for side, n in zip(sides, means.shape, strict=True))
-    inner = means[y : means.shape[0] - y, x : means.shape[1] - x]
-    top, left = np.unravel_index(inner.argmax(), inner.shape)
-    return int(left + x), int(top + y), columns, rows
-
-
-def draw_panel(path: Path, images: list[tuple[str, NDArray[np.floating]]], unit: str) -> None:
-    """Save a PNG with the images, (title, (H, W) values), side by side, whole and zoomed.
-
-    The first is the input, whose size sets the window and whose 0.5 to 99.9 percentiles are the
-    ends of the colours in every image; ``unit`` labels their bar.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    frame = images[0][1]
-    low, high = np.nanpercentile(frame, (0.5, 99.9))
-    style = {"cmap": "inferno", "vmin": low, "vmax": max(high, low + 1e-6)}
-    size = (4.2 * len(images) + 1.0, 2 * 4.2 * frame.shape[0] / frame.shape[1] + 0.8)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
-    for (whole, zoom), (title, pixels) in zip(axes.T, images, strict=True):
-        scale = pixels.shape[1] / frame.shape[1]
-        x, y, w, h = (round(scale * v) for v in window_to_show(frame))
-        shown = whole.imshow(pixels, interpolation="nearest", **style)
-        whole.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, color="cyan"))
-        whole.set_title(title, fontsize=10)
-        zoom.imshow(pixels[y : y + h, x : x + w], interpolation="nearest", **style)
-        for axis in (whole, zoom):
-            axis.set_axis_off()
-    figure.colorbar(shown, ax=axes, shrink=0.85, label=unit)
-    figure.savefig(path, dpi=110)

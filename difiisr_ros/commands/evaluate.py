@@ -81,7 +81,7 @@ def evaluate(
         out: folder to write.
         models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
             published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
-            @FIDELITY, @steps=N, @consistency=F, @seed=N.
+            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
         outputs: NAME=DIR, results of other methods: an image per frame, under the frame's name.
         mode: reference: the input is high resolution, and low resolution is made of it; camera:
             the input is super-resolved as it is, and judged without reference.
@@ -199,7 +199,7 @@ def resolve_inputs(
         for source in recordings or [path]:
             if recordings:
                 title = f"{name}/{source.relative_to(path)}" if len(recordings) > 1 else name
-                one = _recorded(title, source, topic, selection, camera)
+                one = recorded_set(title, source, topic, selection, camera)
             else:
                 one = image_set(name, path, selection, end)
             if one.name in found:
@@ -208,10 +208,14 @@ def resolve_inputs(
     return list(found.values())
 
 
-def _recorded(
-    name: str, recording: Path, topic: str | None, selection: Selection, camera: Camera
+def recorded_set(
+    name: str,
+    recording: Path,
+    topic: str | None,
+    selection: Selection,
+    camera: Camera = Camera(),
 ) -> InputSet:
-    """A recording, whose messages keep their numbers as names."""
+    """A recording as a set; its messages keep their numbers as names."""
     with open_bag(recording) as bag:
         chosen = choose_image_topic(bag, topic)
     read = functools.partial(frames_of, recording, chosen, choose=selection.choose, camera=camera)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -43,10 +43,12 @@ def export(
     check_target(target, force)
     if what == "network" and steps != 1:
         raise ValueError("--steps is a property of the sampler: add --what sampler")
-    kind, module, autoencoder, weights_sha256 = load_parts(model)
-    properties = {"what": what, "kind": kind, "weights_sha256": weights_sha256, "scale": "4"}
+    parts = load_parts(model)
+    module: Any = parts.network
+    properties = {"what": what, "kind": parts.kind, "scale": "4"}
+    properties["weights_sha256"] = parts.weights_sha256
     if what == "sampler":
-        module = GraphSampler(module, autoencoder, steps)
+        module = GraphSampler(module, parts.autoencoder, parts.schedule, steps)
         properties["steps"] = str(steps)
     shape = (None if batch == "dynamic" else batch, *input_size)
     done = export_graph(module, shape, precision, properties)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difiisr_models.compact import CompactNetwork
+from difiisr_models.compact import PAST_PLANES, CompactNetwork
 from difiisr_models.resample import PHASES
 from difiisr_models.settings import SMALLEST_OWN_TILE, Runtime
 
@@ -52,11 +52,14 @@ class NetworkSource:
         return self.runtime.tile_batch, side, side
 
 
-def example_inputs(batch: int, height: int, width: int) -> dict[str, Tensor]:
+def example_inputs(
+    batch: int, height: int, width: int, recurrent: bool = False
+) -> dict[str, Tensor]:
     """Random inputs of a compact network by name, on the CPU, always the same."""
-    x_t, y, lr = (
+    x_t, y, lr, past = (
         torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
-        for seed, channels in ((1, PHASES), (2, PHASES), (3, 1))
+        for seed, channels in ((1, PHASES), (2, PHASES), (3, 1), (4, PAST_PLANES))
     )
     values = (x_t, y, lr, torch.tensor([14]), torch.tensor([0.5]))
-    return dict(zip(NETWORK_INPUTS, values, strict=True))
+    inputs = dict(zip(NETWORK_INPUTS, values, strict=True))
+    return inputs | {"past": past} if recurrent else inputs

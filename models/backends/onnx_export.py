@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from difiisr_models.backends import NETWORK_OUTPUT, example_inputs
-from difiisr_models.compact import CompactNetwork
-from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.compact import PAST_PLANES, CompactNetwork
+from difiisr_models.diffusion import Schedule
 from difiisr_models.frame_model import CompactModel
 from difiisr_models.precision import with_precision
 from difiisr_models.published.sampler import PublishedModel
@@ -59,18 +59,27 @@ class GraphSampler(nn.Module):
     """A model from normalised tile to super-resolved tile, without the consistency step."""
 
     def __init__(
-        self, network: CompactNetwork | SwinUNet, autoencoder: VQAutoencoder | None, steps: int
+        self,
+        network: CompactNetwork | SwinUNet,
+        autoencoder: VQAutoencoder | None,
+        schedule: Schedule,
+        steps: int,
     ) -> None:
-        """``autoencoder``: None with a compact network."""
+        """``autoencoder``: None with a compact network; ``schedule``: what it was trained with."""
         super().__init__()
         self.network, self.autoencoder, self.steps = network, autoencoder, steps
-        schedule = exponential_schedule()
         if autoencoder is None:
             self.model = CompactModel(network, 0, schedule, NETWORK_LIMIT)
         else:
             self.model = PublishedModel(network, autoencoder, schedule)
 
-    def forward(self, lr: Tensor, noise: Tensor, fidelity: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        lr: Tensor,
+        noise: Tensor,
+        fidelity: Tensor | None = None,
+        past: Tensor | None = None,
+    ) -> Tensor:
         """Sample.
 
         Args:
@@ -79,14 +88,17 @@ class GraphSampler(nn.Module):
             noise: (B, C steps, h, w), one standard normal draw after another; C is 16, or the
                 channels of the published model's latent.
             fidelity: (1,), 1 = posterior mean, 0 = perceptual sample; the published model has none.
+            past: (B, 20, h, w) of ``recurrence.past_planes``, for a recurrent network alone.
 
         Returns:
-            (B, 1, 4h, 4w).
+            (B, 1, 4h, 4w); of a recurrent network (B, 2, 4h, 4w), the result and the posterior
+            mean.
         """
         draws = noise.split(self.model.noise_channels, dim=1)
         if self.autoencoder is not None:
             return self.model.generate(lr, draws.__getitem__, self.steps)
-        return unpack(self.model.super_resolve(lr, draws.__getitem__, self.steps, fidelity))
+        sampled = self.model.super_resolve(lr, draws.__getitem__, self.steps, fidelity, past)
+        return unpack(sampled)
 
 
 @torch.no_grad()
@@ -99,8 +111,9 @@ def export_graph(
     """The graph of a bare network, or of a whole sampler.
 
     Inputs and output are those of its ``forward``: ``x_t, y, lr, t, fidelity -> x_0`` (compact,
-    with t and fidelity of shape (1,)), ``x_t, t, lq -> x_0`` (published), or ``lr, noise, fidelity
-    -> sr`` (a sampler; the published one: ``lr, noise``).
+    with t and fidelity of shape (1,); a recurrent one takes ``past`` too), ``x_t, t, lq -> x_0``
+    (published), or ``lr, noise, fidelity -> sr`` (a sampler; the published one: ``lr, noise``; a
+    recurrent one takes ``past`` too).
 
     Args:
         module: float32, on the CPU; it is not changed.
@@ -195,7 +208,7 @@ def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
 def _inputs(module: nn.Module, batch: int, height: int, width: int) -> dict[str, Tensor]:
     """Random inputs of what is exported, by name."""
     if isinstance(module, CompactNetwork):
-        return example_inputs(batch, height, width)
+        return example_inputs(batch, height, width, module.config.recurrent)
     size, generator = (batch, 3, height, width), torch.Generator().manual_seed(1)
     if isinstance(module, SwinUNet):
         x_t, lq = (torch.randn(size, generator=generator) for _ in range(2))
@@ -205,7 +218,11 @@ def _inputs(module: nn.Module, batch: int, height: int, width: int) -> dict[str,
         "lr": 0.5 * torch.randn(batch, 1, height, width, generator=generator).clamp(-2, 2),
         "noise": torch.randn(batch, channels, height, width, generator=generator),
     }
-    return tensors if module.autoencoder else tensors | {"fidelity": torch.tensor([0.5])}
+    if module.autoencoder:
+        return tensors
+    past = {"past": torch.randn(batch, PAST_PLANES, height, width, generator=generator)}
+    tensors["fidelity"] = torch.tensor([0.5])
+    return tensors | past if module.network.config.recurrent else tensors
 
 
 def _run(graph: bytes, precision: str, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -49,12 +49,22 @@ class OnnxRuntimeRunner:
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._options.log_severity_level = 3
 
-    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+    def __call__(
+        self,
+        x_t: Tensor,
+        y: Tensor,
+        lr: Tensor,
+        t: Tensor,
+        fidelity: Tensor,
+        past: Tensor | None = None,
+    ) -> Tensor:
         """See ``compact.NetworkRunner``."""
-        session, result = self._session(int(t), float(fidelity)), torch.empty(y.shape)
+        session, parts = self._session(int(t), float(fidelity)), 1 if past is None else 2
+        result = torch.empty(y.shape[0], parts * y.shape[1], *y.shape[2:])
         binding = session.io_binding()  # to where tensors lie: nothing is copied
-        for name, value in (("x_t", x_t), ("y", y), ("lr", lr)):
-            binding.bind_cpu_input(name, value.contiguous().numpy())
+        for name, value in (("x_t", x_t), ("y", y), ("lr", lr), ("past", past)):
+            if value is not None:
+                binding.bind_cpu_input(name, value.contiguous().numpy())
         place = ("cpu", 0, np.float32, tuple(result.shape), result.data_ptr())
         binding.bind_output(NETWORK_OUTPUT, *place)
         session.run_with_iobinding(binding)

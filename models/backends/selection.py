@@ -121,7 +121,8 @@ def _build(name: str, source: NetworkSource) -> NetworkRunner:
 @torch.inference_mode()
 def _check_agreement(runner: NetworkRunner, source: NetworkSource) -> None:
     """Raise BackendUnavailable unless ``runner`` gives what torch gives, on one random tile."""
-    inputs = example_inputs(*(runner.shape or _PROBE)).values()
+    shape, recurrent = runner.shape or _PROBE, source.network.config.recurrent
+    inputs = example_inputs(*shape, recurrent).values()
     expected = source.network(*inputs)
     result = runner(*(value.to(source.device) for value in inputs)).cpu()
     difference = float((result - expected).abs().max() / expected.abs().max())

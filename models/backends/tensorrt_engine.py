@@ -31,7 +31,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from difiisr_models.backends import (
-    NETWORK_INPUTS,
     NETWORK_OUTPUT,
     BackendUnavailable,
     EngineRefused,
@@ -343,13 +342,20 @@ def build_engine(
 class TensorRTRunner:
     """See ``compact.NetworkRunner``; takes tiles of the engine's shape."""
 
-    def __init__(self, plan: bytes, shape: tuple[int, int, int], device: torch.device) -> None:
+    def __init__(
+        self,
+        plan: bytes,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        recurrent: bool = False,
+    ) -> None:
         """Deserialise an engine and make it ready.
 
         Args:
             plan: bytes that ``read_engine`` has checked, on a machine with a driver.
             shape: (batch, height, width) of its tiles.
             device: the GPU.
+            recurrent: whether it is that of a recurrent network.
 
         Raises:
             BackendUnavailable: TensorRT cannot deserialise or run the engine.
@@ -357,9 +363,10 @@ class TensorRTRunner:
         """
         _COMPLAINTS.clear()  # of what was before
         self.shape = shape
-        inputs = {name: value.to(device) for name, value in example_inputs(*shape).items()}
+        examples = example_inputs(*shape, recurrent).items()
+        inputs = {name: value.to(device) for name, value in examples}
         self._kinds = {name: (tuple(value.shape), value.dtype) for name, value in inputs.items()}
-        self._output = torch.empty_like(inputs["y"])
+        self._output = torch.cat([inputs["y"]] * (1 + recurrent), dim=1)
         with torch.cuda.device(device):
             self._runtime = import_tensorrt().Runtime(tensorrt_logger())
             engine = self._runtime.deserialize_cuda_engine(plan)
@@ -375,16 +382,15 @@ class TensorRTRunner:
             self._run = CudaGraphs(self._enqueue)
             self._run(*inputs.values())
 
-    def __call__(self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, fidelity: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """See ``compact.NetworkRunner``.
 
         Raises:
             ValueError: a tensor of another shape or dtype than the engine's.
         """
-        inputs = (x_t, y, lr, t, fidelity)
         given = {
             name: (tuple(value.shape), value.dtype)
-            for name, value in zip(NETWORK_INPUTS, inputs, strict=True)
+            for name, value in zip(self._kinds, inputs, strict=False)
         }
         if given != self._kinds:
             raise ValueError(f"the engine takes {self._kinds}, got {given}")
@@ -393,7 +399,7 @@ class TensorRTRunner:
     def _enqueue(self, *inputs: Tensor) -> Tensor:
         """Queue the engine's work on torch's current stream."""
         held = [value.contiguous() for value in inputs]
-        tensors = dict(zip(NETWORK_INPUTS, held, strict=True)) | {NETWORK_OUTPUT: self._output}
+        tensors = dict(zip(self._kinds, held, strict=True)) | {NETWORK_OUTPUT: self._output}
         for name, tensor in tensors.items():
             if not self._context.set_tensor_address(name, tensor.data_ptr()):
                 _fail(f"TensorRT did not take the memory of tensor {name!r}.")
@@ -445,10 +451,10 @@ def build_runner(source: NetworkSource) -> TensorRTRunner:
             f"{source.model} FILE --input-size HxW` and set 'engine' to it"
         )
     plan, machine = Path(runtime.engine).expanduser(), this_machine(device)
-    shape = source.tile_shape
+    shape, recurrent = source.tile_shape, source.network.config.recurrent
     try:
         description, content = read_engine(plan, machine, source)
-        return TensorRTRunner(content, description.shape, device)
+        return TensorRTRunner(content, description.shape, device, recurrent)
     except EngineRefused as error:
         if runtime.engine_mismatch != "rebuild":
             raise
@@ -459,4 +465,4 @@ def build_runner(source: NetworkSource) -> TensorRTRunner:
     with torch.cuda.device(device):  # TensorRT builds for the current GPU
         build_engine(source.network, plan, EngineDescription(machine, *built_for))
     description, content = read_engine(plan, machine, source)
-    return TensorRTRunner(content, description.shape, device)
+    return TensorRTRunner(content, description.shape, device, recurrent)

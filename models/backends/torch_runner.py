@@ -105,7 +105,12 @@ def build_torch_tensorrt_runner(source: NetworkSource) -> NetworkRunner:
     compiled = torch_tensorrt.compile(
         with_precision(source.network, runtime.precision).to(device).eval(),
         ir="dynamo",
-        inputs=[value.to(device) for value in example_inputs(*source.tile_shape).values()],
+        inputs=[
+            value.to(device)
+            for value in example_inputs(
+                *source.tile_shape, source.network.config.recurrent
+            ).values()
+        ],
         device=device,
         use_explicit_typing=True,
     )

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from torch import Tensor
 
 from difiisr_models.compact import parameter_count
+from difiisr_models.diffusion import Schedule, exponential_schedule
 from difiisr_models.published import reference_names as names
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -44,13 +46,27 @@ SCHEDULE = {
     "sqrt_eta_end": 0.99,
     "min_noise_level": 0.04,
 }
+SCHEDULES = {
+    "resshift": SCHEDULE,
+    "resshift-v3": SCHEDULE | {"steps": 4, "min_noise_level": 0.2},
+    "sinsr": SCHEDULE,
+    "difiisr": SCHEDULE,
+}
+"""What each family of checkpoints was trained with; their files have the same names and shapes."""
 LICENCE_NOTE = (
     "These weights stay under the terms of those who published the source files (ResShift: S-Lab "
     "License 1.0, SinSR: CC BY-NC-SA 4.0, both non-commercial; DifIISR: MIT, built on both). "
     "This package grants no rights to them."
 )
 
-_WRAPPERS = ("params_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "params")
+_WRAPPERS = (
+    "params_ema", "params-ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "params",
+    "model", "net",
+)  # fmt: skip
+_SAMPLED_AS = {
+    "schedule_name": "exponential", "predict_type": "xstart", "scale_factor": 1.0,
+    "normalize_input": True, "latent_flag": True,
+}  # fmt: skip
 _PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 _HARMLESS_GLOBAL = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size)"
@@ -101,6 +117,11 @@ def _read_index(path: Path) -> bytes:
             raise CheckpointError(f"{path}: {size} bytes, at most {MAX_FILE_BYTES} are read")
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            if any("/code/" in entry.filename for entry in entries):
+                raise CheckpointError(
+                    f"{path}: a TorchScript program, which is code and is not run; save the state "
+                    "dict of the network it was made from"
+                )
             declared = sum(entry.file_size for entry in entries)
             if declared > size or any(entry.compress_type for entry in entries):
                 raise CheckpointError(
@@ -141,6 +162,8 @@ def _inspect_pickle(index: bytes, path: Path) -> None:
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     for _ in _WRAPPERS:  # no deeper: a crafted one may contain itself
+        if isinstance(content, dict) and content.keys() == {"generator"}:
+            content = content["generator"]
         inside = (content.get(k) for k in _WRAPPERS) if isinstance(content, dict) else ()
         content = next((inner for inner in inside if isinstance(inner, dict)), content)
     if not isinstance(content, dict) or not content:
@@ -214,12 +237,54 @@ def _is_plain(value: Tensor) -> bool:
     )
 
 
+def read_schedule(name: str | None) -> dict[str, float]:
+    """The arguments of ``exponential_schedule`` that a checkpoint was trained with.
+
+    Args:
+        name: one of :data:`SCHEDULES`, or the path of the authors' config file (YAML).
+
+    Raises:
+        CheckpointError: neither, or a diffusion that is sampled otherwise than the published ones.
+    """
+    choices = f"{', '.join(SCHEDULES)}, or the authors' config file (.yaml)"
+    if name is None:
+        raise CheckpointError(
+            "checkpoints with other schedules have the same names and shapes, so the file cannot "
+            f"tell; say which it is: {choices}"
+        )
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    if Path(name).suffix not in (".yaml", ".yml"):
+        raise CheckpointError(f"schedule {name!r} is not known; known: {choices}")
+    try:
+        given = yaml.safe_load(Path(name).read_text(encoding="utf-8"))["diffusion"]["params"]
+        schedule = {
+            "steps": int(given["steps"]),
+            "kappa": float(given["kappa"]),
+            "power": float(given["schedule_kwargs"]["power"]),
+            "sqrt_eta_end": float(given["etas_end"]),
+            "min_noise_level": float(given["min_noise_level"]),
+        }
+        exponential_schedule(**schedule)
+        other = {key: given.get(key, value) for key, value in _SAMPLED_AS.items()}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name}: no diffusion of ResShift's kind: {error!r}") from error
+    if other != _SAMPLED_AS:
+        raise CheckpointError(f"{name}: {other} is not sampled here, {_SAMPLED_AS} is")
+    return schedule
+
+
 def convert(
-    unet_path: Path, autoencoder_path: Path, out_dir: Path, *, overwrite: bool = False
+    unet_path: Path,
+    autoencoder_path: Path,
+    out_dir: Path,
+    *,
+    schedule: str | None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write ``out_dir`` (two safetensors files and a manifest) from two reference checkpoints.
 
-    The folder appears complete or not at all.
+    The folder appears complete or not at all. ``schedule``: see :func:`read_schedule`.
 
     Returns:
         The manifest.
@@ -233,6 +298,7 @@ def convert(
         raise FileExistsError(f"{out_dir} exists; choose another folder or ask to overwrite it")
     if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
         raise FileExistsError(f"{out_dir} exists and holds no {MANIFEST_NAME}; it is not replaced")
+    levels = read_schedule(schedule)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
         built = Path(temporary) / "new"
@@ -250,7 +316,7 @@ def convert(
             files[weights.name] = describe_file(weights)
             sources.append({"part": part, "name": path.name, **describe_file(path)})
         manifest = {"kind": "published", "scale": 4, "files": files, **configs}
-        manifest |= {"parameters": counts, "schedule": SCHEDULE, "sources": sources}
+        manifest |= {"parameters": counts, "schedule": levels, "sources": sources}
         write_manifest(built, manifest | {"licence": LICENCE_NOTE})
         if out_dir.exists():
             out_dir.rename(Path(temporary) / "old")
@@ -258,8 +324,8 @@ def convert(
     return read_manifest(out_dir)
 
 
-def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder]:
-    """Networks (float32, CPU, evaluation mode) of a folder that `convert` wrote.
+def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, Schedule]:
+    """Networks (float32, CPU, evaluation mode) and schedule of a folder that `convert` wrote.
 
     Raises:
         WeightsError: the folder is of another kind, damaged, or changed since.
@@ -267,11 +333,10 @@ def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder]:
     manifest = read_manifest(folder)
     if manifest.get("kind") != "published":
         raise WeightsError(f"{folder} holds a {manifest.get('kind')!r} model, not 'published'")
-    if manifest.get("schedule") != SCHEDULE:
-        raise WeightsError(
-            f"{folder} was trained with the schedule {manifest.get('schedule')}; this version "
-            f"samples with {SCHEDULE}"
-        )
+    try:
+        schedule = exponential_schedule(**manifest["schedule"])
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise WeightsError(f"{folder}: its manifest holds no schedule: {error!r}") from error
     networks = []
     for part, (network_type, config_type, *_) in _NETWORKS.items():
         state = load_tensors(folder, manifest, f"{part}.safetensors")
@@ -284,4 +349,4 @@ def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder]:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise WeightsError(f"{folder}: the manifest does not fit {part}: {error}") from error
         networks.append(network.eval().requires_grad_(False))
-    return tuple(networks)
+    return (*networks, schedule)

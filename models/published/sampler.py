@@ -31,6 +31,7 @@ class PublishedModel:
     tile_shape = None
     own_tile = SMALLEST_OWN_TILE  # as published
     is_projected = True
+    is_recurrent = False
 
     def __init__(
         self,
@@ -42,12 +43,18 @@ class PublishedModel:
         self.unet, self.autoencoder = unet, autoencoder
         self.schedule, self.autocast = schedule, autocast
         self.multiple = unet.config.stride
+        self.max_steps = schedule.steps
         self.noise_channels = autoencoder.config.latent_channels
         self.parameter_count = parameter_count(unet) + parameter_count(autoencoder)
 
     @torch.inference_mode()
     def super_resolve(
-        self, lr: Tensor, noise: NoiseSource, steps: int, fidelity: float = 1.0
+        self,
+        lr: Tensor,
+        noise: NoiseSource,
+        steps: int,
+        fidelity: float = 1.0,
+        past: Tensor | None = None,
     ) -> Tensor:
         """See ``frame_model.FrameModel``: three equal channels in, the mean of three out.
 

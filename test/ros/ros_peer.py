@@ -208,8 +208,9 @@ class Peer:
         def settled():
             values = self.status()[1].items()
             frames = {k: int(v) for k, v in values if k.startswith(("frames", "dropped"))}
-            answered = sum(frames.values()) - frames["frames received"]
-            answered -= frames["frames lost before"]  # these never came
-            return frames if answered == frames["frames received"] else None
+            received = frames["frames received"]
+            never_came = frames["frames lost before"]
+            assert received == sum(frames.values()) - received - never_came, frames
+            return frames if not frames["frames pending"] else None
 
         return wait_until(settled)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from difiisr_models import WeightsError, load_upscaler
+from difiisr_models.model_loading import load_parts
 from difiisr_models.published import convert as convert_module
 from difiisr_models.published.convert import (
     CheckpointError,
@@ -24,6 +26,7 @@ from difiisr_models.published.convert import (
 )
 from difiisr_models.published.parity import rule_state
 from difiisr_ros import cli
+from difiisr_training.networks import starting_weights
 
 SHAPES = json.loads(
     (Path(__file__).parents[1] / "golden/parity/tiny_state_dict_shapes.json").read_text()
@@ -50,7 +53,7 @@ def files(states, tmp_path_factory):
 @pytest.fixture(scope="module")
 def converted(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "model"
-    convert(*files, folder)
+    convert(*files, folder, schedule="resshift")
     return folder
 
 
@@ -60,10 +63,12 @@ def converted(files, tmp_path_factory):
         lambda s: s,
         lambda s: {"state_dict": s},
         lambda s: {"params_ema": s, "params": {k: v + 1 for k, v in s.items()}},
+        lambda s: {"model": {"params-ema": s}, "epoch": 3},
+        lambda s: {"generator": {"net": s}},
         lambda s: {f"module.{k}": v for k, v in s.items()},
         lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}, "epoch": 3},
     ],
-    ids=["bare", "state_dict", "ema first", "module", "compiled"],
+    ids=["bare", "state_dict", "ema first", "model", "generator", "module", "compiled"],
 )
 def test_every_style_of_file_gives_the_same_parameters(tmp_path, states, style):
     torch.save(style(states[1]), tmp_path / "x.pth")
@@ -78,7 +83,7 @@ def test_conversion_writes_hashed_weights_and_a_manifest(converted, files):
     assert manifest["schedule"]["steps"] == 15
     assert {s["name"] for s in manifest["sources"]} == {"unet.pth", "vq.pth"}
     assert {s["bytes"] for s in manifest["sources"]} == {f.stat().st_size for f in files}
-    unet, autoencoder = load_published(converted)
+    unet, autoencoder, _ = load_published(converted)
     assert sum(p.numel() for p in unet.parameters()) == manifest["parameters"]["unet"]
     assert not any(p.requires_grad for p in autoencoder.parameters())
 
@@ -90,7 +95,7 @@ def test_missing_extra_and_misshapen_parameters_are_all_named(tmp_path, files, s
     broken["out.2.weight"] = torch.zeros(3, 32, 5, 5)
     torch.save(broken, tmp_path / "u.pth")
     with pytest.raises(CheckpointError) as refusal:
-        convert(tmp_path / "u.pth", files[1], tmp_path / "out")
+        convert(tmp_path / "u.pth", files[1], tmp_path / "out", schedule="sinsr")
     text = str(refusal.value)
     assert "missing: out.2.bias" in text
     assert "surprise.weight" in text
@@ -100,7 +105,7 @@ def test_missing_extra_and_misshapen_parameters_are_all_named(tmp_path, files, s
 
 def test_swapped_files_are_told_apart(files, tmp_path):
     with pytest.raises(CheckpointError, match=r"vq\.pth: not a SwinUNet"):
-        convert(files[1], files[0], tmp_path / "out")
+        convert(files[1], files[0], tmp_path / "out", schedule="sinsr")
 
 
 def save_half(path):
@@ -169,11 +174,11 @@ def test_old_torch_is_not_trusted(files, monkeypatch):
 
 
 def test_the_command_converts_and_refuses_with_exit_code_1(files, tmp_path, capsys):
-    arguments = ["convert", *map(str, files), str(tmp_path / "m")]
+    arguments = ["convert", *map(str, files), str(tmp_path / "m"), "--schedule", "difiisr"]
     assert cli.main(arguments) == 0
     assert cli.main(arguments) == 1
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    bad = [str(tmp_path / "list.pth"), str(files[1]), str(tmp_path / "n")]
+    bad = [str(tmp_path / "list.pth"), str(files[1]), str(tmp_path / "n"), "--schedule", "sinsr"]
     assert cli.main(["convert", *bad]) == 1
     assert "list.pth" in capsys.readouterr().err
     assert not (tmp_path / "n").exists()
@@ -201,12 +206,80 @@ def test_flat_frames_are_never_black_or_nan(converted):
     assert abs(float(sr.mean()) - 65535) < 8
 
 
-def test_another_schedule_than_the_published_one_is_refused(converted, tmp_path):
+def test_a_schedule_that_the_manifest_does_not_hold_is_refused(converted, tmp_path):
     folder = shutil.copytree(converted, tmp_path / "other")
     text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"kappa": 2.0', '"kappa": 1.0'))
-    with pytest.raises(WeightsError, match="kappa"):
+    (folder / "manifest.json").write_text(text.replace('"kappa": 2.0', '"kapa": 2.0'))
+    with pytest.raises(WeightsError, match="kapa"):
         load_upscaler(str(folder))
+
+
+AUTHORS_CONFIG = """
+diffusion:
+  target: models.script_util.create_gaussian_diffusion
+  params:
+    sf: 4
+    schedule_name: exponential
+    schedule_kwargs: {power: 0.3}
+    etas_end: 0.99
+    steps: 4
+    min_noise_level: 0.2
+    kappa: 2.0
+    predict_type: xstart
+    timestep_respacing: ~
+    scale_factor: 1.0
+    normalize_input: True
+    latent_flag: True
+"""
+
+
+def test_a_checkpoint_is_sampled_with_the_schedule_it_was_trained_with(files, tmp_path):
+    config = tmp_path / "bicx4.yaml"
+    config.write_text(AUTHORS_CONFIG)
+    convert(*files, tmp_path / "file", schedule=str(config))
+    convert(*files, tmp_path / "name", schedule="resshift-v3")
+    from_file, from_name = (load_parts(str(tmp_path / x)).schedule for x in ("file", "name"))
+    # sqrt(eta_1) = min(0.2 / 2, 0.2, sqrt(0.001)), then the exponential in between.
+    first = math.sqrt(0.001)
+    between = [first * (0.99 / first) ** ((k / 3) ** 0.3) for k in range(4)]
+    np.testing.assert_allclose(np.sqrt(from_file.eta), between, rtol=1e-12)
+    assert (from_file.eta == from_name.eta).all()
+    up = load_upscaler(str(tmp_path / "file"), tile=64, overlap=16, steps=4)
+    frame = np.full((16, 16), 100, np.uint8)
+    assert up(frame).shape == (64, 64)
+    with pytest.raises(ValueError, match="steps must be 1 to 4"):
+        up.change(steps=5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        (None, "resshift, resshift-v3, sinsr, difiisr"),
+        ("resshift-v2", "resshift-v2.*known"),
+        ("no.yaml", "no.yaml"),
+        ("eps.yaml", "epsilon"),
+        ("other.yaml", "diffusion"),
+    ],
+)
+def test_a_schedule_is_asked_for_or_refused(files, tmp_path, monkeypatch, schedule, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "eps.yaml").write_text(AUTHORS_CONFIG.replace("xstart", "epsilon"))
+    (tmp_path / "other.yaml").write_text("model: {}")
+    with pytest.raises((CheckpointError, FileNotFoundError), match=text):
+        convert(*files, tmp_path / "out", schedule=schedule)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_refuses_a_teacher_of_another_schedule(files, tmp_path):
+    convert(*files, tmp_path / "v3", schedule="resshift-v3")
+    with pytest.raises(ValueError, match="4 other noise levels than the 15"):
+        starting_weights(tmp_path / "v3")
+
+
+def test_a_torchscript_program_is_named_as_such(tmp_path):
+    torch.jit.script(torch.nn.Conv2d(1, 1, 1)).save(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        read_checkpoint(tmp_path / "x.pt")
 
 
 # Archives that torch.save would never write, and values that no network has
@@ -332,16 +405,16 @@ def test_half_precision_files_without_buffers_are_read_as_float32(states):
 
 def test_only_a_folder_of_weights_is_replaced_and_only_when_asked(tmp_path, files):
     out, mine = tmp_path / "out", tmp_path / "mine"
-    first = convert(*files, out)
+    first = convert(*files, out, schedule="sinsr")
     (out / "stale.txt").write_text("x")
     with pytest.raises(FileExistsError):
-        convert(*files, out)
-    assert convert(*files, out, overwrite=True) == first
+        convert(*files, out, schedule="sinsr")
+    assert convert(*files, out, schedule="sinsr", overwrite=True) == first
     names = sorted(p.name for p in out.iterdir())
     assert names == ["autoencoder.safetensors", "manifest.json", "unet.safetensors"]
     mine.mkdir()
     (mine / "thesis.txt").write_text("x")
     with pytest.raises(FileExistsError):
-        convert(*files, mine, overwrite=True)
+        convert(*files, mine, schedule="sinsr", overwrite=True)
     assert (mine / "thesis.txt").exists()
     assert {p.name for p in tmp_path.iterdir()} == {"out", "mine"}

@@ -46,7 +46,7 @@ def test_replay_of_a_damaged_recording_exits_with_2(tmp_path, capsys):
         (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
         (["export", "difiisr-rt-x4", "IN", "--input-size", "16x16", "--force"], "is a folder"),
         (["scene", "IN"], "--force"),
-        (["convert", "no.pth", "no.ckpt", "out"], "no.pth"),
+        (["convert", "no.pth", "no.ckpt", "out", "--schedule", "sinsr"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),
         (["info", "bicubic", "--parity", "tiny"], "--parity-data DIR"),
         (

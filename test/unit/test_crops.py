@@ -89,6 +89,31 @@ def test_jitter_and_polarity_change_contrast_level_and_sign():
     assert crops.mean(dim=(1, 2, 3)).std() == pytest.approx(0.3 / 3**0.5, rel=0.2)
 
 
+def test_rescaled_samples_show_the_largest_square_of_a_frame():
+    ramp = np.broadcast_to(np.linspace(0, 60000, 192).astype(np.uint16), (192, 192))
+    settings = {"gain_jitter": 1.0, "offset_jitter": 0.0, "inverted_share": 0.0, "rotated": False}
+    (_, whole), (_, cut) = (
+        drawn(dataset([ramp], rescaled=rescaled, **settings), 1) for rescaled in (True, False)
+    )
+    # Of the square all but the margin of 4 of 24 low-resolution pixels on either side is left.
+    assert np.ptp(whole.numpy()) == pytest.approx(2 * 16 / 24, rel=0.02)
+    assert np.ptp(cut.numpy()) == pytest.approx(2 * 64 / 192, rel=0.02)
+
+
+def test_targets_of_the_second_order_pipeline_are_clipped_only_where_asked():
+    hot = np.full((96, 96), 1000, np.uint16)
+    hot += np.arange(96, dtype=np.uint16)
+    hot[46:52, 46:52] = 3000  # 0.4 % of the frame
+    settings = {"gain_jitter": 1.0, "offset_jitter": 0.0, "inverted_share": 0.0, "rotated": False}
+
+    def hottest(tail):
+        mix = DegradationConfig(bicubic=0, thermal=0, second_order=1, shown_tail=tail)
+        _, hr = drawn(dataset([hot], degradation=mix, **settings), 1)
+        return hr.max()
+
+    assert hottest(0.01) < 0 < hottest(0.0)
+
+
 def test_sources_are_drawn_by_weight():
     # A flat frame is 0 in network units, so tell the sources by their texture.
     flat = np.full((96, 96), 500, np.uint16)

@@ -9,12 +9,16 @@ from diagnostic_msgs.msg import DiagnosticStatus as Status
 
 from difiisr_models import Stream, load_upscaler
 from difiisr_ros.diagnostics import (
-    assess,
+    Finding,
+    findings,
     model_values,
     scene_values,
     stream_values,
+    verdict,
 )
 from difiisr_ros.stream_statistics import Summary
+
+TOPIC = "/thermal/image_raw"
 
 
 def total(**fates):
@@ -32,7 +36,7 @@ def recent(**fates):
         ({**total(received=4, idle=4), "waiting": True}, Status.OK, "waiting for a subscriber"),
         (total(received=5, idle=4), Status.OK, "computing the first frame"),
         ({}, Status.OK, "waiting for an image"),
-        ({"silence": 5.0}, Status.STALE, "no image on /thermal/image_raw for 5 s"),
+        ({"silence": 5.0}, Status.ERROR, "no image on /thermal/image_raw for 5 s"),
         (recent(lost=3), Status.WARN, "3 frames lost before this node"),
         (recent(received=9, stale=6), Status.WARN, "6 of 9 frames skipped"),
         (
@@ -43,22 +47,43 @@ def recent(**fates):
         (
             {**recent(failed=1, stale=5), "last_error": "out of memory"},
             Status.ERROR,
-            "1 frames failed in 10 s: out of memory",
+            "1 frames failed in 10 s: out of memory; ",
         ),
         # what is long over is counted, not alarmed about
         (total(published=1, lost=3, failed=9), Status.OK, "Hz"),
     ],
 )
 def test_the_worst_trouble_sets_level_and_message(summary, level, text):
-    found_level, message = assess(Summary(**summary), "/thermal/image_raw")
+    found_level, message = verdict(findings(Summary(**summary), TOPIC), Summary(**summary))
     assert found_level == level
     assert text in message
 
 
-def test_trouble_with_the_camera_info_is_told_where_frames_are_well():
-    fine, refused = total(published=9), recent(malformed=2)
-    assert assess(Summary(**fine), "/a", "no camera_info") == (Status.WARN, "no camera_info")
-    assert "refused" in assess(Summary(**refused), "/a", "no camera_info")[1]
+def test_all_that_is_wrong_is_told_the_worst_first():
+    summary = Summary(**recent(failed=1, malformed=2))
+    found = [Finding("camera_info", Status.WARN, "no camera_info"), *findings(summary, TOPIC)]
+    level, message = verdict(found, summary)
+    assert level == Status.ERROR
+    assert message.startswith("1 frames failed")
+    assert "2 images refused" in message
+    assert "no camera_info" in message
+
+
+@pytest.mark.parametrize(
+    ("summary", "computing", "level", "text"),
+    [
+        ({}, 2.0, Status.OK, ""),
+        ({}, 6.0, Status.WARN, "one frame of /thermal/image_raw computes for 6 s"),
+        ({}, 31.0, Status.ERROR, "start the node again"),
+        ({**recent(received=5), "rate_in": 0.5}, 0.0, Status.WARN, "brings 0.5 Hz, less than"),
+        ({**recent(received=5), "rate_in": 0.5, "silence": 4.0}, 0.0, Status.ERROR, "no image on"),
+    ],
+)
+def test_the_watchdog_names_the_topic_and_what_to_do(summary, computing, level, text):
+    summary = Summary(**summary)
+    found_level, message = verdict(findings(summary, TOPIC, computing, min_rate=1.0), summary)
+    assert found_level == level
+    assert text in message
 
 
 def test_the_scene_is_told_in_counts():

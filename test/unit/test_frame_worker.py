@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from difiisr_ros.frame_worker import FrameWorker, any_computing
+from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
 
 PATIENCE = 30  # seconds until a test gives up waiting
 
@@ -74,3 +74,4 @@ def test_nothing_is_delivered_after_stop(bench):
     assert not any_computing()
     assert bench.delivered == []
     assert not bench.started.acquire(blocking=False)  # frame 2 was never begun
+    assert [type(error) for error in bench.failures] == [Stopped, Stopped]

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from difiisr_models.backends import onnx_export
 from difiisr_models.backends.onnx_export import GraphSampler, export_graph
+from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.files import sha256_file
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -122,7 +123,7 @@ def test_half_precision_is_in_the_weights_and_not_at_the_border(
 
 def test_the_sampler_goes_from_tile_to_tile(tiny_network, export):
     steps = 2
-    sampler = GraphSampler(tiny_network, None, steps)
+    sampler = GraphSampler(tiny_network, None, exponential_schedule(), steps)
     path, _ = export(sampler, (None, 16, 24))
     assert operators(path) <= SAMPLER_OPERATORS
     lr = torch.rand(3, 1, 16, 24) * 2 - 1
@@ -137,7 +138,7 @@ def test_the_sampler_goes_from_tile_to_tile(tiny_network, export):
     ["fp16", *(pytest.param(other, marks=pytest.mark.slow) for other in ("fp32", "bf16"))],
 )
 def test_the_published_sampler_computes_norms_and_softmax_in_float32(published, export, precision):
-    sampler = GraphSampler(*published, 1)
+    sampler = GraphSampler(*published, exponential_schedule(), 1)
     path, done = export(sampler, (1, 16, 16), precision)
     assert done.quantity == ("largest" if precision == "fp32" else "mean")
     assert done.difference <= done.tolerance

@@ -2,10 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
+from difiisr_models import load_upscaler
 from difiisr_models.diffusion import draw_noise, exponential_schedule
+from difiisr_models.frame_model import BicubicModel
+from difiisr_models.published.authors_pipeline import published_tiles
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -69,3 +73,38 @@ def test_an_overflow_in_half_precision_is_computed_again(networks):
     assert torch.isfinite(result).all()
     precise = PublishedModel(unet, autoencoder, exponential_schedule())
     assert torch.equal(result, precise.super_resolve(lr, noise_for(lr), 1))
+
+
+def test_the_authors_pipeline_takes_full_scale_chops_and_means_without_weights():
+    """Every tile gives its own constant: the mean of those that cover a pixel comes out."""
+
+    class Counting(BicubicModel):
+        def __init__(self):
+            super().__init__(is_projected=True, input_limit=1.0)
+            self.seen = []
+
+        def super_resolve(self, lr, noise, steps, fidelity):
+            self.seen.append(lr)
+            return torch.full((1, 16, *lr.shape[-2:]), 0.1 * len(self.seen))
+
+    model = Counting()
+    frame = np.full((200, 300), 255, np.uint8)
+    frame[:, :150] = 0
+    up = load_upscaler("bicubic", pipeline="published")
+    up._model = model
+    result = up(frame)
+    assert [tuple(lr.shape[-2:]) for lr in model.seen] == [(256, 256), (256, 256)]  # of 256x320
+    assert (model.seen[0].min(), model.seen[0].max()) == (-1, 1)
+    assert torch.equal(model.seen[0][..., 64:], model.seen[1][..., :192])
+    expected = [round((value + 1) * 127.5) for value in (0.1, 0.15, 0.2)]
+    assert [result[0, 4 * x] for x in (63, 64, 256)] == expected
+    assert result.shape == (800, 1200)
+    with pytest.raises(ValueError, match="8 or 16 bit"):
+        up(frame.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("length", "starts"), [(256, [0]), (320, [0, 64]), (480, [0, 224]), (704, [0, 224, 448])]
+)
+def test_the_authors_tiles_lie_every_224_pixels_and_end_flush(length, starts):
+    assert [tile.left for tile in published_tiles(64, length)] == starts

@@ -48,7 +48,7 @@ def pair():
     return tuple(torch.rand(2, 2, 1, 24, 40, generator=rng) * 2 - 1)
 
 
-@pytest.mark.parametrize("output", ["features", "masks"])
+@pytest.mark.parametrize("output", ["features", "raw_features", "masks"])
 def test_equal_images_have_no_loss_and_the_gradient_reaches_the_image_alone(output, pair):
     loss, (sr, hr) = SamLoss(tiny_sam(), output), pair
     sr.requires_grad_()
@@ -73,6 +73,13 @@ def test_any_size_is_prepared_as_the_package_prepares_it(size):
     resized = torch.from_numpy(ResizeLongestSide(64).apply_image(colours)).permute(2, 0, 1)
     wanted = sam.preprocess(resized.float())
     torch.testing.assert_close(prepared[0], wanted, rtol=0, atol=1.01 / sam.pixel_std.min().item())
+
+
+def test_raw_features_are_the_encoders_of_the_image_stretched_and_as_it_is():
+    sam, image = tiny_sam(), torch.rand(1, 1, 32, 128) * 2 - 1
+    stretched = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear")
+    wanted = sam.image_encoder(stretched.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(SamLoss(sam, "raw_features").raw_features(image), wanted)
 
 
 def test_masks_are_those_of_the_package_for_the_same_points():

@@ -84,7 +84,59 @@ def test_frames_lost_on_the_way_are_seen_in_the_stamps():
     ids=["jitter", "a bag that starts again", "no stamps"],
 )
 def test_nothing_is_lost(stamps):
-    statistics = StreamStatistics(ManualClock())
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
     for stamp in stamps:
+        clock.now += 0.1
         statistics.received(round(stamp * 1e9))
     assert statistics.summary().total["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        [*range(20), *(9_000_000_000 + n for n in range(20))],
+        [*(n * 10**8 for n in range(20)), *(5 * 10**9 + n * 10**8 for n in range(20))],
+    ],
+    ids=["1 ns apart, then 9 s", "a jump that took no time"],
+)
+def test_implausible_stamps_make_no_figure(stamps):
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    for stamp in stamps:
+        clock.now += 0.1
+        statistics.received(stamp)
+    assert statistics.summary().total["lost"] == 0
+
+
+def test_another_rate_is_no_loss():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    for hertz in (30, 9, 30, 1, 9):
+        stream(clock, statistics, 40, hertz)
+        assert statistics.summary().total["lost"] == 0, hertz
+
+
+def test_a_silent_or_slower_camera_has_no_longer_its_old_rate():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 60, hertz=10)
+    clock.now += 2.0
+    assert statistics.summary().rate_in == pytest.approx(60 / 7.9, rel=0.01)
+    clock.now += 6.0
+    assert statistics.summary().rate_in == 0
+
+
+def test_every_frame_has_met_a_fate_or_is_pending_over_all_streams():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 3)
+    for stamp in range(4):
+        statistics.received(stamp)
+    statistics.dropped("stale")
+    statistics.idle()
+    assert statistics.summary().pending == 2
+    statistics.begin()
+    statistics.dropped("stopped")
+    summary = statistics.summary()
+    assert (summary.pending, summary.total["received"], summary.rate_in) == (1, 7, 0)

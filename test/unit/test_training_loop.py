@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import signal
 from functools import partial
@@ -18,11 +19,11 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_ros.cli import main as difiisr
 from difiisr_training import train as training
-from difiisr_training.checkpoints import STATISTICS_NAME, read_journal
+from difiisr_training.checkpoints import STATISTICS_NAME, read_journal, update_ema
 from difiisr_training.config import OptimiserConfig, load_config
 from difiisr_training.data.images import load_images
 from difiisr_training.evaluation.peer_networks import Rlfn
-from difiisr_training.losses import distance
+from difiisr_training.losses import Objective, PackedSpace, TrainingLoss, distance
 from difiisr_training.networks import build_network, build_objective, load_average, starting_weights
 from difiisr_training.recipes.begin_as_rlfn import begin
 from difiisr_training.train import learning_rate, train
@@ -125,6 +126,35 @@ def test_distillation_shapes_fidelity_0_and_fidelity_1_stays_the_mean(
         found = run(settings, data, tmp_path / str(weight), teacher=teacher).network
         assert torch.equal(found.detail_head.weight, teacher.detail_head.weight) is (weight == 0)
         assert not torch.equal(found.mean_head.weight, teacher.mean_head.weight)
+
+
+@pytest.mark.parametrize(("place", "scale"), [("last", 1 / 2.2181), ("first", 1 / 1.0008)])
+def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(config, place, scale):
+    """1 / sqrt(kappa^2 eta_t + 1) at t = T, as in the public reference, or at t = 1."""
+    told = []
+
+    class Watched(torch.nn.Module):
+        def estimates(self, scaled, y, lr, index):
+            told.append((scaled.abs().max().item(), index.tolist()))
+            return scaled, scaled
+
+    distilled = dataclasses.replace(
+        config, stage="distillation", perceptual_weight=1.0, inverse_scaled_at=place
+    )
+    network = Watched()
+    loss = TrainingLoss(network, network, Objective(distilled, PackedSpace(), None))
+    hr = torch.ones(1, 1, 64, 64)
+    loss(hr[..., :16, :16], hr, torch.tensor([14]), torch.zeros(1, 16, 16, 16), False)
+    of_truth = [largest for largest, index in told if index == [0]][-1]
+    assert of_truth == pytest.approx(scale, rel=1e-3)
+
+
+def test_without_warm_up_the_moving_average_is_that_of_its_decay_alone():
+    network, average = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(network.weight)
+    torch.nn.init.zeros_(average.weight)
+    update_ema(average, network, 0.9, math.inf)
+    assert average.weight.item() == pytest.approx(0.1)
 
 
 @pytest.fixture

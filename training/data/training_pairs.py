@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 from annotated_types import Ge, Le
+from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -34,6 +35,8 @@ class CropConfig:
         gain_jitter: the normalised contrast is multiplied by up to this factor, or divided by it.
         offset_jitter: the normalised level is shifted by up to this much.
         inverted_share: share of samples whose counts are turned over, white-hot to black-hot.
+        rescaled: a sample is the largest square of the frame, scaled down to the crop's size by
+            area (``rescale_gt`` of the public reference); else it is cut at full resolution.
         rotated: crops are turned by quarters as well as mirrored.
         degradation: how the low-resolution crop is made of the high-resolution one.
     """
@@ -42,6 +45,7 @@ class CropConfig:
     gain_jitter: Annotated[float, Ge(1)] = 1.5
     offset_jitter: Annotated[float, Ge(0)] = 0.3
     inverted_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    rescaled: bool = False
     rotated: bool = True
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
@@ -54,13 +58,13 @@ class _Frame(NamedTuple):
     shown: CountRange  # what an 8-bit picture of it shows
 
 
-def _prepare(counts: np.ndarray, scale: float, min_side: int) -> _Frame | None:
+def _prepare(counts: np.ndarray, scale: float, min_side: int, tail: float) -> _Frame | None:
     """Resize a frame to ``scale`` and find its ranges; ``None`` if smaller than ``min_side``."""
     h, w = (round(side * scale) for side in counts.shape)
     if min(h, w) < min_side:
         return None
     resized = counts if scale == 1.0 else pillow_resize(counts, h, w)
-    return _Frame(crop_to_multiple(resized, SCALE), robust_range(resized), agc_range(resized))
+    return _Frame(crop_to_multiple(resized, SCALE), robust_range(resized), agc_range(resized, tail))
 
 
 class CropDataset(Dataset):
@@ -85,9 +89,12 @@ class CropDataset(Dataset):
             ValueError: no frame of a source is large enough; the text names it.
         """
         self._frames, side = [], _crop_side(config)
+        tail = config.degradation.shown_tail
         for source in sources:
             images = load(source, "train")
-            found = [_prepare(image, scale, side) for image in images for scale in source.scales]
+            found = [
+                _prepare(image, scale, side, tail) for image in images for scale in source.scales
+            ]
             frames = [frame for frame in found if frame is not None]
             if not frames:
                 raise ValueError(
@@ -124,8 +131,11 @@ def _draw_pair(
 ) -> tuple[Tensor, Tensor]:
     # The order of the draws is part of every seeded run.
     side = _crop_side(config)
-    top, left = (rng.integers(0, n - side + 1) for n in frame.counts.shape)
-    crop = frame.counts[top : top + side, left : left + side]
+    cut = min(frame.counts.shape) if config.rescaled else side
+    top, left = (rng.integers(0, n - cut + 1) for n in frame.counts.shape)
+    crop = frame.counts[top : top + cut, left : left + cut]
+    if cut != side:
+        crop = pillow_resize(crop, side, side, Image.BOX)
     if config.rotated:
         crop = np.rot90(crop, rng.integers(4))
     crop = np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)

@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from PIL import Image
 from pydantic.dataclasses import dataclass
 
@@ -29,6 +29,8 @@ class DegradationConfig:
         second_order: weight of the reference's pipeline.
         camera: of the physical camera.
         pipeline: of the reference's pipeline.
+        shown_tail: share of a frame's pixels that its 8-bit picture, which "thermal" and
+            "second_order" are made of, shows as black, and as white; 0 clips no target.
     """
 
     bicubic: Annotated[float, Ge(0)] = 0.7
@@ -36,6 +38,7 @@ class DegradationConfig:
     second_order: Annotated[float, Ge(0)] = 0.05
     camera: ThermalConfig = field(default_factory=ThermalConfig)
     pipeline: SecondOrderConfig = field(default_factory=SecondOrderConfig)
+    shown_tail: Annotated[float, Ge(0), Le(0.1)] = 0.01
 
     def __post_init__(self) -> None:
         if not any(self.shares().values()):
@@ -80,10 +83,12 @@ def degrade(
     return pillow_resize(hr, h, w).astype(np.float32), hr.astype(np.float32)
 
 
-def pillow_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Antialiased bicubic resize; the dtype (uint8, uint16, float32) and its rounding are kept."""
+def pillow_resize(
+    image: np.ndarray, height: int, width: int, method: Image.Resampling = Image.BICUBIC
+) -> np.ndarray:
+    """Antialiased resize; the dtype (uint8, uint16, float32) and its rounding are kept."""
     given = image.astype(np.float32) if image.dtype == np.uint16 else image
-    resized = np.asarray(Image.fromarray(given).resize((width, height), Image.BICUBIC))
+    resized = np.asarray(Image.fromarray(given).resize((width, height), method))
     if image.dtype == np.uint16:
         return resized.round().clip(0, 65535).astype(np.uint16)
     return resized

@@ -67,7 +67,8 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
             ``"realesrgan"``; what :func:`difiisr_models.load_upscaler` knows, as a shipped model,
             a weights folder or ``"bicubic-consistent"``; or a file (.pth, .safetensors) of a
             published network that spandrel knows. What the upscaler knows takes settings:
-            ``@0.5`` for the fidelity, ``@steps=15``, ``@consistency=0``, ``@seed=3``, one after
+            ``@0.5`` for the fidelity, ``@steps=15``, ``@consistency=0``, ``@seed=3``,
+            ``@pipeline=published`` for the authors' own way of reading a frame, one after
             the other.
         weights: folder of the three published peers' files; only they need it.
         device: ``"cpu"``, ``"cuda"``, ...
@@ -98,7 +99,7 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
     return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
 
 
-def split_settings(name: str) -> tuple[str, dict[str, float]]:
+def split_settings(name: str) -> tuple[str, dict[str, float | str]]:
     """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``.
 
     Raises:
@@ -110,12 +111,13 @@ def split_settings(name: str) -> tuple[str, dict[str, float]]:
         key, _, value = setting.rpartition("=")
         key = key or "fidelity"
         try:
-            number = {"fidelity": float, "consistency": float, "steps": int, "seed": int}[key]
-            settings.setdefault(key, number(value))
+            read = {"fidelity": float, "consistency": float, "steps": int, "seed": int}
+            is_word = (key, value) in (("consistency", "auto"), ("pipeline", "published"))
+            settings.setdefault(key, value if is_word else read[key](value))
         except (KeyError, ValueError):
             raise ValueError(
                 f"{name}: no setting {setting!r}; there are @FIDELITY, @fidelity=F, @steps=N, "
-                "@consistency=F and @seed=N"
+                "@consistency=F, @consistency=auto, @seed=N and @pipeline=published"
             ) from None
     return model, settings
 

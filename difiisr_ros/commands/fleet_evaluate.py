@@ -1,0 +1,131 @@
+"""``difiisr fleet evaluate``: models judged on many recordings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+
+from difiisr_models.backends.selection import resolve_device
+from difiisr_ros.commands.evaluate import environment, recorded_set
+from difiisr_ros.commands.fleet_report import write_picture
+from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all, ray_session
+from difiisr_ros.fleet import Job, find_jobs
+from difiisr_training.degradations.mix import Kind
+from difiisr_training.evaluation.evaluate import judge_models
+from difiisr_training.evaluation.inputs import Selection
+from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
+from difiisr_training.evaluation.peers import Peer, load_peer
+from difiisr_training.evaluation.report import write_report
+from difiisr_training.evaluation.results import (
+    frame_names,
+    frames_folder,
+    read_frame,
+    write_results,
+)
+
+
+def fleet_evaluate(
+    inputs: list[str],
+    /,
+    *,
+    out: str,
+    models: str = "bicubic,difiisr-rt-x4",
+    mode: Mode = "reference",
+    degradation: Kind = "bicubic",
+    topic: str | None = None,
+    every: Annotated[int, Ge(1)] = 1,
+    limit: Annotated[int, Ge(1)] | None = None,
+    weights: Path | None = None,
+    metrics: str | None = None,
+    radiometry: str | None = None,
+    device: str = "auto",
+    threads: Annotated[int, Ge(1)] = 1,
+    cluster: ClusterOptions = Cluster(),
+) -> int:
+    """Judge models on many recordings; what is done already is not done again.
+
+    Args:
+        inputs: as of difiisr fleet replay; the other options are those of difiisr evaluate.
+        out: folder or URI for bags/ (an evaluation each), fleet.parquet and report.html.
+        threads: CPU threads of a worker.
+
+    Returns:
+        0: all recordings; 1: none; 2: some.
+    """
+    task = Evaluate(
+        models, mode, degradation, topic, every, limit, weights and weights.resolve(), metrics,
+        radiometry, device, threads,
+    )  # fmt: skip
+    with ray_session(cluster):
+        return do_all(find_jobs(inputs, out), out, task, cluster)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What ``fleet evaluate`` measures of a recording: settings that every worker gets."""
+
+    models: str
+    mode: Mode
+    degradation: Kind
+    topic: str | None
+    every: int
+    limit: int | None
+    weights: Path | None
+    metrics: str | None
+    radiometry: str | None
+    device: str
+    threads: int
+
+    def product(self) -> dict[str, Any]:
+        """All that a result depends on, for a job's name."""
+        models, judge = self._networks()
+        hashes = {model.name: model.weights_sha256 for model in models}
+        own = asdict(self) | {"weights": None}
+        return {"verb": "evaluate", **own, "hashes": hashes, "metric_files": judge.files}
+
+    def load(self) -> Make:
+        """Load models and metrics."""
+        models, judge = self._networks()
+        selection = Selection(self.every, 0, self.limit, spread=self.mode == "reference")
+
+        def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
+            folder.mkdir()
+            chosen = recorded_set(source.name, source, self.topic, selection)
+            told = environment(judge.device)
+            results = judge_models([chosen], models, judge, folder, self.degradation, told)
+            results.command = ["difiisr", "fleet", "evaluate", job.path]
+            write_results(results, folder)
+            write_report(results, folder)
+            (judged,) = results.sets
+            shown = frames_folder(folder, chosen.name, models[-1].name)
+            names = frame_names(shown)
+            write_picture(folder, [read_frame(shown, names[len(names) // 2])])
+            return {
+                "topic": chosen.topic,
+                "frames_in": judged.frames,
+                "frames_out": judged.frames,
+                "refused": 0,
+                "metrics": {
+                    f"{name} of {model.title}": value
+                    for model in judged.models
+                    for name, value in model.mean.items()
+                },
+                "notes": [f"{name}: {reason}" for name, reason in results.not_run.items()],
+                "model": self.models,
+                "device": judge.device,
+            }
+
+        return make
+
+    def _networks(self) -> tuple[list[Peer], Judge]:
+        torch.set_num_threads(self.threads)
+        torch.backends.cudnn.deterministic = True
+        device = str(resolve_device(self.device))
+        scale = Radiometry.parse(self.radiometry) if self.radiometry else None
+        metrics = self.metrics.split(",") if self.metrics else None
+        judge = Judge(self.mode, metrics, self.weights, device, scale)
+        return [load_peer(name, self.weights, device) for name in self.models.split(",")], judge

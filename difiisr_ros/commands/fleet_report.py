@@ -1,0 +1,105 @@
+"""``report.html`` of a fleet: distributions, the worst recordings, and links to their own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from difiisr_ros.fleet import SCHEMA
+
+_PICTURE = 480  # pixels on a side, most
+_WORST = 3  # of each measure
+_LISTED = 2_000  # rows; fleet.parquet has all
+_LOWER_IS_WORSE = ("psnr", "ssim", "clip_iqa", "musiq")  # begin their names
+
+
+def fleet_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """HTML about rows as of ``fleet.SCHEMA``; of a single one, all that is known of it.
+
+    Pictures and reports are looked for in the rows' ``folder``. The same rows give the same text.
+    """
+    table = pd.DataFrame(list(rows), columns=SCHEMA.names)
+    measures = _measures(table)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = lambda value: f"{value:,.4g}" if pd.notna(value) else "-"
+    template = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        rows=table.head(_LISTED).to_dict("records"),
+        unusable=table[table.fault.fillna("") != ""].head(_LISTED).to_dict("records"),
+        total=table[["frames_in", "frames_out", "refused", "seconds"]].sum().to_dict(),
+        count=len(table),
+        measures=measures.round(12).to_dict("records"),
+        names=list(measures),
+        worst={
+            name: [(table.loc[n].to_dict(), value) for n, value in found.items()]
+            for name in measures
+            if len(found := _worst(measures[name]))
+        },
+        plot=_histograms(measures) if len(table) > 1 else "",
+    )
+
+
+def write_picture(folder: Path, frames: Sequence[np.ndarray]) -> None:
+    """``picture.png`` of the first of the frames ``(H, W)``, 2 to 98 % of it as grey."""
+    for counts in frames[:1]:
+        lo, hi = np.quantile(counts, (0.02, 0.98))
+        grey = np.clip((counts.astype(np.float32) - lo) * (255 / max(hi - lo, 1e-6)), 0, 255)
+        picture = Image.fromarray(grey.astype(np.uint8))
+        picture.thumbnail((_PICTURE, _PICTURE))
+        picture.save(folder / "picture.png")
+
+
+def _measures(table: pd.DataFrame) -> pd.DataFrame:
+    """What recordings are compared by, a column each; those without a value are left out."""
+    frames = table[["frames_in", "frames_out"]].astype(float)
+    found = pd.DataFrame(
+        {
+            "frames": frames.frames_out,
+            "refused, %": 100 * table.refused.astype(float) / frames.frames_in,
+            "ms a frame": 1e3 * table.seconds.astype(float) / frames.frames_out,
+            "noise, counts": table.noise,
+            "noise, % of the span": table.noise_percent,
+            "span, counts": table.span,
+            "invalid pixels": table.invalid_pixels,
+            "events": table.events,
+        }
+    )
+    metrics = pd.DataFrame([dict(m) if isinstance(m, (list, dict)) else {} for m in table.metrics])
+    found = pd.concat([found, metrics], axis="columns").astype(float)
+    return found.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
+
+
+def _worst(values: pd.Series) -> pd.Series:
+    """The worst few; none where all are as good, or the measure is no matter of good and bad."""
+    if values.name.startswith(("frames", "span")) or values.nunique() < 2:
+        return values[:0]
+    ascending = values.name.startswith(_LOWER_IS_WORSE)
+    return values.dropna().sort_values(ascending=ascending, kind="stable")[:_WORST]
+
+
+def _histograms(measures: pd.DataFrame) -> str:
+    """A histogram of each measure, as SVG."""
+    import matplotlib  # here: workers need none
+    from matplotlib.figure import Figure
+
+    columns = 3
+    lines = max(1, -(-measures.shape[1] // columns))
+    figure = Figure(figsize=(10, 2.1 * lines), layout="constrained")
+    for number, name in enumerate(measures, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        axes.hist(measures[name].dropna(), bins=30, color="#4477aa")
+        axes.set_title(name, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "fleet", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

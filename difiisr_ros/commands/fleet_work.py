@@ -1,0 +1,189 @@
+"""Has the jobs of a fleet done by Ray.
+
+Which process does which job, what happens to the jobs of one that dies, and the progress shown are
+Ray Data's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import ray
+import ray.data
+from annotated_types import Ge
+from cyclopts import Parameter
+
+from difiisr_ros.bags import choose_image_topic, open_bag
+from difiisr_ros.commands.fleet_report import fleet_page
+from difiisr_ros.fleet import FleetFolder, Job, as_parquet
+
+_RETRIES = 5  # of a job whose worker dies
+_OBJECT_STORE = 100 * 2**20  # bytes: rows alone go through it
+
+Make = Callable[[Job, Path, Path], dict[str, Any]]
+"""Does a job: given it, its recording and the folder to make, returns columns of its row."""
+
+
+class Task(Protocol):
+    """What is made of every recording; it travels to each worker."""
+
+    threads: int
+    device: str
+
+    def product(self) -> dict[str, Any]:
+        """All that a result depends on, for the names of the jobs."""
+
+    def load(self) -> Make:
+        """Load the models."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where Ray does the work.
+
+    Attributes:
+        address: local: this machine; auto: the cluster that this machine is part of;
+            ray://HOST:10001: another
+        workers: processes with a model each; 0: as many as the cluster has CPUs or GPUs for
+        num_gpus: GPUs of a worker, as 0.25; default: 1 where there are any, unless --device is cpu
+    """
+
+    address: str = "local"
+    workers: Annotated[int, Ge(0)] = 0
+    num_gpus: Annotated[float, Ge(0)] | None = None
+
+
+ClusterOptions = Annotated[Cluster, Parameter(name="*")]
+
+
+class Worker:
+    """A process of Ray's: loads once, then does one job after the other."""
+
+    def __init__(self, task: Task, out: FleetFolder) -> None:
+        self._make, self._out = task.load(), out
+
+    def __call__(self, item: dict[str, str]) -> dict[str, str]:
+        """The row of a job, as JSON."""
+        job = Job.from_text(item["job"])
+
+        def make(source: Path, folder: Path) -> dict[str, Any]:
+            row = self._make(job, source, folder)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            return row | {"host": platform.node(), "memory_mb": peak}
+
+        return {"row": json.dumps(self._out.do(job, item["name"], make))}
+
+
+def do_all(jobs: Sequence[Job], out: str, task: Task, cluster: Cluster) -> int:
+    """Have the jobs done that are not, and write the result over all; returns the exit code."""
+    folder, product = FleetFolder(out), task.product() | {"version": version("difiisr_ros")}
+    named = {job.name(product): job for job in jobs}
+    done = folder.done().keys() & named.keys()
+    left = [{"name": n, "job": job.as_text()} for n, job in named.items() if n not in done]
+    print(f"{len(named)} jobs, {len(done)} of them done already")
+    failed = {}
+    for n, row in enumerate(_rows(left, task, folder, cluster), 1):
+        print(f"{n} of {len(left)}: {_line(row)}", flush=True)
+        failed |= {row["job"]: row} if row["failed"] else {}
+    rows = failed | folder.done()
+    for name in named.keys() - rows.keys():
+        died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
+        rows[name] = {"job": name, "input": named[name].path, "fault": died, "failed": True}
+        print(_line(rows[name]))
+    folder.clear()
+    write_result(folder, list(rows.values()))
+    print(f"{out}: fleet.parquet, report.html")
+    own = [rows[name] for name in named]
+    if not any(row.get("frames_out") for row in own):
+        print("difiisr: no frame of any recording was made", file=sys.stderr)
+        return 1
+    return 2 if any(row.get("fault") or row.get("refused") for row in own) else 0
+
+
+def _rows(
+    items: list[dict[str, str]], task: Task, out: FleetFolder, cluster: Cluster
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows of jobs as Ray has them done, each in a block of its own."""
+    if not items:
+        return
+    have = ray.cluster_resources()
+    gpus = cluster.num_gpus
+    if gpus is None:
+        gpus = 1 if have.get("GPU") and task.device != "cpu" else 0
+    fitting = int(have["GPU"] / gpus if gpus else have["CPU"] / task.threads)
+    pool = ray.data.ActorPoolStrategy(
+        size=min(cluster.workers or max(1, fitting), len(items)), max_tasks_in_flight_per_actor=1
+    )
+    ray.data.DataContext.get_current().max_errored_blocks = -1  # one lost job stops no other
+    with warnings.catch_warnings():  # of an argument that Ray 2.64 will not take; setup.py knows
+        warnings.simplefilter("ignore")
+        done = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            Worker, fn_constructor_args=(task, out), compute=pool,
+            num_cpus=task.threads, num_gpus=gpus, max_task_retries=_RETRIES,
+        )  # fmt: skip
+    for item in done.iter_rows():
+        yield json.loads(item["row"])
+
+
+def sliced(jobs: Sequence[Job], frames: int, topic: str | None) -> list[Job]:
+    """The jobs, those with more ``frames`` cut into slices of so many; Ray's tasks count them."""
+    items = [{"job": job.as_text()} for job in jobs]
+    counted = ray.data.from_items(items).map(_count, fn_args=(topic,)).take_all()
+    found = []
+    for job, count in ((Job.from_text(row["job"]), row["frames"]) for row in counted):
+        starts = range(0, max(count, 1), frames)
+        found += [replace(job, first=start, frames=frames) for start in starts[:-1]]
+        found.append(replace(job, first=starts[-1]))  # to the end, whatever the count says
+    return found
+
+
+def _count(item: dict[str, str], topic: str | None) -> dict[str, Any]:
+    """The frames of a job's recording, 0 where they cannot be counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with open_bag(Job.from_text(item["job"]).fetch(Path(folder))) as bag:
+                count = bag.count(choose_image_topic(bag, topic))
+        except (OSError, ValueError):  # the job itself says why
+            count = 0
+    return {**item, "frames": count}
+
+
+@contextmanager
+def ray_session(cluster: Cluster) -> Iterator[None]:
+    """Ray, started or joined; one that this process has already is left as it is."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if ray.is_initialized():
+        yield
+        return
+    own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    ray.init(cluster.address, log_to_driver=False, **own if cluster.address == "local" else {})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def write_result(folder: FleetFolder, rows: list[dict[str, Any]]) -> None:
+    """Write ``fleet.parquet`` and ``report.html`` about the rows of jobs."""
+    rows.sort(key=lambda row: (row["input"], row["job"]))
+    folder.write("fleet.parquet", as_parquet(rows))
+    folder.write("report.html", fleet_page(rows).encode())
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["failed"] or not row["folder"]:
+        return f"{row['input']}: {'FAILED' if row['failed'] else 'not usable'}: {row['fault']}"
+    text = f"{row['input']}: {row['frames_out']} of {row['frames_in']} frames"
+    return f"{text}, {row['seconds']:.1f} s" + f", damaged: {row['fault']}" * bool(row["fault"])

@@ -1,0 +1,107 @@
+"""Messages and requests that nobody sends who means well, seeded: for soak and the fuzz tests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rcl_interfaces.msg import Parameter, ParameterValue
+
+from difiisr_ros.image_codec import ENCODINGS
+from difiisr_ros.parameters import DEFAULTS, NAMES
+
+SIDE = 16  # pixels of the images, mostly: what is computed is cheap
+_SIDES = (0, 1, 15, 17, 64, 2**16, 2**31, 2**32 - 1)
+_SECONDS = (-(2**31), -1, 0, 1, 2**31 - 1)
+_TEXTS = ("", "\0", "mono16\0", "yuv422", "16SC1", "é" * 70, "x" * 20_000, "../../etc", "mono16;")
+_MARKS = (np.nan, np.inf, -np.inf, 0.0, -1.0, 65535.0, 1e6, 1e10, 9e29, 3e38, 1e-42)
+_LIVE = [name for name in NAMES if name not in ("model", "device", "engine", "backend", "compile")]
+
+
+def _pick(rng: np.random.Generator, values: tuple) -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def hostile_header(rng: np.random.Generator) -> SimpleNamespace:
+    """A header with a stamp of any sign and size."""
+    nanosec = int(rng.integers(2**32)) if rng.random() < 0.5 else _pick(rng, (0, 10**9, 2**32 - 1))
+    stamp = SimpleNamespace(sec=_pick(rng, _SECONDS), nanosec=nanosec)
+    return SimpleNamespace(stamp=stamp, frame_id=_pick(rng, _TEXTS))
+
+
+def hostile_image(rng: np.random.Generator) -> SimpleNamespace:
+    """The fields of an Image: half of them fit each other, whatever the pixels are."""
+    encoding = _pick(rng, tuple(ENCODINGS))
+    dtype, channels = ENCODINGS[encoding]
+    pixels = rng.normal(300, 3, (SIDE, SIDE, channels)).clip(0, 1e9).astype(dtype)
+    kind = rng.integers(4)
+    if kind == 0:
+        pixels = np.frombuffer(rng.bytes(pixels.nbytes), dtype)
+    elif kind == 1:
+        marked = rng.random(pixels.shape) < _pick(rng, (0.005, 0.05, 0.5, 1.0))
+        with np.errstate(all="ignore"):
+            pixels[marked] = np.array(_pick(rng, _MARKS)).astype(dtype)
+    step = SIDE * channels * dtype.itemsize
+    image = SimpleNamespace(
+        header=hostile_header(rng), height=SIDE, width=SIDE, encoding=encoding,
+        is_bigendian=int(rng.integers(2)), step=step, data=pixels.tobytes(),
+    )  # fmt: skip
+    if rng.random() < 0.5:
+        for name in rng.choice(["height", "width", "step", "encoding", "data"], rng.integers(1, 3)):
+            if name == "data":
+                image.data = image.data[: rng.integers(len(image.data) + 1)]
+            else:
+                setattr(image, name, _pick(rng, _TEXTS if name == "encoding" else _SIDES))
+    return image
+
+
+def hostile_compressed(rng: np.random.Generator, file: bytes) -> SimpleNamespace:
+    """The fields of a CompressedImage: ``file``, a PNG or JPEG, damaged."""
+    formats = ("png", "jpeg", "mono16; png compressed mono16", "16UC1; compressedDepth png", "")
+    return SimpleNamespace(
+        header=hostile_header(rng), format=_pick(rng, formats + _TEXTS), data=mutated(rng, file)
+    )
+
+
+def hostile_info(rng: np.random.Generator) -> SimpleNamespace:
+    """The fields of a CameraInfo, that of a 16x16 image in half of its numbers."""
+
+    def side() -> int:
+        return SIDE if rng.random() < 0.6 else int(rng.integers(2**32))
+
+    roi = SimpleNamespace(
+        x_offset=side(), y_offset=side(), height=_pick(rng, (0, side())),
+        width=_pick(rng, (0, side())), do_rectify=bool(rng.integers(2)),
+    )  # fmt: skip
+    numbers = {name: np.frombuffer(rng.bytes(8 * n)) for name, n in (("k", 9), ("r", 9), ("p", 12))}
+    return SimpleNamespace(
+        header=hostile_header(rng), height=side(), width=side(), roi=roi, d=numbers["r"].tolist(),
+        binning_x=_pick(rng, (0, 1, side())), binning_y=_pick(rng, (0, 1, side())),
+        distortion_model=_pick(rng, _TEXTS), **numbers,
+    )  # fmt: skip
+
+
+def mutated(rng: np.random.Generator, raw: bytes) -> bytes:
+    """``raw`` with some bytes changed, cut or longer; the first four say how CDR is read."""
+    data = np.frombuffer(raw, np.uint8).copy()
+    places = rng.integers(0, min(len(data), int(_pick(rng, (60, 200, 10**9)))), rng.integers(1, 9))
+    data[places] = np.frombuffer(rng.bytes(len(places)), np.uint8)
+    cut = bytes(data[: rng.integers(len(data) + 1)]) if rng.random() < 0.2 else bytes(data)
+    return cut + rng.bytes(int(rng.integers(100))) * int(rng.random() < 0.1)
+
+
+def hostile_parameter(rng: np.random.Generator) -> Parameter:
+    """A parameter of any name, type number and value; the value fits the name now and then."""
+    name = _pick(rng, (*NAMES, *_LIVE, "use_sim_time", "qos_overrides./a.b.depth", *_TEXTS))
+    number = int(rng.integers(256)) if rng.random() < 0.5 else int(rng.integers(10))
+    default = asdict(DEFAULTS).get(name)
+    value = ParameterValue(
+        type=number, bool_value=bool(rng.integers(2)),
+        integer_value=int(rng.integers(-(2**63), 2**63 - 1)), double_value=_pick(rng, _MARKS),
+        string_value=str(default) if rng.random() < 0.3 else _pick(rng, _TEXTS),
+        byte_array_value=[bytes([7])], double_array_value=[float("nan")] * 3,
+        string_array_value=[_pick(rng, _TEXTS)],
+    )  # fmt: skip
+    return Parameter(name=name, value=value)

@@ -1,0 +1,351 @@
+"""Many recordings: what a job is, how it is called, and where its result lies.
+
+::
+
+    OUT/bags/NAME/              what a job made
+    OUT/rows/NAME.parquet       its row, written last: a job with a row is done
+    OUT/.partial/               what is being made, gone when the run has ended
+    OUT/fleet.parquet           all rows
+
+Inputs and OUT lie on any file system of pyarrow. Folders are fsynced and renamed on a local one; on
+an object store each object is one PUT. Who does the jobs, and how often, is not decided here.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+from difiisr_ros.bags import is_storage, recordings_among
+
+SCHEMA = pa.schema(
+    {
+        "job": pa.string(),
+        "input": pa.string(),
+        "first": pa.int64(),
+        "topic": pa.string(),
+        "frames_in": pa.int64(),
+        "frames_out": pa.int64(),
+        "refused": pa.int64(),
+        "seconds": pa.float64(),
+        "noise": pa.float64(),
+        "noise_percent": pa.float64(),
+        "span": pa.float64(),
+        "invalid_pixels": pa.int64(),
+        "events": pa.int64(),
+        "metrics": pa.map_(pa.string(), pa.float64()),
+        "fault": pa.string(),
+        "failed": pa.bool_(),
+        "notes": pa.list_(pa.string()),
+        "model": pa.string(),
+        "backend": pa.string(),
+        "device": pa.string(),
+        "host": pa.string(),
+        "memory_mb": pa.float64(),
+        "folder": pa.string(),
+    }
+)
+"""Columns of ``fleet.parquet``, a row a job; what they mean stands in docs/fleet.md."""
+
+_BAGS, _ROWS = "bags", "rows"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording, or a slice of it.
+
+    Attributes:
+        root: opens its file system: the user's own text.
+        path: of the folder or storage file there.
+        files: path, bytes and time of change (ns) of each of its files; empty: it is not there.
+        first: the first frame of the slice.
+        frames: how many the slice has; ``None``: to the end.
+    """
+
+    root: str
+    path: str
+    files: tuple[tuple[str, int, int], ...]
+    first: int = 0
+    frames: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the recording."""
+        return sum(size for _, size, _ in self.files)
+
+    def name(self, product: Mapping[str, Any]) -> str:
+        """Of the folder of its result: the recording's, and a hash of all the result depends on.
+
+        Args:
+            product: what is made of it: verb, topic, weights, settings, backend, precision,
+                threads, version; as for JSON.
+        """
+        own = {key: value for key, value in asdict(self).items() if key != "root"}
+        told = [file_system(self.root)[0].type_name, own, dict(product)]
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", PurePosixPath(self.path).name).strip("-._")[:80]
+        part = "" if not self.first and self.frames is None else f"-{self.first:08}"
+        return f"{stem}{part}-{digest[:20]}"
+
+    def as_text(self) -> str:
+        """JSON, for :meth:`from_text`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Job:
+        """The job that :meth:`as_text` wrote."""
+        fields = json.loads(text)
+        return cls(**fields | {"files": tuple(map(tuple, fields["files"]))})
+
+    def fetch(self, folder: Path) -> Path:
+        """The recording on this machine: where it lies, or a copy below ``folder``.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            OSError: the copy fails.
+        """
+        if not self.files:
+            raise FileNotFoundError(f"no recording at {self.path}")
+        system, _ = file_system(self.root)
+        if _is_local(system):
+            return Path(self.path)
+        parent = PurePosixPath(self.path).parent
+        for path, _, _ in self.files:
+            target = folder / PurePosixPath(path).relative_to(parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pa.fs.copy_files(path, str(target), system, pa.fs.LocalFileSystem())
+        return folder / PurePosixPath(self.path).name
+
+
+def file_system(text: str) -> tuple[pa.fs.FileSystem, str]:
+    """The file system of a path or URI (``s3://``, ``gs://``, ``fsspec+...``), and the path there.
+
+    Raises:
+        ValueError: there is no such kind of file system.
+    """
+    if "://" not in text:
+        return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+    return pa.fs.FileSystem.from_uri(text)
+
+
+def find_jobs(given: Iterable[str], out: str) -> list[Job]:
+    """A job for each recording that is named, the largest first; none of those in ``out``.
+
+    Args:
+        given: storage files, folders at any depth, patterns with ``*``, or .txt files with one of
+            these in each line; ``#`` begins a comment. Paths or URIs.
+        out: folder of results.
+
+    Raises:
+        FileNotFoundError: nothing is there, of what a text file names excepted: that has a job
+            without files.
+        ValueError: a file is neither a recording nor a list.
+    """
+    system, own = file_system(out)
+    found = {}
+    for text in given:
+        for job in _jobs(text):
+            theirs, _ = file_system(job.root)
+            if theirs != system or not f"{job.path}/".startswith(f"{own}/"):
+                found[theirs.type_name, job.path] = job
+    return sorted(found.values(), key=lambda job: (-job.size, job.path))
+
+
+def _jobs(given: str) -> Iterator[Job]:
+    root, paths = _matching(given)
+    if not paths:
+        raise FileNotFoundError(f"there is no {given}")
+    system, _ = file_system(root)
+    for path in paths:
+        where, info = PurePosixPath(path), system.get_file_info(path)
+        if info.is_file and not is_storage(where):
+            if where.name == PurePosixPath(given.partition("?")[0]).name:  # by no pattern
+                yield from _listed(path, system.open_input_stream(path).read())
+            continue
+        below = str(where.parent) if info.is_file else path
+        selector = pa.fs.FileSelector(below, recursive=not info.is_file)
+        files = {PurePosixPath(f.path): f for f in system.get_file_info(selector) if f.is_file}
+        for recording in [where] if info.is_file else recordings_among(files):
+            own = sorted(file for file in files if _belongs(file, recording))
+            told = tuple((str(f), files[f].size, files[f].mtime_ns or 0) for f in own)
+            yield Job(root, str(recording), told)
+
+
+def _matching(given: str) -> tuple[str, list[str]]:
+    """What opens the file system, and the paths there that a path, URI or pattern names."""
+    if "://" not in given:
+        _, path = file_system(given)
+        return given, [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+    plain, mark, query = given.partition("?")
+    folder = re.match(r"[^*]*/", plain)[0] if "*" in plain else plain
+    root = folder + mark + query
+    system, path = file_system(root)
+    if folder != plain:
+        pattern = f"{path.rstrip('/')}/{plain[len(folder) :]}"
+        return root, sorted(ArrowFSWrapper(system).glob(pattern))
+    is_there = system.get_file_info(path).type != pa.fs.FileType.NotFound
+    return root, [path] if is_there else []
+
+
+def _listed(path: str, content: bytes) -> Iterator[Job]:
+    """Jobs of the lines of a text file; of what is not there, a job without files."""
+    if not path.endswith(".txt"):
+        raise ValueError(f"{path} is no recording; a list of recordings is called .txt")
+    lines = content.decode(errors="surrogateescape").splitlines()
+    for line in filter(None, (line.partition("#")[0].strip() for line in lines)):
+        try:
+            yield from _jobs(line)
+        except FileNotFoundError:
+            yield Job(line, file_system(line)[1], ())
+
+
+def _belongs(file: PurePosixPath, recording: PurePosixPath) -> bool:
+    """Whether it is the recording's, or the log that a killed recorder left beside it."""
+    return recording in (file, file.parent) or str(file) == f"{recording}-wal"
+
+
+class FleetFolder:
+    """The folder of results, on any file system; it may be handed to another process.
+
+    Raises:
+        ValueError: there is no such kind of file system.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._system, self._path = file_system(root)
+        self.is_local = _is_local(self._system)
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Rows of the jobs that are done, by name; those whose folder was deleted are not."""
+        kept = self._names(_BAGS)
+        if not self._names(_ROWS):
+            return {}
+        source = pa.dataset.dataset(f"{self._path}/{_ROWS}", SCHEMA, filesystem=self._system)
+        rows = source.to_table().to_pylist()
+        return {row["job"]: row for row in rows if row["job"] in kept or not row["folder"]}
+
+    def result(self) -> list[dict[str, Any]]:
+        """Rows of the last run's ``fleet.parquet``; FileNotFoundError without one."""
+        path = f"{self._path}/fleet.parquet"
+        return pa.parquet.read_table(path, filesystem=self._system).to_pylist()
+
+    def do(self, job: Job, name: str, make: Callable[[Path, Path], dict[str, Any]]) -> dict:
+        """Do one job; what it made is there whole, or not at all.
+
+        Args:
+            job: to do.
+            name: of it.
+            make: given the recording and the folder to make, returns columns of the row.
+
+        Returns:
+            the row. Of a recording that cannot be used it has ``fault``, and the job is done; of
+            what this machine failed at it has ``failed`` too, and the next run tries again.
+        """
+        row = {"job": name, "input": job.path, "first": job.first, "failed": False, "folder": ""}
+        started = time.perf_counter()
+        try:
+            with self._scratch(name) as scratch:
+                try:
+                    row |= make(job.fetch(scratch / "source"), scratch / name)
+                    self._settle(scratch / name, f"{_BAGS}/{name}")
+                    row["folder"] = f"{_BAGS}/{name}"
+                except ValueError as error:
+                    if isinstance(error.__cause__, (OSError, MemoryError, RuntimeError)):
+                        raise
+                    row["fault"] = str(error)
+                row["seconds"] = time.perf_counter() - started
+                self.write(f"{_ROWS}/{name}.parquet", as_parquet([row]), scratch)
+        except Exception as error:  # of one job among many
+            return row | {"fault": f"{type(error).__name__}: {error}", "failed": True}
+        return row
+
+    def write(self, place: str, content: bytes, scratch: Path | None = None) -> None:
+        """Write or replace a file; it is there whole or not at all."""
+        with ExitStack() as stack:
+            scratch = scratch or stack.enter_context(self._scratch("file"))
+            file = scratch / PurePosixPath(place).name
+            file.write_bytes(content)
+            self._settle(file, place)
+
+    def clear(self) -> None:
+        """Delete what killed processes left; for when nobody works here."""
+        shutil.rmtree(self._scratch_folder, ignore_errors=True)
+
+    @property
+    def _scratch_folder(self) -> Path:
+        if self.is_local:
+            return Path(self._path, ".partial")  # on the same disk
+        digest = hashlib.sha256(f"{self._system.type_name} {self._path}".encode()).hexdigest()
+        return Path(tempfile.gettempdir(), f"difiisr-fleet-{os.getuid()}-{digest[:16]}")
+
+    @contextmanager
+    def _scratch(self, name: str) -> Iterator[Path]:
+        """An empty folder; what a killed attempt at the same job left is deleted."""
+        parent = self._scratch_folder
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f"{name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=parent) as folder:
+            yield Path(folder)
+
+    def _settle(self, made: Path, place: str) -> None:
+        """Bring a file or folder to its place, on an object store file by file."""
+        if not self.is_local:
+            for file in sorted(p for p in (made, *made.rglob("*")) if p.is_file()):
+                target = f"{self._path}/{place}/{file.relative_to(made)}".removesuffix("/.")
+                pa.fs.copy_files(str(file), target, pa.fs.LocalFileSystem(), self._system)
+            return
+        target = Path(self._path, place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for path in (*made.rglob("*"), made):
+            _flush(path)
+        try:
+            made.replace(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return  # an earlier attempt was killed behind this point: its folder is whole
+        _flush(target.parent)
+
+    def _names(self, folder: str) -> set[str]:
+        selector = pa.fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True)
+        return {info.base_name for info in self._system.get_file_info(selector)}
+
+
+def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A parquet file of rows; columns that they lack are empty."""
+    sink = io.BytesIO()
+    pa.parquet.write_table(pa.Table.from_pylist(list(rows), SCHEMA), sink)
+    return sink.getvalue()
+
+
+def _is_local(system: pa.fs.FileSystem) -> bool:
+    return isinstance(system, pa.fs.LocalFileSystem)
+
+
+def _flush(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,110 @@
+"""What a recurrent network is told of the frames before: the last estimate, as far as it holds.
+
+With x_{t-1} the estimate of the frame before, W the warp to the present frame, y_t the measured
+one, u its bicubic image, sigma the deviation of its noise and D the antialiased /4, the planes are
+
+    g (W x_{t-1} - u)  packed,   4 (y_t - D W x_{t-1}),   g,   10 sigma,   1,
+    g = exp(-m / (2 (0.1^2 + (2 sigma)^2))),  m = 3x3 mean of (y_t - D W x_{t-1})^2,
+
+in network units; without a past all but sigma are 0. The gate g closes where the past does not
+explain what is measured, and where the content lay outside the frame. A frame that the past
+explains hardly anywhere, as after a cut, has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difiisr_models.compact import PAST_PLANES
+from difiisr_models.motion import dense_flow, picture_for_motion, warp
+from difiisr_models.radiometry import CountRange
+from difiisr_models.resample import PHASES, SCALE, downsample, pack, unpack, upsample
+
+GATE = PHASES + 1
+"""Which of the planes is the gate: how far the past is trusted, 0..1."""
+
+_TRUSTED = 0.1  # network units that a good past disagrees by: the estimate is none too exact
+_DEVIATIONS = 2.0  # of the noise
+_RESIDUAL_SCALE, _SIGMA_SCALE = 4.0, 10.0  # bring all planes to like magnitudes
+
+_LEAST_GATE = 0.2  # mean over the frame, below which there is no past
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a stream remembers for a recurrent model: 70 bytes for each pixel of the camera.
+
+    Attributes:
+        estimate: of the last frame, after the consistency step: packed ``(1, 16, h, w)``.
+        quiet: that frame as measured, without most of its noise, ``(h, w)`` float32.
+        range: whose network units both are in.
+    """
+
+    estimate: Tensor
+    quiet: np.ndarray
+    range: CountRange
+
+
+def planes_of(
+    past: Past | None, lr: Tensor, quiet: np.ndarray, shown: CountRange, sigma: float
+) -> Tensor:
+    """What the network is told for a frame of a stream.
+
+    Args:
+        past: of the stream, None at its first frame.
+        lr: ``(1, 1, h, w)`` the measured frame.
+        quiet: the same without most of its noise, ``(h, w)``.
+        shown: whose network units both are in.
+        sigma: standard deviation of the noise, same unit.
+
+    Returns:
+        ``(1, 20, h, w)``.
+    """
+    told = torch.full((1, 1, 1, 1), sigma, device=lr.device)
+    if past is None:
+        return no_past(lr, told)
+    factor = past.range.half_span * shown.gain
+    offset = (past.range.centre - shown.centre) * shown.gain
+    pictures = (picture_for_motion(x, sigma) for x in (quiet, past.quiet * factor + offset))
+    flow = torch.from_numpy(dense_flow(*pictures, sigma)).to(lr.device)
+    planes = past_planes(past.estimate * factor + offset, flow[None], lr, told)
+    is_cut = planes[:, GATE].mean() < _LEAST_GATE
+    return no_past(lr, told) if is_cut else planes
+
+
+def past_planes(before: Tensor, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:
+    """The planes of a frame that has a past.
+
+    Args:
+        before: the last estimate, packed ``(B, 16, h, w)``, in network units of this frame.
+        flow: ``(B, 4h, 4w, 2)`` of :func:`motion.dense_flow`.
+        lr: ``(B, 1, h, w)`` the measured frame.
+        sigma: ``(B, 1, 1, 1)`` standard deviation of its noise.
+
+    Returns:
+        ``(B, 20, h, w)``.
+    """
+    warped, inside = warp(unpack(before), flow)
+    inside = 1 - F.max_pool2d(1 - inside, SCALE)
+    packed = pack(warped)
+    residual = (lr - downsample(packed)) * inside
+    around = F.avg_pool2d(F.pad(residual.square(), (1,) * 4, mode="replicate"), 3, 1)
+    spread = _TRUSTED**2 + (_DEVIATIONS * sigma).square()
+    gate = inside * torch.exp(-around / (2 * spread))
+    known = (
+        _RESIDUAL_SCALE * residual, gate, (_SIGMA_SCALE * sigma).expand_as(lr),
+        torch.ones_like(lr),
+    )  # fmt: skip
+    return torch.cat((gate * (packed - upsample(lr)), *known), dim=1)
+
+
+def no_past(lr: Tensor, sigma: Tensor) -> Tensor:
+    """The planes of the first frame of a stream; arguments as of :func:`past_planes`."""
+    planes = lr.new_zeros(len(lr), PAST_PLANES, *lr.shape[-2:])
+    planes[:, PHASES + 2 : PHASES + 3] = _SIGMA_SCALE * sigma
+    return planes

@@ -1,0 +1,338 @@
+import errno
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from thermal_bags import IMAGE, cut, header, messages, pixels, record
+
+from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_ros.bags import image_bytes
+
+pytest.importorskip("ray.data", reason="needs the extra fleet")
+pytest.importorskip("jinja2", reason="needs the extra fleet")
+pytest.importorskip("matplotlib", reason="needs the extra fleet")
+
+from difiisr_ros.commands.fleet import Replay, report
+from difiisr_ros.commands.fleet_report import fleet_page
+from difiisr_ros.commands.fleet_work import write_result
+from difiisr_ros.fleet import FleetFolder, find_jobs
+
+BICUBIC = Replay(
+    "bicubic", None, None, False, None, Runtime(device="cpu", threads=1), FrameSettings(), Camera()
+)
+SEED = int(os.environ.get("FLEET_SEED", "23"))
+
+
+def small_bag(path: Path, seed: int, storage: str = "mcap") -> Path:
+    images = {n: image_bytes(header(n), pixels(100 * seed + n, 24, 32), "mono16") for n in range(3)}
+    return record(path, storage, frames=3, images=images)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files in a folder and below."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def do_here(inputs: list[str], out: str, task: Replay = BICUBIC) -> dict[str, dict]:
+    """Rows of the jobs, done in this process."""
+    folder, make, product = FleetFolder(out), task.load(), task.product()
+    rows = {}
+    for job in find_jobs(inputs, out):
+        name = job.name(product)
+        rows[name] = folder.do(job, name, lambda source, target, job=job: make(job, source, target))
+    return rows
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    folder = tmp_path / "in"
+    small_bag(folder / "deep" / "a", 1)
+    small_bag(folder / "b", 2, "sqlite3")
+    small_bag(folder / "torn", 3)
+    cut(folder / "torn", 0.5)
+    (folder / "empty.mcap").touch()
+    (folder / "notes.md").write_text("no recording")
+    return folder
+
+
+def test_inputs_are_recordings_folders_patterns_and_lists(recordings, tmp_path, monkeypatch):
+    def found(*inputs):
+        return sorted(Path(job.path).name for job in find_jobs(map(str, inputs), "out"))
+
+    everything = ["a", "b", "empty.mcap", "torn.mcap"]
+    assert found(recordings) == everything
+    assert found(recordings / "*") == everything
+    assert found(recordings / "**" / "a") == ["a"]
+    assert found(recordings / "b" / "b.db3", recordings / "b" / "b.db3") == ["b.db3"]
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("in/b  # the second\n\nin/gone\n")
+    assert found("list.txt", "in/deep") == ["a", "b", "gone"]
+    with pytest.raises(FileNotFoundError, match="gone"):
+        found("in/gone")
+    assert find_jobs(["in"], "in/deep") == [
+        j for j in find_jobs(["in"], "o") if "deep" not in j.path
+    ]
+
+
+def test_a_jobs_name_tells_all_that_its_result_depends_on(recordings):
+    (job,) = find_jobs([str(recordings / "b")], "out")
+    names = [
+        job.name(BICUBIC.product()),
+        job.name(replace(BICUBIC, image_topic="/other").product()),
+        job.name(replace(BICUBIC, model="difiisr-rt-x4").product()),
+        job.name(replace(BICUBIC, settings=FrameSettings(seed=1)).product()),
+        job.name(replace(BICUBIC, runtime=Runtime(device="cpu", threads=2)).product()),
+        job.name(BICUBIC.product() | {"version": "2"}),
+        replace(job, first=5).name(BICUBIC.product()),
+        replace(job, frames=5).name(BICUBIC.product()),
+    ]
+    os.utime(recordings / "b" / "b.db3", ns=(1, 1))
+    (changed,) = find_jobs([str(recordings / "b")], "out")
+    names.append(changed.name(BICUBIC.product()))
+    assert len(set(names)) == len(names)
+    assert names[0] == job.name(BICUBIC.product())
+    assert names[0].startswith("b-")
+
+
+def test_a_damaged_recording_is_a_row_and_is_done(recordings, tmp_path):
+    rows = do_here([str(recordings)], str(tmp_path / "out"))
+    by_input = {Path(row["input"]).name: row for row in rows.values()}
+    assert by_input["a"]["frames_out"] == by_input["b"]["frames_out"] == 3
+    assert "cut off" in by_input["torn.mcap"]["fault"]
+    assert "no MCAP file" in by_input["empty.mcap"]["fault"]
+    assert FleetFolder(str(tmp_path / "out")).done().keys() == rows.keys()
+    folder = tmp_path / "out" / by_input["a"]["folder"]
+    assert len(messages(folder, IMAGE, "/cam/sr")) == 6
+    assert {p.name for p in folder.iterdir()} > {"picture.png", "report.html", "metadata.yaml"}
+
+
+def test_what_the_machine_fails_at_is_tried_again(recordings, tmp_path, monkeypatch):
+    out, (job,) = FleetFolder(str(tmp_path / "out")), find_jobs([str(recordings / "b")], "out")
+    name, make = job.name(BICUBIC.product()), BICUBIC.load()
+    attempts = []
+
+    def full(descriptor):
+        attempts.append(descriptor)
+        if len(attempts) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    row = out.do(job, name, lambda *paths: make(job, *paths))
+    assert row["failed"]
+    assert "No space left" in row["fault"]
+    assert out.done() == {}
+    assert content(tmp_path / "out") == {}
+    assert not out.do(job, name, lambda *paths: make(job, *paths))["failed"]
+    assert out.done().keys() == {name}
+
+
+def test_what_a_killed_attempt_left_is_cleared_or_kept_if_whole(recordings, tmp_path):
+    out, (job,) = FleetFolder(str(tmp_path / "out")), find_jobs([str(recordings / "b")], "out")
+    name = job.name(BICUBIC.product())
+    do_here([str(recordings / "b")], str(tmp_path / "out"))
+    (undisturbed,) = (tmp_path / "out" / "bags").iterdir()
+    assert undisturbed.name == name
+    whole = content(undisturbed)
+    (tmp_path / "out" / "rows" / f"{name}.parquet").unlink()  # killed between folder and row
+    left = tmp_path / "out" / ".partial" / f"{name}.x"
+    left.mkdir()
+    (left / "half").write_text("half")
+    assert out.done() == {}
+    do_here([str(recordings / "b")], str(tmp_path / "out"))
+    assert out.done().keys() == {name}
+    assert content(undisturbed) == whole
+    assert not left.exists()
+
+
+def test_results_of_several_runs_make_one_report(recordings, tmp_path):
+    for part in ("deep", "b"):
+        folder = FleetFolder(str(tmp_path / part))
+        rows = list(do_here([str(recordings / part)], str(tmp_path / part)).values())
+        rows[0]["metrics"] = {"psnr of x": 30.0 + len(part)}
+        write_result(folder, rows)
+    report([str(tmp_path / "deep"), str(tmp_path / "b")], out=str(tmp_path / "all" / "of"))
+    table = FleetFolder(str(tmp_path / "all" / "of")).result()
+    assert [Path(row["input"]).name for row in table] == ["b", "a"]
+    page = (tmp_path / "all" / "of" / "report.html").read_text()
+    for row in table:
+        assert (tmp_path / "all" / "of" / row["folder"] / "picture.png").is_file()
+        assert f'href="{row["folder"]}/report.html"' in page
+    assert page.index("<b>31</b>") < page.index("<b>34</b>")  # the lower PSNR is the worse
+
+
+def test_a_report_tells_what_was_not_usable():
+    rows = [
+        {"job": "x", "input": "/in/<x>", "fault": "no space", "failed": True, "folder": ""},
+        {
+            "job": "y",
+            "input": "/in/y",
+            "frames_in": 4,
+            "frames_out": 3,
+            "refused": 1,
+            "folder": "y",
+        },
+    ]
+    page = fleet_page(rows)
+    assert "failed: no space" in page
+    assert "/in/&lt;x&gt;" in page
+    assert "3 of 4 frames" in page
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URI of an S3 bucket, and what opens it, on a server in this process."""
+    server = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server]'")
+    from pyarrow.fs import S3FileSystem
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    running = server.ThreadedMotoServer(port=0, verbose=False)
+    running.start()
+    address = "{}:{}".format(*running.get_host_and_port()).replace("0.0.0.0", "127.0.0.1")
+    system = S3FileSystem(endpoint_override=address, scheme="http", allow_bucket_creation=True)
+    system.create_dir("fleet")
+    yield system, f"endpoint_override={address}&scheme=http"
+    running.stop()
+
+
+def test_object_stores_hold_inputs_and_results(bucket, recordings, tmp_path):
+    from pyarrow.fs import FileSelector, LocalFileSystem, copy_files
+
+    system, query = bucket
+    copy_files(str(recordings), "fleet/in", LocalFileSystem(), system)
+    here = do_here([str(recordings)], str(tmp_path / "out"))
+    there = do_here([f"s3://fleet/in?{query}"], f"s3://fleet/out?{query}")
+    outcome = [
+        sorted((Path(row["input"]).name, row.get("frames_out"), row["failed"]) for row in rows)
+        for rows in (here.values(), there.values())
+    ]
+    assert outcome[0] == outcome[1]
+    out = FleetFolder(f"s3://fleet/out?{query}")
+    assert out.done().keys() == there.keys()
+    (pattern,) = find_jobs([f"s3://fleet/in/**/a?{query}"], "out")
+    (plain,) = find_jobs([f"s3://fleet/in/deep?{query}"], "out")
+    assert pattern.path == plain.path == "fleet/in/deep/a"
+    listed = system.get_file_info(FileSelector("fleet/out", recursive=True))
+    stored = sorted(Path(info.path).suffix for info in listed if info.is_file)
+    assert len(stored) == len(content(tmp_path / "out"))
+    row = next(row for row in there.values() if row["input"].endswith("/a"))
+    one = system.open_input_stream(f"fleet/out/{row['folder']}/{row['job']}.mcap").read()
+    path = tmp_path / "from_there.mcap"
+    path.write_bytes(one)
+    same = next(row for row in here.values() if row["input"].endswith("/a"))
+    assert messages(path) == messages(tmp_path / "out" / same["folder"])
+
+
+DISK_FULL_ONCE = """
+import os
+flush, flag = os.fsync, {flag!r}
+def fsync(descriptor):
+    if ".partial" in os.readlink(f"/proc/self/fd/{{descriptor}}"):
+        try:
+            os.unlink(flag)
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(28, "No space left on device")
+    flush(descriptor)
+os.fsync = fsync
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Address and head process of a Ray cluster of two CPUs, on which the disk may be full."""
+    (tmp_path / "site").mkdir()
+    text = DISK_FULL_ONCE.format(flag=str(tmp_path / "full"))
+    (tmp_path / "site" / "sitecustomize.py").write_text(text)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as session:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+            *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"),
+            *("--include-dashboard=false", "--include-log-monitor=false", "--disable-usage-stats"),
+            *("--object-store-memory=80000000", f"--temp-dir={session}"),
+        ]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+        with (tmp_path / "ray.log").open("w") as log:
+            head = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            wait_for(lambda: "Ray runtime started" in (tmp_path / "ray.log").read_text())
+            yield f"127.0.0.1:{port}", psutil.Process(head.pid)
+        finally:
+            for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+                process.kill()
+            head.wait()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, tmp_path):
+    address, head = cluster
+    chance = random.Random(SEED)
+    for n in range(40):
+        small_bag(tmp_path / "in" / f"bag{n:02}", n, ("mcap", "sqlite3")[n % 2])
+    wanted = do_here([str(tmp_path / "in")], str(tmp_path / "undisturbed"))
+    out = tmp_path / "out"
+    options = ["--out", str(out), "--address", address, "--model=bicubic", "--device=cpu"]
+    command = [sys.executable, "-m", "difiisr_ros.cli", "fleet", "replay", str(tmp_path / "in")]
+
+    def done():
+        return len(list((out / "rows").iterdir())) if (out / "rows").exists() else 0
+
+    def kill_a_worker():
+        found = [
+            process
+            for process in head.children(recursive=True)
+            if process.name().startswith("ray::MapWorker")
+        ]
+        if found:
+            chance.choice(found).kill()
+
+    def drive(kills, at_last=None):
+        """Exit code and output of a run; a worker is killed at each of these numbers of results."""
+        with (tmp_path / "driver.log").open("w+") as log:
+            driver = subprocess.Popen([*command, *options], stdout=log, stderr=log)
+            for count in kills:
+                wait_for(lambda count=count: done() >= count or driver.poll() is not None)
+                kill_a_worker()
+            if at_last is not None:
+                wait_for(lambda: done() >= at_last)
+                driver.send_signal(signal.SIGKILL)
+            return driver.wait(240), log.seek(0) or log.read()
+
+    code, _ = drive([chance.randrange(2, 8)], at_last=chance.randrange(9, 16))
+    assert code == -signal.SIGKILL
+    (tmp_path / "full").touch()
+    code, text = drive(sorted(chance.sample(range(17, 36), 2)))
+    assert code == 2, text
+    assert "No space left on device" in text
+    assert 16 < done() < 40
+    code, text = drive([])
+    assert code == 0, text
+    assert f"40 jobs, {40 - text.count(' of 3 frames')} of them done already" in text
+
+    assert content(out / "bags") == content(tmp_path / "undisturbed" / "bags")
+    rows = FleetFolder(str(out)).done()
+    timed = ("seconds", "memory_mb", "host", "metrics")
+    assert {n: {k: v for k, v in r.items() if k not in timed} for n, r in rows.items()} == {
+        n: {k: r.get(k) for k in rows[n] if k not in timed} for n, r in wanted.items()
+    }
+    assert {p.name for p in out.iterdir()} == {"bags", "rows", "fleet.parquet", "report.html"}
+    assert {p.stem for p in (out / "rows").iterdir()} == wanted.keys()

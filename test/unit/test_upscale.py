@@ -1,0 +1,218 @@
+"""``difiisr upscale``: what a file holds is there afterwards, four times as large."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageOps, PngImagePlugin
+
+from difiisr_ros import cli
+from difiisr_ros.picture_files import as_frame, as_stored, list_files, read, upright
+
+WAVES = (np.add.outer(np.arange(20), 3 * np.arange(24)) % 90 + 60).astype(np.uint8)
+
+
+def upscale(*arguments):
+    return cli.main(["upscale", *map(str, arguments), "--model", "bicubic", "--device", "cpu"])
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.npy", "x.jpg", "x.webp", "x.bmp"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_eight_bit_files_keep_kind_and_depth(tmp_path, name, colour):
+    source, target = tmp_path / name, tmp_path / "out" / name
+    pixels = np.stack([WAVES, WAVES // 2, WAVES], -1) if colour else WAVES
+    if name.endswith("npy"):
+        np.save(source, pixels)
+    else:
+        Image.fromarray(pixels).save(source)
+    assert upscale(source, tmp_path / "out") == 0
+    (result,) = read(target).images
+    colour = colour or name == "x.webp"  # which knows no grey
+    assert (result.pixels.dtype, result.pixels.shape[:2]) == (np.uint8, (80, 96))
+    assert result.pixels.ndim == 2 + colour
+    assert abs(result.pixels.mean() - pixels.mean()) < 2
+
+
+@pytest.mark.parametrize("dtype", ["uint16", ">u2", "int16", "float32", "float64", "int32"])
+def test_deep_tiff_pages_and_arrays_keep_their_type(tmp_path, dtype):
+    signed = dtype == "int16"
+    pages = [WAVES.astype(dtype) * 100 - 9000 * signed, WAVES[:18, :16].astype(dtype)]
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as writer:
+        for page in pages:
+            writer.write(page, metadata=None)
+    np.save(tmp_path / "a.npy", np.stack([pages[0]] * 3))
+    assert upscale(tmp_path / "a.tiff", tmp_path / "b.tiff") == 0
+    assert upscale(tmp_path / "a.npy", tmp_path / "b.npy") == 0
+    with tifffile.TiffFile(tmp_path / "b.tiff") as file:
+        found = [page.asarray() for page in file.pages]
+    assert [page.shape for page in found] == [(80, 96), (72, 64)]
+    assert {page.dtype for page in found} == {np.dtype(dtype).newbyteorder("=")}
+    assert found[0].mean() == pytest.approx(pages[0].mean(), rel=0.02)
+    assert np.load(tmp_path / "b.npy").shape == (3, 80, 96)
+
+
+def test_sixteen_bit_png_and_its_texts(tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Camera", "boson")
+    Image.fromarray(WAVES.astype(np.uint16) * 200).save(tmp_path / "a.png", pnginfo=texts)
+    assert upscale(tmp_path / "a.png", tmp_path / "b.png") == 0
+    with Image.open(tmp_path / "b.png") as image:
+        assert (image.mode, image.text["Camera"]) == ("I;16", "boson")
+        assert np.asarray(image).max() > 20_000
+
+
+def test_exif_orientation_stays_and_sizes_are_the_results(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "FLIR"
+    exif.get_ifd(0x8769)[0xA002] = 24
+    Image.fromarray(WAVES).save(tmp_path / "a.jpg", exif=exif)
+    assert upscale(tmp_path / "a.jpg", tmp_path / "b.jpg", "--compare") == 0
+    with Image.open(tmp_path / "b.jpg") as image:
+        found = image.getexif()
+        assert (found[0x0112], found[0x010F], found.get_ifd(0x8769)[0xA002]) == (6, "FLIR", 96)
+        assert image.size == (96, 80)
+        assert (upright(WAVES, 6) == np.rot90(WAVES, -1)).all()
+        assert ImageOps.exif_transpose(image).size == (80, 96)
+    with Image.open(tmp_path / "b_compare.png") as picture:
+        assert picture.width > picture.height > 300
+
+
+def test_places_on_the_ground_resolution_and_no_data_are_the_results(tmp_path):
+    pixels = WAVES.astype(np.float32)
+    pixels[:4] = -9999
+    tags = [
+        (33550, "d", 3, (2.0, 2.0, 0.0), False),
+        (33922, "d", 6, (5.0, 1.0, 0.0, 600.0, 700.0, 0.0), False),
+        (42113, "s", 6, "-9999", False),
+    ]
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, extratags=tags, resolution=(10, 10), description="field 7",
+        metadata=None,
+    )  # fmt: skip
+    assert upscale(tmp_path / "a.tif", tmp_path / "b.tif", "--crop", "1,0,1,0") == 0
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        page = file.pages[0]
+        tags, result = page.tags, page.asarray()
+        assert tags[33550].value[:2] == (0.5, 0.5)
+        assert tags[33922].value == (16.0, 0.0, 0.0, 600.0, 700.0, 0.0)
+        assert (page.description, tags[282].value) == ("field 7", (40, 1))
+    assert result.shape == (76, 92)
+    assert (result[:12] == -9999).all()
+    assert (result[12:] > 50).all()  # marks do not spread
+
+
+def write_video(path, frames, depth=cv2.CV_8U):
+    codec = cv2.VideoWriter_fourcc(*("mp4v" if path.suffix == ".mp4" else "FFV1"))
+    options = [cv2.VIDEOWRITER_PROP_IS_COLOR, 0, cv2.VIDEOWRITER_PROP_DEPTH, depth]
+    size = frames[0].shape[::-1]
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, codec, 9.0, size, options)
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+@pytest.mark.parametrize("name", ["v.mkv", "v.avi", "v.mp4"])
+def test_video_keeps_rate_frames_and_depth(tmp_path, name):
+    write_video(tmp_path / name, [np.roll(WAVES, n, 1) for n in range(6)])
+    assert upscale(tmp_path / name, tmp_path / "out") == 0
+    count, frames, _ = read(tmp_path / "out" / name)
+    frames = list(frames)
+    assert (count, len(frames), frames[0].pixels.shape[:2]) == (6, 6, (80, 96))
+    assert [frame.keep["rate"] for frame in frames] == [9.0] * 6
+    assert frames[3].stamp_ns == pytest.approx(3e9 / 9, abs=2e6)
+    if name == "v.mkv":
+        deep = [np.roll(WAVES, n, 1).astype(np.uint16) * 150 for n in range(3)]
+        write_video(tmp_path / "deep.mkv", deep, cv2.CV_16U)
+        assert upscale(tmp_path / "deep.mkv", tmp_path / "deep4.mkv") == 0
+        found = [frame.pixels for frame in read(tmp_path / "deep4.mkv").images]
+        assert (found[0].dtype, found[0].shape, len(found)) == (np.uint16, (80, 96), 3)
+        assert abs(found[2].mean() - deep[2].mean()) < 100
+
+
+def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.fromarray(WAVES).save(elsewhere / "behind.png")
+    Image.fromarray(WAVES).save(tmp_path / "in" / "below" / "good.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    (tmp_path / "in" / "link").symlink_to(elsewhere)
+    (tmp_path / "in" / "below" / "loop").symlink_to(tmp_path / "in")
+    out = tmp_path / "out"
+    assert upscale(tmp_path / "in", out, "--json") == 2
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert f"skipped {tmp_path / 'in' / 'bad.png'}" in said.err
+    assert (summary["images"], list(summary["failed"])) == (2, [str(tmp_path / "in" / "bad.png")])
+    assert summary["other_files"] == 1
+    made = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+    assert made == ["below/good.png", "link/behind.png"]
+    assert upscale(tmp_path / "in", out) == 1  # all are there
+    assert "--force" in capsys.readouterr().err
+    assert upscale(tmp_path / "in", out, "--force") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["gone.png", "out"], "gone.png"),
+        (["a.png", "a.png", "--force"], "is the input"),
+        (["a.png", "b.jpg"], "name a .tiff"),
+        (["a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
+        ([".", "out"], "choose a folder elsewhere"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(WAVES.astype(np.uint16) * 200).save("a.png")
+    assert upscale(*arguments) == 1
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_palette_gives_colours(tmp_path):
+    np.save(tmp_path / "a.npy", WAVES.astype(np.float32) + 250)
+    assert upscale(tmp_path / "a.npy", tmp_path / "out", "--palette", "inferno") == 0
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert (image.mode, image.size) == ("RGB", (96, 80))
+        assert np.ptp(np.asarray(image), axis=(0, 1)).min() > 100
+
+
+def test_radiometric_jpeg_gives_kelvin_where_its_library_is(tmp_path, monkeypatch, caplog):
+    Image.fromarray(WAVES).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    block = b"FLIR\0\1\0\0" + b"\0" * 24
+    marked = data[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + data[2:]
+    (tmp_path / "a.jpg").write_bytes(marked)
+    stub = tmp_path / "lib" / "flyr.py"
+    stub.parent.mkdir()
+    monkeypatch.setitem(__import__("sys").modules, "flyr", None)
+    assert upscale(tmp_path / "a.jpg", tmp_path / "out") == 0
+    assert "pip install flyr" in caplog.text
+    monkeypatch.delitem(__import__("sys").modules, "flyr")
+    stub.write_text(
+        "import numpy, types\n"
+        "def unpack(path): return types.SimpleNamespace(kelvin=numpy.full((20, 24), 300.25))\n"
+    )
+    monkeypatch.syspath_prepend(stub.parent)
+    assert upscale(tmp_path / "a.jpg", tmp_path / "out") == 0
+    assert tifffile.imread(tmp_path / "out" / "a.tiff") == pytest.approx(300.25, abs=0.01)
+
+
+def test_integers_come_back_as_they_were():
+    for dtype, low in ((np.int16, -500), (np.uint32, 0), (np.float16, 3)):
+        pixels = np.arange(low, low + 64).reshape(8, 8).astype(dtype)
+        frame, added = as_frame(pixels)
+        assert (as_stored(frame, added, pixels.dtype) == pixels).all()
+    with pytest.raises(ValueError, match="do not fit in 16 bit"):
+        as_frame(np.array([[0, 70_000]]))
+
+
+def test_hidden_files_are_no_input(tmp_path):
+    (tmp_path / ".a.png").touch()
+    assert list_files(tmp_path) == ([], 1)

@@ -1,0 +1,231 @@
+"""Training of a recurrent network on clips: one loop to read, resumable to the bit.
+
+The network sees each clip as a stream would show it: its own last estimate, after the consistency
+step, warped by the motion that was found between measured frames.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import yaml
+from annotated_types import Ge
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.consistency import noise_aware_consistency
+from difiisr_models.diffusion import exponential_schedule, latent_input_scale, q_sample, stream_seed
+from difiisr_models.recurrence import no_past, past_planes
+from difiisr_models.resample import PHASES, pack, upsample
+from difiisr_training.checkpoints import (
+    CHECKPOINT_NAME,
+    STATISTICS_NAME,
+    VALIDATION_NAME,
+    StopOnSignal,
+    load_checkpoint,
+    save_checkpoint,
+    update_ema,
+    write_journal,
+)
+from difiisr_training.config import Count, OptimiserConfig, Share
+from difiisr_training.data.clips import Clip, ClipConfig, Clips
+from difiisr_training.data.images import ImageSource, LoadFrames
+from difiisr_training.losses import distance
+from difiisr_training.train import learning_rate
+
+_RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
+_FEWEST = 2  # frames of a clip
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Stage:
+    """A part of the schedule: ``batch`` clips of ``frames`` each, up to iteration ``until``."""
+
+    until: Count
+    batch: Count
+    frames: Annotated[int, Ge(_FEWEST)]
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class SequenceConfig:
+    """A whole run; folders are relative to the data root.
+
+    Attributes:
+        name: of the model and of the run's folder.
+        stills: whose frames are panned over.
+        recordings: folders of recordings, one folder of images each.
+        stages: in order; the last one ends the schedule.
+        network: sizes of the network; it is recurrent.
+        clips: how clips are drawn.
+        optimiser: see :class:`OptimiserConfig`.
+        past_rate: learning rate of the new convolution, times that of the rest.
+        norm: what estimates are compared with x_0 by, see ``config.TrainConfig``.
+        last_step_share: frames trained at t = T; the rest is uniform over 1..T.
+        seed: of data, noise and initial weights.
+        checkpoint_every: iterations between checkpoints.
+        log_every: iterations between lines of statistics.
+        validate_every: iterations between validations; 0 = none.
+    """
+
+    name: str
+    stills: tuple[ImageSource, ...]
+    recordings: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    network: CompactConfig = field(default_factory=lambda: CompactConfig(recurrent=True))
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    past_rate: Annotated[float, Ge(0)] = 3.0
+    norm: Literal["l1", "l2", "psnr"] = "psnr"
+    last_step_share: Share = 0.9
+    seed: int = 0
+    checkpoint_every: Count = 200
+    log_every: Count = 20
+    validate_every: Annotated[int, Ge(0)] = 0
+
+    @property
+    def iterations(self) -> int:
+        """Length of the schedule."""
+        return self.stages[-1].until
+
+    def stage_of(self, iteration: int) -> Stage:
+        """The stage that an iteration below ``iterations`` belongs to."""
+        return next(stage for stage in self.stages if iteration < stage.until)
+
+
+def load_sequence_config(path: Path) -> SequenceConfig:
+    """Read a YAML file; ValueError for unknown, missing or wrong keys."""
+    return TypeAdapter(SequenceConfig).validate_python(yaml.safe_load(path.read_text("utf-8")))
+
+
+def train_on_sequences(
+    config: SequenceConfig,
+    data: Path,
+    load: LoadFrames,
+    run: Path,
+    *,
+    initial: nn.Module | None = None,
+    validate: Callable[[nn.Module, int], dict[str, float]] | None = None,
+    budget_s: float = math.inf,
+) -> bool:
+    """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
+
+    A run folder that holds a checkpoint is continued: everything random depends on the iteration
+    alone, so the weights are those of an uninterrupted run.
+
+    Args:
+        config: the run.
+        data: root that the recordings lie under.
+        load: gives the frames of the stills.
+        run: run folder.
+        initial: single-frame network of the same sizes, whose weights a new run starts from.
+        validate: called with the moving average.
+        budget_s: wall-clock limit.
+
+    Returns:
+        whether the schedule is at its end.
+
+    Raises:
+        FloatingPointError: the loss is not finite any more; the last checkpoint is kept.
+    """
+    deadline = time.monotonic() + budget_s
+    torch.manual_seed(config.seed)
+    network, ema = CompactNetwork(config.network), CompactNetwork(config.network)
+    if initial is not None:
+        network.load_state_dict(initial.state_dict(), strict=False)  # all but the zero convolution
+    ema.load_state_dict(network.state_dict())
+    ema.requires_grad_(False)
+    new = [p for name, p in network.named_parameters() if name.startswith("stem_past")]
+    old = [p for name, p in network.named_parameters() if not name.startswith(("stem_p", "detail"))]
+    network.detail_head.requires_grad_(False)
+    optimiser = torch.optim.AdamW(
+        [{"params": old, "rate": 1.0}, {"params": new, "rate": config.past_rate}],
+        weight_decay=config.optimiser.weight_decay,
+    )
+    parts = {"network": network, "ema": ema, "optimiser": optimiser}
+    iteration, path = 0, run / CHECKPOINT_NAME
+    if path.exists():
+        iteration = load_checkpoint(path, asdict(config), parts)["iteration"]
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    roots = [data / folder for folder in config.recordings]
+    clips = Clips(config.stills, roots, load, config.clips, config.seed)
+
+    losses, started = [], time.monotonic()
+    with StopOnSignal() as stop:
+        while iteration < config.iterations:
+            stage = config.stage_of(iteration)
+            # Numbers are not used twice: the batch of no stage is larger than 64.
+            drawn = [clips.draw(64 * iteration + k, stage.frames) for k in range(stage.batch)]
+            rate = learning_rate(iteration, config.optimiser, config.iterations)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["rate"]
+            optimiser.zero_grad(set_to_none=True)
+            loss = clip_loss(network, drawn, config, iteration)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.grad_clip)
+            optimiser.step()
+            update_ema(ema, network, config.optimiser.ema, iteration)
+            losses.append(loss.item())
+            iteration += 1
+
+            if iteration % config.log_every == 0:
+                mean, speed = float(np.mean(losses)), len(losses) / (time.monotonic() - started)
+                if not math.isfinite(mean):
+                    raise FloatingPointError(f"the loss is {mean} before iteration {iteration}")
+                values = {"loss": mean, "lr": rate, "it_per_s": speed}
+                write_journal(run, STATISTICS_NAME, iteration, values)
+                losses, started = [], time.monotonic()
+            is_over = time.monotonic() > deadline or stop.requested
+            if iteration % config.checkpoint_every == 0 or is_over:
+                save_checkpoint(path, asdict(config), parts, iteration=iteration)
+            if validate and config.validate_every and iteration % config.validate_every == 0:
+                write_journal(run, VALIDATION_NAME, iteration, validate(ema, iteration))
+            if is_over:
+                break
+    save_checkpoint(path, asdict(config), parts, iteration=iteration)
+    return iteration == config.iterations
+
+
+def clip_loss(
+    network: CompactNetwork, clips: list[Clip], config: SequenceConfig, iteration: int
+) -> Tensor:
+    """Mean distance of the estimate to x_0 over all frames, the first included, before and after
+    the consistency step; the gradient goes through time.
+    """
+    hr, lr, flow = (torch.stack([getattr(c, k) for c in clips], dim=1) for k in Clip._fields[:3])
+    sigma = torch.stack([clip.sigma for clip in clips])[..., None, None]
+    rng = torch.Generator().manual_seed(stream_seed(config.seed, iteration))
+    schedule, loss, before = exponential_schedule(), torch.zeros(()), None
+    for frame in range(len(hr)):
+        x0, y, measured = pack(hr[frame]), upsample(lr[frame]), lr[frame]
+        if before is None:
+            past = no_past(measured, sigma)
+        else:
+            past = past_planes(before, flow[frame], measured, sigma)
+        is_last = torch.rand((), generator=rng) < config.last_step_share
+        t = schedule.steps
+        if not is_last:
+            t = int(torch.randint(1, schedule.steps + 1, (), generator=rng))
+        eps = torch.randn(len(x0), PHASES, *measured.shape[-2:], generator=rng)
+        x_t = q_sample(x0, y, schedule.eta_at(t), eps, schedule.kappa)
+        scaled = x_t * latent_input_scale(t, schedule)
+        mean, _ = network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
+        before = torch.cat(
+            [
+                noise_aware_consistency(mean[k : k + 1], measured[k : k + 1], float(sigma[k]))
+                for k in range(len(mean))
+            ]
+        )
+        for estimate, weight in ((before, 1.0), (mean, _RAW_WEIGHT)):
+            loss = loss + weight * distance(estimate, x0, config.norm).mean()
+    return loss / len(hr)
