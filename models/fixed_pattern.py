@@ -7,7 +7,7 @@ what stands still does not (registration-based non-uniformity correction; Hardie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -93,6 +93,37 @@ class PatternTracker:
             self._used = np.full((3, 2), np.inf) if shift is None else self._used - shift
         return self._pattern
 
+    @property
+    def pattern(self) -> np.ndarray | None:
+        """What :meth:`update` returned last."""
+        return self._pattern
+
+    def begin_scene(self, gain: float = 1.0) -> None:
+        """The next frame cannot be compared with the ones before; the pattern is the camera's.
+
+        ``gain``: what its counts are times those before.
+        """
+        self._earlier = None
+        if gain == 1:
+            return
+        self._strength = PatternStrength(*(gain * each for each in astuple(self._strength)))
+        self._pattern = None if self._pattern is None else self._pattern * np.float32(gain)
+        for evidence in self._evidence or ():
+            evidence.scale(gain)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What has been found so far, to be saved; empty before any."""
+        names = ("rows", "columns", "pixels") if self._evidence else ()
+        return {n: e.state() for n, e in zip(names, self._evidence or (), strict=True)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        self._evidence = tuple(_Evidence(found[0].shape) for found in state.values()) or None
+        for evidence, found in zip(self._evidence or (), state.values(), strict=True):
+            evidence.restore(found)
+        if self._evidence:
+            self._establish(np.inf)
+
     def _compare(self, frame: np.ndarray, shift: np.ndarray, noise: float) -> None:
         """Gather what ``frame`` tells, the scene in it being shifted against the earlier one."""
         moved = (np.abs(shift) >= _MOVED) & (np.abs(shift - self._used) >= _MOVED)
@@ -138,6 +169,16 @@ class _Evidence:
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._frames, self._mean, self._variance = np.zeros((3, *size), np.float32)
+
+    def state(self) -> np.ndarray:
+        return np.stack((self._frames, self._mean, self._variance))
+
+    def restore(self, state: np.ndarray) -> None:
+        self._frames, self._mean, self._variance = state.copy()
+
+    def scale(self, gain: float) -> None:
+        self._mean *= np.float32(gain)
+        self._variance *= np.float32(gain * gain)
 
     def add(self, offsets: np.ndarray, good: np.ndarray, where: tuple[slice, slice]) -> None:
         frames, mean, variance = (

@@ -146,6 +146,12 @@ class Camera:
         unit: of scale * counts + offset; counts where no temperatures are known
         scale: degrees for one count
         offset: degrees at 0 counts
+        max_pause: seconds without frames that what is known of the scene survives; after longer
+            ones, as after a cut, the stream begins anew
+        on_repeat: a frame that is exactly the one before it (a closed shutter) is not computed:
+            publish the last result with its stamp, or drop it
+        calibration: file of the camera's stuck pixels, noise and fixed pattern, written by the
+            service ~/calibrate (.npz); empty for none
 
     Raises:
         ValueError: a value of another type, or other numbers.
@@ -158,6 +164,9 @@ class Camera:
     unit: Unit = "counts"
     scale: float = 1.0
     offset: float = 0.0
+    max_pause: Annotated[float, Ge(0.0), Le(3600.0)] = 5.0
+    on_repeat: Literal["publish", "drop"] = "publish"
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         check(self)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from difiisr_models.calibration import Calibration
+from difiisr_models.events import KINDS, Event, EventDetector, Kind
 from difiisr_models.fixed_pattern import PatternStrength, PatternTracker
 from difiisr_models.noise import difference_noise, flattest_deviation, scene_noise
 from difiisr_models.radiometry import CountRange, range_and_bulk
+from difiisr_models.settings import Camera
 from difiisr_models.tone_mapping import ToneMapper
 from difiisr_models.validity import StillPixels, fill_from_nearest, invalid_pixels
 
@@ -29,6 +32,7 @@ _LAG = 6  # frames
 _WHITE = 1.3  # times: differences of white noise do not grow with the lag
 _EVERY = 4  # frames: noise changes slowly, and looking for it takes as long as bicubic
 _NOISE_RATE = 0.5  # share of such a frame in the tracked variance
+_SHORTEST_PAUSE, _PERIODS = 0.5, 3  # seconds and frames that a pause lasts longer than
 _SCENE_CHANGE = 0.25  # of the tracked span; a hot object on less than a tenth of the frame is none
 
 
@@ -41,19 +45,55 @@ class Seen:
             the fixed pattern of the sensor; float32 where one is established.
         invalid: ``(H, W)`` bool, None where all pixels are valid.
         range: to normalise it by.
-        is_new_scene: it shows another scene than the frame before.
         bulk: from its 10 % to its 90 % quantile, counts: how far most of the scene spreads.
         noise: standard deviation of its noise, counts.
         pattern: strength of what was taken off.
+        event: what the frame is against the ones before it. What is remembered in counts has to
+            follow its ``gain`` and ``offset``.
+        begins: the stream has begun anew with this frame, and nothing before it counts: its first
+            frame, a cut, or one after a longer pause than the stream survives.
     """
 
     counts: np.ndarray
     invalid: np.ndarray | None
     range: CountRange
-    is_new_scene: bool
     bulk: float
     noise: float
     pattern: PatternStrength
+    event: Event = field(default_factory=Event)
+    begins: bool = False
+
+
+@dataclass(frozen=True)
+class StreamEvents:
+    """What has happened in a stream so far.
+
+    Attributes:
+        event: what its last frame is.
+        since_ns: stamp of the first of the frames of that kind, the last included; None where
+            nobody knows.
+        counts: frames of each kind; a pause counts also where its frame is of another kind.
+        last: the last event that was not ``normal``.
+    """
+
+    event: Event = field(default_factory=Event)
+    since_ns: int | None = None
+    counts: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    last: Event = field(default_factory=Event)
+
+    def then(self, event: Event, stamp_ns: int | None) -> StreamEvents:
+        """The same after one more frame."""
+        counts = dict(self.counts)
+        counts[event.kind] += 1
+        counts["pause"] += event.pause > 0 and event.kind != "pause"
+        since = self.since_ns if event.kind == self.event.kind else stamp_ns
+        return StreamEvents(event, since, counts, self.last if event.kind == "normal" else event)
+
+    @property
+    def text(self) -> str:
+        """The events but normal frames in words: ``"5 offset, 12 repeat"``, or ``"none"``."""
+        found = [f"{n} {kind}" for kind, n in self.counts.items() if n and kind != "normal"]
+        return ", ".join(found) or "none"
 
 
 @dataclass(frozen=True)
@@ -91,19 +131,43 @@ class Stream:
         stamp_ns: when the last frame was taken, nanoseconds; None where nobody said.
         no_data: values that mark pixels without a measurement; another set acts from the next
             frame on.
+        max_pause: seconds without frames that what is known of the scene survives.
+        is_closed: the camera says that its shutter is closed: its frames show nothing.
+        calibration: what is known of the camera from before; of frames of its size.
+        events: what has happened.
         tone: how its frames look in 8 bits.
     """
 
-    def __init__(self, no_data: Sequence[float] = ()) -> None:
-        self.no_data = tuple(no_data)
+    def __init__(
+        self,
+        no_data: Sequence[float] = (),
+        max_pause: float = 5.0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.no_data, self.max_pause = tuple(no_data), max_pause
+        self.calibration, self.is_closed = calibration, False
         self.reset()
+
+    @classmethod
+    def of(cls, camera: Camera) -> Stream:
+        """The stream of a camera, with what is known of it from the file ``camera.calibration``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no calibration.
+        """
+        known = Calibration.load(camera.calibration) if camera.calibration else None
+        return cls(camera.no_data_values, camera.max_pause, known)
 
     def reset(self) -> None:
         """Forget all frames; the next one begins a new stream."""
         self._kind: tuple[tuple[int, ...], np.dtype] | None = None
         self._channels: dict[int, Channel] = {}
         self.tone = ToneMapper()
+        self._steps: deque[int] = deque(maxlen=15)  # between stamps, nanoseconds
+        self._pause = 0.0
         self.stamp_ns: int | None = None
+        self.events = StreamEvents()
 
     def begin_frame(self, frame: np.ndarray, stamp_ns: int | None) -> None:
         """Take note of the next frame; one of another shape or dtype begins a new stream.
@@ -115,6 +179,13 @@ class Stream:
         kind = (frame.shape, frame.dtype)
         if kind != self._kind:
             self.reset()
+        self._pause = 0.0
+        if stamp_ns is not None and self.stamp_ns is not None and stamp_ns > self.stamp_ns:
+            step = stamp_ns - self.stamp_ns
+            usual = sorted(self._steps)[len(self._steps) // 2] if len(self._steps) > 2 else step / 4
+            if step > max(_PERIODS * usual, 1e9 * _SHORTEST_PAUSE):
+                self._pause = step / 1e9
+            self._steps.append(step)
         self._kind, self.stamp_ns = kind, stamp_ns
 
     def see(self, counts: np.ndarray, channel: int = 0, remove_pattern: bool = True) -> Seen:
@@ -122,11 +193,49 @@ class Stream:
 
         ``remove_pattern``: take off the fixed pattern of the sensor, where one is established.
         """
-        return self.channel(channel).see(counts, self.no_data, remove_pattern)
+        memory = self.channel(channel)
+        seen = memory.see(
+            counts, self.no_data, remove_pattern, self._pause, self.max_pause, self.is_closed
+        )
+        if channel == 0:
+            self.events = self.events.then(seen.event, self.stamp_ns)
+        return seen
 
     def channel(self, number: int = 0) -> Channel:
         """What one channel of the stream has shown; a new one where it has shown nothing."""
-        return self._channels.setdefault(number, Channel())
+        if number not in self._channels:
+            is_known = number == 0 and self._kind is not None and self.fits(self._kind[0])
+            self._channels[number] = Channel(self.calibration if is_known else None)
+        return self._channels[number]
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the calibration is of a camera with such frames, ``(H, W)``; False without."""
+        return self.calibration is not None and self.calibration.bad.shape == shape[:2]
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether the last frame was exactly the one before it, in all channels."""
+        found = [channel.last for channel in self._channels.values()]
+        return bool(found) and all(last is not None and last[1].event.is_exact for last in found)
+
+    def keep(self, channel: int, key: Any, result: Any) -> None:
+        """Keep what was made of the frame last seen, in case the next one is the same."""
+        self._channels[channel].result = key, result
+
+    def kept(self, channel: int, key: Any) -> Any | None:
+        """What was kept under an equal key, None where the frame last seen is not the same."""
+        found = self._channels[channel].result
+        return found[1] if found is not None and found[0] == key else None
+
+    def calibrate(self) -> Calibration:
+        """What the frames so far tell of the camera.
+
+        Raises:
+            ValueError: there were none, or they have several channels: colours are no counts.
+        """
+        if len(self._channels) != 1 or self._channels[0].last is None:
+            raise ValueError("no frame of one channel has been seen yet: let frames come first")
+        return self._channels[0].calibrate()
 
     @property
     def seen(self) -> Seen | None:
@@ -151,39 +260,90 @@ class Channel:
         pattern: the sensor's.
         last: the last frame, as it was measured and as it was seen; None before any.
         past: what a recurrent model made of it, None where that tells nothing of the next one.
+        result: key and what was made of that frame, None where nothing was.
     """
 
-    def __init__(self) -> None:
-        self._range = RangeTracker()
-        self._still = StillPixels()
-        self._noise = NoiseTracker()
+    def __init__(self, known: Calibration | None = None) -> None:
+        """``known``: of the camera, from an earlier stream."""
+        self._still = StillPixels(None if known is None else known.bad)
+        self._events = EventDetector()
         self.pattern = PatternTracker()
+        if known is not None:
+            self.pattern.restore(known.pattern)
         self.last: tuple[np.ndarray, Seen] | None = None
-        self.past: Past | None = None
+        self.past: Past | None
+        self.result: tuple[Any, Any] | None = None
+        self._begin_scene(0.0 if known is None else known.noise)
 
-    def see(self, counts: np.ndarray, no_data: Sequence[float], remove_pattern: bool) -> Seen:
-        """Take in the next frame ``(H, W)``; see :meth:`Stream.see`."""
+    def see(
+        self,
+        counts: np.ndarray,
+        no_data: Sequence[float],
+        remove_pattern: bool,
+        pause: float = 0.0,
+        max_pause: float = np.inf,
+        is_closed: bool = False,
+    ) -> Seen:
+        """Take in the next frame ``(H, W)``, ``pause`` seconds late; see :meth:`Stream.see`."""
         counts = counts.copy()  # it is remembered, and a caller may use its array again
         invalid = invalid_pixels(counts, no_data)
-        stuck = self._still.update(counts)
+        if pause > max_pause:
+            self._events.reset()
+        event = self._events.update(counts, invalid, is_closed)
+        is_late = pause > 0 and event.kind == "normal"
+        event = replace(event, kind="pause" if is_late else event.kind, pause=pause)
+        how = tuple(no_data), remove_pattern
+        if event.is_exact and self._how == how and self.last is not None:
+            self.last = counts, replace(self.last[1], event=event, begins=False)
+            return self.last[1]
+        self._how, self.result = how, None
+        begins = self.last is None or event.kind == "cut" or pause > max_pause
+        if begins and self.last is not None:
+            self._begin_scene()
+        elif event.is_affine:
+            self._range.follow(event.gain, event.offset)
+            self._noise.follow(event.gain, event.offset)
+            self.past = self.past and self.past.follow(event.gain, event.offset)
+            self.pattern.begin_scene(event.gain)
+        seen = self._look(counts, invalid, remove_pattern, event.has_news)
+        self.last = counts, replace(seen, event=event, begins=begins)
+        return self.last[1]
+
+    def calibrate(self) -> Calibration:
+        """What the frames so far tell of the camera."""
+        bad = self._still.found
+        bad = np.zeros(self.last[0].shape, bool) if bad is None else bad
+        return Calibration(bad, self.last[1].noise, self.pattern.state())
+
+    def _begin_scene(self, noise: float = 0.0) -> None:
+        """Forget the scene and its range; stuck pixels and fixed pattern are the camera's."""
+        self._range, self._noise = RangeTracker(), NoiseTracker(noise)
+        self.pattern.begin_scene()
+        self.past = None
+        self._how: tuple | None = None
+
+    def _look(
+        self, counts: np.ndarray, invalid: np.ndarray | None, remove_pattern: bool, has_news: bool
+    ) -> Seen:
+        """``has_news``: the frame tells of the scene; else nothing is learnt from it."""
+        stuck = self._still.update(counts) if has_news else self._still.found
         if stuck is not None:
             invalid = stuck if invalid is None else invalid | stuck
-        found, is_new_scene = self._range.update(counts, invalid), self._range.is_new_scene
-        self.past = None if is_new_scene else self.past
+        found = (self._range.update if has_news else self._range.beside)(counts, invalid)
         if counts.dtype.kind == "f":
             with np.errstate(invalid="ignore", over="ignore"):  # of marks for no data
                 absurd = np.abs(counts - found.centre) > _GARBAGE * found.half_span
             invalid = absurd if invalid is None else invalid | absurd
             invalid = invalid if invalid.any() else None
         filled = counts if invalid is None else fill_from_nearest(counts, invalid)
-        noise = self._noise.update(filled)
-        pattern = self.pattern.update(filled, noise) if remove_pattern else None
+        noise = self._noise.update(filled) if has_news else self._noise.deviation
+        pattern = None
+        if remove_pattern:
+            pattern = self.pattern.update(filled, noise) if has_news else self.pattern.pattern
         if pattern is not None:
             filled = filled - pattern
         strength = PatternStrength() if pattern is None else self.pattern.strength
-        seen = Seen(filled, invalid, found, is_new_scene, self._range.bulk, noise, strength)
-        self.last = counts, seen
-        return seen
+        return Seen(filled, invalid, found, self._range.bulk, noise, strength)
 
 
 def _summary(counts: np.ndarray, seen: Seen) -> StreamSummary:
@@ -214,16 +374,28 @@ class NoiseTracker:
     moves, and the frame by itself tells better.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: float = 0.0) -> None:
+        """``known``: of the camera's earlier frames, counts; 0 where nobody knows."""
         self._frames = 0
         self._earlier: deque[np.ndarray] = deque(maxlen=_LAG)
-        self._variance: float | None = None
+        self._variance = known**2 or None
+
+    @property
+    def deviation(self) -> float:
+        """The noise of the frames so far, counts; 0 before any."""
+        return float(np.sqrt(self._variance or 0.0))
+
+    def follow(self, gain: float, offset: float) -> None:
+        """All counts are from now on ``gain`` times what they were, plus ``offset``."""
+        self._variance = (self._variance or 0.0) * gain**2
+        earlier = (np.float32(gain) * each + np.float32(offset) for each in self._earlier)
+        self._earlier = deque(earlier, maxlen=_LAG)
 
     def update(self, counts: np.ndarray) -> float:
         """Take in a frame ``(H, W)`` without gaps; returns its noise, counts."""
         earlier = self._earlier
         if earlier and np.array_equal(earlier[-1], counts):
-            return float(np.sqrt(self._variance))
+            return self.deviation
         if self._frames % _EVERY == 0:
             deviation = flattest_deviation(counts)
             sigma = scene_noise(deviation, counts)
@@ -235,7 +407,7 @@ class NoiseTracker:
             self._variance = (self._variance or 0.0) * (1 - rate) + rate * sigma**2
         self._frames += 1
         earlier.append(counts)
-        return float(np.sqrt(self._variance))
+        return self.deviation
 
 
 class RangeTracker:
@@ -244,9 +416,6 @@ class RangeTracker:
     It follows the frames slowly, so that a hot object entering does not make the output pump, and
     snaps to a frame whose bulk (its 10 %, 50 % and 90 % quantiles) has moved: another scene, a
     shutter event. A stream of one static frame keeps exactly that frame's range.
-
-    Attributes:
-        is_new_scene: it snapped to the last frame.
     """
 
     def __init__(self, rate: float = 0.05) -> None:
@@ -257,7 +426,6 @@ class RangeTracker:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
         self._rate = rate
-        self.is_new_scene = False
         self._range: CountRange | None = None
         self._bulk: np.ndarray | None = None
 
@@ -265,6 +433,17 @@ class RangeTracker:
     def bulk(self) -> float:
         """From the 10 % to the 90 % quantile of the tracked frames, counts."""
         return float(self._bulk[-1] - self._bulk[0])
+
+    def follow(self, gain: float, offset: float) -> None:
+        """All counts are from now on ``gain`` times what they were, plus ``offset``."""
+        ends = gain * self._range.lo + offset, gain * self._range.hi + offset
+        self._range, self._bulk = CountRange(*ends), gain * self._bulk + offset
+
+    def beside(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> CountRange:
+        """The range for a frame ``(H, W)`` that nothing is learnt from: moved to where it lies."""
+        middle, tracked = float(range_and_bulk(counts, invalid)[1][1]), self._range
+        by = min(0.0, middle - tracked.lo) + max(0.0, middle - tracked.hi)
+        return CountRange(tracked.lo + by, tracked.hi + by)
 
     def update(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> CountRange:
         """Take in one frame ``(H, W)`` but its ``invalid`` pixels; returns the range to use for it.
@@ -278,10 +457,8 @@ class RangeTracker:
             or tracked.span > _ABSURD * frame.span
             or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span
         ):
-            self.is_new_scene = True
             self._range, self._bulk = frame, bulk
         else:
-            self.is_new_scene = False
             most, rate = tracked.span, self._rate
             self._range = CountRange(
                 tracked.lo + rate * float(np.clip(frame.lo - tracked.lo, -most, most)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
 from difiisr_models.recurrence import Past, no_past, planes_of
 from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
-from difiisr_models.stream import Stream
+from difiisr_models.stream import Seen, Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
 from difiisr_models.validity import put_back
 
@@ -42,6 +43,7 @@ DTYPES = {
     np.float32: torch.float32,
 }
 WARM_UP_SIDE = 64
+_NUMBERS = count()
 
 STAGE = "difiisr: "
 """Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
@@ -85,13 +87,14 @@ class Upscaler:
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
         self._model = model
         self._lock = threading.Lock()
+        self._number = next(_NUMBERS)  # no other upscaler has it
         self._noise_key: tuple = ()
         self._noise: dict[int, Tensor] = {}
 
     def __call__(
         self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
     ) -> np.ndarray:
-        """Super-resolve one frame.
+        """Super-resolve one frame; one that is exactly the last one again is not computed.
 
         Args:
             frame: ``(H, W)``, or ``(H, W, C)`` of which each channel is super-resolved, once if
@@ -186,6 +189,9 @@ class Upscaler:
         with record_function(STAGE + "stream"):  # fill, range, noise
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
+        key = self._number, self.runtime, settings
+        if seen.event.is_exact and (kept := stream.kept(channel, key)) is not None:
+            return _image(kept, counts, seen)
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
             inside = bool(frame.abs().amax() <= limit)
@@ -205,7 +211,7 @@ class Upscaler:
         with record_function(STAGE + "consistency"):
             if self._model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
-            if past is not None:
+            if past is not None and seen.event.has_news:
                 mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
                 memory.past = Past(mean.clone(), still, found)
             if self._model.is_projected:
@@ -214,8 +220,8 @@ class Upscaler:
             large = unpack(packed)
             values = large if settings.output_scale == SCALE else halve(large)
             result = _to_counts(values[0, 0], found, DTYPES[counts.dtype.type])
-            image = _to_host(result).numpy()
-            return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+            stream.keep(channel, key, result)
+            return _image(result, counts, seen)
 
     def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
         """``packed``, as far as the settings say brought to what was measured."""
@@ -410,10 +416,16 @@ def _to_device(counts: np.ndarray, device: str) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
+def _image(result: Tensor, counts: np.ndarray, seen: Seen) -> np.ndarray:
+    """The caller's own array of a result that the stream keeps."""
+    image = _to_host(result).numpy()
+    return image if seen.invalid is None else put_back(image, counts, seen.invalid)
+
+
 def _to_host(result: Tensor) -> Tensor:
     """The one copy out, into memory that a GPU reaches by itself."""
     if result.device.type == "cpu":
-        return result
+        return result.clone()
     host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
     host.copy_(result, non_blocking=True)
     torch.cuda.current_stream(result.device).synchronize()

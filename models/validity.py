@@ -70,23 +70,24 @@ class StillPixels:
     again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: np.ndarray | None = None) -> None:
+        """``known``: ``(H, W)`` bool, pixels that were found stuck before."""
         self._before: np.ndarray | None = None
         self._around: np.ndarray | None = None
-        self._moves: np.ndarray | None = None
+        self._moves = None if known is None else np.where(known, _MOVES, 0).astype(np.uint8)
 
     def update(self, counts: np.ndarray) -> np.ndarray | None:
         """Take in a frame ``(H, W)``; returns the stuck pixels as bool, None without any."""
         before, self._before = self._before, counts
-        if before is None:
-            self._around = self._moves = None
-            return None
-        still = (counts == before) & np.isfinite(counts)
         if self._moves is None:
             self._moves = np.zeros(counts.shape, np.uint8)
+        if before is None:
+            return self.found
+        still = (counts == before) & np.isfinite(counts)
+        if self._around is None:
             self._around = _mean_of_neighbours(before)
         if still.all():  # the same frame again
-            return self._stuck()
+            return self.found
         around = _mean_of_neighbours(counts)
         lo, hi = np.nanquantile(counts[::4, ::4], (0.02, 0.98))
         moved = np.abs(around - self._around) > max(_MOVED * (hi - lo), 1e-6)
@@ -94,11 +95,13 @@ class StillPixels:
         grew = still & moved & (self._moves < _MOVES)
         self._moves[grew] += 1
         self._around = np.where(moved | ~still, around, self._around)
-        return self._stuck()
+        return self.found
 
-    def _stuck(self) -> np.ndarray | None:
-        stuck = self._moves >= _MOVES
-        return stuck if stuck.any() else None
+    @property
+    def found(self) -> np.ndarray | None:
+        """The stuck pixels so far, ``(H, W)`` bool, None without any."""
+        stuck = None if self._moves is None else self._moves >= _MOVES
+        return stuck if stuck is not None and stuck.any() else None
 
 
 def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:

@@ -128,10 +128,8 @@ def test_node_log_level_namespace_and_topics(load):
         assert dict(node["remappings"]) == {
             **{"image_raw": "a", "camera_info": "b"},
             # Where image_transport looks for the camera_info of that image.
-            **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"
-            "sr/temperature": "/front/sr/temperature",
-            "sr/preview": "/front/sr/preview",
-        },
+            **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"},
+            **{"sr/temperature": "/front/sr/temperature", "sr/preview": "/front/sr/preview"},
         }
 
 
