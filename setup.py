@@ -22,6 +22,7 @@ EXTRAS = {
             "ros-rcl-interfaces",
             "ros-sensor-msgs",
             "ros-std-msgs",
+            "ros-std-srvs",
         )
     ],
     "train": [
@@ -105,7 +106,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
-        (f"lib/{NAME}", ["scripts/sr_node"]),
+        (f"lib/{NAME}", ["scripts/sr_node", "scripts/sr_nodes"]),
         *share_files("launch"),
         *share_files("config"),
     ],

@@ -11,23 +11,23 @@ import heapq
 import sqlite3
 import struct
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 import zstandard
-from lz4.frame import LZ4FrameDecompressor
+from lz4.frame import LZ4FrameFile
 from mcap import records as mcap
 from mcap.opcode import Opcode
 from mcap.reader import SeekingReader
 from mcap.stream_reader import StreamReader
 from mcap.writer import MCAP0_MAGIC, CompressionType
 from mcap.writer import Writer as McapRecordWriter
-from rosbags.rosbag2.metadata import dump_qos_v9, parse_qos
+from rosbags.rosbag2.metadata import dump_qos_v8, dump_qos_v9, parse_qos
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -35,9 +35,32 @@ STORE = get_typestore(Stores.ROS2_KILTED)
 QOS, TYPE_HASH = "offered_qos_profiles", "topic_type_hash"  # keys of an MCAP channel's metadata
 ROSBAG2_METADATA = "rosbag2"  # name of the MCAP record that repeats metadata.yaml
 
-_VERSION = 9  # of rosbag2's metadata
+Version = Literal[8, 9]
+"""Of rosbag2's metadata and QoS. All distributions read what 8 holds: Humble and Iron, which write
+5 and 7, pass over what is newer. Jazzy and later write 9, with QoS that older ones cannot read."""
+
+LARGEST_CHUNK = 2**30  # bytes, unpacked
+
+_UNPACKERS = {
+    "": lambda packed: packed,
+    "lz4": LZ4FrameFile,
+    "zstd": lambda packed: zstandard.ZstdDecompressor().stream_reader(packed),
+}
+_BLOCK_BYTES = 2**17  # that are unpacked at a time: what comes before damage is kept
+_NAMED_TIMES = 8
 _FOOTER_BYTES = 37  # with the closing magic
 _RUN_BYTES = 2**20  # of messages outside chunks that are read at once
+
+
+class _Place(NamedTuple):
+    """A chunk, or a run of records outside any: first log time (ns), first byte, end; the offsets
+    of the records that index it."""
+
+    start: int
+    offset: int
+    end: int
+    is_chunk: bool
+    index: tuple[int, ...] = ()
 
 
 class BagError(ValueError):
@@ -88,13 +111,15 @@ class StorageFile:
     Attributes:
         path: of the file.
         faults: what is wrong with it, as far as it has been read.
+        left_out: what of it nobody here can copy.
         topics: by the number that the file gives them.
-        counts: messages of each topic.
+        counts: messages of each topic, as the file says, or as were found where it does not.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.faults: list[str] = []
+        self.left_out: list[str] = []
         self.topics: dict[int, Topic] = {}
         self.counts: Counter[Topic] = Counter()
 
@@ -108,7 +133,7 @@ class StorageFile:
 
 
 class McapFile(StorageFile):
-    """An MCAP file, read by its index, or by a scan where it has none that serves.
+    """An MCAP file, read record by record; its index tells what is lost where it is damaged.
 
     Raises:
         BagError: the file is no MCAP file.
@@ -116,18 +141,23 @@ class McapFile(StorageFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._total = 0  # messages that the file says it holds
         self._schemas: dict[int, mcap.Schema] = {}
-        # Chunks, and runs of records outside any: first log time (ns), offset, length
-        self._places: list[tuple[int, int, int]] = []
+        self._places: list[_Place] = []
         self._extras: list[int] = []  # offsets of attachments and metadata records
         self._file = path.open("rb")
         self._size = path.stat().st_size
         if self._file.read(len(MCAP0_MAGIC)) != MCAP0_MAGIC:
             self.close()
             raise BagError(f"{path} is no MCAP file")
-        if not self._read_index():
-            self._scan()
+        chunks, is_counted = self._read_summary()
+        self._find_places(chunks)
+        for number, place in enumerate(self._places):
+            if not is_counted or not place.is_chunk:
+                messages = self._messages_at(place)
+                start = messages[0].log_time if messages else 0
+                self._places[number] = place._replace(start=start)
+                if not is_counted:
+                    self.counts.update(self.topics[message.channel_id] for message in messages)
 
     def close(self) -> None:
         """Close the file."""
@@ -135,137 +165,193 @@ class McapFile(StorageFile):
 
     def messages(self, names: Collection[str] | None = None) -> Iterator[Message]:
         """Yield messages, of some topics only, in the order in which they were recorded."""
-        read = 0
+        read: Counter[Topic] = Counter()
         for *_, found in heapq.merge(*map(self._queue, sorted(self._places))):
             if found is None:
                 continue
-            read += 1
             topic = self.topics[found.channel_id]
+            read[topic] += 1
             if names is None or topic.name in names:
                 yield Message(topic, found.log_time, found.data, found.publish_time, found.sequence)
-        if read < self._total:
-            self._note(f"{self._total - read} of {self._total} messages are lost")
+        for topic, lost in (self.counts - read).items():
+            self._note(f"{lost} of {self.counts[topic]} messages of {topic.name} are lost")
 
     def extras(self) -> Iterator[mcap.Attachment | mcap.Metadata]:
         """Yield attachments and metadata records but rosbag2's own."""
         for offset in self._extras:
             try:
                 record = self._record_at(offset)
+                end = self._file.tell()
+                self._file.seek(offset)
+                content = self._file.read(end - offset)
             except Exception as error:  # damaged bytes raise whatever their parser raises
                 self._note(f"attachment or metadata at byte {offset} is lost: {error!r}")
                 continue
+            crc = int.from_bytes(content[-4:], "little") if content[0] == Opcode.ATTACHMENT else 0
+            if crc not in (0, zlib.crc32(content[9:-4])):
+                self._note(f"the attachment {record.name!r} is damaged: its checksum is wrong")
             if getattr(record, "name", ROSBAG2_METADATA) != ROSBAG2_METADATA:
                 yield record
 
-    def _read_index(self) -> bool:
-        """Take topics, counts and chunks from the end of the file; False where it cannot serve."""
+    def _read_summary(self) -> tuple[dict[int, int], bool]:
+        """Take topics and counts from the end of the file, as far as they serve.
+
+        Returns:
+            offset and length of each chunk that it names and that is there; whether messages are
+            counted.
+        """
         try:
             footer = self._record_at(self._size - _FOOTER_BYTES)
             self._file.seek(footer.summary_start)
             index = self._file.read(self._size - 12 - footer.summary_start)
             if footer.summary_crc not in (0, zlib.crc32(index)):
-                return False
+                self._note("the index at the end is damaged: its checksum is wrong")
+                return {}, False
             self._file.seek(0)
             summary = SeekingReader(self._file).get_summary()
-            counted, channels = summary.statistics, summary.channels
-            self._total = counted.message_count
+            channels, chunks = summary.channels, summary.chunk_indexes
+            self._schemas |= summary.schemas
+            for channel in channels.values():
+                self._declare(channel)
         except Exception:  # as above; there may be no index at all
-            return False
-        counts = counted.channel_message_counts
-        all_topics = len(channels) >= counted.channel_count and channels.keys() >= counts.keys()
-        if not all_topics or (self._total and not summary.chunk_indexes):
-            return False
-        self._schemas |= summary.schemas
-        for channel in channels.values():
-            self._declare(channel)
-            self.counts[self.topics[channel.id]] += counts.get(channel.id, 0)
-        self._places = [
-            (chunk.message_start_time, chunk.chunk_start_offset, chunk.chunk_length)
-            for chunk in summary.chunk_indexes
-        ]
-        self._extras = [i.offset for i in (*summary.attachment_indexes, *summary.metadata_indexes)]
-        return True
-
-    def _scan(self) -> None:
-        """Find places, extras and topics from the beginning on, as far as records make sense."""
-        places: list[tuple[int, int]] = []  # first byte, end
-        offset, joined = len(MCAP0_MAGIC), False
-        while True:
-            self._file.seek(offset)
+            self.topics.clear()
+            return {}, False
+        there = {}
+        for chunk in chunks:
+            self._file.seek(chunk.chunk_start_offset)
             head = self._file.read(9)
+            length = chunk.chunk_length.to_bytes(9, "little")[:8]
+            if head[:1] == bytes([Opcode.CHUNK]) or head[1:] == length:
+                there[chunk.chunk_start_offset] = chunk.chunk_length
+            else:
+                self._note(
+                    f"there is no chunk at byte {chunk.chunk_start_offset}, as the index says"
+                )
+        counted = summary.statistics
+        if counted is None or not channels.keys() >= counted.channel_message_counts.keys():
+            return there, False
+        for channel, count in counted.channel_message_counts.items():
+            self.counts[self.topics[channel]] += count
+        # A type that nobody knows may be a damaged name: chunks have it too.
+        unsure = any(topic.type not in STORE.types for topic in self.topics.values())
+        return there, len(channels) >= counted.channel_count and not (
+            unsure and not footer.summary_crc
+        )
+
+    def _find_places(self, chunks: dict[int, int]) -> None:
+        """Go from record to record, and past a damaged one to the next of the known ``chunks``."""
+        offset, joined, starts = len(MCAP0_MAGIC), False, deque(sorted(chunks))
+        while True:
+            while starts and starts[0] < offset:
+                starts.popleft()
+            self._file.seek(offset)
+            head = self._file.read(17)
             if len(head) < 9:
                 self._note("the file ends without its closing index")
-                break
-            opcode, length = struct.unpack("<BQ", head)
-            end = offset + 9 + length
-            if (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
-                break
-            if opcode in (Opcode.ATTACHMENT, Opcode.METADATA):
+                return
+            opcode, length = struct.unpack_from("<BQ", head)
+            end, start = offset + 9 + length, int.from_bytes(head[9:], "little")
+            if offset in chunks:
+                starts.popleft()
+                opcode, end = Opcode.CHUNK, offset + chunks[offset]
+            following = starts[0] if starts else self._size
+            if not starts and (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
+                return
+            is_damaged = opcode == 0 or end > following
+            if is_damaged:
+                end = following
+                self._note(f"damaged or cut off at byte {offset}, {end - offset} bytes long")
+            if opcode in (Opcode.ATTACHMENT, Opcode.METADATA) and not is_damaged:
                 self._extras.append(offset)
             outside = opcode in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE)
-            if outside and joined and offset - places[-1][0] < _RUN_BYTES:
-                places[-1] = places[-1][0], end
+            if outside and joined and offset - self._places[-1].offset < _RUN_BYTES:
+                self._places[-1] = self._places[-1]._replace(end=end)
             elif outside or opcode == Opcode.CHUNK:
-                places.append((offset, end))
+                self._places.append(_Place(start, offset, end, opcode == Opcode.CHUNK))
+            elif opcode == Opcode.MESSAGE_INDEX and self._places and not is_damaged:
+                last = self._places[-1]
+                self._places[-1] = last._replace(index=(*last.index, offset))
+            elif opcode > Opcode.DATA_END:
+                self.left_out.append(f"a record of kind {opcode:#x} at byte {offset}")
             joined = outside
-            if opcode == 0 or end > self._size:
-                self._note(f"the file is damaged or cut off at byte {offset} of {self._size}")
-                break
+            if is_damaged and not starts:
+                return
             offset = end
-        for offset, end in places:
-            messages = self._messages_at(offset, end - offset)
-            self.counts.update(self.topics[message.channel_id] for message in messages)
-            start = messages[0].log_time if messages else 0
-            self._places.append((start, offset, end - offset))
-        self._total = max(self._total, self.counts.total())
 
-    def _queue(
-        self, place: tuple[int, int, int]
-    ) -> Iterator[tuple[int, int, int, mcap.Message | None]]:
+    def _queue(self, place: _Place) -> Iterator[tuple[int, int, int, mcap.Message | None]]:
         """Sort key and message; the place is read when its first time has come."""
-        start, offset, length = place
-        yield start, offset, -1, None
-        for number, message in enumerate(self._messages_at(offset, length)):
-            yield message.log_time, offset, number, message
+        yield place.start, place.offset, -1, None
+        for number, message in enumerate(self._messages_at(place)):
+            yield message.log_time, place.offset, number, message
 
-    def _messages_at(self, offset: int, length: int) -> list[mcap.Message]:
-        """Messages of a place by time, up to where it stops making sense; notes its topics."""
-        messages = []
+    def _messages_at(self, place: _Place) -> list[mcap.Message]:
+        """Messages of a place by time; what is damaged is passed over, as far as an index helps."""
+        where = f"the chunk at byte {place.offset}" if place.is_chunk else f"byte {place.offset}"
+        messages, content, first, last = [], b"", 0, 2**64
+        indexed = self._indexed(place)
         try:
-            self._file.seek(offset)
-            content = self._file.read(min(length, self._size))
-            first, last = 0, 2**64
-            if content[0] == Opcode.CHUNK:
-                content, first, last = self._unpack(content, offset)
-            stream = BytesIO(content)
-            records = StreamReader(stream, skip_magic=True).records
-            while stream.tell() < len(content):
-                record = next(records)
+            self._file.seek(place.offset)
+            content = self._file.read(min(place.end, self._size) - place.offset)
+            if place.is_chunk:
+                content, first, last = self._unpack(content, where)
+        except Exception as error:  # as above
+            self._note(f"{where} is damaged: {error!r}")
+            content = b""
+        stream, at = BytesIO(content), 0
+        while at < len(content):
+            try:
+                stream.seek(at)
+                record = next(StreamReader(stream, skip_magic=True).records)
+                at = stream.tell()
                 if isinstance(record, mcap.Schema):
-                    self._schemas.setdefault(record.id, record)
+                    self._learn(record)
                 elif isinstance(record, mcap.Channel):
                     self._declare(record)
                 elif record.channel_id in self.topics and first <= record.log_time <= last:
                     messages.append(record)
                 else:
                     raise BagError(f"a message of channel {record.channel_id} makes no sense")
-        except Exception as error:  # as above
-            self._note(f"damaged at byte {offset}, {length} bytes long: {error!r}")
+            except Exception as error:  # as above
+                after = min((offset for offset, *_ in indexed if offset > at), default=len(content))
+                self._note(f"{where} is damaged in bytes {at} to {after} of it: {error!r}")
+                at = after
+        found = Counter((message.channel_id, message.log_time) for message in messages)
+        lost = Counter((channel, time) for _, channel, time in indexed) - found
+        for channel in sorted({channel for channel, _ in lost}):
+            times = [time for owner, time in lost.elements() if owner == channel]
+            name = self.topics[channel].name if channel in self.topics else f"channel {channel}"
+            self._note(f"lost of {name}: {_at(times)}, in {where}")
         return sorted(messages, key=lambda message: message.log_time)
 
-    def _unpack(self, chunk: bytes, offset: int) -> tuple[bytes, int, int]:
-        """Records of a chunk, of a cut one as many as can be had, and its first and last time."""
+    def _indexed(self, place: _Place) -> list[tuple[int, int, int]]:
+        """Offset in the chunk, channel and log time of each message that its index names."""
+        entries = []
+        for offset in place.index:
+            try:
+                index = self._record_at(offset)
+                entries += [(at, index.channel_id, time) for time, at in index.records]
+            except Exception as error:  # as above
+                self._note(f"the index at byte {offset} is damaged: {error!r}")
+        return entries
+
+    def _unpack(self, chunk: bytes, where: str) -> tuple[bytes, int, int]:
+        """Records of a chunk, of a damaged one those before it, and its first and last time."""
         first, last, size, crc, named = struct.unpack_from("<QQQII", chunk, 9)
         compression, packed = chunk[41 : 41 + named].decode(), chunk[49 + named :]
-        if compression == "zstd":
-            packed = zstandard.ZstdDecompressor().decompressobj().decompress(packed)
-        elif compression == "lz4":
-            packed = LZ4FrameDecompressor().decompress(packed)
-        elif compression:
-            raise BagError(f"the compression {compression!r} is not known")
-        if len(packed) != size or crc not in (0, zlib.crc32(packed)):
-            self._note(f"the chunk at byte {offset} is damaged: its size or checksum is wrong")
-        return packed, first, last
+        packed = packed[: int.from_bytes(chunk[41 + named : 49 + named], "little")]
+        content, fault = unpacked(compression, packed, size)
+        if fault or len(content) != size or crc not in (0, zlib.crc32(content)):
+            reason = fault or "its size or checksum is wrong"
+            self._note(f"{where} is damaged: {reason}")
+        return content, first, last
+
+    def _learn(self, schema: mcap.Schema) -> None:
+        """Take a schema; of two with one number, the one whose type is known is believed."""
+        known = self._schemas.setdefault(schema.id, schema)
+        if known != schema:
+            self._note(f"schema {schema.id} is described in two ways: {known.name}, {schema.name}")
+            if known.name not in STORE.types:
+                self._schemas[schema.id] = schema
 
     def _declare(self, channel: mcap.Channel) -> None:
         schema = self._schemas.get(channel.schema_id) or mcap.Schema(0, b"", "", "")
@@ -277,12 +363,47 @@ class McapFile(StorageFile):
             channel.message_encoding,
             tuple(channel.metadata.items()),
         )
-        if self.topics.setdefault(channel.id, topic) != topic:
-            self._note(f"{self.topics[channel.id].name} is described in two ways")
+        known = self.topics.setdefault(channel.id, topic)
+        if known != topic:
+            self._note(f"channel {channel.id} is described in two ways: {known.name}, {topic.name}")
+            if known.type not in STORE.types:
+                self.topics[channel.id] = topic
 
     def _record_at(self, offset: int) -> mcap.McapRecord:
         self._file.seek(offset)
         return next(StreamReader(self._file, skip_magic=True, emit_chunks=True).records)
+
+
+def unpacked(compression: str, packed: bytes, size: int) -> tuple[bytes, str]:
+    """What ``packed`` holds, up to ``size`` bytes and one more, and what is wrong with it.
+
+    Args:
+        compression: of it, "zstd", "lz4" or "".
+        packed: the bytes.
+        size: that they are said to have unpacked.
+
+    Raises:
+        BagError: another compression, or more than :data:`LARGEST_CHUNK`.
+    """
+    if compression not in _UNPACKERS or size > LARGEST_CHUNK:
+        raise BagError(
+            f"{size} bytes in compression {compression!r}: read are {', '.join(_UNPACKERS)} of "
+            f"at most {LARGEST_CHUNK} bytes"
+        )
+    content, stream = bytearray(), _UNPACKERS[compression](BytesIO(packed))
+    try:
+        while block := stream.read(min(_BLOCK_BYTES, size + 1 - len(content))):
+            content += block
+    except (zstandard.ZstdError, EOFError, RuntimeError) as error:  # the last is of lz4
+        return bytes(content), str(error)
+    return bytes(content), "" if len(content) <= size else f"more than the {size} bytes declared"
+
+
+def _at(times: list[int]) -> str:
+    """Times as they are reported: all of a few, or how many, from when to when."""
+    if len(times) <= _NAMED_TIMES:
+        return f"{len(times)} at {', '.join(map(str, sorted(times)))} ns"
+    return f"{len(times)} from {min(times)} to {max(times)} ns"
 
 
 class SqliteFile(StorageFile):
@@ -355,25 +476,35 @@ class SqliteFile(StorageFile):
 
 
 class BagWriter:
-    """Writes a recording of one storage file to a new folder; see :func:`.bags.write_bag`."""
+    """Writes a recording of one storage file to a new folder; see :func:`.bags.write_bag`.
 
+    Attributes:
+        version: of what is written.
+        custom_data: of a recording, for metadata.yaml.
+    """
+
+    version: Version
+    custom_data: dict[str, str]
     suffix: str
     identifier: str
     close: Callable[[], None]  # closes the storage file, complete or not
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, version: Version) -> None:
         folder.mkdir()
+        self.version, self.custom_data = version, {}
         self._path = folder / f"{folder.name}{self.suffix}"
-        self._topics: dict[tuple[str, str, str], Topic] = {}
+        self._topics: dict[tuple, Topic] = {}
         self._keys: dict[Topic, int] = {}
         self._counts: dict[Topic, int] = {}
         self._first, self._last = 2**63 - 1, 0
 
     def add(self, topic: Topic) -> Topic:
         """Declare a topic, unless it is; messages of undeclared ones declare theirs."""
-        identity = (topic.name, topic.type, topic.encoding)
+        # A topic of ROS 2 is one, also where files of a recording tell of its QoS differently.
+        is_ros = topic.encoding == "cdr"
+        identity = (topic.name, topic.type, topic.encoding) if is_ros else topic
         if identity not in self._topics:
-            topic = self._topics[identity] = _defined(topic)
+            topic = self._topics[identity] = _defined(topic, self.version)
             self._counts[topic] = 0
             self._keys[topic] = self._declare(topic)
         return self._topics[identity]
@@ -390,7 +521,7 @@ class BagWriter:
         """Write an attachment or metadata record of a recording; only MCAP can hold it."""
 
     def complete(self) -> None:
-        """End the storage file, and write metadata.yaml as rosbag2 has it in version 9."""
+        """End the storage file, and write metadata.yaml as rosbag2 does."""
         span = {
             "starting_time": {"nanoseconds_since_epoch": self._first},
             "duration": {"nanoseconds": max(0, self._last - self._first)},
@@ -399,16 +530,17 @@ class BagWriter:
         topics = []
         for topic, count in self._counts.items():
             notes = dict(topic.metadata)
+            qos = notes.get(QOS, "")
             described = {
                 "name": topic.name,
                 "type": topic.type,
                 "serialization_format": topic.encoding,
-                "offered_qos_profiles": yaml.safe_load(notes.get(QOS, "")) or [],
+                "offered_qos_profiles": qos if self.version == 8 else yaml.safe_load(qos) or [],
                 "type_description_hash": notes.get(TYPE_HASH, ""),
             }
             topics.append({"topic_metadata": described, "message_count": count})
         information = {
-            "version": _VERSION,
+            "version": self.version,
             "storage_identifier": self.identifier,
             "relative_file_paths": [self._path.name],
             **span,
@@ -416,7 +548,7 @@ class BagWriter:
             "compression_format": "",
             "compression_mode": "",
             "files": [{"path": self._path.name, **span}],
-            "custom_data": None,
+            "custom_data": self.custom_data or None,
             "ros_distro": "rosbags",
         }
         self._end(yaml.safe_dump(information))
@@ -429,8 +561,8 @@ class McapBagWriter(BagWriter):
 
     suffix, identifier = ".mcap", "mcap"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, version: Version) -> None:
+        super().__init__(folder, version)
         self._file = self._path.open("xb")
         self.close = self._file.close
         self._writer = McapRecordWriter(self._file, compression=CompressionType.NONE)
@@ -467,8 +599,8 @@ class SqliteBagWriter(BagWriter):
 
     suffix, identifier = ".db3", "sqlite3"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, version: Version) -> None:
+        super().__init__(folder, version)
         self._database = sqlite3.connect(self._path)
         self.close = self._database.close
         self._database.executescript(Sqlite3Writer.SQLITE_SCHEMA)
@@ -487,7 +619,7 @@ class SqliteBagWriter(BagWriter):
         self._insert("messages", key, message.time, message.data)
 
     def _end(self, metadata: str) -> None:
-        self._insert("metadata", _VERSION, metadata)
+        self._insert("metadata", self.version, metadata)
         self._database.commit()
 
     def _insert(self, table: str, *values: Any) -> int:
@@ -496,13 +628,14 @@ class SqliteBagWriter(BagWriter):
         return row.lastrowid
 
 
-def _defined(topic: Topic) -> Topic:
-    """A ROS 2 topic with its QoS as version 9 writes them, and its definition where it is known."""
+def _defined(topic: Topic, version: Version) -> Topic:
+    """A ROS 2 topic with its QoS as a version writes them, and its definition where it is known."""
     if topic.encoding != "cdr":
         return topic
     notes = dict(topic.metadata)
     with suppress(Exception):  # QoS that nobody can read are copied as they are
-        notes[QOS] = yaml.safe_dump(dump_qos_v9(parse_qos(notes.get(QOS, ""))))
+        qos = parse_qos(notes.get(QOS, ""))
+        notes[QOS] = dump_qos_v8(qos) if version == 8 else yaml.safe_dump(dump_qos_v9(qos))
     if not topic.definition and topic.type in STORE.types:
         definition, _ = STORE.generate_msgdef(topic.type, ros_version=2)
         topic = topic._replace(definition=definition.encode(), definition_encoding="ros2msg")

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
+import sqlite3
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import yaml
 import zstandard
 
 from difiisr_models.settings import Camera
 from difiisr_models.validity import fill_from_nearest
 from difiisr_ros.bag_storage import (
+    LARGEST_CHUNK,
     QOS,
     STORE,
     BagError,
@@ -32,6 +38,8 @@ from difiisr_ros.bag_storage import (
     SqliteFile,
     StorageFile,
     Topic,
+    Version,
+    unpacked,
 )
 from difiisr_ros.compressed_image import compress, decompress
 from difiisr_ros.image_codec import encode_rows, image_to_array, is_false_colour
@@ -50,6 +58,9 @@ MOST_MEGAPIXELS = 100.0
 _FILES: dict[str, type[StorageFile]] = {".mcap": McapFile, ".db3": SqliteFile}
 _WRITERS: dict[str, type[BagWriter]] = {"mcap": McapBagWriter, "sqlite3": SqliteBagWriter}
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_HEADER = 18  # bytes at most
+_BLOCK_BYTES = 2**17
+_MAX_METADATA_BYTES = 2**22
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +76,18 @@ class Bag(ExitStack):
         path: of the folder or file.
         storage: format of its files.
         topics: of all its files.
+        custom_data: that its recorder was given.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._faults: list[str] = []
+        self._left_out: list[str] = []
         self._files: list[StorageFile] = []
-        files = storage_files(path)
+        there, metadata = storage_files(path), read_metadata(path)
+        self._counts, self.custom_data = metadata.counts, metadata.custom_data
+        files = self._listed(there, metadata)
         self.storage: Storage = "mcap" if ".mcap" in files[0].suffixes else "sqlite3"
         for file in files:
             try:
@@ -89,10 +104,21 @@ class Bag(ExitStack):
             raise BagError(f"nothing in {path} is readable: {self.fault}")
 
     @property
-    def fault(self) -> str:
-        """What is wrong with the recording, as far as it has been read; "" if nothing is."""
+    def faults(self) -> list[str]:
+        """What is wrong with the recording, as far as it has been read, and what of it is lost."""
         found = [f"{file.path.name}: {fault}" for file in self._files for fault in file.faults]
-        return "; ".join([*self._faults, *found])
+        return [*self._faults, *found]
+
+    @property
+    def fault(self) -> str:
+        """:attr:`faults` in one line; "" if there is none."""
+        return "; ".join(self.faults)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What of it nobody here reads or copies."""
+        found = [f"{file.path.name}: {what}" for file in self._files for what in file.left_out]
+        return [*self._left_out, *found]
 
     def count(self, name: str) -> int:
         """Number of messages of the topic ``name``."""
@@ -101,31 +127,108 @@ class Bag(ExitStack):
 
     def messages(self, names: Collection[str] | None = None) -> Iterator[Message]:
         """Yield the messages, of some topics only, in recorded order."""
+        read: Counter[str] = Counter()
         for file in self._files:
             for message in file.messages(names):
+                read[message.topic.name] += 1
                 # A recorder that compresses message by message says so in metadata.yaml alone
                 if message.topic.encoding == "cdr" and message.data[:4] == _ZSTD_MAGIC:
-                    with suppress(zstandard.ZstdError):
-                        unpacker = zstandard.ZstdDecompressor().decompressobj()
-                        message = message._replace(data=unpacker.decompress(message.data))
+                    message = self._unpacked(message)
                 yield message
+        for name, count in self._counts.items():
+            if (names is None or name in names) and read[name] < count > self.count(name):
+                lost = f"{count - read[name]} of {count} messages of {name}"
+                self._note(f"{lost}, as metadata.yaml counts them, are lost")
 
     def extras(self) -> Iterator[Any]:
         """Yield MCAP's attachments and metadata records, for :meth:`BagWriter.write_extra`."""
         for file in self._files:
             yield from file.extras()
 
+    def _note(self, fault: str) -> None:
+        if fault not in self._faults:
+            self._faults.append(fault)
+
+    def _listed(self, there: list[Path], metadata: Metadata) -> list[Path]:
+        """The files that metadata.yaml lists, or all; notes what it and the folder do not share."""
+        if metadata.fault:
+            self._left_out.append(metadata.fault)
+        listed = {name.removesuffix(".zstd") for name in metadata.files}
+        names = {file.name.removesuffix(".zstd"): file for file in there}
+        if not listed & names.keys():
+            return there
+        for name in sorted(listed - names.keys()):
+            self._note(f"{name} is missing, which metadata.yaml lists")
+        for name in sorted(names.keys() - listed):
+            self._left_out.append(f"{name}, which metadata.yaml does not list")
+        return [file for name, file in names.items() if name in listed]
+
+    def _unpacked(self, message: Message) -> Message:
+        """A message that its recorder compressed; as it is, and noted, if it is damaged."""
+        size = zstandard.frame_content_size(message.data)
+        data, fault = unpacked("zstd", message.data, LARGEST_CHUNK if size < 0 else size)
+        if fault:
+            self._note(f"damaged: a message of {message.topic.name} at {message.time} ns: {fault}")
+            return message
+        return message._replace(data=data)
+
     def _decompressed(self, file: Path) -> Path:
         """The storage file itself, or a temporary one of what of it could be decompressed."""
         if file.suffix != ".zstd":
             return file
-        plain = Path(self.enter_context(tempfile.TemporaryDirectory())) / file.stem
-        with file.open("rb") as packed, plain.open("wb") as unpacked:
+        folder = self.enter_context(tempfile.TemporaryDirectory())
+        plain, room = Path(folder) / file.stem, shutil.disk_usage(folder).free // 2
+        with file.open("rb") as packed, plain.open("wb") as result:
+            size = zstandard.frame_content_size(packed.read(_ZSTD_HEADER))
+            most = room if size < 0 else size
+            if most > room:
+                raise BagError(f"it unpacks to {size} bytes, {room} may be used in {folder}")
+            packed.seek(0)
+            stream = zstandard.ZstdDecompressor().stream_reader(packed)
             try:
-                zstandard.ZstdDecompressor().copy_stream(packed, unpacked)
+                while block := stream.read(min(_BLOCK_BYTES, most + 1 - result.tell())):
+                    result.write(block)
             except zstandard.ZstdError as error:
-                self._faults.append(f"{file.name}: {error}")
+                self._note(f"{file.name}: {error}")
+            if result.tell() > most:
+                self._note(f"{file.name}: it unpacks to more than the {most} bytes allowed")
         return plain
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a recording's metadata.yaml says; it may have been edited, or kept from another one.
+
+    Attributes:
+        files: names of the storage files.
+        counts: messages by topic.
+        custom_data: that the recorder was given.
+        fault: why it cannot be read, "" if it can, or is not there.
+    """
+
+    files: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    custom_data: dict[str, str] = field(default_factory=dict)
+    fault: str = ""
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read ``path/metadata.yaml``."""
+    file = path / "metadata.yaml"
+    if not file.is_file():
+        return Metadata()
+    try:
+        if (size := file.stat().st_size) > _MAX_METADATA_BYTES:
+            raise ValueError(f"{size} bytes, at most {_MAX_METADATA_BYTES} are read")
+        said = yaml.safe_load(file.read_text(errors="replace"))["rosbag2_bagfile_information"]
+        counts = Counter()
+        for topic in said["topics_with_message_count"]:
+            counts[topic["topic_metadata"]["name"]] += int(topic["message_count"])
+        custom = {str(k): str(v) for k, v in (said.get("custom_data") or {}).items()}
+        return Metadata([PurePath(n).name for n in said["relative_file_paths"]], counts, custom)
+    except Exception as error:  # damaged bytes raise whatever their parser raises
+        reason = " ".join(str(error).split())
+        return Metadata(fault=f"metadata.yaml, which is damaged: {type(error).__name__}: {reason}")
 
 
 def open_bag(path: Path) -> Bag:
@@ -139,7 +242,7 @@ def open_bag(path: Path) -> Bag:
 
 
 def storage_files(path: Path) -> list[Path]:
-    """Files of a recording in recorded order: those that its metadata lists, or all without it.
+    """Storage files at or in ``path``, in recorded order, whatever its metadata lists.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -157,17 +260,14 @@ def storage_files(path: Path) -> list[Path]:
     )
     if not files:
         raise BagError(f"{path} is no rosbag2: no .mcap and no .db3 file")
-    metadata = path / "metadata.yaml"
-    text = metadata.read_text(errors="replace") if metadata.exists() else ""
-    names = {PurePath(line.split()[-1]).name for line in text.splitlines() if line.strip()}
-    return [file for file in files if file.name in names] or files
+    return files
 
 
 def find_recordings(path: Path) -> list[Path]:
     """Recordings at or below ``path``: storage files, or their folder if it has a metadata.yaml."""
     if path.is_file():
         return [path] if is_storage(path) else []
-    return recordings_among(set(path.rglob("*")))
+    return recordings_among({file for file in path.rglob("*") if file.is_file()})
 
 
 def recordings_among(files: Collection[_Path]) -> list[_Path]:
@@ -348,10 +448,13 @@ def ros_topic(name: str, message_type: str, like: Topic | None = None) -> Topic:
 
 
 @contextmanager
-def write_bag(target: Path, storage: Storage = "mcap", force: bool = False) -> Iterator[BagWriter]:
+def write_bag(
+    target: Path, storage: Storage = "mcap", force: bool = False, version: Version = 8
+) -> Iterator[BagWriter]:
     """A writer whose folder becomes ``target`` when the block ends without an error.
 
     Raises:
+        OSError: it cannot be written; ``target`` is as it was.
         FileExistsError: ``target`` exists and is no recording, or ``force`` is not set.
     """
     if target.exists() and not force:
@@ -363,9 +466,12 @@ def write_bag(target: Path, storage: Storage = "mcap", force: bool = False) -> I
         prefix=f".{target.name}.partial-", dir=target.parent, ignore_cleanup_errors=True
     ) as work:
         partial = Path(work) / target.name
-        with closing(_WRITERS[storage](partial)) as writer:
-            yield writer
-            writer.complete()
+        try:
+            with closing(_WRITERS[storage](partial, version)) as writer:
+                yield writer
+                writer.complete()
+        except sqlite3.Error as error:
+            raise OSError(f"{target} cannot be written: {error}") from error
         replaced = Path(work) / "replaced"
         try:
             if target.exists() and not force:

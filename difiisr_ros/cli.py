@@ -1,13 +1,17 @@
 """The ``difiisr`` command: names the verbs, and decides exit codes.
 
-0: all was made. 1: nothing was. 2: made with losses, or a wrong command line. 130: Ctrl-C. Each
-verb is one function in ``difiisr_ros/commands``, imported when it is called.
+0: all was made. 1: nothing was. 2: made with losses, or a wrong command line. 130: Ctrl-C; 143:
+SIGTERM; 129: SIGHUP; these end a verb as an error does: what is not finished is taken away. Each
+verb is one function in ``difiisr_ros/commands``, imported when it is called; so is all that takes
+time to import, for Ctrl-C may come meanwhile.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +22,8 @@ from difiisr_ros.interrupts import interrupts_noted
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
 
-EXIT_NOTHING, EXIT_LOSSES, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_NOTHING, EXIT_LOSSES = 1, 2
+EXIT_BY_SIGNAL = 128  # and its number
 
 VERBS = {
     "upscale": "super-resolve images and videos in files",
@@ -27,8 +32,10 @@ VERBS = {
     "evaluate": "judge models on recordings and images: report.html",
     "fleet": "replay or evaluate many recordings, on one machine or a cluster",
     "recorded": "say what a running node really did, from its recording",
+    "video": "judge models on films: what the frames before add",
     "bench": "time network, upscaler and node, beside other models",
     "demo": "play a thermal stream to the node over DDS and draw what comes back",
+    "soak": "drive a node with all that may happen to it, for minutes or hours, and watch it",
     "scene": "record the procedural thermal scene of the demo",
     "export": "write a model as an ONNX graph",
     "build-engine": "build a TensorRT engine for this machine",
@@ -43,10 +50,12 @@ VERBS = {
 _EXTRAS = {
     "evaluate": "eval",
     "fleet": "fleet,eval",
+    "video": "eval",
     "train": "train",
     "train-ablation": "train,eval",
     "train-detector": "train,eval,onnx",
     "train-segmenter": "train,eval",
+    "soak": "ros",
 }
 
 
@@ -58,10 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BaseException:
             if not interrupts:  # else an import made an error of its own of it
                 raise
-            code = EXIT_INTERRUPTED
-    if interrupts or code == EXIT_INTERRUPTED:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    if interrupts:
+        code = EXIT_BY_SIGNAL + interrupts[0]
+    if code > EXIT_BY_SIGNAL:
+        name = signal.Signals(code - EXIT_BY_SIGNAL).name
+        print(f"difiisr: interrupted by {name}", file=sys.stderr)
     return code
 
 
@@ -69,8 +79,12 @@ def _code_of(arguments: list[str]) -> int:
     from cyclopts import CycloptsError
 
     keep_freed_memory()  # frame after frame
-    if arguments[:1] == ["evaluate"] and "--recorded" in arguments:
-        arguments = ["recorded", *(word for word in arguments[1:] if word != "--recorded")]
+    for verb in ("recorded", "video") if arguments[:1] == ["evaluate"] else ():
+        if f"--{verb}" in arguments:
+            arguments = [verb, *(word for word in arguments[1:] if word != f"--{verb}")]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         if not arguments:
             _app().help_print([])
@@ -86,8 +100,8 @@ def _code_of(arguments: list[str]) -> int:
     except CycloptsError as error:
         print(f"difiisr: {_in_one_line(error)}", file=sys.stderr)
         return EXIT_LOSSES
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        return EXIT_BY_SIGNAL + (error.args[0] if error.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NOTHING
@@ -140,7 +154,7 @@ def _without_words(error: Exception) -> str:
 
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError, OverflowError)):
         return True
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch
         return True

@@ -10,8 +10,8 @@ import torch
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from difiisr_models import Upscaler
-from difiisr_models.stream import StreamSummary
+from difiisr_models import Stream, Upscaler
+from difiisr_models.stream import StreamEvents, StreamSummary
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
@@ -44,7 +44,7 @@ def findings(
         computing: seconds that the frame being computed has taken so far.
         min_rate: Hz, fewer images are too few; 0 for any.
     """
-    recent, error = summary.recent, summary.last_error
+    recent, errors = summary.recent, summary.errors
     failed, lost, stale, received = (recent[f] for f in ("failed", "lost", "stale", "received"))
     window, silence, rate = f"in {WINDOW:.0f} s", summary.silence, summary.rate_in
     is_late = computing > SLOW_FRAME
@@ -67,16 +67,17 @@ def findings(
         ),
         (
             "failed", DiagnosticStatus.ERROR, failed,
-            f"{failed} frames failed {window}: {error}; such a frame is left out, see the log",
+            f"{failed} frames failed {window}: {errors.get('failed')}; such a frame has no result",
         ),
         (
             "malformed", DiagnosticStatus.WARN, recent["malformed"],
-            f"{recent['malformed']} images refused {window}: {error}; check the camera driver",
+            f"{recent['malformed']} images refused {window}: {errors.get('malformed')}; check the "
+            "camera driver",
         ),
         (
             "too_large", DiagnosticStatus.WARN, recent["too_large"],
-            f"{recent['too_large']} images refused {window} for their size: {error}; send smaller "
-            "ones, crop, or raise max_frame_megapixels",
+            f"{recent['too_large']} images refused {window}: {errors.get('too_large')}; send "
+            "smaller ones, crop, or raise max_frame_megapixels",
         ),
         (
             "lost", DiagnosticStatus.WARN, lost,
@@ -124,8 +125,9 @@ def stream_values(summary: Summary) -> dict[str, str]:
         "frames idle": str(total["idle"]),
         "frames pending": str(summary.pending),
         "frames lost before": str(total["lost"]),
+        "withheld by the camera": str(total["withheld"]),
         **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
-        "last error": summary.last_error,
+        "last error": next(filter(None, reversed(summary.errors.values())), ""),
     }
 
 
@@ -147,6 +149,37 @@ def scene_values(summary: StreamSummary) -> dict[str, str]:
         "noise (% of span)": f"{summary.noise_percent:.2f}",
         "invalid pixels": str(summary.invalid),
     }
+
+
+def fallback_values(stream: Stream) -> dict[str, str]:
+    """Return how many results are plain bicubic, and why the last is."""
+    return {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
+
+
+def event_values(events: StreamEvents) -> dict[str, str]:
+    """Return what has happened in the stream; see :class:`~difiisr_models.events.Event`."""
+    event, last = events.event, events.last
+    return {
+        "event": event.kind,
+        "event since (s)": "" if events.since_ns is None else f"{events.since_ns / 1e9:.3f}",
+        **{f"events {kind}": str(n) for kind, n in events.counts.items() if kind != "normal"},
+        "last event": last.kind,
+        "last event gain": f"{last.gain:.4g}",
+        "last event offset (counts)": f"{last.offset:.6g}",
+        "last event pause (s)": f"{last.pause:.3f}",
+    }
+
+
+def stream_state(name: str, frame_id: str, events: StreamEvents) -> DiagnosticStatus:
+    """Return the message of the topic ``sr/stream_state``; its ``hardware_id`` is the frame_id."""
+    values = [KeyValue(key=key, value=value) for key, value in event_values(events).items()]
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK,
+        name=name,
+        message=events.event.kind,
+        hardware_id=frame_id,
+        values=values,
+    )
 
 
 def model_values(upscaler: Upscaler) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Ctrl-C during imports, where a KeyboardInterrupt becomes an error of whatever is imported."""
+"""Signals that end a command: nothing is left over, and imports make no errors of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _before: dict[int, object] = {}
 
@@ -32,21 +34,28 @@ def as_before() -> None:
 
 @contextmanager
 def interrupts_noted() -> Iterator[list[int]]:
-    """A list that each SIGINT is added to, before it raises KeyboardInterrupt as ever."""
+    """A list that SIGINT, SIGTERM or SIGHUP is added to before it raises KeyboardInterrupt(number).
+
+    What comes after the first does not disturb the clearing up, but a second SIGINT, which ends at
+    once. A signal that is ignored (``nohup``), or that somebody handles already, stays so.
+    """
     noted: list[int] = []
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, _: object) -> None:
         noted.append(number)
-        signal.default_int_handler(number, frame)
+        for other in before:
+            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
 
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if ours:
-        signal.signal(signal.SIGINT, note)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in _ENDING}
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        before = {number: handler for number, handler in found.items() if handler in usual}
     try:
+        for number in before:
+            signal.signal(number, note)
         yield noted
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from threading import Event
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.client import Client
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.publisher import Publisher
 from rclpy.serialization import deserialize_message
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_ros.bags import stamp_of
@@ -49,16 +53,12 @@ class NodePeer:
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=own_domain())
         self._node = rclpy.create_node("peer", context=self._context)
-        self._publishers = {
-            topic: self._node.create_publisher(kind, topic, DEPTH)
-            for topic, kind in ((image, Image), (info, CameraInfo))
-            if topic
-        }
-        infos = f"{result}/camera_info"
-        heard = {result: Image, infos: CameraInfo, "/diagnostics": DiagnosticArray}
-        for topic, kind in heard.items():
-            take = partial(self._take, topic)
-            self._node.create_subscription(kind, topic, take, DEPTH, raw=True)
+        self._publishers: dict[str, Publisher] = {}
+        self._subscriptions: dict[str, Subscription] = {}
+        self._clients: dict[str, Client] = {}
+        self.appear({image: Image, info: CameraInfo} if info else {image: Image})
+        self.listen({result: Image, f"{result}/camera_info": CameraInfo})
+        self.listen({"/diagnostics": DiagnosticArray})
 
     def __enter__(self) -> NodePeer:
         executor = SingleThreadedExecutor(context=self._context)
@@ -82,8 +82,38 @@ class NodePeer:
     def send(self, raw: bytes, topic: str | None = None) -> None:
         """Publish a serialised frame, or what comes on another ``topic``."""
         if topic in (None, self._image):
-            self.sent[stamp_of(raw)] = time.monotonic_ns()
+            with suppress(ValueError):  # bytes that are no message may be sent too
+                self.sent[stamp_of(raw)] = time.monotonic_ns()
         self._publishers[topic or self._image].publish(raw)
+
+    def appear(self, topics: Mapping[str, type]) -> None:
+        """Publish on these topics (name -> type), by new publishers where there were some."""
+        for topic, kind in topics.items():
+            if old := self._publishers.pop(topic, None):
+                self._node.destroy_publisher(old)
+            self._publishers[topic] = self._node.create_publisher(kind, topic, DEPTH)
+
+    def listen(self, topics: Mapping[str, type]) -> None:
+        """Subscribe to these topics (name -> type)."""
+        for topic, kind in topics.items():
+            take = partial(self._take, topic)
+            subscription = self._node.create_subscription(kind, topic, take, DEPTH, raw=True)
+            self._subscriptions[topic] = subscription
+
+    def leave(self, topic: str) -> None:
+        """Subscribe to this topic no more."""
+        self._node.destroy_subscription(self._subscriptions.pop(topic))
+
+    def call(self, kind: type, name: str, request: object, patience: float = 60.0) -> object | None:
+        """The answer of a service, None where none comes in ``patience`` seconds."""
+        if name not in self._clients:
+            self._clients[name] = self._node.create_client(kind, name)
+            self._clients[name].wait_for_service(patience)
+            time.sleep(0.5)  # a node that has not found this client yet drops what it asks
+        answered = Event()
+        future = self._clients[name].call_async(request)
+        future.add_done_callback(lambda _: answered.set())
+        return future.result() if answered.wait(patience) else None
 
     def answers(self) -> list[tuple[int, int]]:
         """When each answered frame was sent and its result arrived, monotonic ns, in order."""

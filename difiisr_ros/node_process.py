@@ -86,11 +86,12 @@ class NodeProcess(subprocess.Popen):
     Args:
         path: file for its output.
         arguments: after ``--ros-args``; see :func:`ros_arguments`.
+        module: that is run.
     """
 
-    def __init__(self, path: Path, *arguments: str) -> None:
+    def __init__(self, path: Path, *arguments: str, module: str = "difiisr_ros.sr_node") -> None:
         self._path = path
-        command = [sys.executable, "-m", "difiisr_ros.sr_node", "--ros-args", *arguments]
+        command = [sys.executable, "-m", module, "--ros-args", *arguments]
         streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         with path.open("w") as output:
             super().__init__(command, env=dds_environment(), stdout=output, **streams)

@@ -40,6 +40,8 @@ class Parameters(Camera, FrameSettings, Runtime):
         output_reliability: QoS of sr/image_raw and sr/camera_info
         min_rate: fewer images a second are warned of, Hz; 0 for never
         autostart: configure and activate at start, by itself
+        on_failure: where configuring at start fails: wait for a transition, exit with code 1, or
+            retry every 5 seconds
         diagnostics_period: seconds between two messages on /diagnostics
 
     Raises:
@@ -59,6 +61,7 @@ class Parameters(Camera, FrameSettings, Runtime):
     output_reliability: Reliability = "reliable"
     min_rate: Annotated[float, Ge(0.0), Le(1000.0)] = 1.0
     autostart: bool = False
+    on_failure: Literal["wait", "exit", "retry"] = "wait"
     diagnostics_period: Annotated[float, Ge(0.1), Le(60.0)] = 1.0
 
     def __post_init__(self) -> None:
@@ -86,8 +89,9 @@ UPSCALER = {field.name for kind in (Runtime, FrameSettings) for field in fields(
 LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)} | {
     *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate", "max_rate"),
     "temperature_unit",
-} - {"unit"}
-CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "transport", "unit", "preview"}
+} - {"calibration", "unit"}
+CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "calibration"}
+CONFIGURE |= {"transport", "unit", "preview"}
 
 DEFAULTS = Parameters()
 NAMES = ("model", *(name for name in asdict(DEFAULTS) if name != "model"))

@@ -27,6 +27,7 @@ from difiisr_ros.bags import (
     BagError,
     Message,
     TopicError,
+    Version,
     choose_image_topic,
     choose_info_topic,
     compressed_bytes,
@@ -54,7 +55,9 @@ class ReplayReport:
         malformed: of each frame that was refused, which and why.
         warnings: what else the user should know.
         latencies: seconds, one for each frame out.
-        fault: what is wrong with the recording, "" if nothing.
+        faults: what is wrong with the recording, and what of it is lost.
+        repeated: frames that are the one before them, which ``on_repeat`` says to drop.
+        events: what happened in the stream, in words.
     """
 
     image_topic: str
@@ -64,7 +67,9 @@ class ReplayReport:
     malformed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
-    fault: str = ""
+    faults: list[str] = field(default_factory=list)
+    repeated: int = 0
+    events: str = "none"
 
 
 def replay(
@@ -83,6 +88,7 @@ def replay(
     warm_up: int | None = None,
     camera: Camera = Camera(),
     stream: Stream | None = None,
+    rosbag2_version: Version = 8,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -104,6 +110,7 @@ def replay(
             results those of the whole recording to the bit.
         camera: what is to be known of it.
         stream: a new one to use, which then says what was seen.
+        rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -127,8 +134,9 @@ def replay(
         results = {report.sr_topic, f"{base}/camera_info"}
         if taken := sorted(results & {topic.name for topic in bag.topics}):
             raise TopicError(f"the bag already has a topic {taken[0]}; name another result topic")
-        writer = stack.enter_context(write_bag(target, bag.storage, force))
+        writer = stack.enter_context(write_bag(target, bag.storage, force, rosbag2_version))
         if not only_sr:
+            writer.custom_data = bag.custom_data
             for topic in bag.topics:
                 writer.add(topic)
             for extra in bag.extras():
@@ -140,7 +148,7 @@ def replay(
         sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
         sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
         stream = Stream() if stream is None else stream
-        stream.no_data = camera.no_data_values
+        stream.set_camera(camera)
         total = max(0, bag.count(image_topic) - first)
         total = total if frames is None else min(total, frames)
         seen_from = 0 if warm_up is None else first - warm_up
@@ -172,6 +180,9 @@ def replay(
             except ValueError as error:
                 report.malformed.append(f"frame {number} at {message.time} ns: {error}")
                 continue
+            if stream.is_repeat and camera.on_repeat == "drop":
+                report.repeated += 1
+                continue
             if not report.frames_out and is_false_colour(image):
                 report.warnings.append(FALSE_COLOUR.format(image_topic))
             writer.write(message._replace(topic=sr_image, data=result))
@@ -186,9 +197,11 @@ def replay(
                     writer.write(message._replace(topic=sr_info, data=data))
             report.frames_out += 1
             report.latencies.append(time.perf_counter() - started)
-        report.fault = bag.fault
-        if report.fault and not report.frames_in:
-            raise BagError(f"no frame of {image_topic} is readable: {report.fault}")
+        report.faults = bag.faults
+        report.warnings += [f"left out: {what}" for what in bag.left_out]
+        if report.faults and not report.frames_in:
+            raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
+        report.events = stream.events.text
     return report
 
 

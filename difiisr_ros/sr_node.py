@@ -35,7 +35,7 @@ from rclpy.lifecycle import (
     TransitionCallbackReturn,
 )
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import (
     SignalHandlerOptions,
@@ -44,9 +44,12 @@ from rclpy.signals import (
 )
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import Trigger
 
 from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models.calibration import Calibration
 from difiisr_models.settings import Crop
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.compressed_image import decompress
@@ -54,29 +57,37 @@ from difiisr_ros.derived_outputs import DerivedOutputs, image_message
 from difiisr_ros.diagnostics import (
     Finding,
     diagnostic_array,
+    event_values,
+    fallback_values,
     findings,
     model_values,
     scene_values,
+    stream_state,
     stream_values,
     verdict,
 )
 from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
 from difiisr_ros.image_codec import (
     FALSE_COLOUR,
-    ImageCodecError,
     ImageTooLarge,
     check_megapixels,
     image_to_array,
     is_false_colour,
 )
-from difiisr_ros.parameters import NAMES, changed, declare, undeclared
+from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
 from difiisr_ros.refusals import described, guard_services, shortened
+from difiisr_ros.shutter import FLAG_TYPES, is_closed
 from difiisr_ros.stream_statistics import WINDOW, StreamStatistics, Summary
+from difiisr_ros.watchdog import FindingLog, twin_of
 
 STOP_TIMEOUT = 1.0  # seconds that a transition waits for the frame being computed
 INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
+MOST_WARNINGS = 20  # of different troubles with the camera_info
+RETRY_PERIOD = 5.0  # seconds
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
+LONG_REPEAT = 0.2  # seconds of one frame: a shutter; a driver that sends each twice is faster
+MOMENTARY = ("offset", "gain", "cut", "pause")  # events that are told of each time
 DEFAULT_THREADS = torch.get_num_threads()
 
 
@@ -90,6 +101,8 @@ class Frame(NamedTuple):
     crop: Crop
     upscaling: float = 0.0  # seconds
     scale: int = 0  # of the result
+    is_dropped: bool = False  # it is the frame before it, and is not to be published
+    state: DiagnosticStatus | None = None  # of the stream, where it has changed
 
 
 def topic_qos(depth: int, reliability: str) -> QoSProfile:
@@ -136,7 +149,10 @@ class SrNode(LifecycleNode):
         self._derived: DerivedOutputs | None = None
         self._inputs: list[Subscription] = []
         self._worker: FrameWorker[Frame, Frame] | None = None
-        self._stream = Stream(self._settings.no_data_values)
+        self._calibration: Calibration | None = None
+        self._stream = self._new_stream()
+        self._state_output: LifecyclePublisher | None = None
+        self._flag: Subscription | None = None
         self._info: CameraInfo | None = None
         self._mismatch = ""  # why the camera_info is not used
         self._warned: set[str] = set()  # troubles with the camera_info that were
@@ -144,16 +160,22 @@ class SrNode(LifecycleNode):
         self._due = 0.0  # monotonic seconds: max_rate allows the next frame then
         self._colours_seen = False  # looked for in the first image only
         self._statistics = StreamStatistics()
-        self._logged: dict[str, float] = {}  # kind of finding -> monotonic seconds
+        self._log_findings = FindingLog(self)
         self._fault = ""
-        self.failed = False  # what build_only was started for
+        self.failed = False  # to configure, or what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/calibrate", self._on_calibrate)
+        self.create_service(Trigger, "~/reset", self._on_reset)
         # Timers of the machine's own clock: simulated time may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         period = self._settings.diagnostics_period
         self.create_timer(period, self._publish_diagnostics, clock=self._steady)
         if self._settings.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=self._steady)
+
+    def load(self, settings: Parameters) -> Upscaler:
+        """The upscaler that the settings ask for."""
+        return load_upscaler(settings.model, **settings.load_arguments())
 
     # Transitions
 
@@ -163,7 +185,7 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         settings = self._settings
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
-        upscaler = self._upscaler = load_upscaler(settings.model, **settings.load_arguments())
+        upscaler = self._upscaler = self.load(settings)
         upscaler.warm_up()
         self._patient = PatientUpscaler(upscaler)
         for message_type, topic in ((Image, "sr/image_raw"), (CameraInfo, "sr/camera_info")):
@@ -182,6 +204,11 @@ class SrNode(LifecycleNode):
             self._warn_once,
         )
         self._outputs += self._derived.publishers.values()
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._state_output = self.create_lifecycle_publisher(
+            DiagnosticStatus, "sr/stream_state", latched
+        )
+        self._load_calibration()
         # What is loaded stays: looking through it for garbage would stop frames for 80 ms.
         gc.collect()
         gc.freeze()
@@ -201,7 +228,7 @@ class SrNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin a new stream: subscribe, forget what is known of the last one."""
         self._statistics.begin()
-        self._stream = Stream(self._settings.no_data_values)
+        self._stream = self._new_stream()
         self._info, self._mismatch, self._first_image = None, "", None
         self._due, self._colours_seen = 0.0, False
         self._warned.clear()
@@ -255,9 +282,10 @@ class SrNode(LifecycleNode):
         """Unsubscribe and stop the worker; a frame that takes long is waited for a moment only."""
         if self._worker is None:
             return
-        for subscription in self._inputs:
+        for subscription in (*self._inputs, *([self._flag] if self._flag else [])):
             self.destroy_subscription(subscription)
         self._inputs.clear()
+        self._flag = None
         worker, self._worker = self._worker, None
         worker.stop(STOP_TIMEOUT)
 
@@ -266,6 +294,9 @@ class SrNode(LifecycleNode):
         for publisher in self._outputs:
             self.destroy_lifecycle_publisher(publisher)
         self._outputs.clear()
+        if self._state_output is not None:
+            self.destroy_lifecycle_publisher(self._state_output)
+            self._state_output = None
         if self._upscaler is None:
             return
         self._upscaler = self._patient = None
@@ -279,9 +310,13 @@ class SrNode(LifecycleNode):
         configured = self.trigger_configure() == TransitionCallbackReturn.SUCCESS
         if configured and not self._settings.build_only:
             self.trigger_activate()
-        elif self._settings.build_only and not configured:
+        elif not configured and (self._settings.build_only or self._settings.on_failure == "exit"):
             self.failed = True
             self.context.try_shutdown()
+        elif not configured and self._settings.on_failure == "retry":
+            self.get_logger().info(f"configuring again in {RETRY_PERIOD:g} s")
+            self.destroy_timer(self._autostart)
+            self._autostart = self.create_timer(RETRY_PERIOD, self._start, clock=self._steady)
 
     # A frame's way, in the executor's thread
 
@@ -297,7 +332,7 @@ class SrNode(LifecycleNode):
             self._hand_over(message, stamp_ns, arrived)
         except ImageTooLarge as error:
             self._statistics.dropped("too_large", str(error))
-        except ImageCodecError as error:
+        except ValueError as error:
             self._statistics.dropped("malformed", shortened(str(error)))
         except Exception as error:
             self._on_frame_failed(error)
@@ -306,6 +341,9 @@ class SrNode(LifecycleNode):
         idle = self._settings.lazy and not self._has_subscribers()
         if idle and isinstance(message, CompressedImage):  # whose decoding takes long
             self._statistics.idle()
+            return
+        if not (idle or self._is_due(arrived)):
+            self._statistics.dropped("over_rate")
             return
         most = self._settings.max_frame_megapixels
         if isinstance(message, CompressedImage):
@@ -318,8 +356,6 @@ class SrNode(LifecycleNode):
         self._warn_of_colours(message)
         if idle:
             self._statistics.idle()
-        elif not self._is_due(arrived):
-            self._statistics.dropped("over_rate")
         elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
             self._statistics.dropped("stale")
 
@@ -347,11 +383,41 @@ class SrNode(LifecycleNode):
 
     def _upscale(self, frame: Frame) -> Frame:
         started = time.monotonic()
-        pixels = self._patient(frame.pixels, self._stream, frame.stamp_ns)
-        scale, took = len(pixels) // len(frame.pixels), time.monotonic() - started
-        return frame._replace(pixels=pixels, upscaling=took, scale=scale)
+        stream, before = self._stream, self._stream.events
+        pixels = self._patient(frame.pixels, stream, frame.stamp_ns)
+        upscaling = time.monotonic() - started
+        state = self._state(frame, stream, before)
+        is_dropped = self._settings.on_repeat == "drop" and stream.is_repeat
+        return frame._replace(
+            pixels=pixels, upscaling=upscaling, scale=len(pixels) // len(frame.pixels),
+            is_dropped=is_dropped, state=state,
+        )  # fmt: skip
+
+    def _state(self, frame: Frame, stream: Stream, before: StreamEvents) -> DiagnosticStatus | None:
+        """The state of the stream after a frame; None where it is the same as before it."""
+        events, known = stream.events, stream.calibration
+        kind, since = events.event.kind, events.since_ns or frame.stamp_ns
+        is_frozen = kind == "repeat" and frame.stamp_ns - since >= 1e9 * LONG_REPEAT
+        if is_frozen or kind in ("offset", "flat"):
+            self._statistics.explained()
+        if known is not None and not stream.fits(frame.pixels.shape):
+            height, width = known.bad.shape
+            self._warn_once(
+                f"calibration {self._settings.calibration} is of frames of {width}x{height} "
+                "pixels: it is not used; call ~/calibrate to write a new one"
+            )
+        is_first = not any(before.counts.values())
+        if kind == before.event.kind and kind not in MOMENTARY and not is_first:
+            return None
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: stream"
+        return stream_state(name, frame.message.header.frame_id, events)
 
     def _publish(self, frame: Frame) -> None:
+        if frame.state is not None:
+            self._state_output.publish(frame.state)
+        if frame.is_dropped:
+            self._statistics.dropped("repeated")
+            return
         image = image_message(frame.message, frame.pixels)
         info = self._info_of_result(frame)
         image_output, info_output, *_ = self._outputs
@@ -389,7 +455,7 @@ class SrNode(LifecycleNode):
         return text
 
     def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
+        if text not in self._warned and len(self._warned) < MOST_WARNINGS:
             self._warned.add(text)
             self.get_logger().warning(text)
 
@@ -398,6 +464,62 @@ class SrNode(LifecycleNode):
             self._statistics.dropped("stopped")
         else:
             self._statistics.dropped("failed", described(error))
+
+    # Shutter and calibration
+
+    def _new_stream(self) -> Stream:
+        settings = self._settings
+        return Stream(settings.no_data_values, settings.max_pause, self._calibration)
+
+    def _load_calibration(self) -> None:
+        """Read the calibration, if there is one; a bad one is not used, with a warning."""
+        self._calibration, path = None, self._settings.calibration
+        try:
+            self._calibration = Calibration.load(path) if path else None
+        except FileNotFoundError:
+            self.get_logger().info(f"there is no calibration {path} yet: ~/calibrate writes it")
+        except ValueError as error:
+            self.get_logger().warning(f"calibration not used: {error}")
+
+    def _on_calibrate(self, _: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:
+        """Save what the stream tells of the camera."""
+        path = self._settings.calibration
+        try:
+            if not path:
+                raise ValueError("the parameter calibration names no file: set it, then configure")
+            found = self._stream.calibrate()
+            found.save(path)
+        except (OSError, ValueError) as error:
+            answer.success, answer.message = False, described(error)
+            return answer
+        self._calibration = found
+        answer.success = True
+        answer.message = (
+            f"{path}: {found.bad.sum()} stuck pixels, noise {found.noise:.3g} counts, "
+            f"{'fixed pattern' if found.pattern else 'no fixed pattern yet'}"
+        )
+        return answer
+
+    def _on_reset(self, _: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:
+        """Begin a new stream, with what the calibration says."""
+        self._stream = self._new_stream()
+        answer.success, answer.message = True, "the next frame begins a new stream"
+        return answer
+
+    def _find_flag(self) -> None:
+        """Subscribe to the shutter flag once somebody publishes one."""
+        topic = self.resolve_topic_name("shutter_flag")
+        for kind in {end.topic_type for end in self.get_publishers_info_by_topic(topic)}:
+            if kind in FLAG_TYPES:
+                qos = topic_qos(1, "best_effort")
+                self._flag = self.create_subscription(FLAG_TYPES[kind], topic, self._on_flag, qos)
+                return
+            known = ", ".join(FLAG_TYPES)
+            self._warn_once(f"{topic} is a {kind}, which tells no shutter: ignored; read: {known}")
+
+    def _on_flag(self, message: object) -> None:
+        self._stream.is_closed = is_closed(message)
+        self._statistics.explained()
 
     # Operator
 
@@ -411,13 +533,15 @@ class SrNode(LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         self._settings = updated
         self._stream.no_data = updated.no_data_values
+        self._stream.max_pause = updated.max_pause
         return SetParametersResult(successful=True)
 
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
         values = stream_values(summary)
         if (scene := self._stream.summary()) is not None:
-            values |= scene_values(scene)
+            values |= scene_values(scene) | event_values(self._stream.events)
+        values |= fallback_values(self._stream)
         if upscaler is not None:
             values |= model_values(upscaler)
         if self._fault:
@@ -425,8 +549,10 @@ class SrNode(LifecycleNode):
         elif self._worker is None:
             level, text = DiagnosticStatus.OK, "inactive" if upscaler else "unconfigured"
         else:
+            if self._flag is None:
+                self._find_flag()
             found = self._findings(summary)
-            self._log(found)
+            self._log_findings([one for one in found if one.kind != "camera_info"])  # told once
             trouble = self._info_trouble()
             values["camera_info"] = trouble or ("none yet" if self._info is None else "used")
             level, text = verdict(found, summary)
@@ -444,34 +570,10 @@ class SrNode(LifecycleNode):
         warnings = {
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble,
-            "twin": self._twin(),
+            "twin": twin_of(self, self._outputs[0].topic_name),
         }
         level = DiagnosticStatus.WARN
         return [*found, *(Finding(kind, level, text) for kind, text in warnings.items() if text)]
-
-    def _twin(self) -> str:
-        """That another node has this one's name or publishes its results, "" if none does."""
-        own, topic = (self.get_name(), self.get_namespace()), self._outputs[0].topic_name
-        if self.get_node_names_and_namespaces().count(own) > 1:
-            name = self.get_fully_qualified_name()
-            return (
-                f"another node is named {name}: services and parameters reach either, each frame "
-                "is answered twice; end one, or give it another name or namespace"
-            )
-        if (count := self.count_publishers(topic)) > 1:
-            return f"{count} nodes publish {topic}: each frame is answered {count} times; end one"
-        return ""
-
-    def _log(self, found: list[Finding]) -> None:
-        """Log each kind of finding once in the time that it looks back."""
-        now = time.monotonic()
-        for kind, level, text in found:
-            if now - self._logged.get(kind, -WINDOW) >= WINDOW:
-                self._logged[kind] = now
-                if level == DiagnosticStatus.ERROR:  # rclpy wants one severity at a place
-                    self.get_logger().error(text)
-                else:
-                    self.get_logger().warning(text)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -17,12 +17,16 @@ WINDOW = 10.0  # seconds that rates, latencies and recent counts look back
 SILENCE = 3.0  # seconds without an image before a stream counts as silent
 _MOST_EVENTS = 100_000  # that are kept of a flood
 _LONGEST_GAP = 4  # frames in a row that come late: more is another rate, and nothing is lost
+_PAUSE = 0.5  # seconds without images: more than a network loses at once
+_NEAR = 1.0  # second between a gap and what explains it
 _SAME_CLOCK = 20.0  # times that a camera's clock may run faster or slower than this machine's
 
 # Reasons for which an image that arrived gets no answer. stopped: the node was deactivated.
-Reason = Literal["stale", "over_rate", "malformed", "too_large", "failed", "stopped"]
+# repeated: it is the one before it, and on_repeat says drop.
+Reason = Literal["stale", "over_rate", "malformed", "too_large", "failed", "stopped", "repeated"]
 # What becomes of frames. idle: nobody listened. lost: never arrived, seen as gaps in the stamps.
-Fate = Literal["received", "published", "idle", "lost", Reason]
+# withheld: the camera did not send them, as while its shutter is closed.
+Fate = Literal["received", "published", "idle", "lost", "withheld", Reason]
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Summary:
         latency: p50, p90 and p99 from an image to its result, seconds; None without any.
         upscaling: p50 of the upscaler alone, seconds; None without any.
         silence: seconds since the last image, or since the start.
-        last_error: text of the newest error.
+        errors: reason -> text of the newest error of that kind.
     """
 
     total: Counter[Fate] = field(default_factory=Counter)
@@ -49,7 +53,7 @@ class Summary:
     latency: tuple[float, float, float] | None = None
     upscaling: float | None = None
     silence: float = 0.0
-    last_error: str = ""
+    errors: Mapping[Reason, str] = field(default_factory=dict)
 
     @property
     def pending(self) -> int:
@@ -98,7 +102,7 @@ class StreamStatistics:
         self._clock = clock
         self._lock = threading.Lock()
         self._total: Counter[Fate] = Counter()
-        self._last_error = ""
+        self._errors: dict[Reason, str] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -108,6 +112,8 @@ class StreamStatistics:
             self._stamps: deque[float] = deque(maxlen=16)
             self._arrivals: deque[float] = deque(maxlen=16)
             self._gap: list[int] = []  # missing frames, step by step, that may be another rate
+            self._gap_length = 0.0  # seconds, of its longest step
+            self._explained = -np.inf  # monotonic seconds
             self._recent: deque[_Event] = deque(maxlen=_MOST_EVENTS)
             self._waiting = False
 
@@ -121,10 +127,33 @@ class StreamStatistics:
             self._arrivals.append(self._last_image)
             if missing := missing_frames(self._stamps, self._arrivals):
                 self._gap.append(missing)
-                return
-            for _ in range(sum(self._gap) if len(self._gap) <= _LONGEST_GAP else 0):
-                self._count("lost")
-            self._gap.clear()
+                step = self._arrivals[-1] - self._arrivals[-2]
+                self._gap_length = max(self._gap_length, step)
+            elif self._gap:
+                self._count_gap()
+
+    def explained(self) -> None:
+        """The camera's shutter was at work about now: a gap in the stamps is no loss."""
+        with self._lock:
+            self._explained = self._clock()
+            for n, event in enumerate(self._recent):
+                if event.fate == "lost" and event.at > self._explained - _NEAR:
+                    self._recent[n] = event._replace(fate="withheld")
+                    self._total.subtract(lost=1, withheld=-1)
+
+    def _count_gap(self) -> None:
+        """A long gap that stands alone is the camera's, as others by their neighbourhood are."""
+        missing = sum(self._gap) if len(self._gap) <= _LONGEST_GAP else 0
+        now = self._clock()
+        is_alone = len(self._gap) == 1 and not any(
+            event.fate in ("lost", "withheld") and event.at > now - WINDOW for event in self._recent
+        )
+        is_explained = now - self._explained < self._gap_length + 2 * _NEAR
+        is_pause = is_explained or (is_alone and self._gap_length > _PAUSE)
+        for _ in range(missing):
+            self._count("withheld" if is_pause else "lost")
+        self._gap.clear()
+        self._gap_length = 0.0
 
     def published(self, latency: float, upscaling: float) -> None:
         """Count a result that went out ``latency`` seconds after its image arrived.
@@ -144,7 +173,8 @@ class StreamStatistics:
         """Count an image that gets no answer, and keep the text of the error, if it was one."""
         with self._lock:
             self._count(reason)
-            self._last_error = error or self._last_error
+            self._errors.pop(reason, None)
+            self._errors[reason] = error
 
     def summary(self) -> Summary:
         """Return the numbers of now."""
@@ -164,7 +194,7 @@ class StreamStatistics:
                 latency=tuple(np.percentile(latencies, (50, 90, 99))) if published else None,
                 upscaling=float(np.median(upscaling)) if published else None,
                 silence=now - self._last_image,
-                last_error=self._last_error,
+                errors=self._errors.copy(),
             )
 
     def _count(self, fate: Fate, latency: float = 0.0, upscaling: float = 0.0) -> None:

@@ -28,7 +28,7 @@ from launch import LaunchDescription
 
 SR_LAUNCH = Path(__file__).resolve().with_name("sr.launch.py")
 _shared = run_path(str(SR_LAUNCH))  # no launch file can be imported
-dds_profile, info_topic = _shared["dds_profile"], _shared["info_topic"]
+dds_profile, beside = _shared["dds_profile"], _shared["beside"]
 
 # True for diagnostics of a node that is active, or that cannot be (the text says why).
 NODE_HAS_STARTED = (
@@ -60,7 +60,7 @@ def replay(context) -> list:  # noqa: ANN001
     """Return node and recorder, then the player, then the end."""
     # Read here: sr.launch.py's arguments are of the same scope, and its output is a topic.
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    value["camera_info"] = info_topic(value["image"], value["camera_info"])
+    value["camera_info"] = value["camera_info"] or beside(value["image"], "camera_info")
     result = value["result"].rstrip("/")
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SR_LAUNCH)),

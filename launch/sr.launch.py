@@ -8,12 +8,14 @@ launch may run in a Python that has none of the package's libraries.
 
 import os
 import re
+import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 
 from launch import LaunchDescription
 
@@ -35,17 +37,26 @@ ARGUMENTS = {
     "image": ("thermal/image_raw", "image topic of the camera"),
     "camera_info": ("", "camera_info topic of the camera (empty: camera_info beside the image)"),
     "camera": ("", "a camera of config/cameras, or a YAML file like those; under params_file"),
-    "output": ("thermal/sr", "topic of the result; its camera_info is on <output>/camera_info"),
+    "output": (
+        "",
+        "topic of the result (empty: sr beside the image); its camera_info is on "
+        "<output>/camera_info",
+    ),
     "output_image_raw": (
         "false",
         "true publishes the result on <output>/image_raw: consumers that replace the last name of "
         "the image topic to find its camera_info (image_transport) then find the right one",
     ),
+    "name": ("sr_node", "name of the node"),
+    "shutter_flag": ("flag_state", "topic on which the camera's driver tells of its shutter"),
     "namespace": ("", "namespace of the node, and of topics that begin without a slash"),
     "params_file": (str(CONFIG / "sr.yaml"), "parameters of the node"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
     **{n: ("", f"{DESCRIPTIONS.get(n, 'parameter')}; over params_file") for n in PARAMETERS},
     "autostart": ("true", "configure and activate by itself; false waits for transitions"),
+    "respawn": ("false", "start the node again, 2 s after it has ended"),
+    "rviz": ("false", "show input, result and diagnostics in RViz"),
+    "foxglove": ("", "file to write: the layout of config/foxglove.json with these topics"),
 }
 
 
@@ -57,9 +68,20 @@ def dds_profile() -> dict[str, str]:
     return {variable: str(CONFIG / "fastdds.xml")}
 
 
-def info_topic(image: str, given: str) -> str:
-    """Return the camera_info topic: ``given``, or camera_info beside the topic of the images."""
-    return given or f"{image[: image.rfind('/') + 1]}camera_info"
+def beside(image: str, name: str) -> str:
+    """Return the topic ``name`` beside the topic of the images: /a/b/image_raw, sr -> /a/b/sr."""
+    return image[: image.rfind("/") + 1] + name
+
+
+def check_arguments(words: list[str], known: dict, file: str) -> None:
+    """Raise ValueError for ``name:=value`` that ``file``, if it is what is launched, ignores."""
+    if not any(Path(word).name == file for word in words):
+        return  # it is included, and these are another file's arguments
+    for name in (word.split(":=")[0] for word in words if ":=" in word):
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+            raise ValueError(f"{file} has no argument {name!r}{hint}")
 
 
 def camera_file(name: str) -> dict:
@@ -89,41 +111,100 @@ def parameter(name: str, value: str) -> object:
     return value if kind is str else yaml.safe_load(value)
 
 
-def sr_node(context) -> list:  # noqa: ANN001
-    """Return the actions, from the values of the launch arguments."""
-    value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    output = value["output"].rstrip("/")
-    camera = camera_file(value["camera"])
+def topics(value: dict[str, str]) -> dict[str, str]:
+    """Return the node's names of its topics, and theirs, from the values of the arguments."""
     image, info = value["image"], value["camera_info"]
-    if camera and image == ARGUMENTS["image"][0]:
-        image = camera.get("driver", {}).get("image") or image
-        info = info or camera.get("driver", {}).get("camera_info", "")
-    files = [value["params_file"], camera.get("parameters", {})]
-    if value["params_file"] != ARGUMENTS["params_file"][0]:
-        files.reverse()  # what the user has written comes last
+    if image == ARGUMENTS["image"][0]:
+        driver = camera_file(value["camera"]).get("driver") or {}
+        image, info = driver.get("image") or image, info or driver.get("camera_info")
+    output = value["output"].rstrip("/") or beside(image, "sr")
     below = is_true("output_image_raw", value["output_image_raw"])
+    return {
+        "image_raw": image,
+        "camera_info": info or beside(image, "camera_info"),
+        "sr/image_raw": f"{output}/image_raw" if below else output,
+        "sr/camera_info": f"{output}/camera_info",
+        "sr/temperature": f"{output}/temperature",
+        "sr/preview": f"{output}/preview",
+        "sr/stream_state": f"{output}/stream_state",
+        "shutter_flag": value["shutter_flag"],
+    }
+
+
+def parameters(value: dict[str, str]) -> tuple[str, dict]:
+    """Return the file of parameters, and what goes over it."""
+    if not Path(value["params_file"]).is_file():
+        raise FileNotFoundError(f"params_file: no file {value['params_file']}")
+    given = {name: parameter(name, value[name]) for name in PARAMETERS if value[name]}
+    of_camera = camera_file(value["camera"]).get("parameters") or {}
+    if value["params_file"] != ARGUMENTS["params_file"][0]:  # what the user has written comes first
+        sections = (yaml.safe_load(Path(value["params_file"]).read_text()) or {}).values()
+        written = {name for section in sections for name in section.get("ros__parameters", {})}
+        of_camera = {name: one for name, one in of_camera.items() if name not in written}
+    given = {**of_camera, **given}
+    if is_true("respawn", value["respawn"]):
+        given.setdefault("on_failure", "exit")  # else there would be nothing to start again
+    return value["params_file"], given
+
+
+def layout(value: dict[str, str]) -> str:
+    """Return config/foxglove.json with the topics and the node of these arguments."""
+    names, place = topics(value), f"/{value['namespace'].strip('/')}/".replace("//", "/")
+    stock = {
+        "/thermal/image_raw": names["image_raw"],
+        "/thermal/camera_info": names["camera_info"],
+        "/thermal/sr": names["sr/image_raw"],
+        "/thermal/sr/camera_info": names["sr/camera_info"],
+    }
+    text = (CONFIG / "foxglove.json").read_text()
+    for topic, name in stock.items():
+        full = name if name.startswith("/") else place + name
+        text = text.replace(f'"{topic}"', f'"{full}"')
+    return text.replace('"sr_node:', f'"{(place + value["name"]).lstrip("/")}:')
+
+
+def viewers(value: dict[str, str]) -> list:
+    """Write the Foxglove layout and return RViz, where these are asked for."""
+    if value["foxglove"]:
+        Path(value["foxglove"]).write_text(layout(value))
+    if not is_true("rviz", value["rviz"]):
+        return []
+    names = topics(value)
+    rviz = Node(
+        package="rviz2",
+        executable="rviz2",
+        namespace=value["namespace"],
+        arguments=["-d", str(CONFIG / "sr.rviz")],
+        remappings=[
+            ("/thermal/image_raw", names["image_raw"]),
+            ("/thermal/sr", names["sr/image_raw"]),
+        ],
+    )
+    return [rviz]
+
+
+def actions(value: dict[str, str]) -> list:
+    """Return the node, and its viewers, from the values of the launch arguments."""
     node = LifecycleNode(
         package="difiisr_ros",
         executable="sr_node",
-        name="sr_node",
+        name=value["name"],
         namespace=value["namespace"],
-        parameters=[
-            *filter(None, files),
-            {name: parameter(name, value[name]) for name in PARAMETERS if value[name]},
-        ],
-        remappings=[
-            ("image_raw", image),
-            ("camera_info", info_topic(image, info)),
-            ("sr/image_raw", f"{output}/image_raw" if below else output),
-            ("sr/camera_info", f"{output}/camera_info"),
-            ("sr/temperature", f"{output}/temperature"),
-            ("sr/preview", f"{output}/preview"),
-        ],
+        parameters=list(parameters(value)),
+        remappings=list(topics(value).items()),
         arguments=["--ros-args", "--log-level", value["log_level"]],
         additional_env=dds_profile(),
+        respawn=is_true("respawn", value["respawn"]),
+        respawn_delay=2.0,
         output="screen",
     )
-    return [node]
+    return [node, *viewers(value)]
+
+
+def sr_node(context) -> list:  # noqa: ANN001
+    """Return the actions."""
+    check_arguments(sys.argv, ARGUMENTS, Path(__file__).name)
+    return actions({name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS})
 
 
 def generate_launch_description() -> LaunchDescription:

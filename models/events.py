@@ -170,6 +170,12 @@ class _Fit:
         return cls(gain, offset, level, _median(residual), alike)
 
 
+def is_same(counts: np.ndarray, before: np.ndarray) -> bool:
+    """Whether two frames of one shape are the same to the bit: NaN is NaN."""
+    words = f"u{counts.dtype.itemsize}"
+    return np.array_equal(counts.view(words), before.view(words))
+
+
 def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
     """The event where both frames are the same but for telemetry, by their bits: NaN is NaN."""
     words = f"u{counts.dtype.itemsize}"

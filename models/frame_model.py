@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difiisr_models.diffusion import NoiseSource, Schedule, latent_input_scale, respace, sample
+from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.resample import PHASES, upsample
 
 _WHOLE_FRAME = 640  # of the usual cameras: a border between tiles is work done twice
@@ -24,6 +25,7 @@ class FrameModel(Protocol):
         own_tile: side of the largest tile where nobody asks for another.
         input_limit: it is shown values in [-limit, limit].
         is_projected: the consistency step follows it.
+        limits: of its estimates; None where there is nothing to doubt.
         is_recurrent: it is told of the frames before, and of the noise.
         max_steps: diffusion steps that it can take.
         parameter_count: trainable values.
@@ -35,6 +37,7 @@ class FrameModel(Protocol):
     own_tile: int
     input_limit: float
     is_projected: bool
+    limits: EstimateLimits | None
     is_recurrent: bool
     max_steps: int
     parameter_count: int
@@ -66,6 +69,7 @@ class BicubicModel:
     multiple = 1
     tile_shape = None
     own_tile = _WHOLE_FRAME
+    limits = None
     is_recurrent = False
     max_steps = 15  # all that settings allow
     parameter_count = 0
@@ -99,6 +103,7 @@ class CompactModel:
         parameter_count: int,
         schedule: Schedule,
         input_limit: float,
+        limits: EstimateLimits = EstimateLimits(),
         is_recurrent: bool = False,
     ) -> None:
         """Put a network to work.
@@ -108,12 +113,13 @@ class CompactModel:
             parameter_count: of the network.
             schedule: all T levels that it was trained with.
             input_limit: it is shown [-limit, limit].
+            limits: of its estimates.
             is_recurrent: whether it reads the frames before.
         """
         self._runner, self._schedule = runner, schedule
         self.tile_shape = getattr(runner, "shape", None)
         self.parameter_count, self.max_steps = parameter_count, schedule.steps
-        self.input_limit, self.is_recurrent = input_limit, is_recurrent
+        self.input_limit, self.limits, self.is_recurrent = input_limit, limits, is_recurrent
 
     def super_resolve(
         self,

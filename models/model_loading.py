@@ -15,6 +15,7 @@ from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact,
 from difiisr_models.diffusion import Schedule, exponential_schedule
 from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.motion import require_opencv
+from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.precision import PRECISIONS
 from difiisr_models.published.convert import UNET_FILE, load_published
 from difiisr_models.published.sampler import PublishedModel
@@ -24,6 +25,7 @@ from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.settings import Runtime
 from difiisr_models.weights import (
     WeightsError,
+    check_depth,
     describe_file,
     find_weights_folder,
     load_tensors,
@@ -59,16 +61,18 @@ def load_model(name: str, device: torch.device, runtime: Runtime) -> LoadedModel
     parts = load_parts(name)
     if parts.autoencoder is not None:
         networks = (part.to(device) for part in (parts.network, parts.autoencoder))
-        model = PublishedModel(*networks, parts.schedule, PRECISIONS[runtime.precision])
+        precision = PRECISIONS[runtime.precision]
+        model = PublishedModel(*networks, parts.schedule, precision, parts.limits)
         choice = torch_only(runtime, "the published model")
     else:
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
         count = parameter_count(parts.network)
-        if parts.network.config.recurrent:
+        is_recurrent = parts.network.config.recurrent
+        if is_recurrent:
             require_opencv()
         model = CompactModel(
-            runner, count, parts.schedule, NETWORK_LIMIT, parts.network.config.recurrent
+            runner, count, parts.schedule, NETWORK_LIMIT, parts.limits, is_recurrent
         )
     return LoadedModel(model, parts.weights_sha256, choice)
 
@@ -82,6 +86,7 @@ class ModelParts(NamedTuple):
         autoencoder: of the published model, else None.
         schedule: all T levels that the denoiser was trained with.
         weights_sha256: hash of the denoiser's file.
+        limits: of its estimates, as its manifest has them.
     """
 
     kind: str
@@ -89,6 +94,7 @@ class ModelParts(NamedTuple):
     autoencoder: VQAutoencoder | None
     schedule: Schedule
     weights_sha256: str
+    limits: EstimateLimits = EstimateLimits()
 
 
 def load_parts(name: str) -> ModelParts:
@@ -105,12 +111,19 @@ def load_parts(name: str) -> ModelParts:
         state, autoencoder, file = load_tensors(folder, manifest, NETWORK_FILE), None, NETWORK_FILE
         schedule = exponential_schedule()
         try:
-            network = build_compact(CompactConfig(**manifest["network"]), state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            config = CompactConfig(**manifest["network"])
+            check_depth(state, config.blocks)
+            network = build_compact(config, state)
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(f"{folder / file} does not fit its manifest: {error}") from error
     else:
         raise WeightsError(f"{folder} holds a model of kind {kind!r}; known: compact, published")
-    return ModelParts(kind, network, autoencoder, schedule, manifest["files"][file]["sha256"])
+    try:
+        limits = EstimateLimits(**manifest.get("limits", {}))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the limits in the manifest of {folder} are none: {error}") from error
+    sha256 = manifest["files"][file]["sha256"]
+    return ModelParts(kind, network, autoencoder, schedule, sha256, limits)
 
 
 def load_network(folder: Path) -> nn.Module:

@@ -75,6 +75,10 @@ class CountRange:
         """Counts per network unit, a float32."""
         return float(np.float32(self.span / 2))
 
+    def followed(self, gain: float, offset: float) -> CountRange:
+        """The same part of the scene where its counts are ``gain`` times these plus ``offset``."""
+        return CountRange(gain * self.lo + offset, gain * self.hi + offset)
+
     def normalise(self, counts: np.ndarray) -> np.ndarray:
         """Counts of any dtype -> float32 of the same shape, -1..1 over the range."""
         return (counts.astype(np.float32) - self.centre) * self.gain

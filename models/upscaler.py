@@ -1,6 +1,6 @@
 """The frame upscaler: counts in, four times as many counts out, in the same units.
 
-fill -> range -> normalise -> tiles -> network -> blend -> consistency -> counts
+fill -> range -> normalise -> tiles -> network -> blend -> check -> consistency -> counts
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from difiisr_models.frame_model import BicubicModel, FrameModel
 from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
+from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
 from difiisr_models.recurrence import Past, no_past, planes_of
-from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack
+from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Seen, Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
@@ -95,6 +96,9 @@ class Upscaler:
         self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
     ) -> np.ndarray:
         """Super-resolve one frame; one that is exactly the last one again is not computed.
+
+        Where the network's estimate cannot be true of the frame, the result is plain bicubic, and
+        ``stream.fallbacks`` and ``stream.last_fallback`` say so.
 
         Args:
             frame: ``(H, W)``, or ``(H, W, C)`` of which each channel is super-resolved, once if
@@ -175,6 +179,11 @@ class Upscaler:
         return self.settings.output_scale
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether the model is told of the frames before."""
+        return self._model.is_recurrent
+
+    @property
     def _removes_pattern(self) -> bool:
         """Plain interpolation is that and nothing else, also of the sensor's pattern."""
         return self.settings.remove_pattern and self._model.is_projected
@@ -190,7 +199,8 @@ class Upscaler:
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
         key = self._number, self.runtime, settings
-        if seen.event.is_exact and (kept := stream.kept(channel, key)) is not None:
+        memory = stream.channel(channel)
+        if (kept := memory.kept(key)) is not None:
             return _image(kept, counts, seen)
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
@@ -198,16 +208,18 @@ class Upscaler:
             is_told = settings.consistency == "auto" or self._model.is_recurrent
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
-            quiet, memory = denoise(shown, sigma), stream.channel(channel)
+            quiet = denoise(shown, sigma)
         with record_function(STAGE + "past"):
             past = None
             if self._model.is_recurrent:  # it is told of the noise, and sees it
                 still = quiet[0, 0].cpu().numpy()
-                past = planes_of(memory.past, shown, still, found, sigma)
+                known = memory.past if seen.event.has_news else None
+                past = planes_of(known, shown, still, found, sigma)
+        checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
-            packed, *mean = self._run_tiles(quiet if past is None else shown, past)
+            packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
             for part in [] if inside else hot_parts(frame, limit):
-                packed = self._with_hot_part(packed, frame, part)
+                packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):
             if self._model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
@@ -217,11 +229,32 @@ class Upscaler:
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            large = unpack(packed)
-            values = large if settings.output_scale == SCALE else halve(large)
-            result = _to_counts(values[0, 0], found, DTYPES[counts.dtype.type])
-            stream.keep(channel, key, result)
+            dtype, size = DTYPES[counts.dtype.type], settings.output_scale
+            result = _to_counts(_unpacked(packed, size), found, dtype)
+            if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
+                stream.note_fallback(fault)
+                memory.past = None
+                result = _to_counts(_unpacked(upsample(frame), size), found, dtype)
+            memory.result = key, result
             return _image(result, counts, seen)
+
+    def _estimate(
+        self, shown: Tensor, past: Tensor | None, checks: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """As :meth:`_run_tiles`, but zeros where that cannot be true; ``checks`` takes measures."""
+        estimates, limits = self._run_tiles(shown, past), self._model.limits
+        if limits is None:
+            return estimates
+        checks += (measured := [measure_estimate(one, shown) for one in estimates])
+        deviation, detail = torch.stack(measured).amax(0)
+        believed = (deviation <= limits.deviation) & (detail <= limits.detail)
+        # NaN would keep projections busy.
+        return tuple(torch.where(believed, one, 0.0) for one in estimates)
+
+    def _fault(self, checks: list[Tensor]) -> str:
+        """Why the first estimate that is not to be believed is not; "" if all are."""
+        measured = torch.stack(checks).tolist() if checks else []
+        return next(filter(None, (fault_of(m, self._model.limits) for m in measured)), "")
 
     def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
         """``packed``, as far as the settings say brought to what was measured."""
@@ -252,7 +285,9 @@ class Upscaler:
             blend.add(places, result)
         return blend.result()[..., :height, :width].split(PHASES, dim=1)
 
-    def _with_hot_part(self, packed: Tensor, frame: Tensor, part: tuple[slice, slice]) -> Tensor:
+    def _with_hot_part(
+        self, packed: Tensor, frame: Tensor, part: tuple[slice, slice], checks: list[Tensor]
+    ) -> Tensor:
         """``packed``, with what the model makes of a window of the frame at the window's own scale.
 
         Only what lies near the hot pixels is taken from there, with a soft edge.
@@ -263,7 +298,7 @@ class Upscaler:
         limit = self._model.input_limit
         window = (window - centre) / half
         past = no_past(window, torch.zeros(())) if self._model.is_recurrent else None
-        result = self._run_tiles(window, past)[0] * half + centre
+        result = self._estimate(window, past, checks)[0] * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
@@ -395,6 +430,12 @@ def _cut(frame: Tensor, places: list[Tile]) -> Tensor:
 def _normalise(counts: Tensor, found: CountRange) -> Tensor:
     """Counts to network units, float32."""
     return (counts.float() - found.centre) * found.gain
+
+
+def _unpacked(packed: Tensor, scale: int) -> Tensor:
+    """``(1, 16, h, w)`` -> ``(4h, 4w)``, or that scaled down to ``(2h, 2w)``."""
+    large = unpack(packed)
+    return (large if scale == SCALE else halve(large))[0, 0]
 
 
 def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:

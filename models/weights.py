@@ -8,6 +8,7 @@ A weights folder holds ``manifest.json`` and the safetensors files that it names
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
 MODELS_SUBFOLDER = Path("config", "models")
+MAX_MANIFEST_BYTES = 1 << 20
+LARGEST_WEIGHT = 1e4  # of networks that are any use: those of this project stay below 10
 
 
 class WeightsError(ValueError):
@@ -79,11 +82,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Parse ``folder/manifest.json``.
 
     Raises:
-        WeightsError: unreadable, not JSON, or of another format number.
+        WeightsError: unreadable, too large, not JSON, or of another format number.
     """
     path = folder / MANIFEST_NAME
     try:
+        if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"{size} bytes, at most {MAX_MANIFEST_BYTES} are read")
         manifest = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise WeightsError(f"cannot read {path}: it is nested too deeply") from error
     except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read {path}: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
@@ -103,29 +110,43 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def save_tensors(network: nn.Module, path: Path) -> None:
-    """Write the state of ``network`` as a safetensors file."""
-    from safetensors.torch import save_file  # here: what looks for weights alone needs no torch
+    """Write the state of ``network`` as a safetensors file; OSError where that fails."""
+    from safetensors import SafetensorError  # here: what looks for weights alone needs no torch
+    from safetensors.torch import save_file
 
-    save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, path)
+    try:
+        save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written (is the disk full?): {error}") from error
     path.chmod(0o644)  # the library makes it readable for its owner alone
 
 
 def load_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file of a weights folder, if it is what the manifest says.
 
+    Returns:
+        float32 tensors, finite and no larger than :data:`LARGEST_WEIGHT`, on the CPU.
+
     Raises:
-        WeightsError: the file is missing, changed or damaged, or the manifest does not name it.
+        WeightsError: the file is missing, changed or damaged, the manifest does not name it, or a
+            tensor is of another dtype or holds values that no trained network has.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / name
     try:
-        expected = manifest["files"][name]["sha256"]
+        expected, size = manifest["files"][name]["sha256"], manifest["files"][name]["bytes"]
     except (KeyError, TypeError) as error:
         raise WeightsError(f"the manifest of {folder} is incomplete: {error}") from error
     if not path.is_file():
         raise WeightsError(f"{path} is missing though its manifest names it")
+    if path.stat().st_size != size:  # before hours of hashing
+        raise WeightsError(
+            f"{path} has {path.stat().st_size} bytes, its manifest says {size}: the file was cut, "
+            "changed or damaged; install or convert it again"
+        )
     if (actual := sha256_file(path)) != expected:
         raise WeightsError(
             f"{path} has sha256 {actual}, its manifest says {expected}: "
@@ -134,6 +155,25 @@ def load_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str,
     try:
         # Copies: someone may write over the mapped file, and mapped tensors are unaligned, which
         # costs time and changes last bits.
-        return {key: value.clone() for key, value in load_file(path).items()}
+        tensors = {key: value.clone() for key, value in load_file(path).items()}
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
+    for key, value in tensors.items():
+        if value.dtype != torch.float32:
+            raise WeightsError(f"{path}: {key} is {value.dtype}, weights are torch.float32")
+        largest = float(value.abs().amax()) if value.numel() else 0.0  # NaN where one is
+        if not largest <= LARGEST_WEIGHT:
+            raise WeightsError(
+                f"{path}: {key} holds {largest:g}; weights are finite and at most "
+                f"{LARGEST_WEIGHT:g}: the training diverged, or the file was tampered with"
+            )
+    return tensors
+
+
+def check_depth(tensors: dict[str, Tensor], *counts: int) -> None:
+    """Raise ValueError where a manifest speaks of more layers than there are tensors.
+
+    To build such a network before its tensors are found missing could take for ever.
+    """
+    if math.prod(counts) > len(tensors):
+        raise ValueError(f"{math.prod(counts)} layers cannot be in {len(tensors)} tensors")

@@ -66,7 +66,8 @@ fi
 for package in einops lpips spandrel; do
     install --no-deps "$package" || echo "No $package for this machine: tests that need it skip."
 done
-# These bring what they need; a machine without them skips the tests of TensorRT and of the judges.
-for package in tensorrt-rtx jinja2 nvidia-ml-py pandas pycocotools tabulate torchmetrics transformers; do
+# These bring what they need; a machine without them skips the tests of TensorRT, judges and fleets.
+for package in tensorrt-rtx jinja2 nvidia-ml-py pandas pycocotools tabulate torchmetrics transformers \
+    'ray[data]<2.64' 'moto[server]'; do
     install "$package" || echo "No $package for this machine: tests that need it skip."
 done

@@ -35,10 +35,17 @@ def save_checkpoint(
         parts: networks, optimisers and the like; each one's ``state_dict()`` is under its name,
             ``None`` is kept as such.
         values: numbers, tensors or plain data, e.g. ``iteration``.
+
+    Raises:
+        OSError: the file cannot be written; the old one is kept.
     """
     states = {name: None if part is None else part.state_dict() for name, part in parts.items()}
     with replaced(path) as beside:
-        torch.save({"config": dict(settings), **states, **values}, beside)
+        try:
+            torch.save({"config": dict(settings), **states, **values}, beside)
+        except RuntimeError as error:  # what torch makes of an OSError
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"{path} cannot be written (is the disk full?): {reason}") from error
 
 
 def load_checkpoint(
@@ -104,12 +111,18 @@ def update_ema(ema: nn.Module, network: nn.Module, decay: float, iteration: floa
 
 
 class StopOnSignal:
-    """Turns the first Ctrl-C or SIGTERM into ``requested``; a second one acts as usual."""
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into ``requested``; a second one acts as usual.
 
-    requested = False
+    Attributes:
+        requested: number of the signal, 0 before any.
+    """
+
+    requested = 0
 
     def __enter__(self) -> StopOnSignal:
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+            signals.pop()
         self._previous = {number: signal.signal(number, self._request) for number in signals}
         return self
 
@@ -117,8 +130,8 @@ class StopOnSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _request(self, *_: object) -> None:
-        self.requested = True
+    def _request(self, number: int, _: object) -> None:
+        self.requested = number
         self.__exit__()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from difiisr_models.compact import CompactConfig
@@ -37,10 +37,10 @@ class OptimiserConfig:
         grad_clip: largest gradient norm; null leaves gradients as they are.
     """
 
-    lr: Annotated[float, Ge(0)] = 5e-4
+    lr: Annotated[float, Ge(0), Le(1)] = 5e-4
     final_lr_share: Share = 0.01
     warmup: Annotated[int, Ge(0)] = 200
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 0.0
     ema: Share = 0.999
     ema_warmup: bool = True
     grad_clip: Annotated[float, Gt(0)] | None = 1.0
@@ -51,7 +51,7 @@ class TrainConfig:
     """A whole run. Paths are relative to the folders given on the command line.
 
     Attributes:
-        name: name of the model and of the run's folder.
+        name: name of the model and of the run's folder: letters, digits and ``_-.@+``.
         sources: where high-resolution frames come from.
         network: sizes of the compact network.
         published: sizes of the published UNet, to train that one in its latent space instead.
@@ -81,7 +81,7 @@ class TrainConfig:
         validation_frames: frames that each of them looks at.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[\w@+-][\w.@+-]*$", max_length=100)]
     sources: tuple[ImageSource, ...]
     network: CompactConfig = field(default_factory=CompactConfig)
     published: SwinUNetConfig | None = None
@@ -140,6 +140,8 @@ def load_config(path: Path) -> TrainConfig:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
     return from_dict(data, str(path))
 
 

@@ -6,7 +6,6 @@ slice of each batch, so the gradient is that of one process with the whole batch
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from difiisr_models.diffusion import exponential_schedule, stream_seed
+from difiisr_models.files import write_json
 from difiisr_training.checkpoints import (
     CHECKPOINT_NAME,
     STATISTICS_NAME,
@@ -44,14 +44,14 @@ Validate = Callable[[nn.Module, int], dict[str, float]]
 
 @dataclass
 class TrainState:
-    """Everything that a resumed run needs, and whether a signal ended this part of it."""
+    """Everything that a resumed run needs, and which signal ended this part of it (0: none)."""
 
     network: nn.Module
     ema: nn.Module
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     iteration: int = 0
-    interrupted: bool = False
+    interrupted: int = 0
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | None]:
         """What a checkpoint holds, by name."""
@@ -162,7 +162,7 @@ def train(
             if is_main and validate and every and (state.iteration % every == 0 or is_last):
                 scores = validate(state.ema, state.iteration)
                 write_journal(run, VALIDATION_NAME, state.iteration, scores)
-            if _any_process(stop.requested or time.monotonic() > deadline, accelerator):
+            if _any_process(bool(stop.requested) or time.monotonic() > deadline, accelerator):
                 break
             asked = time.monotonic()
     _save(run, state, config, accelerator)
@@ -240,8 +240,7 @@ def _begin_or_go_on(
         )
         state.iteration = saved["iteration"]
     elif accelerator.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(run / "config.json", settings)
     state.ema.to(accelerator.device)
     return state
 

@@ -72,7 +72,9 @@ class Validator:
         if isinstance(frozen, CompactNetwork):
             runner, count = build_runner(NetworkSource(frozen, "", device)), parameter_count(frozen)
             recurrent = frozen.config.recurrent
-            model = CompactModel(runner, count, exponential_schedule(), NETWORK_LIMIT, recurrent)
+            model = CompactModel(
+                runner, count, exponential_schedule(), NETWORK_LIMIT, None, recurrent
+            )
         else:
             model = PublishedModel(frozen, self._autoencoder.to(device), exponential_schedule())
         up, results = Upscaler("validation", model, device=device), {"bicubic": self._bicubic}

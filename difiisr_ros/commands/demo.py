@@ -159,7 +159,7 @@ def _replayed(
         bag, out / "sr", upscaler,
         image_topic=topic, sr_topic=SR_TOPIC, only_sr=True, force=True, frames=frames,
     )  # fmt: skip
-    for line in [*report.warnings, *report.malformed, *filter(None, [report.fault])]:
+    for line in [*report.warnings, *report.malformed, *report.faults]:
         print(f"warning: {line}", file=sys.stderr)
     if not report.frames_out:
         raise ValueError(f"no frame of {topic} in {bag} could be super-resolved")

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from cyclopts import App
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime, Stream, load_upscaler
 from difiisr_models.files import sha256_file
+from difiisr_models.upscaler import BICUBIC
 from difiisr_models.weights import find_weights_folder, read_manifest
 from difiisr_ros.bags import frames_of
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
@@ -21,11 +22,11 @@ from difiisr_ros.commands.fleet_work import (
     ClusterOptions,
     Make,
     do_all,
-    ray_session,
     sliced,
     write_result,
 )
 from difiisr_ros.fleet import FleetFolder, Job, find_jobs
+from difiisr_ros.replay import replay as replay_bag
 
 _NOTES = 10  # of a job
 
@@ -76,11 +77,10 @@ def replay(
     runtime = replace(as_asked(runtime), threads=runtime.threads or 1, engine=engine)
     model = os.path.abspath(os.path.expanduser(model)) if os.sep in model else model
     task = Replay(model, image_topic, sr_topic, only_sr, warm_up, runtime, settings, camera)
-    with ray_session(cluster):
-        jobs = find_jobs(inputs, out)
-        if slice_frames:
-            jobs = sliced(jobs, slice_frames, image_topic)
-        return do_all(jobs, out, task, cluster)
+    jobs = find_jobs(inputs, out)
+    if slice_frames:
+        jobs = sliced(jobs, slice_frames, image_topic, cluster)
+    return do_all(jobs, out, task, cluster)
 
 
 @fleet.command
@@ -126,16 +126,15 @@ class Replay:
     def product(self) -> dict[str, Any]:
         """All that a result depends on, for a job's name."""
         files = {}
-        if not self.model.startswith("bicubic"):
+        if self.model not in BICUBIC:
             files = read_manifest(find_weights_folder(self.model))["files"]
         engine = sha256_file(Path(self.runtime.engine)) if self.runtime.engine else ""
-        return {"verb": "replay", **asdict(self), "files": files, "engine_sha256": engine}
+        known = self.camera.calibration and sha256_file(Path(self.camera.calibration))
+        hashes = {"engine_sha256": engine, "calibration_sha256": known}
+        return {"verb": "replay", **asdict(self), "files": files, **hashes}
 
     def load(self) -> Make:
         """Load the model."""
-        from difiisr_models import Stream, load_upscaler
-        from difiisr_ros.replay import replay as replay_bag
-
         upscaler = load_upscaler(self.model, runtime=self.runtime, settings=self.settings)
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:

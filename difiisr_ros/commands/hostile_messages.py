@@ -7,7 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions, GetState
 from rcl_interfaces.msg import Parameter, ParameterValue
+from rcl_interfaces.srv import (
+    DescribeParameters,
+    GetParameters,
+    GetParameterTypes,
+    ListParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
 
 from difiisr_ros.image_codec import ENCODINGS
 from difiisr_ros.parameters import DEFAULTS, NAMES
@@ -105,3 +115,25 @@ def hostile_parameter(rng: np.random.Generator) -> Parameter:
         string_array_value=[_pick(rng, _TEXTS)],
     )  # fmt: skip
     return Parameter(name=name, value=value)
+
+
+def hostile_requests(rng: np.random.Generator) -> list[tuple[type, str, Any]]:
+    """A request of each service of parameters and transitions: type, name, request.
+
+    None ends the node for good: a shutdown is no fault.
+    """
+    names, parameters = [_pick(rng, (*NAMES, *_TEXTS))], [hostile_parameter(rng) for _ in range(3)]
+    number = _pick(rng, (0, 4, 9, 62, 97, 99, 255))
+    forged = Transition(id=number, label=_pick(rng, ("", "", "transition_error", "activat")))
+    requests = (
+        ("describe_parameters", DescribeParameters, {"names": names}),
+        ("get_parameters", GetParameters, {"names": names}),
+        ("get_parameter_types", GetParameterTypes, {"names": names}),
+        ("list_parameters", ListParameters, {"prefixes": names, "depth": 2**64 - 1}),
+        ("set_parameters", SetParameters, {"parameters": parameters}),
+        ("set_parameters_atomically", SetParametersAtomically, {"parameters": parameters}),
+        ("change_state", ChangeState, {"transition": forged}),
+        ("get_state", GetState, {}),
+        ("get_available_transitions", GetAvailableTransitions, {}),
+    )
+    return [(kind, name, kind.Request(**fields)) for name, kind, fields in requests]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from difiisr_models import Upscaler
 
 JUDGED_FRAMES = 30  # of a recording
+EVENT_FRAMES = 1000  # of a recording, that events are looked for in
 _PATTERNS = ("rows", "columns", "pixels")
 _WARM_UP_FRAMES = 3
 _FRAMES = 15
@@ -119,10 +120,11 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
     )
     from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
 
-    stream, last, refused, times = Stream(camera.no_data_values), None, "", []
+    stream, last, seen, refused, times = Stream(), None, None, "", []
+    stream.set_camera(camera)
     with open_bag(path) as bag:
         topic = choose_image_topic(bag, topic)
-        for message in islice(bag.messages({topic}), JUDGED_FRAMES):
+        for message in islice(bag.messages({topic}), EVENT_FRAMES):
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
                 pixels = image_to_array(image)
@@ -133,13 +135,14 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
                 continue
             stream.begin_frame(pixels, stamp)
             stream.see(pixels if pixels.ndim == 2 else pixels[..., 0].copy())
-            last = image, pixels
             times.append((stamp, message.time))
+            if len(times) <= JUDGED_FRAMES:
+                last, seen = (image, pixels), stream.summary()
         infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
         fault = bag.fault
     if last is None:
         raise ValueError(f"{path}: no frame of {topic} is readable: {refused or 'there is none'}")
-    (image, pixels), seen = last, stream.summary()
+    image, pixels = last
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
     false_colour = is_false_colour(image)
@@ -159,6 +162,7 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
     print(f"pattern     {parts} counts")
     print(f"invalid     {seen.invalid} pixels")
+    print(f"events      {stream.events.text} in {len(times)} frames")
     if name:
         print(f"camera      {name}")
     else:

@@ -251,19 +251,19 @@ class OfflineRun:
         self._if_processed: Stream | None = None
         self._skipped = 0
 
-    def skip(self, pixels: np.ndarray) -> None:
+    def skip(self, pixels: np.ndarray, stamp_ns: int) -> None:
         """Take in a frame without a result, ``(h, w)`` or ``(h, w, 3)``."""
         if self._if_processed is None:
             self._if_processed = copy.deepcopy(self._stream)
-        self.upscaler.skip(pixels, self._if_processed)
+        self.upscaler.skip(pixels, self._if_processed, stamp_ns)
         self._skipped += 1
 
-    def expect(self, pixels: np.ndarray, recorded: np.ndarray | None) -> np.ndarray:
+    def expect(self, pixels: np.ndarray, recorded: np.ndarray | None, stamp_ns: int) -> np.ndarray:
         """What the node should have made of a frame, given what it made (``None``: not known)."""
-        expected = self.upscaler(pixels, self._stream)
+        expected = self.upscaler(pixels, self._stream, stamp_ns)
         in_doubt = self._if_processed is not None and recorded is not None
         if in_doubt and not np.array_equal(recorded, expected, equal_nan=True):
-            other = self.upscaler(pixels, self._if_processed)
+            other = self.upscaler(pixels, self._if_processed, stamp_ns)
             if np.array_equal(recorded, other, equal_nan=True):
                 expected, self._stream = other, self._if_processed
                 self.lost += self._skipped
@@ -288,7 +288,7 @@ def _compare_frames(
             found = {} if frame is None else _compare(image, _image(result), offline)
             compared.setdefault(result.stamp, found)
         elif image and offline:  # what is no frame, the node did not process
-            offline.skip(image[1])
+            offline.skip(image[1], frame.stamp)
     return compared
 
 
@@ -320,7 +320,9 @@ def _compare(
         }
         faults = [name for name in right if not right[name]]
         sr = made if right["size"] and right["encoding"] else None
-    expected = None if offline is None else offline.expect(pixels, sr)
+    at = message.header.stamp
+    stamp_ns = at.sec * 1_000_000_000 + at.nanosec
+    expected = None if offline is None else offline.expect(pixels, sr, stamp_ns)
     found: dict[str, Any] = {"faults": " ".join(faults)}
     if sr is None:
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from difiisr_models import Camera, FrameSettings, Runtime
 from difiisr_ros.commands.arguments import (
@@ -30,6 +31,7 @@ def replay(
     only_sr: bool = False,
     compressed: bool = False,
     force: bool = False,
+    rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: CameraName = None,
@@ -48,6 +50,7 @@ def replay(
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
         camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
+        rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
     Returns:
         0: all frames; 1: none; 2: some, or those of a recording that is damaged.
@@ -66,6 +69,7 @@ def replay(
         only_sr=only_sr,
         compressed=compressed,
         force=force,
+        rosbag2_version=rosbag2_version,
         camera=camera_as_asked(camera, camera_settings),
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
@@ -73,11 +77,13 @@ def replay(
     print(
         f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
         f"on {report.sr_topic}, {len(report.malformed)} refused"
+        f"{f', {report.repeated} repeated' if report.repeated else ''}; events: {report.events}"
     )
-    if report.fault:
-        kept = f"what was readable is in {out_bag}"
-        print(f"difiisr: {in_bag} is damaged; {kept}: {report.fault}", file=sys.stderr)
+    for fault in report.faults:
+        print(f"damaged: {fault}", file=sys.stderr)
+    if report.faults:
+        print(f"difiisr: {in_bag} is damaged; what was readable is in {out_bag}", file=sys.stderr)
     if not report.frames_out:
         print("difiisr: no frame could be super-resolved", file=sys.stderr)
         return 1
-    return 2 if report.fault or report.malformed else 0
+    return 2 if report.faults or report.malformed else 0

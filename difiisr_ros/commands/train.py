@@ -136,7 +136,8 @@ def train(
             save_learning_curve(run, run / "learning_curve.png")
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
-        raise KeyboardInterrupt  # what it had is saved; `train A && train B` must not go on
+        # What it had is saved; `train A && train B` must not go on.
+        raise KeyboardInterrupt(state.interrupted)
 
 
 def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:

@@ -27,6 +27,7 @@ from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_models.weights import (
     MANIFEST_NAME,
     WeightsError,
+    check_depth,
     describe_file,
     load_tensors,
     read_manifest,
@@ -343,10 +344,11 @@ def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, Schedule]:
         try:
             sizes = manifest[part]
             config = config_type(**sizes | {"multipliers": tuple(sizes["multipliers"])})
+            check_depth(state, len(config.multipliers), config.blocks, sizes.get("swin_depth", 1))
             with torch.device("meta"):
                 network = network_type(config)
             network.load_state_dict(state, assign=True)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(f"{folder}: the manifest does not fit {part}: {error}") from error
         networks.append(network.eval().requires_grad_(False))
     return (*networks, schedule)

@@ -9,6 +9,7 @@ from torch import Tensor
 from difiisr_models import diffusion
 from difiisr_models.compact import parameter_count
 from difiisr_models.diffusion import NoiseSource, Schedule, respace
+from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_models.resample import pack
@@ -25,6 +26,7 @@ class PublishedModel:
         autocast: dtype of the networks' convolutions and products (torch.bfloat16 or
             torch.float16), or None for float32 throughout. The sampler's own arithmetic, norms,
             softmax and code distances are float32 always.
+        limits: of its estimates.
     """
 
     input_limit = 1.0  # of the 8-bit images that the networks were trained with
@@ -39,9 +41,10 @@ class PublishedModel:
         autoencoder: VQAutoencoder,
         schedule: Schedule,
         autocast: torch.dtype | None = None,
+        limits: EstimateLimits = EstimateLimits(),
     ) -> None:
         self.unet, self.autoencoder = unet, autoencoder
-        self.schedule, self.autocast = schedule, autocast
+        self.schedule, self.autocast, self.limits = schedule, autocast, limits
         self.multiple = unet.config.stride
         self.max_steps = schedule.steps
         self.noise_channels = autoencoder.config.latent_channels

@@ -8,18 +8,28 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.parameter import Parameter
+from rclpy.serialization import deserialize_message
 from ros_peer import Peer, of, wait_until
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, Image
 
+from difiisr_ros.bags import CAMERA_INFO_TYPE, IMAGE_TYPE, STORE
+from difiisr_ros.commands.hostile_messages import hostile_image, hostile_info, hostile_requests
 from difiisr_ros.image_codec import ENCODINGS, image_to_array
 from difiisr_ros.node_process import NodeProcess
+from difiisr_ros.parameters import DEFAULTS, LIVE
 
 REMAP = (
     "-r", "image_raw:=/thermal/image_raw", "-r", "camera_info:=/thermal/camera_info",
     "-r", "sr/image_raw:=/thermal/sr", "-r", "sr/camera_info:=/thermal/sr/camera_info",
 )  # fmt: skip
 MODEL = "bicubic-consistent"
+LIVE_DEFAULTS = {name: getattr(DEFAULTS, name) for name in LIVE}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +73,18 @@ def assert_same_counts(answer, counts, offset=0.0):
     height, width = counts.shape[:2]
     means = pixels.reshape(height, 4, width, 4, *pixels.shape[2:]).mean(axis=(1, 3))
     np.testing.assert_allclose(means, counts, atol=0.05 * np.ptp(counts) + offset)
+
+
+def rclpy_message(fields, kind):
+    """The message of these fields, whatever rclpy would say of them."""
+    for name in ("data", "d"):
+        if hasattr(fields, name):
+            values = getattr(fields, name)
+            setattr(
+                fields, name, np.frombuffer(values, np.uint8) if kind is Image else np.array(values)
+            )
+    ros_type = IMAGE_TYPE if kind is Image else CAMERA_INFO_TYPE
+    return deserialize_message(bytes(STORE.serialize_cdr(fields, ros_type)), kind)
 
 
 def camera_info(width, height):
@@ -164,11 +186,70 @@ def test_bad_values_are_refused_with_a_reason(connected, change, reason):
     assert reason in result.reason
 
 
+@pytest.mark.parametrize("service", [SetParameters, SetParametersAtomically])
+def test_a_forged_type_number_is_refused_and_the_node_goes_on(peer, process, service):
+    good = Parameter("fidelity", value=1.0).to_parameter_msg()
+    forged = ParameterMessage(name="fidelity", value=ParameterValue(type=200))
+    name = {SetParameters: "set_parameters"}.get(service, "set_parameters_atomically")
+    answer = peer.call(service, name, service.Request(parameters=[good, forged]))
+    results = answer.results if service is SetParameters else [answer.result]
+    assert not results[-1].successful
+    assert "200" in results[-1].reason
+    assert service is SetParametersAtomically or results[0].successful
+    process.check()
+    peer.ask(scene())
+
+
+def test_hostile_requests_and_messages_are_answered_and_accounted_for(peer, process):
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        for kind, name, request in hostile_requests(rng):
+            assert peer.call(kind, name, request) is not None
+    assert peer.set(**LIVE_DEFAULTS, use_sim_time=False).successful
+    for _ in range(60):
+        for hostile, kind, publish in (
+            (hostile_image(rng), Image, peer.send_message),
+            (hostile_info(rng), CameraInfo, peer.send_info),
+        ):
+            publish(rclpy_message(hostile, kind))
+            time.sleep(0.005)
+    peer.ask(scene())
+    _, answer = peer.ask(scene())
+    assert_same_counts(answer, scene())
+    assert peer.counts()["frames received"] > 0  # and each has met a fate
+    assert "left by a callback" not in process.log
+
+
+def test_a_camera_info_that_cannot_be_scaled_costs_no_frame(peer):
+    info = camera_info(80, 60)
+    info.roi.x_offset = 2**31
+    peer.send_info(info)
+    time.sleep(0.1)
+    before = peer.counts()["dropped failed"]
+    peer.ask(scene())
+    assert peer.counts()["dropped failed"] == before
+    assert "no sensor has 2147483648 pixels" in peer.status()[1]["camera_info"]
+    peer.send_info(camera_info(80, 60))
+
+
+def test_a_silent_camera_and_a_second_node_of_the_name_are_told_until_they_are_over(peer):
+    twin = rclpy.create_node("sr_node", context=peer.node.context)
+    silent, named = "no image on /thermal/image_raw", "another node is named /sr_node"
+    for text in (silent, named):
+        wait_until(lambda text=text: text in peer.status()[0].message)
+    assert peer.status()[0].level == DiagnosticStatus.ERROR
+    twin.destroy_node()
+    peer.ask(scene())
+    for text in (silent, named):
+        wait_until(lambda text=text: peer.ask(scene()) and text not in peer.status()[0].message)
+
+
 def test_deactivated_is_silent_and_activated_answers_again(peer):
     assert peer.transition("deactivate")
     assert peer.state() == "inactive"
     sent = peer.send(scene())
     status, _ = peer.status()
+    assert peer.counts()["frames received"] > 0  # what was under way is accounted for
     assert status.message == "inactive"
     assert of(peer.images, sent) is None
     assert not peer.transition("configure")  # it is already

@@ -1,7 +1,10 @@
 """What sr_node is started with, and its end by SIGTERM; SIGINT is tested in test_sr_node.py."""
 
+import json
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from rosgraph_msgs.msg import Clock
 
 from difiisr_ros import sr_node
 from difiisr_ros.node_process import NodeProcess
+from difiisr_ros.shared_nodes import SharingNode
 from difiisr_ros.sr_node import SrNode, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +71,14 @@ def test_a_bad_start_parameter_is_explained(argument, explanation, capfd):
     assert explanation in capfd.readouterr().err
 
 
+def test_a_file_of_parameters_that_cannot_be_read_is_told_in_one_line(tmp_path, capfd):
+    file = tmp_path / "sr.yaml"
+    file.write_text("/**: [1, {")
+    assert main(["--ros-args", "--params-file", str(file)]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "[sr_node]" in line]
+    assert str(file) in line
+
+
 def test_a_signal_while_the_node_is_made_ends_it_with_0(monkeypatch):
     def interrupted():
         rclpy.shutdown()  # as the handler of a signal does
@@ -94,6 +106,55 @@ def test_a_transition_that_fails_leaves_no_topic_behind(make_node):
         node.trigger_configure()
         node.trigger_activate()
     wait_until(lambda: not node.get_publishers_info_by_topic("/sr/image_raw"))
+
+
+def test_a_failed_configure_ends_or_is_tried_again_as_asked(make_node, monkeypatch, tmp_path):
+    monkeypatch.setattr(sr_node, "RETRY_PERIOD", 0.1)
+    gone = str(tmp_path / "gone")
+    ending = make_node(model=gone, autostart=True, on_failure="retry")
+    stop = spin_in_thread(ending)
+    wait_until(lambda: "no model" in ending._fault)
+    ending.set_parameters([Parameter("model", value="bicubic")])
+    wait_until(lambda: ending._worker is not None)  # active
+    stop()
+    words = ["-p", f"model:={gone}", "-p", "autostart:=true", "-p", "on_failure:=exit"]
+    node = NodeProcess(tmp_path / "log", *words)
+    assert node.wait(60) == 1
+    assert "no model" in node.log
+
+
+def test_two_cameras_of_one_process_share_a_model_and_nothing_else(tmp_path):
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=DOMAIN)
+    nodes = [
+        SharingNode(context=context, cli_args=["--ros-args", "-r", f"__node:={name}", *words])
+        for name, words in (
+            ("a", ["-p", "device:=cpu", "-p", "model:=bicubic-consistent"]),
+            ("b", ["-p", "device:=cpu", "-p", "model:=bicubic-consistent", "-p", "seed:=3"]),
+            ("c", ["-p", "device:=cpu", "-p", "model:=bicubic"]),
+        )
+    ]
+    for node in nodes:
+        node.trigger_configure()
+    a, b, c = (node._upscaler for node in nodes)
+    assert a._model is b._model is not c._model
+    assert (a.settings.seed, b.settings.seed) == (0, 3)
+    nodes[0].set_parameters([Parameter("consistency", value=0.5)])
+    assert (a.settings.consistency, b.settings.consistency) == (0.5, "auto")
+    for node in nodes:
+        node.destroy_node()
+    rclpy.shutdown(context=context)
+    cameras = [
+        json.dumps(["-r", f"__node:={name}", "-p", "model:=bicubic", "-p", "autostart:=true"])
+        for name in ("front", "rear")
+    ]
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "difiisr_ros.shared_nodes", *cameras]
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        wait_until(lambda: all(f"[{n}]: active:" in log.read_text() for n in ("front", "rear")))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("model", ["bicubic", "difiisr-rt-x4"])

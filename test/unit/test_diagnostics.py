@@ -40,12 +40,12 @@ def recent(**fates):
         (recent(lost=3), Status.WARN, "3 frames lost before this node"),
         (recent(received=9, stale=6), Status.WARN, "6 of 9 frames skipped"),
         (
-            {**recent(malformed=2), "last_error": "step 3"},
+            {**recent(malformed=2), "errors": {"malformed": "step 3"}},
             Status.WARN,
             "2 images refused in 10 s: step 3",
         ),
         (
-            {**recent(failed=1, stale=5), "last_error": "out of memory"},
+            {**recent(failed=1, stale=5), "errors": {"failed": "out of memory"}},
             Status.ERROR,
             "1 frames failed in 10 s: out of memory; ",
         ),

@@ -4,6 +4,7 @@ test/ros/test_real_launch.py runs them for real where it can.
 """
 
 import importlib.util
+import json
 import re
 import sys
 import types
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 STAND_INS = (
@@ -71,15 +73,20 @@ def defaults(entities):
     return {entity.positional[0]: entity.named["default_value"] for entity in declared}
 
 
-def made(load, name, **arguments):
+def made(load, name, /, **arguments):
     """The actions that the file makes of these arguments."""
     entities = described(load(name))
     (opaque,) = of_kind(entities, "OpaqueFunction")
     return opaque.named["function"]({**defaults(entities), **arguments})
 
 
-def started_node(load, **arguments):
+def started_node(load, /, **arguments):
     (node,) = of_kind(made(load, "sr.launch.py", **arguments), "LifecycleNode")
+    return node.named
+
+
+def started_rviz(load, /, **arguments):
+    (node,) = of_kind(made(load, "sr.launch.py", rviz="true", **arguments), "Node")
     return node.named
 
 
@@ -148,6 +155,135 @@ def test_camera_info_is_beside_the_image_unless_it_is_given(load, image, info):
         assert dict(started_node(load, **topics)["remappings"])["camera_info"] == expected
         actions = made(load, "replay.launch.py", bag="old", **topics)
         assert process(actions, "ros2", "bag", "play")[1][-2:] == [image, expected]
+
+
+@pytest.mark.parametrize(
+    ("image", "result"),
+    [("/a/b/image_raw", "/a/b/sr"), ("thermal/image_raw", "thermal/sr"), ("image_raw", "sr")],
+)
+def test_the_result_is_beside_the_image_unless_it_is_given(load, image, result):
+    topics = dict(started_node(load, image=image)["remappings"])
+    assert topics["sr/image_raw"] == result
+    assert topics["sr/camera_info"] == f"{result}/camera_info"
+    topics = dict(started_node(load, image=image, output="/c/sr/")["remappings"])
+    assert topics["sr/image_raw"] == "/c/sr"
+
+
+@pytest.mark.parametrize(
+    ("launched", "words", "reason"),
+    [
+        ("sr.launch.py", ["imgae:=/a"], "no argument 'imgae'; did you mean image?"),
+        ("sr.launch.py", ["xyz:=/a"], "no argument 'xyz'; there are image"),
+        ("sr.launch.py", ["image:=/a", "name:=x"], ""),
+        ("bringup.launch.py", ["robot:=r2"], ""),
+    ],
+)
+def test_unknown_arguments_are_refused_but_not_those_of_a_file_around(
+    load, monkeypatch, launched, words, reason
+):
+    monkeypatch.setattr(sys, "argv", ["ros2", "launch", "difiisr_ros", launched, *words])
+    if not reason:
+        assert started_node(load)["name"] == "sr_node"
+        return
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        started_node(load)
+
+
+def test_a_missing_params_file_is_an_error(load):
+    with pytest.raises(FileNotFoundError, match=r"params_file: no file /no/such\.yaml"):
+        started_node(load, params_file="/no/such.yaml")
+
+
+def test_name_and_respawn(load):
+    node = started_node(load, name="front_sr", respawn="true")
+    assert (node["name"], node["respawn"]) == ("front_sr", True)
+    assert node["parameters"][1]["on_failure"] == "exit"  # a node that waits is never started again
+    assert started_node(load, respawn="true", on_failure="retry")["parameters"][1] == {
+        "autostart": True, "on_failure": "retry"
+    }  # fmt: skip
+    assert started_node(load)["respawn"] is False
+
+
+def shown_topics(rviz, remappings):
+    """The topics that RViz subscribes to with its file of displays and these remappings."""
+    displays = yaml.safe_load(Path(rviz).read_text())["Visualization Manager"]["Displays"]
+    names = [one["Topic"]["Value"] for one in displays if "Topic" in one]
+    return [dict(remappings).get(name, name) for name in names]
+
+
+def test_rviz_and_foxglove_show_the_topics_that_are_launched(load, tmp_path):
+    file = tmp_path / "layout.json"
+    chosen = {"image": "cam/image_raw", "namespace": "front", "name": "sr1"}
+    rviz = started_rviz(load, foxglove=str(file), **chosen)
+    assert rviz["namespace"] == "front"
+    shown = shown_topics(rviz["arguments"][1], rviz["remappings"])
+    assert shown[:2] == ["cam/image_raw", "cam/sr"]
+    layout = json.loads(file.read_text())["configById"]
+    assert layout["Image!result"]["imageMode"] == {
+        "imageTopic": "/front/cam/sr", "calibrationTopic": "/front/cam/sr/camera_info"
+    }  # fmt: skip
+    assert layout["Image!input"]["imageMode"]["imageTopic"] == "/front/cam/image_raw"
+    assert layout["DiagnosticStatusPanel!node"]["selectedName"] == ("front/sr1: super-resolution")
+
+
+def test_layouts_name_what_the_viewers_have():
+    config = LAUNCH.parent / "config"
+    rviz = yaml.safe_load((config / "sr.rviz").read_text())
+    manager = rviz["Visualization Manager"]
+    assert {one["Class"] for one in manager["Displays"]} <= {"rviz_default_plugins/Image"}
+    layout = json.loads((config / "foxglove.json").read_text())
+
+    def leaves(node):
+        return [node] if isinstance(node, str) else leaves(node["first"]) + leaves(node["second"])
+
+    assert sorted(leaves(layout["layout"])) == sorted(layout["configById"])
+    kinds = {name.split("!")[0] for name in layout["configById"]}
+    assert kinds <= {"Image", "DiagnosticStatusPanel", "DiagnosticSummary", "Plot"}
+
+
+CAMERAS = """
+cameras:
+  - {name: front_sr, image: /front/thermal/image_raw, model: bicubic, lazy: false}
+  - {name: rear_sr, image: /rear/thermal/image_raw, namespace: rear, seed: 3}
+"""
+
+
+def test_each_camera_of_the_list_has_its_node(load, tmp_path):
+    (tmp_path / "cameras.yaml").write_text(CAMERAS)
+    file = str(tmp_path / "cameras.yaml")
+    front, rear = of_kind(
+        made(load, "multi_camera.launch.py", cameras=file, shared="false"), "LifecycleNode"
+    )
+    assert dict(front.named["remappings"])["sr/image_raw"] == "/front/thermal/sr"
+    assert front.named["parameters"][1] == {"model": "bicubic", "lazy": False, "autostart": True}
+    assert (rear.named["name"], rear.named["namespace"]) == ("rear_sr", "rear")
+    assert rear.named["parameters"][1] == {"seed": 3, "autostart": True}
+
+    (process,) = made(load, "multi_camera.launch.py", cameras=file, shared="true")
+    assert process.named["executable"] == "sr_nodes"
+    first, second = map(json.loads, process.named["arguments"])
+    assert first[:2] == ["-r", "__node:=front_sr"]
+    for words, expected in (
+        (first, ['model:="bicubic"', "lazy:=false", "image_raw:=/front/thermal/image_raw"]),
+        (second, ["__ns:=/rear", "seed:=3", "sr/camera_info:=/rear/thermal/sr/camera_info"]),
+    ):
+        assert set(expected) <= set(words)
+    assert_has_profile(process.named["additional_env"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("cameras: []", "a list of arguments"),
+        ("cameras: [{image: /a/i, modle: x}]", "did you mean model?"),
+        ("cameras: [{image: /a/i}, {image: /b/i}]", "one name and namespace"),
+        ("cameras: [{image: /a/i, name: a}, {image: /a/i, name: b}]", "one output"),
+    ],
+)
+def test_a_list_that_cannot_work_is_refused(load, tmp_path, text, reason):
+    (tmp_path / "cameras.yaml").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        made(load, "multi_camera.launch.py", cameras=str(tmp_path / "cameras.yaml"))
 
 
 def assert_has_profile(environment, variable=DDS_VARIABLES[0]):

@@ -41,8 +41,13 @@ def with_fields(**changes):
     return write
 
 
-def network(channels):
-    return with_fields(network={"channels": channels, "blocks": 1, "time_features": 64})
+def cut_by_one_byte(folder):
+    path = folder / "network.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def network(channels, blocks=1):
+    return with_fields(network={"channels": channels, "blocks": blocks, "time_features": 64})
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,13 @@ def network(channels):
         (lambda folder: (folder / "manifest.json").write_text("[]"), "format"),
         (with_fields(format=99), "format 99"),
         (with_fields(kind="holographic"), "holographic"),
-        *((network(channels), "does not fit") for channels in (12, "48", 0, -3)),
+        *((network(channels), "does not fit") for channels in (12, "48", 0, -3, 10**30)),
+        *((network(8, blocks), "layers cannot be in") for blocks in (100_000, 10**9)),
+        (with_fields(limits={"deviation": 1e9}), "between 0 and 100"),
+        (with_fields(limits={"contrast": 1}), "limits"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "nested"),
+        (lambda folder: (folder / "manifest.json").write_text(" " * (1 << 21)), "at most"),
+        (cut_by_one_byte, "bytes"),
     ],
 )
 def test_damaged_weights_are_refused(folder, damage, text):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
+from scipy.ndimage import gaussian_filter
 from thermal_bags import IMAGE, INFO, WORDS, camera_info, cut, header, messages, pixels, record
 
 from difiisr_models import Camera, Stream, load_upscaler
@@ -39,7 +40,7 @@ def test_every_frame_is_answered_at_its_time(tmp_path, storage, bicubic):
     source = record(tmp_path / "in", storage)
     report = replay(source, tmp_path / "out", bicubic)
     assert (report.frames_in, report.frames_out, report.malformed) == (5, 5, [])
-    assert report.fault == ""
+    assert report.faults == []
     frames, results = messages(source, IMAGE), messages(tmp_path / "out", SR)
     assert [at for _, at, _ in results] == [at for _, at, _ in frames]
     infos = messages(tmp_path / "out", SR_INFO)
@@ -133,7 +134,7 @@ def test_cut_recording_yields_what_is_readable(tmp_path, bicubic):
     frames = messages(source, IMAGE)
     cut(source, 0.7)
     report = replay(source, tmp_path / "out", bicubic)
-    assert report.fault
+    assert report.faults
     assert 10 < report.frames_out < 60
     copied = messages(tmp_path / "out", IMAGE)
     assert copied == frames[: len(copied)]
@@ -277,3 +278,48 @@ def test_results_keep_the_send_times_and_qos_of_their_frames(tmp_path, bicubic):
         offered = {c.topic: c.ext.offered_qos_profiles for c in reader.connections}
         assert offered[IMAGE] == offered[SR] == offered[SR_INFO]
         assert offered[IMAGE][0].reliability.name == "BEST_EFFORT"
+
+
+def panning(path, frames):
+    """A recording of a scene that moves, with noise, an offset in each row, and a broken frame."""
+    rng = np.random.default_rng(0)
+    scene = gaussian_filter(rng.normal(30_000, 1_500, (48, 40 + 2 * frames)), 3)
+    rows = rng.normal(0, 4, (48, 1))
+
+    def view(n):
+        seen = scene[:, 2 * n : 2 * n + 40] + rows + rng.normal(0, 3, (48, 40))
+        return image_bytes(header(n), seen.round().astype(np.uint16), "mono16")
+
+    images = {n: view(n) for n in range(frames)} | {frames // 3: b"broken"}
+    return record(path, frames=frames, images=images)
+
+
+def test_slices_put_together_are_the_whole_to_the_bit(tmp_path):
+    consistent = load_upscaler("bicubic-consistent", device="cpu")
+    source = panning(tmp_path / "in", frames=30)
+    whole = replay(source, tmp_path / "whole", consistent)
+    found, refused = [], []
+    for first, frames in ((0, 5), (5, 17), (22, None)):
+        report = replay(source, tmp_path / f"{first}", consistent, first=first, frames=frames)
+        found += messages(tmp_path / f"{first}")
+        refused += report.malformed
+    assert found == messages(tmp_path / "whole")
+    assert refused == whole.malformed
+    assert len(refused) == 1
+
+
+def test_a_short_warm_up_is_near_the_whole(tmp_path):
+    consistent = load_upscaler("bicubic-consistent", device="cpu")
+    source = panning(tmp_path / "in", frames=60)
+    last = {}
+    for name, warm_up in (("whole", None), ("short", 20), ("none", 0)):
+        replay(source, tmp_path / name, consistent, first=58, warm_up=warm_up)
+        last[name] = [
+            STORE.deserialize_cdr(data, IMAGE_TYPE).data.view("<u2").astype(float)
+            for _, _, data in messages(tmp_path / name, SR)
+        ]
+    span = np.ptp(last["whole"])
+    short, none = (np.abs(np.subtract(last[k], last["whole"])).max() for k in ("short", "none"))
+    assert len(last["short"]) == 2
+    assert 0 < short <= 0.03 * span
+    assert none > short

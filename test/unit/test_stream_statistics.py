@@ -41,7 +41,7 @@ def test_the_window_forgets_but_the_totals_do_not():
     statistics.dropped("stale")
     summary = statistics.summary()
     assert (summary.recent["malformed"], summary.recent["stale"]) == (1, 2)
-    assert summary.last_error == "step 3 is too short"
+    assert summary.errors == {"malformed": "step 3 is too short", "stale": ""}
     clock.now += WINDOW + 1
     summary = statistics.summary()
     assert summary.latency is summary.upscaling is None

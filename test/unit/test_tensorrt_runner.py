@@ -206,7 +206,9 @@ def plan(fake, tmp_path, monkeypatch):
     """The source's engine file; its runners lie on the CPU."""
     make = TensorRTRunner
     monkeypatch.setattr(
-        tensorrt_engine, "TensorRTRunner", lambda plan, shape, _: make(plan, shape, CPU)
+        tensorrt_engine,
+        "TensorRTRunner",
+        lambda plan, shape, _, recurrent: make(plan, shape, CPU, recurrent),
     )
     return tmp_path / "x.plan"
 

@@ -44,6 +44,7 @@ class ClipConfig:
         object_share: made clips in which an object moves by itself.
         clean_share: clips without noise.
         noise: largest standard deviation, share of the span.
+        whole_share: clips whose low resolution is in whole counts of their source.
         camera_share: clips with stripes, and of them half through 8 bit or JPEG.
     """
 
@@ -56,6 +57,7 @@ class ClipConfig:
     object_share: Share = 0.35
     clean_share: Share = 0.4
     noise: Share = 0.03
+    whole_share: Share = 0.8
     camera_share: Share = 0.15
 
 
@@ -91,10 +93,11 @@ class Clips:
         ``recordings``: folders whose folders hold the frames of one recording each, as images.
         """
         self._config, self._seed, self._side = config, seed, config.lr_size * SCALE
-        self._stills, weights = [], []
+        self._stills: list[_Still] = []
+        weights: list[float] = []
         for source in stills:
-            images = [_normalised(image) for image in load(source, "train")]
-            images = [x for x in _scaled(images, source.scales) if min(x.shape) >= self._side + 8]
+            images = [_prepared(x, scale) for x in load(source, "train") for scale in source.scales]
+            images = [x for x in images if min(x.image.shape) >= self._side + 8]
             self._stills += images
             weights += [source.weight / max(1, len(images))] * len(images)
         self._shares, self._recordings = np.array(weights) / sum(weights), []
@@ -108,9 +111,9 @@ class Clips:
         """Clip ``number`` of ``length`` frames."""
         rng = np.random.Generator(np.random.Philox(key=[self._seed, number]))
         if rng.random() < self._config.recorded_share:
-            hr = self._recorded(rng, length)
+            hr, count = self._recorded(rng, length)
         else:
-            hr = self._made(rng, length)
+            hr, count = self._made(rng, length)
         hr = _turned_and_mirrored(hr, rng)
         gain = rng.choice((-1, 1)) * 1.4 ** rng.uniform(-1, 1)
         hr = (hr * np.float32(gain) + np.float32(rng.uniform(-0.2, 0.2))).clip(
@@ -118,6 +121,9 @@ class Clips:
         )
         hr = torch.from_numpy(np.ascontiguousarray(hr))[:, None]
         lr, sigma = self._measured(downsample(pack(hr)), rng)
+        if rng.random() < self._config.whole_share:
+            unit = abs(float(gain)) * count
+            lr = (lr / unit).round() * unit
         seen = denoise_all(lr, sigma)
         pictures = [picture_for_motion(x[0], sigma) for x in seen.numpy()]
         pairs = zip(pictures[1:], pictures, strict=False)
@@ -125,8 +131,8 @@ class Clips:
         flow = np.stack([np.zeros((self._side, self._side, 2), np.float32), *flows])
         return Clip(hr, lr, torch.from_numpy(flow), torch.tensor([sigma], dtype=torch.float32))
 
-    def _recorded(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """``(T, H, W)`` of a recording, forwards or backwards, in network units."""
+    def _recorded(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, float]:
+        """``(T, H, W)`` of a recording, forwards or backwards, in network units; and one count."""
         frames = self._recordings[rng.integers(len(self._recordings))]
         most = max(1, min(self._config.largest_stride, (len(frames) - 1) // (length - 1)))
         stride = int(rng.integers(1, most + 1))
@@ -139,12 +145,13 @@ class Clips:
             crop = chosen[:, top : top + self._side, left : left + self._side]
             if crop[0].std() > 0.1 * shown.span or crop[0].std() > rng.uniform(0, 0.1) * shown.span:
                 break
-        return shown.normalise(crop)
+        return shown.normalise(crop), shown.gain
 
-    def _made(self, rng: np.random.Generator, length: int) -> np.ndarray:
-        """``(T, H, W)`` of a still that is panned over, in network units."""
+    def _made(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, float]:
+        """``(T, H, W)`` of a still that is panned over, in network units; and one count."""
         config, side = self._config, self._side
-        still, other = (self._stills[k] for k in rng.choice(len(self._stills), 2, p=self._shares))
+        numbers = rng.choice(len(self._stills), 2, p=self._shares)
+        (still, count), (other, _) = (self._stills[k] for k in numbers)
         path = _path(rng, length, config.fastest)
         room = [n - side for n in still.shape]
         path = _folded(path + rng.integers(0, np.array(room) + 1), room)
@@ -169,7 +176,7 @@ class Clips:
         frames = np.stack(frames)
         if rng.random() < config.object_share:
             frames = _with_object(frames, other, rng, config.fastest)
-        return frames
+        return frames, count
 
     def _measured(self, lr: Tensor, rng: np.random.Generator) -> tuple[Tensor, float]:
         """The frames ``(T, 1, s, s)`` as a camera gives them, and the noise that one is told of."""
@@ -194,16 +201,17 @@ def denoise_all(lr: Tensor, sigma: float) -> Tensor:
     return denoise(lr, sigma) if sigma <= 0 else torch.cat([denoise(x[None], sigma) for x in lr])
 
 
-def _normalised(counts: np.ndarray) -> np.ndarray:
-    return robust_range(counts).normalise(counts)
+class _Still(NamedTuple):
+    image: np.ndarray  # in network units
+    count: float  # what one count of it is there
 
 
-def _scaled(images: list[np.ndarray], scales: Sequence[float]) -> list[np.ndarray]:
-    return [
-        x if s == 1 else cv2.resize(x, None, fx=s, fy=s, interpolation=cv2.INTER_AREA)
-        for x in images
-        for s in scales
-    ]
+def _prepared(counts: np.ndarray, scale: float) -> _Still:
+    shown = robust_range(counts)
+    image = shown.normalise(counts)
+    if scale != 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return _Still(image, shown.gain)
 
 
 def _path(rng: np.random.Generator, length: int, fastest: float) -> np.ndarray:

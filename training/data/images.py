@@ -133,7 +133,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.exists():
         raise FileNotFoundError(f"no folder {folder}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
     return paths
@@ -145,10 +145,15 @@ def read_counts(path: Path) -> np.ndarray:
     A colour file gives the mean of its channels, uint8.
 
     Raises:
-        OSError: the file is no image, or damaged; for some kinds of damage Pillow raises others.
+        OSError: the file is no image, damaged, or a bomb of more pixels than Pillow decodes; for
+            some kinds of damage Pillow raises others.
         ValueError: integers beyond 16 bit, or colours of 16 bit, which Pillow cuts to 8.
     """
-    with Image.open(path) as image:
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise OSError(f"{path}: {error}") from error
+    with image:
         if _is_deep_colour(image):
             raise ValueError(f"{path}: 16-bit colour; write it as one 16-bit channel")
         try:

@@ -1,7 +1,8 @@
-"""Detectors of objects as ONNX files: ours, which say what they are, and FastestDet for COCO."""
+"""Detectors of objects as ONNX files: ours, which say what they are, FastestDet for COCO, YOLO."""
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _COCO_VEHICLES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
 )  # fmt: skip
 _FASTESTDET_CHANNELS = 1 + 4 + 80
+_YOLO_COLUMNS = 4 + 1 + 1  # left, top, right, bottom; score; class
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class Detections:
 
 
 class OnnxDetector:
-    """An export of ``difiisr train-detector``, or FastestDet for COCO, in onnxruntime on the CPU.
+    """A detector in onnxruntime on the CPU.
+
+    An export of ``difiisr train-detector``, FastestDet for COCO, or an export of ultralytics' YOLO
+    with its own suppression of overlapping boxes (``nms=True``: an output ``(1, N, 6)``).
 
     Attributes:
         path: its file.
@@ -56,7 +61,7 @@ class OnnxDetector:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: neither of the two kinds.
+        ValueError: none of these.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,10 +84,14 @@ class OnnxDetector:
         elif len(shape) == 4 and shape[1] == _FASTESTDET_CHANNELS:
             self.classes = _COCO_VEHICLES
             self.input_size, self._find = tuple(self._input.shape[2:]), self._find_fastestdet
+        elif len(shape) == 3 and shape[2] == _YOLO_COLUMNS and "names" in properties:
+            names = ast.literal_eval(properties["names"])
+            self.classes = tuple(names[key] for key in sorted(names))
+            self.input_size, self._find = tuple(self._input.shape[2:]), self._find_yolo
         else:
             raise ValueError(
-                f"{path} is neither an export of difiisr train-detector nor FastestDet for COCO: "
-                f"its first output has the shape {shape}"
+                f"{path} is no export of difiisr train-detector, no FastestDet for COCO and no "
+                f"YOLO with nms=True: its first output has the shape {shape}"
             )
 
     def __call__(self, counts: np.ndarray) -> Detections:
@@ -100,6 +109,16 @@ class OnnxDetector:
         colours = np.repeat(np.asarray(grey)[None, None], 3, axis=1)
         (maps,) = self._session.run(None, {self._input.name: colours})
         return decode_fastestdet(maps[0], picture.shape)
+
+    def _find_yolo(self, picture: np.ndarray) -> Detections:
+        height, width = self.input_size
+        grey = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+        colours = np.repeat(np.asarray(grey)[None, None], 3, axis=1)
+        (rows,) = self._session.run(None, {self._input.name: colours})
+        scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
+        found = rows[0][rows[0, :, 4] > _MIN_SCORE]
+        corners = found[:, :4].astype(np.float64) * scale
+        return _keep_best(corners, found[:, 5].astype(np.int64), found[:, 4], picture.shape)
 
 
 def pad_to_multiple(picture: np.ndarray, multiple: int) -> np.ndarray:

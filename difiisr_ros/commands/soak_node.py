@@ -1,0 +1,37 @@
+"""sr_node with faults that a frame asks for by its first pixels: what soak tests."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import torch
+
+from difiisr_models import Stream, Upscaler
+from difiisr_ros import sr_node
+from difiisr_ros.patient_upscaler import FALLBACK
+
+MARK = (11, 22, 33)  # of the first three pixels, uint16; the fourth says which fault
+RAISES, NO_MEMORY, HANGS = range(3)
+HANG = 8.0  # seconds
+
+_upscale = Upscaler.__call__
+
+
+def _faulty(
+    upscaler: Upscaler, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
+) -> np.ndarray:
+    *mark, fault = frame.flat[:4].tolist()
+    if tuple(mark) == MARK and fault == RAISES:
+        raise RuntimeError("a fault that the frame asked for")
+    if tuple(mark) == MARK and fault == NO_MEMORY and upscaler.name != FALLBACK:
+        raise torch.OutOfMemoryError
+    if tuple(mark) == MARK and fault == HANGS:
+        time.sleep(HANG)
+    return _upscale(upscaler, frame, stream, stamp_ns)
+
+
+if __name__ == "__main__":
+    Upscaler.__call__ = _faulty
+    sys.exit(sr_node.main())

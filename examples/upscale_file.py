@@ -1,0 +1,24 @@
+"""Read an image file, super-resolve it, write it: the Python of ``difiisr upscale``.
+
+python examples/upscale_file.py in.tiff out.tiff
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from difiisr_models import Stream, load_upscaler
+from difiisr_ros import picture_files
+
+
+def main(source: Path, target: Path) -> None:
+    """Super-resolve each image of a file; those of a stack or a video are one stream."""
+    up, stream = load_upscaler("difiisr-rt-x4"), Stream()
+    images = picture_files.read(source).images  # uint8, uint16 or float32, (H, W) or (H, W, C)
+    results = (replace(one, pixels=up(one.pixels, stream, one.stamp_ns)) for one in images)
+    count = picture_files.write(target, results)
+    print(f"{target}: {count} images; the last one: {stream.summary()}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

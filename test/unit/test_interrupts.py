@@ -1,0 +1,48 @@
+"""Ctrl-C while torch is imported, where a KeyboardInterrupt becomes another error."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TORCH = """
+import pathlib, time
+pathlib.Path(__file__).with_name("importing").touch()
+try:
+    time.sleep(60)
+except BaseException:
+    raise SystemError("error return without exception set")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "number", "code"),
+    [
+        ("difiisr_ros.cli", ["info", "bicubic"], signal.SIGINT, 130),
+        ("difiisr_ros.sr_node", [], signal.SIGINT, 0),
+        ("difiisr_ros.sr_node", [], signal.SIGTERM, 0),
+    ],
+)
+def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, module, arguments, number, code):
+    if module.endswith("sr_node"):
+        pytest.importorskip("rclpy")
+    (tmp_path / "torch.py").write_text(TORCH)
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "importing").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "Traceback" not in error

@@ -1,0 +1,138 @@
+"""How good a model is on a stream: frames in order, made worse as a moving camera makes them.
+
+Arrays are ``(H, W)`` counts; a film is a list of frames of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from difiisr_models.motion import dense_flow, picture_for_motion, warp
+from difiisr_models.radiometry import robust_range
+from difiisr_training.evaluation.inputs import full_range, make_pair, to_dtype
+from difiisr_training.evaluation.measures import Flicker
+from difiisr_training.evaluation.metrics import psnr
+
+Upscale = Callable[[np.ndarray], np.ndarray]
+
+_EXPLAINED = 0.01  # of the span: where the truth moves as the flow says
+_WAKE = 3  # frames that an object has left a place for, at most
+
+
+class FilmScore(NamedTuple):
+    """Of one model on one film.
+
+    Attributes:
+        psnr: of each frame, dB.
+        flicker: mean of ``measures.Flicker``; NaN where nothing stands still.
+        warping: root mean square of SR_t - W SR_{t-1} over that of the truth, W the motion that is
+            found in the frames without noise, where it explains the truth to 1 % of the span.
+        wake: PSNR where an object was in one of the last 3 frames and is not now, dB; NaN without
+            one.
+    """
+
+    psnr: list[float]
+    flicker: float
+    warping: float
+    wake: float
+
+
+def low_resolution(film: Sequence[np.ndarray], noise: float, seed: int = 0) -> list[np.ndarray]:
+    """What a camera with a quarter of the resolution sees.
+
+    ``noise``: its standard deviation, percent of the span of the first frame.
+    """
+    rng, frames = np.random.default_rng(seed), []
+    sigma = noise / 100 * robust_range(film[0]).span
+    for _, lr in (make_pair(frame) for frame in film):
+        noisy = lr + rng.normal(0, sigma, lr.shape) if sigma else lr
+        frames.append(to_dtype(np.asarray(noisy, np.float32), lr.dtype))
+    return frames
+
+
+def pan_over(
+    still: np.ndarray, speed: float, angle: float, length: int, side: int = 256
+) -> list[np.ndarray]:
+    """A film of ``length`` frames of ``side`` pixels: whole pixels of a still, back at its edges.
+
+    Args:
+        still: ``(H, W)``.
+        speed: mean, pixels a frame.
+        angle: of the motion, radians.
+        length: frames.
+        side: of a frame; less for small stills.
+    """
+    side = min(side, *(n - 8 for n in still.shape)) // 4 * 4
+    path = np.arange(1, length + 1)[:, None] * speed * np.array((np.sin(angle), np.cos(angle)))
+    room = np.array(still.shape) - side
+    place = np.rint(path).astype(int) % (2 * room)
+    place = np.minimum(place, 2 * room - place)
+    return [still[top : top + side, left : left + side] for top, left in place]
+
+
+def with_hot_object(
+    film: Sequence[np.ndarray], speed: float = 6.0
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A hot disk crosses the film from left to right; where its wake is in each frame, bool."""
+    shown, (h, w), radius = robust_range(film[0]), film[0].shape, film[0].shape[0] / 12
+    y, x = np.indices((h, w))
+    inside = [np.hypot(y - h / 2, x - speed * t) < radius for t in range(len(film))]
+    hot = to_dtype(np.float32(shown.hi + 0.2 * shown.span), film[0].dtype)
+    frames = [np.where(mask, hot, frame) for mask, frame in zip(inside, film, strict=True)]
+    wakes = []
+    for t, now in enumerate(inside):
+        before = inside[max(0, t - _WAKE) : t]
+        wakes.append(np.any([*before, np.zeros_like(now)], axis=0) & ~now)
+    return frames, wakes
+
+
+def judge_film(
+    upscale: Upscale,
+    film: Sequence[np.ndarray],
+    seen: Sequence[np.ndarray],
+    wakes: Sequence[np.ndarray] | None = None,
+    first: int = 3,
+) -> FilmScore:
+    """Run a model over a film.
+
+    Args:
+        upscale: the model; its first call begins a stream.
+        film: high resolution.
+        seen: low resolution that it is given, see :func:`low_resolution`.
+        wakes: of an object, see :func:`with_hot_object`.
+        first: frame from which on all but ``psnr`` counts.
+    """
+    _, span = full_range(film[0])
+    shown, flicker = robust_range(film[0]), Flicker()
+    values, flickers, moved, true, wake, before = [], [], [], [], [], None
+    clean = low_resolution(film, 0)
+    pictures = [picture_for_motion(shown.normalise(x), 0.0) for x in clean]
+    for t, (hr, lr) in enumerate(zip(film, seen, strict=True)):
+        sr = upscale(lr)
+        values.append(psnr(sr, hr, span))
+        flickers.append(flicker(sr, lr)[0])
+        if t >= max(1, first):
+            flow = dense_flow(pictures[t], pictures[t - 1], 0.0)
+            truth = hr - _warped(film[t - 1], flow)
+            steady = np.abs(truth) < _EXPLAINED * shown.span
+            moved.append(np.square(sr - _warped(before, flow))[steady].mean())
+            true.append(np.square(truth)[steady].mean())
+            if wakes is not None and wakes[t].any():
+                wake.append(psnr(sr[wakes[t]], hr[wakes[t]], span))
+        before = sr
+    still = np.array(flickers[first:])
+    return FilmScore(
+        values,
+        float(np.nanmean(still)) if np.isfinite(still).any() else float("nan"),
+        float(np.sqrt(np.mean(moved) / max(np.mean(true), 1e-12))) if moved else float("nan"),
+        float(np.mean(wake)) if wake else float("nan"),
+    )
+
+
+def _warped(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    batch = torch.from_numpy(image.astype(np.float32))[None, None]
+    return warp(batch, torch.from_numpy(flow)[None])[0][0, 0].numpy()
