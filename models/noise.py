@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 8  # pixels on a side of the blocks that noise is looked for in
-_BLOCKS = 4_000  # that are looked at
+_BLOCKS = 2_000  # that are looked at
 _FLATTEST = 0.02  # share of the blocks; in them the scene has least to add
 _FLATTEST_OF_WHITE_NOISE = 0.69  # their deviation over that of the noise, by simulation
 _LOW, _HIGH = 9, 11  # sums of two frequencies: up to, and from, in the upper half of the DCT
@@ -24,21 +24,25 @@ _THRESHOLD = 2.7  # deviations below which a coefficient is taken for noise
 _STRIP = 16_000  # pixels that a CPU denoises at a time: they stay in its cache
 
 
-def scene_noise(frame: np.ndarray) -> float:
+def scene_noise(frame: np.ndarray) -> tuple[float, float]:
     """Standard deviation of the noise, from one frame.
 
-    Texture has more power at low frequencies than at high ones, noise as much: what is found is
-    less by what that difference tells of texture, and by 0.5 % of the span of the scene (0.2 to
-    99.8 % of its pixels), in the square. Weaker noise counts as none.
+    In the flattest places there is noise, and fine texture. Texture has more power at low
+    frequencies than at high ones, noise as much: what that difference tells of texture is taken
+    off, and 0.5 % of the span of the scene (0.2 to 99.8 % of its pixels), in the square. Weaker
+    noise counts as none.
 
     Args:
         frame: ``(H, W)``, any unit, without gaps.
+
+    Returns:
+        the noise, and what noise and texture have together, same unit.
     """
     stride = max(1, int((frame.size / _BLOCKS) ** 0.5))
     lo, hi = np.quantile(frame[::stride, ::stride], (0.002, 0.998))
-    _, low, high = _flattest_power(frame)
-    variance = high - _FALLS * max(0.0, low - high)
-    return float(np.sqrt(max(0.0, variance - (_TEXTURE * float(hi - lo)) ** 2)))
+    power, low, high = _flattest_power(frame)
+    texture = _FALLS * max(0.0, low - high) + (_TEXTURE * float(hi - lo)) ** 2
+    return float(np.sqrt(max(0.0, high - texture))), float(np.sqrt(power))
 
 
 def difference_noise(frame: np.ndarray, before: np.ndarray) -> float:
@@ -51,42 +55,30 @@ def difference_noise(frame: np.ndarray, before: np.ndarray) -> float:
     Returns:
         standard deviation of the noise of either, same unit; more, where nothing stands still.
     """
-    return flattest_deviation((frame.astype(np.float32) - before) / np.float32(np.sqrt(2)))
-
-
-def flattest_deviation(frame: np.ndarray) -> float:
-    """Deviation of the noise in the flattest places of a frame ``(H, W)`` without gaps, same unit.
-
-    Texture that is everywhere adds to it.
-    """
-    return float(np.sqrt(_flattest_power(frame)[0]))
+    return float(np.sqrt(_flattest_power(frame.astype(np.float32) - before)[0] / 2))
 
 
 def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
     """Variance of the noise by the upper half of the DCT, and by its lowest and highest part.
 
     Noise is white, a scene is not: in the flattest 2 % of all 8x8 blocks the upper half holds
-    noise, and little else. Saturated blocks hold nothing, and are left out.
+    noise, and little else. Blocks with saturated pixels are left out.
     """
     stride = max(1, int((frame.size / _BLOCKS) ** 0.5))
-    ends = np.iinfo(frame.dtype) if frame.dtype.kind in "iu" else None
-    if frame.dtype.kind == "i":
-        frame = frame.astype(np.int32)  # differences fit
-    lowest = frame.min()
-    floor = np.finfo(np.float32).tiny if ends is None else 1.0
-    unit = max(float(frame.max()) - float(lowest), floor)
-    values = (frame - lowest).astype(np.float32) / np.float32(unit)
+    lowest, highest = float(frame.min()), float(frame.max())
+    unit = max(highest - lowest, np.finfo(np.float32).tiny)
+    values = (frame.astype(np.float32) - np.float32(lowest)) / np.float32(unit)
+    if frame.dtype.kind in "iu":
+        ends = np.iinfo(frame.dtype)
+        values[(frame == ends.min) | (frame == ends.max)] = np.nan
     blocks = np.lib.stride_tricks.sliding_window_view(values, (_BLOCK, _BLOCK))
     blocks = blocks[::stride, ::stride].reshape(-1, _BLOCK * _BLOCK)
-    if ends is not None:
-        least, most = ((end - float(lowest)) / unit for end in (ends.min, ends.max))
-        diagonal = blocks[:, :: _BLOCK + 1]
-        blocks = blocks[~((diagonal <= least) | (diagonal >= most)).all(axis=1)]
-    if len(blocks) == 0:
-        return 0.0, 0.0, 0.0
     kernels, frequency = _upper_half()
     power = (torch.from_numpy(blocks) @ kernels).square_().numpy()
-    count = max(1, int(_FLATTEST * len(blocks)))
+    power = power[~np.isnan(power[:, 0])]
+    if len(power) == 0:
+        return 0.0, 0.0, 0.0
+    count = max(1, int(_FLATTEST * len(power)))
     flattest = power[np.argpartition(power.sum(axis=1), count - 1)[:count]].mean(axis=0)
     parts = flattest, flattest[frequency <= _LOW], flattest[frequency >= _HIGH]
     scale = (unit / _FLATTEST_OF_WHITE_NOISE) ** 2

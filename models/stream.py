@@ -16,7 +16,7 @@ import numpy as np
 from difiisr_models.calibration import Calibration
 from difiisr_models.events import KINDS, Event, EventDetector, Kind, is_same
 from difiisr_models.fixed_pattern import PatternStrength, PatternTracker
-from difiisr_models.noise import difference_noise, flattest_deviation, scene_noise
+from difiisr_models.noise import difference_noise, scene_noise
 from difiisr_models.radiometry import CountRange, range_and_bulk
 from difiisr_models.settings import Camera
 from difiisr_models.tone_mapping import ToneMapper
@@ -414,11 +414,10 @@ class NoiseTracker:
         if earlier and np.array_equal(earlier[-1], counts):
             return self.deviation
         if self._frames % _EVERY == 0:
-            deviation = flattest_deviation(counts)
-            sigma = scene_noise(deviation, counts)
+            sigma, with_texture = scene_noise(counts)
             if len(earlier) == _LAG:
                 near, far = (difference_noise(counts, earlier[i]) for i in (-1, 0))
-                if far < deviation and far <= _WHITE * near:
+                if far < with_texture and far <= _WHITE * near:
                     sigma = far
             rate = 1.0 if self._variance is None else _NOISE_RATE
             self._variance = (self._variance or 0.0) * (1 - rate) + rate * sigma**2

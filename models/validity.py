@@ -106,7 +106,9 @@ class StillPixels:
 
 def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
     """Mean of the eight neighbours of each pixel, ``(H, W)`` float32."""
-    values = np.nan_to_num(counts.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    values = counts.astype(np.float32)
+    if counts.dtype.kind == "f":
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     return (9 * uniform_filter(values, 3, mode="nearest") - values) / 8
 
 
