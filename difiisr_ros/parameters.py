@@ -86,10 +86,9 @@ class Parameters(Camera, FrameSettings, Runtime):
 UPSCALER = {field.name for kind in (Runtime, FrameSettings) for field in fields(kind)}
 # When a value may change: "live" at any time, from the next frame on; "configure" while the node
 # is unconfigured; the rest "start", in the parameters the process is started with (ROS: read-only).
-LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)} | {
-    *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate", "max_rate"),
-    "temperature_unit",
-} - {"calibration", "unit"}
+LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)}
+LIVE |= {"tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate", "max_rate"}
+LIVE = LIVE - {"calibration", "unit"} | {"temperature_unit"}
 CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "calibration"}
 CONFIGURE |= {"transport", "unit", "preview"}
 

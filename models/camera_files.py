@@ -17,17 +17,8 @@ GENERIC = "generic"
 
 
 @dataclass(frozen=True)
-class Driver:
-    """A ROS package that reads the camera, and its topics."""
-
-    package: str = ""
-    image: str = ""
-    camera_info: str = ""
-
-
-@dataclass(frozen=True)
 class CameraFile:
-    """A camera's file.
+    """A camera's file; what else it says is for people and for the launch file.
 
     Attributes:
         name: of the file, or its path.
@@ -35,11 +26,6 @@ class CameraFile:
         sizes: width and height of its frames; empty for any.
         encodings: of its images.
         counts: ends of where the median of an ordinary frame lies; empty for anywhere.
-        bits: that hold something.
-        justification: right, left or float.
-        telemetry: in words.
-        rate: Hz.
-        driver: what reads it.
         parameters: of the node.
     """
 
@@ -48,11 +34,6 @@ class CameraFile:
     sizes: tuple[tuple[int, int], ...] = ()
     encodings: tuple[str, ...] = ()
     counts: tuple[float, ...] = ()
-    bits: int = 16
-    justification: str = "right"
-    telemetry: str = ""
-    rate: float = 0.0
-    driver: Driver = field(default_factory=Driver)
     parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
