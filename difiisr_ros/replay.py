@@ -8,16 +8,17 @@ bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from difiisr_models.settings import Camera
-from difiisr_models.stream import Stream
+from difiisr_models.stream import Stream, StreamEvents
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
     COMPRESSED_TYPE,
@@ -43,6 +44,8 @@ from difiisr_ros.bags import (
 )
 from difiisr_ros.camera_info import camera_info_of_result, info_finder
 from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour, result_encoding
+
+_RECALLED = 30  # frames: what a recurrent model remembers of older ones is faint
 
 
 @dataclass
@@ -107,7 +110,8 @@ def replay(
         first: the frame to begin with; what was recorded before it is left out.
         frames: stop after this many frames; None for all.
         warm_up: how many frames before ``first`` the stream sees; None for all, which makes the
-            results those of the whole recording to the bit.
+            results those of the whole recording to the bit. A recurrent model computes the last 30
+            of them, and its results are near those of the whole.
         camera: what is to be known of it.
         stream: a new one to use, which then says what was seen.
         rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
@@ -159,7 +163,9 @@ def replay(
             number += is_frame
             if first > max(number, 0):
                 if is_frame and number >= seen_from:
-                    _show(upscaler, stream, message, camera)
+                    computed = upscaler.is_recurrent and number >= first - _RECALLED
+                    _show(upscaler if computed else upscaler.skip, stream, message, camera)
+                    stream.events = StreamEvents()  # what happened before the slice is not its own
                 continue
             if is_frame and report.frames_in == frames:
                 break
@@ -210,12 +216,14 @@ def sr_topic_of(image_topic: str) -> str:
     return f"{raw_topic(image_topic).rpartition('/')[0]}/sr"
 
 
-def _show(upscaler: Any, stream: Stream, message: Message, camera: Camera) -> None:
-    """Let the stream see a frame without a result, unless it would be refused."""
+def _show(
+    look: Callable[[np.ndarray, Stream, int], Any], stream: Stream, message: Message, camera: Camera
+) -> None:
+    """Let the stream see a frame before a slice, unless it would be refused."""
     with suppress(ValueError):
         pixels = image_to_array(read_image(message))
         window = camera.window(*pixels.shape[:2])
-        upscaler.skip(window.cut(pixels), stream, stamp_of(message.data))
+        look(window.cut(pixels), stream, stamp_of(message.data))
 
 
 def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:

@@ -46,8 +46,9 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models import Stream, Upscaler
 from difiisr_models.calibration import Calibration
+from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.settings import Crop
 from difiisr_models.stream import StreamEvents
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
@@ -162,6 +163,7 @@ class SrNode(LifecycleNode):
         self._statistics = StreamStatistics()
         self._log_findings = FindingLog(self)
         self._fault = ""
+        self._fallbacks = 0  # results that are plain bicubic, as far as diagnostics told
         self.failed = False  # to configure, or what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/calibrate", self._on_calibrate)
@@ -175,7 +177,7 @@ class SrNode(LifecycleNode):
 
     def load(self, settings: Parameters) -> Upscaler:
         """The upscaler that the settings ask for."""
-        return load_upscaler(settings.model, **settings.load_arguments())
+        return load_quickest(settings.model, **settings.load_arguments())
 
     # Transitions
 
@@ -213,7 +215,8 @@ class SrNode(LifecycleNode):
         gc.collect()
         gc.freeze()
         passed_over = [f"not {name}: {why}" for name, why in upscaler.passed_over]
-        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over])
+        measured = [f"{name}: {ms:.0f} ms" for name, ms in upscaler.measured.items()]
+        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over, *measured])
         self.get_logger().info(
             f"configured {upscaler.name} ({runs}) in {time.monotonic() - started:.1f} s"
         )
@@ -228,7 +231,7 @@ class SrNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin a new stream: subscribe, forget what is known of the last one."""
         self._statistics.begin()
-        self._stream = self._new_stream()
+        self._stream, self._fallbacks = self._new_stream(), 0
         self._info, self._mismatch, self._first_image = None, "", None
         self._due, self._colours_seen = 0.0, False
         self._warned.clear()
@@ -567,7 +570,13 @@ class SrNode(LifecycleNode):
         since, topic = self._worker.computing_since, self._inputs[0].topic_name
         computing = 0.0 if since is None else time.monotonic() - since
         found = findings(summary, topic, computing, self._settings.min_rate)
+        told, self._fallbacks = self._fallbacks, self._stream.fallbacks
+        fallback = (
+            f"{self._fallbacks - told} results are plain bicubic: {self._stream.last_fallback}; "
+            "configure the node anew, and check precision, model and the machine's memory"
+        )
         warnings = {
+            "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble,
             "twin": twin_of(self, self._outputs[0].topic_name),

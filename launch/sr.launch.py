@@ -155,6 +155,7 @@ def layout(value: dict[str, str]) -> str:
         "/thermal/camera_info": names["camera_info"],
         "/thermal/sr": names["sr/image_raw"],
         "/thermal/sr/camera_info": names["sr/camera_info"],
+        "/thermal/sr/preview": names["sr/preview"],
     }
     text = (CONFIG / "foxglove.json").read_text()
     for topic, name in stock.items():
@@ -178,6 +179,7 @@ def viewers(value: dict[str, str]) -> list:
         remappings=[
             ("/thermal/image_raw", names["image_raw"]),
             ("/thermal/sr", names["sr/image_raw"]),
+            ("/thermal/sr/preview", names["sr/preview"]),
         ],
     )
     return [rviz]

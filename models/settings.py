@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
 
-Backend = Literal["auto", "tensorrt", "torch_tensorrt", "onnxruntime", "torch"]
+Backend = Literal["auto", "tensorrt", "torch_tensorrt", "openvino", "onnxruntime", "torch"]
 Precision = Literal["fp32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 EngineMismatch = Literal["rebuild", "fallback", "fail"]
 Palette = Literal["grey", "inferno"]
 Unit = Literal["counts", "kelvin", "celsius"]
@@ -39,9 +40,10 @@ class Runtime:
     Attributes:
         device: where the network runs: auto, cpu, cuda or cuda:N; auto takes a CUDA GPU if there
             is one
-        backend: what runs the network; auto takes the fastest that works here
+        backend: what runs the network; auto takes the fastest that works here: the node measures
+            on a CPU, all else keeps one order, so that results repeat
         precision: of convolutions and matrix products; half for GPUs, bf16 for CPUs that compute
-            in it too
+            in it too; auto is fp32, and in the node bf16 where the CPU has instructions for it
         compile: backend torch compiles the network: a minute for each new frame size
         threads: CPU threads of the network in every backend; 0 leaves the default
         engine: TensorRT engine file made by difiisr build-engine; empty for none
@@ -58,7 +60,7 @@ class Runtime:
 
     device: str = "auto"
     backend: Backend = "auto"
-    precision: Precision = "fp32"
+    precision: AskedPrecision = "auto"
     compile: bool = False
     threads: Annotated[int, Ge(0), Le(256)] = 0
     engine: str = ""
@@ -76,6 +78,11 @@ class Runtime:
             raise ValueError(
                 f"overlap must be less than half the tile ({tile}), got {self.overlap}"
             )
+
+    @property
+    def repeatable(self) -> Runtime:
+        """This, with the precision that gives the same result on every machine for auto."""
+        return replace(self, precision="fp32") if self.precision == "auto" else self
 
 
 @dataclass(frozen=True)

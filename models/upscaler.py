@@ -47,7 +47,7 @@ WARM_UP_SIDE = 64
 _NUMBERS = count()
 
 STAGE = "difiisr: "
-"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
+"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --size``."""
 
 
 class Upscaler:
@@ -61,6 +61,7 @@ class Upscaler:
         device: torch device in words.
         backend: what runs the network, one of ``settings.Backend`` but auto.
         passed_over: (backend, reason) of each that would have come before it.
+        measured: milliseconds of a small frame by backend and precision, where they were compared.
         weights_sha256: hash of the weights, "" without any.
         parameter_count: trainable values of the network.
         runtime: :class:`Runtime`, as asked for.
@@ -83,6 +84,7 @@ class Upscaler:
         """Use :func:`load_upscaler` unless the model is your own."""
         self.name, self.device, self.backend = name, str(device), backend
         self.passed_over, self.weights_sha256 = passed_over, weights_sha256
+        self.measured: dict[str, float] = {}
         self.parameter_count = model.parameter_count
         _check_steps(model, settings)
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
@@ -352,6 +354,7 @@ def load_upscaler(
         ValueError: an unknown device or field, or a value out of range.
     """
     runtime, settings = with_fields(runtime, settings, fields)
+    runtime = runtime.repeatable
     device = resolve_device(runtime.device)
     check_precision(runtime.precision, device)
     if runtime.threads:

@@ -7,7 +7,7 @@ import inspect
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
 from difiisr_ros.commands.arguments import CameraName, CameraOptions, camera_as_asked
+from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
 from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
@@ -33,6 +34,7 @@ from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,
     Results,
+    short_names,
     slug,
     write_results,
 )
@@ -52,6 +54,8 @@ def evaluate(
     outputs: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
     mode: Mode = "reference",
     degradation: Kind = "bicubic",
+    lr: list[str] = [],  # noqa: B006
+    masks: list[str] = [],  # noqa: B006
     topic: str | None = None,
     camera: CameraName = None,
     camera_settings: CameraOptions = Camera(),
@@ -86,6 +90,10 @@ def evaluate(
         mode: reference: the input is high resolution, and low resolution is made of it; camera:
             the input is super-resolved as it is, and judged without reference.
         degradation: how low resolution is made, with reference.
+        lr: [SET=]DIR, your own low resolution instead: an image per frame, under the frame's name,
+            a quarter of its size; repeatable.
+        masks: [SET=]DIR, likewise: images that are 0 where a result is not judged (it counts as
+            right there, and PSNR is of the other pixels).
         topic: of a recording; by default its only images.
         camera: of the recordings: name of a camera (docs/cameras.md) or a YAML file, under the
             options below.
@@ -129,6 +137,12 @@ def evaluate(
     selection = Selection(every, last, limit, spread=mode == "reference")
     sets = resolve_inputs(inputs, data, topic, selection, known)
     names = [chosen.name for chosen in sets]
+    own, hidden = files_of_sets("--lr", lr, names), files_of_sets("--masks", masks, names)
+    if (own or hidden) and mode != "reference":
+        raise ValueError("--lr and --masks are for --mode reference")
+    for place, chosen in enumerate(sets):
+        pairs, parts = (_images_of(files, chosen.name) for files in (own, hidden))
+        sets[place] = replace(chosen, lr=pairs, masks=parts)
     boxes = files_of_sets("--annotations", annotations, names)
     maps = files_of_sets("--labels", labels, names)
     judge = Judge(mode, metrics.split(",") if metrics else None, weights, device, scale)
@@ -244,6 +258,12 @@ def files_of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dic
     return files
 
 
+def _images_of(files: dict[str | None, Path], name: str) -> dict[str, Path]:
+    """The images in the folder of a set, or in that of all sets, by name."""
+    folder = files.get(name, files.get(None))
+    return images_by_name(folder) if folder else {}
+
+
 def _judge_sets(
     results: Results,
     part: str,
@@ -283,11 +303,12 @@ def _judge_sets(
 
 def markdown_table(results: Results) -> str:
     """Means per set and model, and COCO mAP where a detector judged, as Markdown tables."""
+    titles = short_names([chosen.name for chosen in results.sets])
     means = [
-        {"set": chosen.name, "frames": chosen.frames, "model": model.title}
+        {"set": title, "frames": chosen.frames, "model": model.title}
         | {name: model.mean[name] for name in results.metrics}
         | {"seconds": model.seconds_per_frame}
-        for chosen in results.sets
+        for title, chosen in zip(titles, results.sets, strict=True)
         for model in chosen.models
     ]
     precisions = [

@@ -74,7 +74,9 @@ def replay(
         0: all frames; 1: none; 2: some.
     """
     engine = runtime.engine and os.path.abspath(runtime.engine)  # workers run in other folders
+    known = camera.calibration and os.path.abspath(camera.calibration)
     runtime = replace(as_asked(runtime), threads=runtime.threads or 1, engine=engine)
+    camera = replace(camera, calibration=known)
     model = os.path.abspath(os.path.expanduser(model)) if os.sep in model else model
     task = Replay(model, image_topic, sr_topic, only_sr, warm_up, runtime, settings, camera)
     jobs = find_jobs(inputs, out)
@@ -149,8 +151,9 @@ class Replay:
                 "frames_in": report.frames_in,
                 "frames_out": report.frames_out,
                 "refused": len(report.malformed),
-                "fault": report.fault,
-                "notes": [*report.warnings, *report.malformed][:_NOTES],
+                "fault": "; ".join(report.faults),
+                "events": sum(n for kind, n in stream.events.counts.items() if kind != "normal"),
+                "notes": [*report.warnings, *report.malformed, report.events][:_NOTES],
                 "model": self.model,
                 "backend": upscaler.backend,
                 "device": upscaler.device,

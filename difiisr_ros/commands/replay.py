@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_format
 import sys
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ def replay(
     only_sr: bool = False,
     compressed: bool = False,
     force: bool = False,
+    json: bool = False,
     rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
@@ -50,6 +52,7 @@ def replay(
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
         camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
+        json: print the summary as JSON.
         rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
     Returns:
@@ -74,11 +77,18 @@ def replay(
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
-    print(
-        f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
-        f"on {report.sr_topic}, {len(report.malformed)} refused"
-        f"{f', {report.repeated} repeated' if report.repeated else ''}; events: {report.events}"
-    )
+    if json:
+        facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
+        facts |= {"topic": report.sr_topic, "refused": report.malformed}
+        facts |= {"faults": [str(fault) for fault in report.faults]}
+        print(json_format.dumps(facts, indent=2))
+    else:
+        print(
+            f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
+            f"on {report.sr_topic}, {len(report.malformed)} refused"
+            f"{f', {report.repeated} repeated' if report.repeated else ''}; "
+            f"events: {report.events}"
+        )
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if report.faults:

@@ -235,7 +235,7 @@ def test_rviz_and_foxglove_show_the_topics_that_are_launched(load, tmp_path):
     rviz = started_rviz(load, foxglove=str(file), **chosen)
     assert rviz["namespace"] == "front"
     shown = shown_topics(rviz["arguments"][1], rviz["remappings"])
-    assert shown[:2] == ["cam/image_raw", "cam/sr"]
+    assert shown == ["cam/image_raw", "cam/sr", "cam/sr/preview"]
     layout = json.loads(file.read_text())["configById"]
     assert layout["Image!result"]["imageMode"] == {
         "imageTopic": "/front/cam/sr", "calibrationTopic": "/front/cam/sr/camera_info"
