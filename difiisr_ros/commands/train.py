@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from difiisr_models import Camera
 from difiisr_models.weights import share_dir
 from difiisr_ros.bags import find_recordings, frames_of
-from difiisr_ros.commands.arguments import Duration, Threads
+from difiisr_ros.commands.arguments import Duration, Threads, camera_as_asked
 
 if TYPE_CHECKING:
     from difiisr_training.config import TrainConfig
@@ -235,8 +236,10 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
             "make folders, and sources, of their own of them"
         )
 
+    camera = camera_as_asked(source.camera, Camera())
+
     def read(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
-        frames = frames_of(path, source.topic, source.every, skipped=skipped)
+        frames = frames_of(path, source.topic, source.every, skipped=skipped, camera=camera)
         return (counts for _, counts in frames)
 
     sequences = [path.relative_to(root).as_posix() for path in recordings]
