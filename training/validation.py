@@ -6,9 +6,10 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
-from difiisr_models import Stream, Upscaler
+from difiisr_models import Runtime, Stream, Upscaler
 from difiisr_models.backends import NetworkSource
 from difiisr_models.backends.torch_runner import build_runner
 from difiisr_models.compact import CompactNetwork, parameter_count
@@ -70,14 +71,11 @@ class Validator:
         device = next(network.parameters()).device
         frozen = copy.deepcopy(network).eval().requires_grad_(False)
         if isinstance(frozen, CompactNetwork):
-            runner, count = build_runner(NetworkSource(frozen, "", device)), parameter_count(frozen)
-            recurrent = frozen.config.recurrent
-            model = CompactModel(
-                runner, count, exponential_schedule(), NETWORK_LIMIT, None, recurrent
-            )
+            up = compact_upscaler(frozen, device)
         else:
             model = PublishedModel(frozen, self._autoencoder.to(device), exponential_schedule())
-        up, results = Upscaler("validation", model, device=device), {"bicubic": self._bicubic}
+            up = Upscaler("validation", model, device=device)
+        results = {"bicubic": self._bicubic}
         for fidelity in (1, 0) if self._both_ends else (1,):
             up.change(fidelity=float(fidelity))
             results[f"fidelity_{fidelity}"] = [up(lr, Stream()) for lr in self._lr]
@@ -91,6 +89,17 @@ class Validator:
         picture = self._run / "samples" / f"{iteration:07}.png"
         save_panel([*results, "high resolution"], rows, picture)
         return values
+
+
+def compact_upscaler(network: CompactNetwork, device: torch.device) -> Upscaler:
+    """A network under training as a model that runs on frames, in torch."""
+    runtime = Runtime().repeatable
+    runner = build_runner(NetworkSource(network, "", device, runtime))
+    model = CompactModel(
+        runner, parameter_count(network), exponential_schedule(), NETWORK_LIMIT, None,
+        network.config.recurrent,
+    )  # fmt: skip
+    return Upscaler("training", model, device=device)
 
 
 def _middle(frame: np.ndarray) -> np.ndarray:
