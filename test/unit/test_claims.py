@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/benchmarks.md", "docs/algorithm.md"]
 COMMENT = re.compile(r"<!-- (benchmarks/\S+\.json)#/(.*?)(?: \* (\d+))? -->")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?:^|(?<=\s))-(?=\s|$)")
-HIDDEN = re.compile(r"<!-- (.*?) -->")
+HIDDEN = re.compile(r"<!-- ?(.*?) -->")
 ANOTHER_DRAW = 0.001
 """docs/algorithm.md says 0.0005, of the drawn noise in the result of one step."""
 TABLES_WITHOUT_NUMBERS_OF_JSON = 1
@@ -88,6 +88,8 @@ def claims(text):
                     break
                 name, *cells = cells_of(lines[row])
                 for column, cell in zip(head, cells, strict=True):
+                    if not cell:
+                        continue
                     path = pointer.replace("ROW", key_of(name)).replace("COLUMN", column)
                     shown = NUMBER.findall(HIDDEN.sub("", cell))
                     yield row + 1, shown, file, path, factor
