@@ -87,7 +87,7 @@ def findings(
         (
             "stale", DiagnosticStatus.WARN, stale,
             f"{stale} of {received} frames skipped {window}: the model is slower than the camera; "
-            "use fewer steps, a faster device or model",
+            "use a smaller model (bicubic is the fastest), crop, a lower resolution or a GPU",
         ),
     )  # fmt: skip
     return [Finding(kind, level, text) for kind, level, is_so, text in found if is_so]
@@ -190,7 +190,9 @@ def model_values(upscaler: Upscaler) -> dict[str, str]:
     values = {
         "model": upscaler.name,
         "backend": upscaler.backend,
+        "precision": upscaler.runtime.precision,
         "device": upscaler.device,
+        **{f"measured {name} (ms)": f"{ms:.1f}" for name, ms in upscaler.measured.items()},
         **{f"passed over {backend}": reason for backend, reason in upscaler.passed_over},
         "weights sha256": upscaler.weights_sha256,
         "memory (MB)": f"{psutil.Process().memory_info().rss / 1e6:.0f}",

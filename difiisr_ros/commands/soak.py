@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import signal
@@ -220,7 +219,8 @@ class Soak:
                 actions[index]()
                 self.done[actions[index].__name__] += 1
                 self.stream(float(self.rng.uniform(2, 6)))
-                bar.update(round((time.monotonic() - self._began) / 60, 1) - bar.n)
+                passed = (time.monotonic() - self._began) / 60
+                bar.update(round(min(minutes, passed) - bar.n, 1))
 
     # Good frames
 
@@ -480,19 +480,19 @@ class Soak:
         }  # fmt: skip
 
 
-def slope(minutes: list[float], values: list[float], settle: float) -> dict[str, float]:
+def slope(minutes: list[float], values: list[float], settle: float) -> dict[str, float | None]:
     """Slope per minute after ``settle`` minutes, of the medians of each minute, and its limit.
 
-    ``upper_95``: that of the 95 % confidence interval; NaN of fewer than three minutes.
+    ``upper_95``: that of the 95 % confidence interval; both None of fewer than three minutes.
     """
     at, of = np.array(minutes), np.array(values)
     ends = np.unique(at[(at > settle) & np.isfinite(of)].astype(int))
     medians = [float(np.nanmedian(of[at.astype(int) == end])) for end in ends]
     if len(ends) < 3:
-        return {"slope": math.nan, "upper_95": math.nan}
+        return {"slope": None, "upper_95": None}
     fit = stats.linregress(ends, medians)
-    upper = fit.slope + fit.stderr * stats.t.ppf(0.975, len(ends) - 2)
-    return {"slope": round(fit.slope, 5), "upper_95": round(float(upper), 5)}
+    spread = 0.0 if np.ptp(medians) == 0 else fit.stderr * stats.t.ppf(0.975, len(ends) - 2)
+    return {"slope": round(fit.slope, 5), "upper_95": round(float(fit.slope + spread), 5)}
 
 
 def _plot(series: dict[str, list[float]], path: Path) -> None:

@@ -47,7 +47,7 @@ def test_every_frame_is_answered_at_its_time(tmp_path, storage, bicubic):
     assert [at for _, at, _ in infos] == [at for _, at, _ in frames]
     for (_, _, before), (_, _, after), (_, _, raw) in zip(frames, results, infos, strict=True):
         info = STORE.deserialize_cdr(raw, CAMERA_INFO_TYPE)
-        assert (info.width, info.height, info.k[0]) == (96, 72, 4 * 190.0)
+        assert (info.width, info.height, info.k[0]) == (96, 72, 4 * 152.0)
         source_image = STORE.deserialize_cdr(before, IMAGE_TYPE)
         image = STORE.deserialize_cdr(after, IMAGE_TYPE)
         assert image.header == info.header == source_image.header
@@ -323,3 +323,16 @@ def test_a_short_warm_up_is_near_the_whole(tmp_path):
     assert len(last["short"]) == 2
     assert 0 < short <= 0.03 * span
     assert none > short
+
+
+def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path, bicubic):
+    shown = [pixels(0), pixels(0), pixels(0) + 900, pixels(0) + 900]
+    images = {n: image_bytes(header(n), frame, "mono16") for n, frame in enumerate(shown)}
+    source = record(tmp_path / "in", frames=4, images=images)
+    report = replay(source, tmp_path / "all", bicubic)
+    assert (report.frames_out, report.events) == (4, "2 repeat, 1 offset")
+    camera = Camera(on_repeat="drop")
+    report = replay(source, tmp_path / "fewer", bicubic, camera=camera)
+    assert (report.frames_in, report.frames_out, report.repeated) == (4, 2, 2)
+    every, kept = (messages(tmp_path / name, SR) for name in ("all", "fewer"))
+    assert kept == every[::2]
