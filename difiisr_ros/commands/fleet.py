@@ -122,9 +122,7 @@ def _for_workers(task: Replay) -> Replay:
     camera = replace(task.camera, calibration=known)
     model = os.path.abspath(os.path.expanduser(task.model)) if os.sep in task.model else task.model
     runtime = as_asked(replace(task.runtime, engine=engine, threads=task.runtime.threads or 1))
-    return replace(
-        task, model=model, runtime=runtime, camera=replace(task.camera, calibration=known)
-    )
+    return replace(task, model=model, runtime=runtime, camera=camera)
 
 
 @fleet.command
