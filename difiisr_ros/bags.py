@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 import zstandard
 
+from difiisr_models.files import replace_folder
 from difiisr_models.settings import Camera
 from difiisr_models.validity import fill_from_nearest
 from difiisr_ros.bag_storage import (
@@ -472,14 +473,6 @@ def write_bag(
                 writer.complete()
         except sqlite3.Error as error:
             raise OSError(f"{target} cannot be written: {error}") from error
-        replaced = Path(work) / "replaced"
-        try:
-            if target.exists() and not force:
-                raise FileExistsError(f"{target} has come into being meanwhile: it is not replaced")
-            if target.exists():
-                target.rename(replaced)
-            partial.rename(target)
-        except BaseException:  # Ctrl-C too: the old one, or the new one, but never none
-            if replaced.exists() and not target.exists():
-                replaced.rename(target)
-            raise
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} has come into being meanwhile: it is not replaced")
+        replace_folder(partial, target, Path(work) / "replaced")

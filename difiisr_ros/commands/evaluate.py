@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from cyclopts import Parameter
-from tabulate import tabulate
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from difiisr_models import Camera
 from difiisr_models.backends.selection import resolve_device
@@ -169,7 +172,7 @@ def evaluate(
             ),
         )  # fmt: skip
     write_results(results, out)
-    print(markdown_table(results))
+    print_tables(results)
     for name, reason in results.not_run.items():
         print(f"not run: {name}: {reason}")
     print(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
@@ -301,27 +304,23 @@ def _judge_sets(
     return found
 
 
-def markdown_table(results: Results) -> str:
-    """Means per set and model, and COCO mAP where a detector judged, as Markdown tables."""
+def print_tables(results: Results) -> None:
+    """Print a table for each set: a row per metric, and mAP where a detector judged."""
+    judged = (results.detection or {"sets": {}})["sets"]
     titles = short_names([chosen.name for chosen in results.sets])
-    means = [
-        {"set": title, "frames": chosen.frames, "model": model.title}
-        | {name: model.mean[name] for name in results.metrics}
-        | {"seconds": model.seconds_per_frame}
-        for title, chosen in zip(titles, results.sets, strict=True)
-        for model in chosen.models
-    ]
-    precisions = [
-        {"set": name, "model": model, "mAP@.5:.95": found["map"], "mAP@.5": found["map50"]}
-        for name, judged in (results.detection or {"sets": {}})["sets"].items()
-        for model, found in judged.items()
-    ]
-    tables = [
-        tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".4g")
-        for rows in (means, precisions)
-        if rows
-    ]
-    return "\n\n".join(tables).replace(" nan ", "     ")
+    for title, chosen in zip(titles, results.sets, strict=True):
+        table = Table("", title=f"{title}, {chosen.frames} frames", box=box.SIMPLE_HEAD)
+        for model in chosen.models:
+            table.add_column(model.title, justify="right", overflow="fold")
+        rows = {name: [model.mean[name] for model in chosen.models] for name in results.metrics}
+        found = judged.get(slug(chosen.name), {})
+        if found:
+            for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")):
+                rows[name] = [found[slug(model.name)][key] for model in chosen.models]
+        rows["seconds a frame"] = [model.seconds_per_frame for model in chosen.models]
+        for name, values in rows.items():
+            table.add_row(name, *("-" if isnan(value) else f"{value:.4g}" for value in values))
+        Console().print(table)
 
 
 def environment(device: str) -> dict[str, Any]:
