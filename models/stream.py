@@ -288,6 +288,9 @@ class Channel:
         if pause > max_pause:
             self._events.reset()
         event = self._events.update(counts, invalid, is_closed)
+        if event.kind == "flat" and self._range.is_garbage_for(counts, invalid):
+            self._events.reset()
+            event = replace(event, kind="cut")
         is_late = pause > 0 and event.kind == "normal"
         event = replace(event, kind="pause" if is_late else event.kind, pause=pause)
         how = tuple(no_data), remove_pattern
@@ -328,6 +331,11 @@ class Channel:
         if stuck is not None:
             invalid = stuck if invalid is None else invalid | stuck
         found = (self._range.update if has_news else self._range.beside)(counts, invalid)
+        if self._range.was_absurd or self._noise.deviation > found.half_span / 2:
+            # So is all that was learnt with it; a frame of nothing but noise has a third of that.
+            self._noise = NoiseTracker()
+            self.pattern.begin_scene()
+            self.past = None
         if counts.dtype.kind == "f":
             with np.errstate(invalid="ignore", over="ignore"):  # of marks for no data
                 absurd = np.abs(counts - found.centre) > _GARBAGE * found.half_span
@@ -414,6 +422,9 @@ class RangeTracker:
     It follows the frames slowly, so that a hot object entering does not make the output pump, and
     snaps to a frame whose bulk (its 10 %, 50 % and 90 % quantiles) has moved: another scene, a
     shutter event. A stream of one static frame keeps exactly that frame's range.
+
+    Attributes:
+        was_absurd: the last frame had a range by which the one so far was none of its stream.
     """
 
     def __init__(self, rate: float = 0.05) -> None:
@@ -424,6 +435,7 @@ class RangeTracker:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
         self._rate = rate
+        self.was_absurd = False
         self._range: CountRange | None = None
         self._bulk: np.ndarray | None = None
 
@@ -436,6 +448,10 @@ class RangeTracker:
         """All counts are from now on ``gain`` times what they were, plus ``offset``."""
         ends = gain * self._range.lo + offset, gain * self._range.hi + offset
         self._range, self._bulk = CountRange(*ends), gain * self._bulk + offset
+
+    def is_garbage_for(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> bool:
+        """Whether float32 cannot carry the frame ``(H, W)`` in this range, even of a shutter."""
+        return not self._range.span <= _GARBAGE * range_and_bulk(counts, invalid)[0].span
 
     def beside(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> CountRange:
         """The range for a frame ``(H, W)`` that nothing is learnt from: moved to where it lies."""
@@ -450,9 +466,10 @@ class RangeTracker:
         """
         frame, bulk = range_and_bulk(counts, invalid)
         tracked = self._range
+        self.was_absurd = tracked is not None and not 0 < tracked.span <= _ABSURD * frame.span
         if (
             tracked is None
-            or tracked.span > _ABSURD * frame.span
+            or self.was_absurd
             or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span
         ):
             self._range, self._bulk = frame, bulk
