@@ -22,8 +22,11 @@ EXTRAS = {
             "ros-rcl-interfaces",
             "ros-sensor-msgs",
             "ros-std-msgs",
+            "ros-std-srvs",
         )
     ],
+    # Images and videos in files: upscale, demo.
+    "images": ["flyr", "matplotlib", "opencv-python-headless", "pillow", "tifffile"],
     "train": [
         "accelerate",
         "matplotlib",
@@ -47,12 +50,15 @@ EXTRAS = {
         "transformers",
     ],
     "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
+    "docs": ["mkdocs<2", "mkdocs-material<10", "mkdocstrings[python]<2"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
+    "openvino": ["onnx", "onnxruntime", "onnxscript", "openvino"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
     # colcon test takes pytest where an extra of this name asks for it.
     "test": [
         "hypothesis",
         "matplotlib",
+        "opencv-python-headless",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
@@ -61,6 +67,7 @@ EXTRAS = {
         "scikit-image",
         "scipy>=1.15",
         "tabulate",
+        "tifffile",
     ],
 }
 

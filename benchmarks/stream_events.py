@@ -19,7 +19,7 @@ from tqdm import tqdm
 from difiisr_models.events import EventDetector
 
 HEIGHT, WIDTH, RATE = 120, 160, 9
-NOISES, SPEEDS = (0.005, 0.01, 0.02, 0.03), (0.0, 1.0, 5.0, 15.0)  # of the span; pixels a frame
+NOISES, SPEEDS = (0.005, 0.01, 0.02, 0.03), (0.0, 1.0, 4.0, 10.0)  # of the span; pixels a frame
 SIZES = {
     "repeat": (1, 4),
     "offset": (-1.5, -0.3, -0.08, 0.08, 0.3, 1.5),

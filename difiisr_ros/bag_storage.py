@@ -218,15 +218,15 @@ class McapFile(StorageFile):
             return {}, False
         there = {}
         for chunk in chunks:
-            self._file.seek(chunk.chunk_start_offset)
-            head = self._file.read(9)
-            length = chunk.chunk_length.to_bytes(9, "little")[:8]
-            if head[:1] == bytes([Opcode.CHUNK]) or head[1:] == length:
-                there[chunk.chunk_start_offset] = chunk.chunk_length
-            else:
-                self._note(
-                    f"there is no chunk at byte {chunk.chunk_start_offset}, as the index says"
-                )
+            start, length = chunk.chunk_start_offset, chunk.chunk_length
+            opcode, own = self._head(start)
+            follows, _ = self._head(start + 9 + own)
+            if opcode == Opcode.CHUNK and 0 < follows <= Opcode.DATA_END:
+                there[start] = 9 + own
+            elif opcode == Opcode.CHUNK or 9 + own == length:
+                there[start] = length
+            if (opcode, 9 + own) != (Opcode.CHUNK, length):
+                self._note(f"the index and the file differ about the chunk at byte {start}")
         counted = summary.statistics
         if counted is None or not channels.keys() >= counted.channel_message_counts.keys():
             return there, False
@@ -368,6 +368,11 @@ class McapFile(StorageFile):
             self._note(f"channel {channel.id} is described in two ways: {known.name}, {topic.name}")
             if known.type not in STORE.types:
                 self.topics[channel.id] = topic
+
+    def _head(self, offset: int) -> tuple[int, int]:
+        """Opcode and length of a record, zeros behind the end of the file."""
+        self._file.seek(min(offset, self._size))
+        return struct.unpack("<BQ", self._file.read(9).ljust(9, b"\0"))
 
     def _record_at(self, offset: int) -> mcap.McapRecord:
         self._file.seek(offset)

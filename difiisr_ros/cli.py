@@ -46,8 +46,13 @@ VERBS = {
     "train-segmenter": "fine-tune the segmenter that judges super-resolved frames",
 }
 
+_HEIGHT_FIRST = ("--input-size", "--profile")  # options of before
+
 # What a robot may lack.
 _EXTRAS = {
+    "upscale": "images",
+    "demo": "images",
+    "scene": "images",
     "evaluate": "eval",
     "fleet": "fleet,eval",
     "video": "eval",
@@ -89,6 +94,9 @@ def _code_of(arguments: list[str]) -> int:
         if not arguments:
             _app().help_print([])
             return EXIT_LOSSES
+        if advice := _renamed(arguments):
+            print(f"difiisr: {advice}", file=sys.stderr)
+            return EXIT_LOSSES
         if not arguments[0].startswith("-") and arguments[0] not in VERBS:
             known = ", ".join(VERBS)
             print(f"difiisr: no command {arguments[0]!r}; there are {known}", file=sys.stderr)
@@ -127,15 +135,34 @@ def _app() -> App:
 
     app = App(
         name="difiisr",
-        help="Thermal super-resolution x4: recordings, models, training.",
+        help="""Thermal super-resolution x4: images, recordings, models, training.
+
+        Exit codes: 0 all was made, 1 nothing was, 2 made with losses, or a wrong command line, 130
+        after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+        """,
         version=version("difiisr_ros"),
         default_parameter=Parameter(negative=()),  # a switch is off unless it is given
         suppress_keyboard_interrupt=False,  # main says so and decides the code
     )
+    app.register_install_completion_command()
     for verb, text in VERBS.items():
         name = verb.replace("-", "_")
         app.command(f"difiisr_ros.commands.{name}:{name}", name=verb, help=text)
     return app
+
+
+def _renamed(arguments: Sequence[str]) -> str:
+    """What to write instead of an option of before, "" where there is none."""
+    for place, word in enumerate(arguments):
+        name, _, value = word.partition("=")
+        if name in _HEIGHT_FIRST:
+            value = value or "".join(arguments[place + 1 : place + 2])
+            size = re.fullmatch(r"(\d+)x(\d+)", value)
+            now = f"--size {size[2]}x{size[1]}" if size else "--size WIDTHxHEIGHT"
+            return f"{name} HEIGHTxWIDTH is now --size WIDTHxHEIGHT: write {now}"
+        if name == "--sizes":
+            return "--sizes is now --size, which takes several as before"
+    return ""
 
 
 def _in_one_line(error: CycloptsError) -> str:

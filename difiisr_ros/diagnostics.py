@@ -11,7 +11,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from difiisr_models import Stream, Upscaler
-from difiisr_models.stream import StreamSummary
+from difiisr_models.stream import StreamEvents, StreamSummary
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
@@ -87,7 +87,7 @@ def findings(
         (
             "stale", DiagnosticStatus.WARN, stale,
             f"{stale} of {received} frames skipped {window}: the model is slower than the camera; "
-            "use fewer steps, a faster device or model",
+            "use a smaller model (bicubic is the fastest), crop, a lower resolution or a GPU",
         ),
     )  # fmt: skip
     return [Finding(kind, level, text) for kind, level, is_so, text in found if is_so]
@@ -125,6 +125,7 @@ def stream_values(summary: Summary) -> dict[str, str]:
         "frames idle": str(total["idle"]),
         "frames pending": str(summary.pending),
         "frames lost before": str(total["lost"]),
+        "withheld by the camera": str(total["withheld"]),
         **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
         "last error": next(filter(None, reversed(summary.errors.values())), ""),
     }
@@ -155,6 +156,32 @@ def fallback_values(stream: Stream) -> dict[str, str]:
     return {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
 
 
+def event_values(events: StreamEvents) -> dict[str, str]:
+    """Return what has happened in the stream; see :class:`~difiisr_models.events.Event`."""
+    event, last = events.event, events.last
+    return {
+        "event": event.kind,
+        "event since (s)": "" if events.since_ns is None else f"{events.since_ns / 1e9:.3f}",
+        **{f"events {kind}": str(n) for kind, n in events.counts.items() if kind != "normal"},
+        "last event": last.kind,
+        "last event gain": f"{last.gain:.4g}",
+        "last event offset (counts)": f"{last.offset:.6g}",
+        "last event pause (s)": f"{last.pause:.3f}",
+    }
+
+
+def stream_state(name: str, frame_id: str, events: StreamEvents) -> DiagnosticStatus:
+    """Return the message of the topic ``sr/stream_state``; its ``hardware_id`` is the frame_id."""
+    values = [KeyValue(key=key, value=value) for key, value in event_values(events).items()]
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK,
+        name=name,
+        message=events.event.kind,
+        hardware_id=frame_id,
+        values=values,
+    )
+
+
 def model_values(upscaler: Upscaler) -> dict[str, str]:
     """Return what is loaded, what runs it and why not something faster, and memory.
 
@@ -163,7 +190,9 @@ def model_values(upscaler: Upscaler) -> dict[str, str]:
     values = {
         "model": upscaler.name,
         "backend": upscaler.backend,
+        "precision": upscaler.runtime.precision,
         "device": upscaler.device,
+        **{f"measured {name} (ms)": f"{ms:.1f}" for name, ms in upscaler.measured.items()},
         **{f"passed over {backend}": reason for backend, reason in upscaler.passed_over},
         "weights sha256": upscaler.weights_sha256,
         "memory (MB)": f"{psutil.Process().memory_info().rss / 1e6:.0f}",

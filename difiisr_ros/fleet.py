@@ -23,6 +23,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -184,9 +185,13 @@ def _jobs(given: str) -> Iterator[Job]:
         below = str(where.parent) if info.is_file else path
         selector = pa.fs.FileSelector(below, recursive=not info.is_file)
         files = {PurePosixPath(f.path): f for f in system.get_file_info(selector) if f.is_file}
+        inside = defaultdict(list)
+        for file in files:
+            inside[file.parent].append(file)
         for recording in [where] if info.is_file else recordings_among(files):
-            own = sorted(file for file in files if _belongs(file, recording))
-            told = tuple((str(f), files[f].size, files[f].mtime_ns or 0) for f in own)
+            log = recording.with_name(f"{recording.name}-wal")  # that a killed recorder left
+            own = inside.get(recording) or [f for f in (recording, log) if f in files]
+            told = tuple((str(f), files[f].size, files[f].mtime_ns or 0) for f in sorted(own))
             yield Job(root, str(recording), told)
 
 
@@ -216,11 +221,6 @@ def _listed(path: str, content: bytes) -> Iterator[Job]:
             yield from _jobs(line)
         except FileNotFoundError:
             yield Job(line, file_system(line)[1], ())
-
-
-def _belongs(file: PurePosixPath, recording: PurePosixPath) -> bool:
-    """Whether it is the recording's, or the log that a killed recorder left beside it."""
-    return recording in (file, file.parent) or str(file) == f"{recording}-wal"
 
 
 class FleetFolder:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
-from difiisr_models.files import replaced
+from difiisr_models.files import files_below, replaced
 from difiisr_models.resample import SCALE
 from difiisr_models.settings import Crop
 
@@ -75,18 +75,9 @@ def list_files(folder: Path) -> tuple[list[Path], int]:
 
     Hidden files and folders are left out. The files are sorted by path.
     """
-    found, others, seen = [], 0, set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
-        if real in seen:  # a link back
-            continue
-        seen.add(real)
-        for name in names:
-            readable = Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-            others += not readable
-            found += [Path(root, name)] if readable else []
-    return sorted(found), others
+    files = sorted(files_below(folder))
+    found = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return found, len(files) - len(found)
 
 
 def read(path: Path, window: Crop = Crop()) -> FileImages:

@@ -8,16 +8,17 @@ bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from difiisr_models.settings import Camera, Crop
-from difiisr_models.stream import Stream
+from difiisr_models.settings import Camera
+from difiisr_models.stream import Stream, StreamEvents
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
     COMPRESSED_TYPE,
@@ -44,6 +45,8 @@ from difiisr_ros.bags import (
 from difiisr_ros.camera_info import camera_info_of_result, info_finder
 from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour, result_encoding
 
+_RECALLED = 30  # frames: what a recurrent model remembers of older ones is faint
+
 
 @dataclass
 class ReplayReport:
@@ -56,6 +59,8 @@ class ReplayReport:
         warnings: what else the user should know.
         latencies: seconds, one for each frame out.
         faults: what is wrong with the recording, and what of it is lost.
+        repeated: frames that are the one before them, which ``on_repeat`` says to drop.
+        events: what happened in the stream, in words.
     """
 
     image_topic: str
@@ -66,6 +71,8 @@ class ReplayReport:
     warnings: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    repeated: int = 0
+    events: str = "none"
 
 
 def replay(
@@ -103,7 +110,8 @@ def replay(
         first: the frame to begin with; what was recorded before it is left out.
         frames: stop after this many frames; None for all.
         warm_up: how many frames before ``first`` the stream sees; None for all, which makes the
-            results those of the whole recording to the bit.
+            results those of the whole recording to the bit. A recurrent model computes the last 30
+            of them, and its results are near those of the whole.
         camera: what is to be known of it.
         stream: a new one to use, which then says what was seen.
         rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
@@ -144,7 +152,7 @@ def replay(
         sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
         sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
         stream = Stream() if stream is None else stream
-        stream.no_data, crop = camera.no_data_values, camera.window
+        stream.set_camera(camera)
         total = max(0, bag.count(image_topic) - first)
         total = total if frames is None else min(total, frames)
         seen_from = 0 if warm_up is None else first - warm_up
@@ -155,7 +163,9 @@ def replay(
             number += is_frame
             if first > max(number, 0):
                 if is_frame and number >= seen_from:
-                    _show(upscaler, stream, message, crop)
+                    computed = upscaler.is_recurrent and number >= first - _RECALLED
+                    _show(upscaler if computed else upscaler.skip, stream, message, camera)
+                    stream.events = StreamEvents()  # what happened before the slice is not its own
                 continue
             if is_frame and report.frames_in == frames:
                 break
@@ -168,18 +178,24 @@ def replay(
             report.frames_in += 1
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
-                pixels = upscaler(crop.cut(image_to_array(image)), stream, stamp)
+                pixels = image_to_array(image)
+                crop = camera.window(*pixels.shape[:2])
+                pixels = upscaler(crop.cut(pixels), stream, stamp)
                 encoding = result_encoding(image.encoding, pixels)
                 result = to_bytes(image.header, pixels, encoding)
             except ValueError as error:
                 report.malformed.append(f"frame {number} at {message.time} ns: {error}")
+                continue
+            if stream.is_repeat and camera.on_repeat == "drop":
+                report.repeated += 1
                 continue
             if not report.frames_out and is_false_colour(image):
                 report.warnings.append(FALSE_COLOUR.format(image_topic))
             writer.write(message._replace(topic=sr_image, data=result))
             if info := info_of(stamp, message.time):
                 try:
-                    info = camera_info_of_result(info, image, upscaler.scale, crop)
+                    rows = camera.telemetry_rows
+                    info = camera_info_of_result(info, image, upscaler.scale, crop, rows)
                 except ValueError as error:
                     report.warnings = report.warnings or [str(error)]
                 else:
@@ -191,6 +207,7 @@ def replay(
         report.warnings += [f"left out: {what}" for what in bag.left_out]
         if report.faults and not report.frames_in:
             raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
+        report.events = stream.events.text
     return report
 
 
@@ -199,11 +216,14 @@ def sr_topic_of(image_topic: str) -> str:
     return f"{raw_topic(image_topic).rpartition('/')[0]}/sr"
 
 
-def _show(upscaler: Any, stream: Stream, message: Message, crop: Crop) -> None:
-    """Let the stream see a frame without a result, unless it would be refused."""
+def _show(
+    look: Callable[[np.ndarray, Stream, int], Any], stream: Stream, message: Message, camera: Camera
+) -> None:
+    """Let the stream see a frame before a slice, unless it would be refused."""
     with suppress(ValueError):
         pixels = image_to_array(read_image(message))
-        upscaler.skip(crop.cut(pixels), stream, stamp_of(message.data))
+        window = camera.window(*pixels.shape[:2])
+        look(window.cut(pixels), stream, stamp_of(message.data))
 
 
 def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:

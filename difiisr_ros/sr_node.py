@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rclpy
@@ -35,7 +35,7 @@ from rclpy.lifecycle import (
     TransitionCallbackReturn,
 )
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.signals import (
     SignalHandlerOptions,
@@ -43,34 +43,42 @@ from rclpy.signals import (
     uninstall_signal_handlers,
 )
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import Trigger
 
-from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models import Stream, Upscaler
+from difiisr_models.calibration import Calibration
+from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.settings import Crop
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
+from difiisr_ros.compressed_image import decompress
+from difiisr_ros.derived_outputs import DerivedOutputs, image_message
 from difiisr_ros.diagnostics import (
     Finding,
     diagnostic_array,
+    event_values,
     fallback_values,
     findings,
     model_values,
     scene_values,
+    stream_state,
     stream_values,
     verdict,
 )
 from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
 from difiisr_ros.image_codec import (
-    ImageCodecError,
+    FALSE_COLOUR,
     ImageTooLarge,
     check_megapixels,
-    encode_rows,
     image_to_array,
-    result_encoding,
+    is_false_colour,
 )
 from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
 from difiisr_ros.refusals import described, guard_services, shortened
+from difiisr_ros.shutter import FLAG_TYPES, is_closed
 from difiisr_ros.stream_statistics import WINDOW, StreamStatistics, Summary
 from difiisr_ros.watchdog import FindingLog, twin_of
 
@@ -79,48 +87,28 @@ INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may ta
 MOST_WARNINGS = 20  # of different troubles with the camera_info
 RETRY_PERIOD = 5.0  # seconds
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
+LONG_REPEAT = 0.2  # seconds of one frame: a shutter; a driver that sends each twice is faster
+MOMENTARY = ("offset", "gain", "cut", "pause")  # events that are told of each time
 DEFAULT_THREADS = torch.get_num_threads()
 
 
 class Frame(NamedTuple):
     """An image on its way through the worker."""
 
-    message: Image  # as it came
+    message: Any  # the Image as it came, or what was decompressed
     pixels: np.ndarray  # of the message but what crop cuts off, then the super-resolved ones
     stamp_ns: int  # of the message's header
     arrived: float  # monotonic seconds
     crop: Crop
     upscaling: float = 0.0  # seconds
+    scale: int = 0  # of the result
+    is_dropped: bool = False  # it is the frame before it, and is not to be published
+    state: DiagnosticStatus | None = None  # of the stream, where it has changed
 
 
 def topic_qos(depth: int, reliability: str) -> QoSProfile:
     """Return a volatile keep-last profile; make one per topic, since overrides change it."""
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
-
-
-def image_message(source: Image, pixels: np.ndarray) -> Image:
-    """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
-
-    The header is that of ``source``, the encoding what :func:`.result_encoding` makes of its own;
-    rows are unpadded and little endian. The message shares the memory of ``pixels``: it is for
-    publishing.
-
-    Raises:
-        ImageCodecError: dtype and shape are not those of the encoding.
-    """
-    encoding = result_encoding(source.encoding, pixels)
-    rows = encode_rows(pixels, encoding)
-    message = Image(
-        header=source.header,
-        height=pixels.shape[0],
-        width=pixels.shape[1],
-        encoding=encoding,
-        is_bigendian=0,
-        step=rows.shape[1],
-    )
-    # The property would copy every byte; rclpy's serialisation reads any buffer of bytes.
-    message._data = rows.reshape(-1)
-    return message
 
 
 Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
@@ -159,18 +147,27 @@ class SrNode(LifecycleNode):
         self._upscaler: Upscaler | None = None
         self._patient: PatientUpscaler | None = None
         self._outputs: list[LifecyclePublisher] = []
+        self._derived: DerivedOutputs | None = None
         self._inputs: list[Subscription] = []
         self._worker: FrameWorker[Frame, Frame] | None = None
-        self._stream = Stream(self._settings.no_data_values)
+        self._calibration: Calibration | None = None
+        self._stream = self._new_stream()
+        self._state_output: LifecyclePublisher | None = None
+        self._flag: Subscription | None = None
         self._info: CameraInfo | None = None
         self._mismatch = ""  # why the camera_info is not used
         self._warned: set[str] = set()  # troubles with the camera_info that were
         self._first_image: float | None = None  # monotonic seconds
+        self._due = 0.0  # monotonic seconds: max_rate allows the next frame then
+        self._colours_seen = False  # looked for in the first image only
         self._statistics = StreamStatistics()
         self._log_findings = FindingLog(self)
         self._fault = ""
+        self._fallbacks = 0  # results that are plain bicubic, as far as diagnostics told
         self.failed = False  # to configure, or what build_only was started for
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_service(Trigger, "~/calibrate", self._on_calibrate)
+        self.create_service(Trigger, "~/reset", self._on_reset)
         # Timers of the machine's own clock: simulated time may stand still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         period = self._settings.diagnostics_period
@@ -180,7 +177,7 @@ class SrNode(LifecycleNode):
 
     def load(self, settings: Parameters) -> Upscaler:
         """The upscaler that the settings ask for."""
-        return load_upscaler(settings.model, **settings.load_arguments())
+        return load_quickest(settings.model, **settings.load_arguments())
 
     # Transitions
 
@@ -201,11 +198,25 @@ class SrNode(LifecycleNode):
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             self._outputs.append(publisher)
+        self._derived = DerivedOutputs(
+            self,
+            self._outputs[0].topic_name,
+            settings,
+            lambda: topic_qos(OUTPUT_DEPTH, settings.output_reliability),
+            self._warn_once,
+        )
+        self._outputs += self._derived.publishers.values()
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._state_output = self.create_lifecycle_publisher(
+            DiagnosticStatus, "sr/stream_state", latched
+        )
+        self._load_calibration()
         # What is loaded stays: looking through it for garbage would stop frames for 80 ms.
         gc.collect()
         gc.freeze()
         passed_over = [f"not {name}: {why}" for name, why in upscaler.passed_over]
-        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over])
+        measured = [f"{name}: {ms:.0f} ms" for name, ms in upscaler.measured.items()]
+        runs = "; ".join([f"{upscaler.backend} on {upscaler.device}", *passed_over, *measured])
         self.get_logger().info(
             f"configured {upscaler.name} ({runs}) in {time.monotonic() - started:.1f} s"
         )
@@ -220,12 +231,17 @@ class SrNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin a new stream: subscribe, forget what is known of the last one."""
         self._statistics.begin()
-        self._stream = Stream(self._settings.no_data_values)
+        self._stream, self._fallbacks = self._new_stream(), 0
         self._info, self._mismatch, self._first_image = None, "", None
+        self._due, self._colours_seen = 0.0, False
         self._warned.clear()
         self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
+        images = (Image, "image_raw", self._on_image)
+        if (transport := self._settings.transport) != "raw":
+            topic = f"{self.resolve_topic_name('image_raw')}/{transport}"
+            images = (CompressedImage, topic, self._on_image)
         for message_type, topic, callback in (
-            (Image, "image_raw", self._on_image),
+            images,
             (CameraInfo, "camera_info", self._on_camera_info),
         ):
             subscription = self.create_subscription(
@@ -269,9 +285,10 @@ class SrNode(LifecycleNode):
         """Unsubscribe and stop the worker; a frame that takes long is waited for a moment only."""
         if self._worker is None:
             return
-        for subscription in self._inputs:
+        for subscription in (*self._inputs, *([self._flag] if self._flag else [])):
             self.destroy_subscription(subscription)
         self._inputs.clear()
+        self._flag = None
         worker, self._worker = self._worker, None
         worker.stop(STOP_TIMEOUT)
 
@@ -280,6 +297,9 @@ class SrNode(LifecycleNode):
         for publisher in self._outputs:
             self.destroy_lifecycle_publisher(publisher)
         self._outputs.clear()
+        if self._state_output is not None:
+            self.destroy_lifecycle_publisher(self._state_output)
+            self._state_output = None
         if self._upscaler is None:
             return
         self._upscaler = self._patient = None
@@ -306,7 +326,7 @@ class SrNode(LifecycleNode):
     def _on_camera_info(self, info: CameraInfo) -> None:
         self._info = info
 
-    def _on_image(self, message: Image) -> None:
+    def _on_image(self, message: Image | CompressedImage) -> None:
         arrived = time.monotonic()
         stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
         self._statistics.received(stamp_ns)
@@ -315,36 +335,99 @@ class SrNode(LifecycleNode):
             self._hand_over(message, stamp_ns, arrived)
         except ImageTooLarge as error:
             self._statistics.dropped("too_large", str(error))
-        except ImageCodecError as error:
+        except ValueError as error:
             self._statistics.dropped("malformed", shortened(str(error)))
         except Exception as error:
             self._on_frame_failed(error)
 
-    def _hand_over(self, message: Image, stamp_ns: int, arrived: float) -> None:
+    def _hand_over(self, message: Image | CompressedImage, stamp_ns: int, arrived: float) -> None:
+        idle = self._settings.lazy and not self._has_subscribers()
+        if idle and isinstance(message, CompressedImage):  # whose decoding takes long
+            self._statistics.idle()
+            return
+        if not (idle or self._is_due(arrived)):
+            self._statistics.dropped("over_rate")
+            return
+        most = self._settings.max_frame_megapixels
+        if isinstance(message, CompressedImage):
+            message = decompress(message, most)
         pixels = image_to_array(message)
-        crop = self._settings.window
-        check_megapixels(message.width, message.height, self._settings.max_frame_megapixels)
+        check_megapixels(message.width, message.height, most)
+        crop = self._settings.window(*pixels.shape[:2])
         if self._worker is None:
             raise Stopped
-        if self._settings.lazy and not self._outputs[0].get_subscription_count():
+        self._warn_of_colours(message)
+        if idle:
             self._statistics.idle()
         elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
             self._statistics.dropped("stale")
+
+    def _has_subscribers(self) -> bool:
+        images = (output for output in self._outputs if output is not self._outputs[1])
+        return any(output.get_subscription_count() for output in images)
+
+    def _is_due(self, now: float) -> bool:
+        """Whether max_rate allows a frame now; a camera's jitter makes none late."""
+        if not self._settings.max_rate:
+            return True
+        period = 1 / self._settings.max_rate
+        if now < self._due - period / 4:
+            return False
+        self._due = max(self._due, now - period / 4) + period
+        return True
+
+    def _warn_of_colours(self, message: Any) -> None:
+        if not self._colours_seen:
+            self._colours_seen = True
+            if is_false_colour(message):
+                self._warn_once(FALSE_COLOUR.format(self._inputs[0].topic_name))
 
     # ... and in the worker's thread
 
     def _upscale(self, frame: Frame) -> Frame:
         started = time.monotonic()
-        pixels = self._patient(frame.pixels, self._stream, frame.stamp_ns)
-        return frame._replace(pixels=pixels, upscaling=time.monotonic() - started)
+        stream, before = self._stream, self._stream.events
+        pixels = self._patient(frame.pixels, stream, frame.stamp_ns)
+        upscaling = time.monotonic() - started
+        state = self._state(frame, stream, before)
+        is_dropped = self._settings.on_repeat == "drop" and stream.is_repeat
+        return frame._replace(
+            pixels=pixels, upscaling=upscaling, scale=len(pixels) // len(frame.pixels),
+            is_dropped=is_dropped, state=state,
+        )  # fmt: skip
+
+    def _state(self, frame: Frame, stream: Stream, before: StreamEvents) -> DiagnosticStatus | None:
+        """The state of the stream after a frame; None where it is the same as before it."""
+        events, known = stream.events, stream.calibration
+        kind, since = events.event.kind, events.since_ns or frame.stamp_ns
+        is_frozen = kind == "repeat" and frame.stamp_ns - since >= 1e9 * LONG_REPEAT
+        if is_frozen or kind in ("offset", "flat"):
+            self._statistics.explained()
+        if known is not None and not stream.fits(frame.pixels.shape):
+            height, width = known.bad.shape
+            self._warn_once(
+                f"calibration {self._settings.calibration} is of frames of {width}x{height} "
+                "pixels: it is not used; call ~/calibrate to write a new one"
+            )
+        is_first = not any(before.counts.values())
+        if kind == before.event.kind and kind not in MOMENTARY and not is_first:
+            return None
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: stream"
+        return stream_state(name, frame.message.header.frame_id, events)
 
     def _publish(self, frame: Frame) -> None:
+        if frame.state is not None:
+            self._state_output.publish(frame.state)
+        if frame.is_dropped:
+            self._statistics.dropped("repeated")
+            return
         image = image_message(frame.message, frame.pixels)
         info = self._info_of_result(frame)
-        image_output, info_output = self._outputs
+        image_output, info_output, *_ = self._outputs
         image_output.publish(image)
         if info is not None:
             info_output.publish(info)
+        self._derived.publish(frame.message, frame.pixels, self._stream, self._settings)
         self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
 
     def _info_of_result(self, frame: Frame) -> CameraInfo | None:
@@ -353,7 +436,8 @@ class SrNode(LifecycleNode):
         if info is None:
             return None
         try:
-            result = camera_info_of_result(info, frame.message, self._upscaler.scale, frame.crop)
+            rows = self._settings.telemetry_rows
+            result = camera_info_of_result(info, frame.message, frame.scale, frame.crop, rows)
         except ValueError as error:
             self._mismatch = str(error)
             self._warn_once(self._mismatch)
@@ -384,6 +468,62 @@ class SrNode(LifecycleNode):
         else:
             self._statistics.dropped("failed", described(error))
 
+    # Shutter and calibration
+
+    def _new_stream(self) -> Stream:
+        settings = self._settings
+        return Stream(settings.no_data_values, settings.max_pause, self._calibration)
+
+    def _load_calibration(self) -> None:
+        """Read the calibration, if there is one; a bad one is not used, with a warning."""
+        self._calibration, path = None, self._settings.calibration
+        try:
+            self._calibration = Calibration.load(path) if path else None
+        except FileNotFoundError:
+            self.get_logger().info(f"there is no calibration {path} yet: ~/calibrate writes it")
+        except ValueError as error:
+            self.get_logger().warning(f"calibration not used: {error}")
+
+    def _on_calibrate(self, _: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:
+        """Save what the stream tells of the camera."""
+        path = self._settings.calibration
+        try:
+            if not path:
+                raise ValueError("the parameter calibration names no file: set it, then configure")
+            found = self._stream.calibrate()
+            found.save(path)
+        except (OSError, ValueError) as error:
+            answer.success, answer.message = False, described(error)
+            return answer
+        self._calibration = found
+        answer.success = True
+        answer.message = (
+            f"{path}: {found.bad.sum()} stuck pixels, noise {found.noise:.3g} counts, "
+            f"{'fixed pattern' if found.pattern else 'no fixed pattern yet'}"
+        )
+        return answer
+
+    def _on_reset(self, _: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:
+        """Begin a new stream, with what the calibration says."""
+        self._stream = self._new_stream()
+        answer.success, answer.message = True, "the next frame begins a new stream"
+        return answer
+
+    def _find_flag(self) -> None:
+        """Subscribe to the shutter flag once somebody publishes one."""
+        topic = self.resolve_topic_name("shutter_flag")
+        for kind in {end.topic_type for end in self.get_publishers_info_by_topic(topic)}:
+            if kind in FLAG_TYPES:
+                qos = topic_qos(1, "best_effort")
+                self._flag = self.create_subscription(FLAG_TYPES[kind], topic, self._on_flag, qos)
+                return
+            known = ", ".join(FLAG_TYPES)
+            self._warn_once(f"{topic} is a {kind}, which tells no shutter: ignored; read: {known}")
+
+    def _on_flag(self, message: object) -> None:
+        self._stream.is_closed = is_closed(message)
+        self._statistics.explained()
+
     # Operator
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
@@ -396,13 +536,14 @@ class SrNode(LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         self._settings = updated
         self._stream.no_data = updated.no_data_values
+        self._stream.max_pause = updated.max_pause
         return SetParametersResult(successful=True)
 
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
         values = stream_values(summary)
         if (scene := self._stream.summary()) is not None:
-            values |= scene_values(scene)
+            values |= scene_values(scene) | event_values(self._stream.events)
         values |= fallback_values(self._stream)
         if upscaler is not None:
             values |= model_values(upscaler)
@@ -411,6 +552,8 @@ class SrNode(LifecycleNode):
         elif self._worker is None:
             level, text = DiagnosticStatus.OK, "inactive" if upscaler else "unconfigured"
         else:
+            if self._flag is None:
+                self._find_flag()
             found = self._findings(summary)
             self._log_findings([one for one in found if one.kind != "camera_info"])  # told once
             trouble = self._info_trouble()
@@ -427,7 +570,13 @@ class SrNode(LifecycleNode):
         since, topic = self._worker.computing_since, self._inputs[0].topic_name
         computing = 0.0 if since is None else time.monotonic() - since
         found = findings(summary, topic, computing, self._settings.min_rate)
+        told, self._fallbacks = self._fallbacks, self._stream.fallbacks
+        fallback = (
+            f"{self._fallbacks - told} results are plain bicubic: {self._stream.last_fallback}; "
+            "configure the node anew, and check precision, model and the machine's memory"
+        )
         warnings = {
+            "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble,
             "twin": twin_of(self, self._outputs[0].topic_name),

@@ -17,12 +17,16 @@ WINDOW = 10.0  # seconds that rates, latencies and recent counts look back
 SILENCE = 3.0  # seconds without an image before a stream counts as silent
 _MOST_EVENTS = 100_000  # that are kept of a flood
 _LONGEST_GAP = 4  # frames in a row that come late: more is another rate, and nothing is lost
+_PAUSE = 0.5  # seconds without images: more than a network loses at once
+_NEAR = 1.0  # second between a gap and what explains it
 _SAME_CLOCK = 20.0  # times that a camera's clock may run faster or slower than this machine's
 
 # Reasons for which an image that arrived gets no answer. stopped: the node was deactivated.
-Reason = Literal["stale", "malformed", "too_large", "failed", "stopped"]
+# repeated: it is the one before it, and on_repeat says drop.
+Reason = Literal["stale", "over_rate", "malformed", "too_large", "failed", "stopped", "repeated"]
 # What becomes of frames. idle: nobody listened. lost: never arrived, seen as gaps in the stamps.
-Fate = Literal["received", "published", "idle", "lost", Reason]
+# withheld: the camera did not send them, as while its shutter is closed.
+Fate = Literal["received", "published", "idle", "lost", "withheld", Reason]
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class StreamStatistics:
             self._stamps: deque[float] = deque(maxlen=16)
             self._arrivals: deque[float] = deque(maxlen=16)
             self._gap: list[int] = []  # missing frames, step by step, that may be another rate
+            self._gap_length = 0.0  # seconds, of its longest step
+            self._explained = -np.inf  # monotonic seconds
             self._recent: deque[_Event] = deque(maxlen=_MOST_EVENTS)
             self._waiting = False
 
@@ -121,10 +127,33 @@ class StreamStatistics:
             self._arrivals.append(self._last_image)
             if missing := missing_frames(self._stamps, self._arrivals):
                 self._gap.append(missing)
-                return
-            for _ in range(sum(self._gap) if len(self._gap) <= _LONGEST_GAP else 0):
-                self._count("lost")
-            self._gap.clear()
+                step = self._arrivals[-1] - self._arrivals[-2]
+                self._gap_length = max(self._gap_length, step)
+            elif self._gap:
+                self._count_gap()
+
+    def explained(self) -> None:
+        """The camera's shutter was at work about now: a gap in the stamps is no loss."""
+        with self._lock:
+            self._explained = self._clock()
+            for n, event in enumerate(self._recent):
+                if event.fate == "lost" and event.at > self._explained - _NEAR:
+                    self._recent[n] = event._replace(fate="withheld")
+                    self._total.subtract(lost=1, withheld=-1)
+
+    def _count_gap(self) -> None:
+        """A long gap that stands alone is the camera's, as others by their neighbourhood are."""
+        missing = sum(self._gap) if len(self._gap) <= _LONGEST_GAP else 0
+        now = self._clock()
+        is_alone = len(self._gap) == 1 and not any(
+            event.fate in ("lost", "withheld") and event.at > now - WINDOW for event in self._recent
+        )
+        is_explained = now - self._explained < self._gap_length + 2 * _NEAR
+        is_pause = is_explained or (is_alone and self._gap_length > _PAUSE)
+        for _ in range(missing):
+            self._count("withheld" if is_pause else "lost")
+        self._gap.clear()
+        self._gap_length = 0.0
 
     def published(self, latency: float, upscaling: float) -> None:
         """Count a result that went out ``latency`` seconds after its image arrived.

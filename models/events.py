@@ -18,6 +18,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SIDE = 30  # blocks on the short side of a thumbnail
 _CLIPPED = (0.005, 0.1, 0.5, 0.9, 0.995)
+_BEYOND = 0.5  # of the way between the outer two of them: a hot object there is cut to that
 _QUARTILES = (0.25, 0.5, 0.75)
 _SAMPLES = 4  # pixels on a side that a block is the mean of, about
 _TELEMETRY = 4  # rows at the top or bottom that may differ in a repeated frame
@@ -27,7 +28,7 @@ _ALIKE = 0.75  # correlation of thumbnails that show one scene
 _AFFINE_ALIKE, _SURELY_ALIKE = 0.83, 0.9  # at the best of all shifts; other scenes: up to 0.8
 _EXPLAINED = 0.6  # of the difference: a change of gain and level leaves less
 _AGREE = 0.75  # share of the blocks that are as they were, or an object has come
-_LEVEL = 0.045  # of the spread: a smaller jump of all blocks is drift
+_LEVEL = 0.06  # of the spread: a smaller jump of all blocks is drift
 _GAIN = 0.08  # natural logarithm
 _FLAT = 0.25  # of the spread of the scene: there is no structure left
 _ABSURD = 50.0  # times the spread of the scene before: nothing to compare with
@@ -176,6 +177,12 @@ class _Fit:
         return cls(gain, offset, level, _median(residual), alike)
 
 
+def is_same(counts: np.ndarray, before: np.ndarray) -> bool:
+    """Whether two frames of one shape are the same to the bit: NaN is NaN."""
+    words = f"u{counts.dtype.itemsize}"
+    return np.array_equal(counts.view(words), before.view(words))
+
+
 def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
     """The event where both frames are the same but for telemetry, by their bits: NaN is NaN."""
     words = f"u{counts.dtype.itemsize}"
@@ -198,7 +205,7 @@ def _thumbnail(counts: np.ndarray, invalid: np.ndarray | None) -> np.ndarray:
     if some.size == 0:
         return np.zeros(tuple(n // block for n in pixels.shape), np.float32)
     least, lo, middle, hi, most = _quantiles(some[:: 1 + some.size // 2000], _CLIPPED)
-    width = 3 * (hi - lo) or most - least
+    width = _BEYOND * (hi - lo) or most - least
     if some.size < pixels.size:
         pixels[~valid] = middle
     np.clip(pixels, lo - width, hi + width, out=pixels)

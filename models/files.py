@@ -36,6 +36,29 @@ def replaced(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and below, each folder once, also those behind links; no hidden ones."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
+        if real not in seen:
+            yield from (Path(root, name) for name in names if not name.startswith("."))
+        seen.add(real)
+
+
+def replace_folder(new: Path, target: Path, aside: Path) -> None:
+    """Move a folder to ``target``; what is there is moved to ``aside``, and back if that fails."""
+    try:
+        if target.exists():
+            target.rename(aside)
+        new.rename(target)
+    except BaseException:  # Ctrl-C too: the old one, or the new one, but never none
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by a UTF-8 text; see :func:`replaced`."""
     with replaced(path) as beside:

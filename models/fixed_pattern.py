@@ -29,6 +29,7 @@ _FAINT = 0.003  # of the span of the frame: taken for noise where there is less
 _TINY = np.float32(1e-20)
 _CAP = 3.0  # times the noise: no offset is larger
 _LEAST, _WINDOW = 8, 100  # used frames
+_EVERY = 4  # used frames tell more of the pattern; later on, one frame in so many is used
 _DOUBTED = 5  # of them: a few frames do not tell their own variance well
 _ERRORS = 3.0, 3.0, 2.0  # standard errors below which a row, column, pixel has no offset
 _MEDIAN_SQUARE = 0.455  # of a standard normal variable
@@ -54,6 +55,7 @@ class PatternTracker:
     """
 
     def __init__(self) -> None:
+        self._frames = self._used_frames = 0
         self._earlier: _Earlier | None = None
         self._used = np.full((3, 2), np.inf)  # shift of the last frame used for each of the three
         self._evidence: tuple[_Evidence, _Evidence, _Evidence] | None = None
@@ -75,6 +77,9 @@ class PatternTracker:
         Returns:
             the pattern to subtract, ``(H, W)`` float32, counts; None while none is established.
         """
+        self._frames += 1
+        if self._used_frames >= _WINDOW and self._frames % _EVERY:
+            return self._pattern
         frame = counts.astype(np.float32)
         if self._evidence is None:
             height, width = frame.shape
@@ -145,12 +150,14 @@ class PatternTracker:
             profile = frame[where].mean(axis, keepdims=True)
             stands_out = np.abs(profile - uniform_filter1d(profile, _AROUND, 1 - axis))
             counts &= stands_out < _CAP * noise  # else it is a fence, which may repeat itself
+        self._used_frames += 1
         found = rows, columns, (offsets - rows[0] - columns[0], good)
         places = (where[0], slice(None)), (slice(None), where[1]), where
         for n in np.flatnonzero(tells):
             self._evidence[n].add(*found[n], places[n])
             self._used[n] = shift
-        self._establish(noise)
+        if self._used_frames % _EVERY == 0:
+            self._establish(noise)
 
     def _establish(self, noise: float) -> None:
         parts = [e.offsets(k, _CAP * noise) for e, k in zip(self._evidence, _ERRORS, strict=True)]

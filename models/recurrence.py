@@ -49,11 +49,6 @@ class Past:
     quiet: np.ndarray
     range: CountRange
 
-    def follow(self, gain: float, offset: float) -> Past:
-        """The same, once all counts are ``gain`` times what they were, plus ``offset``."""
-        ends = gain * self.range.lo + offset, gain * self.range.hi + offset
-        return Past(self.estimate, self.quiet, CountRange(*ends))
-
 
 def planes_of(
     past: Past | None, lr: Tensor, quiet: np.ndarray, shown: CountRange, sigma: float

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difiisr_models.calibration import Calibration
-from difiisr_models.events import KINDS, Event, EventDetector, Kind
+from difiisr_models.events import KINDS, Event, EventDetector, Kind, is_same
 from difiisr_models.fixed_pattern import PatternStrength, PatternTracker
-from difiisr_models.noise import difference_noise, flattest_deviation, scene_noise
+from difiisr_models.noise import difference_noise, scene_noise
 from difiisr_models.radiometry import CountRange, range_and_bulk
 from difiisr_models.settings import Camera
+from difiisr_models.tone_mapping import ToneMapper
 from difiisr_models.validity import StillPixels, fill_from_nearest, invalid_pixels
 
 if TYPE_CHECKING:
@@ -44,23 +45,22 @@ class Seen:
             the fixed pattern of the sensor; float32 where one is established.
         invalid: ``(H, W)`` bool, None where all pixels are valid.
         range: to normalise it by.
+        is_new_scene: it shows another scene than the frame before.
         bulk: from its 10 % to its 90 % quantile, counts: how far most of the scene spreads.
         noise: standard deviation of its noise, counts.
         pattern: strength of what was taken off.
         event: what the frame is against the ones before it. What is remembered in counts has to
             follow its ``gain`` and ``offset``.
-        begins: the stream has begun anew with this frame, and nothing before it counts: its first
-            frame, a cut, or one after a longer pause than the stream survives.
     """
 
     counts: np.ndarray
     invalid: np.ndarray | None
     range: CountRange
+    is_new_scene: bool
     bulk: float
     noise: float
     pattern: PatternStrength
     event: Event = field(default_factory=Event)
-    begins: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ class Stream:
         is_closed: the camera says that its shutter is closed: its frames show nothing.
         calibration: what is known of the camera from before; of frames of its size.
         events: what has happened.
+        tone: how its frames look in 8 bits.
         fallbacks: results that are plain bicubic, for the network's estimate could not be true.
         last_fallback: why the last of them is, "" before any.
     """
@@ -149,23 +150,24 @@ class Stream:
         self.fallbacks, self.last_fallback = 0, ""
         self.reset()
 
-    @classmethod
-    def of(cls, camera: Camera) -> Stream:
-        """The stream of a camera, with what is known of it from the file ``camera.calibration``.
+    def set_camera(self, camera: Camera) -> None:
+        """Take what is to be known of the camera, at the beginning of a stream.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no file ``camera.calibration``.
             ValueError: it is no calibration.
         """
-        known = Calibration.load(camera.calibration) if camera.calibration else None
-        return cls(camera.no_data_values, camera.max_pause, known)
+        self.no_data, self.max_pause = camera.no_data_values, camera.max_pause
+        if camera.calibration:
+            self.calibration = Calibration.load(camera.calibration)
 
     def reset(self) -> None:
         """Forget all frames; the next one begins a new stream."""
         self._kind: tuple[tuple[int, ...], np.dtype] | None = None
         self._channels: dict[int, Channel] = {}
+        self.tone = ToneMapper()
         self._steps: deque[int] = deque(maxlen=15)  # between stamps, nanoseconds
-        self._pause = 0.0
+        self._pause, self._is_again = 0.0, False
         self.stamp_ns: int | None = None
         self.events = StreamEvents()
 
@@ -179,6 +181,7 @@ class Stream:
         kind = (frame.shape, frame.dtype)
         if kind != self._kind:
             self.reset()
+        self._is_again = bool(stamp_ns) and stamp_ns == self.stamp_ns
         self._pause = 0.0
         if stamp_ns is not None and self.stamp_ns is not None and stamp_ns > self.stamp_ns:
             step = stamp_ns - self.stamp_ns
@@ -193,7 +196,9 @@ class Stream:
 
         ``remove_pattern``: take off the fixed pattern of the sensor, where one is established.
         """
-        memory = self.channel(channel)
+        memory = self.channel(channel, counts.shape)
+        if self._is_again and memory.last is not None and is_same(counts, memory.last[0]):
+            return memory.last[1]  # the same message, computed once more
         seen = memory.see(
             counts, self.no_data, remove_pattern, self._pause, self.max_pause, self.is_closed
         )
@@ -201,10 +206,13 @@ class Stream:
             self.events = self.events.then(seen.event, self.stamp_ns)
         return seen
 
-    def channel(self, number: int = 0) -> Channel:
-        """What one channel of the stream has shown; a new one where it has shown nothing."""
+    def channel(self, number: int = 0, shape: tuple[int, ...] = ()) -> Channel:
+        """What one channel of the stream has shown; a new one where it has shown nothing.
+
+        ``shape``: of its frames, which a calibration must fit.
+        """
         if number not in self._channels:
-            is_known = number == 0 and self._kind is not None and self.fits(self._kind[0])
+            is_known = number == 0 and self.fits(shape)
             self._channels[number] = Channel(self.calibration if is_known else None)
         return self._channels[number]
 
@@ -218,15 +226,6 @@ class Stream:
         found = [channel.last for channel in self._channels.values()]
         return bool(found) and all(last is not None and last[1].event.is_exact for last in found)
 
-    def keep(self, channel: int, key: Any, result: Any) -> None:
-        """Keep what was made of the frame last seen, in case the next one is the same."""
-        self._channels[channel].result = key, result
-
-    def kept(self, channel: int, key: Any) -> Any | None:
-        """What was kept under an equal key, None where the frame last seen is not the same."""
-        found = self._channels[channel].result
-        return found[1] if found is not None and found[0] == key else None
-
     def calibrate(self) -> Calibration:
         """What the frames so far tell of the camera.
 
@@ -236,6 +235,12 @@ class Stream:
         if len(self._channels) != 1 or self._channels[0].last is None:
             raise ValueError("no frame of one channel has been seen yet: let frames come first")
         return self._channels[0].calibrate()
+
+    @property
+    def seen(self) -> Seen | None:
+        """The last frame in its first channel, None before any."""
+        channel = self._channels.get(0)
+        return None if channel is None or channel.last is None else channel.last[1]
 
     def note_fallback(self, reason: str) -> None:
         """Count a result that is plain bicubic; a reset does not forget it."""
@@ -257,8 +262,8 @@ class Channel:
     Attributes:
         pattern: the sensor's.
         last: the last frame, as it was measured and as it was seen; None before any.
-        past: what a recurrent model made of it, None where that tells nothing of the next one.
         result: key and what was made of that frame, None where nothing was.
+        past: what a recurrent model made of it, None where that tells nothing of the next one.
     """
 
     def __init__(self, known: Calibration | None = None) -> None:
@@ -269,8 +274,8 @@ class Channel:
         if known is not None:
             self.pattern.restore(known.pattern)
         self.last: tuple[np.ndarray, Seen] | None = None
-        self.past: Past | None
         self.result: tuple[Any, Any] | None = None
+        self.past: Past | None = None
         self._begin_scene(0.0 if known is None else known.noise)
 
     def see(
@@ -295,20 +300,23 @@ class Channel:
         event = replace(event, kind="pause" if is_late else event.kind, pause=pause)
         how = tuple(no_data), remove_pattern
         if event.is_exact and self._how == how and self.last is not None:
-            self.last = counts, replace(self.last[1], event=event, begins=False)
-            return self.last[1]
+            seen = replace(self.last[1], event=event, is_new_scene=False)
+            self.last = counts, seen
+            return seen
         self._how, self.result = how, None
-        begins = self.last is None or event.kind == "cut" or pause > max_pause
-        if begins and self.last is not None:
+        begins = event.kind == "cut" or pause > max_pause
+        if begins:
             self._begin_scene()
         elif event.is_affine:
-            self._range.follow(event.gain, event.offset)
-            self._noise.follow(event.gain, event.offset)
-            self.past = self.past and self.past.follow(event.gain, event.offset)
-            self.pattern.begin_scene(event.gain)
-        seen = self._look(counts, invalid, remove_pattern, event.has_news)
-        self.last = counts, replace(seen, event=event, begins=begins)
-        return self.last[1]
+            self._follow(event.gain, event.offset)
+        seen = self._look(counts, invalid, remove_pattern, event)
+        self.last = counts, seen
+        return seen
+
+    def kept(self, key: Any) -> Any | None:
+        """The result that was kept under an equal key, where the last frame was a repeated one."""
+        is_there = self.result is not None and self.result[0] == key
+        return self.result[1] if is_there and self.last[1].event.is_exact else None
 
     def calibrate(self) -> Calibration:
         """What the frames so far tell of the camera."""
@@ -318,19 +326,30 @@ class Channel:
 
     def _begin_scene(self, noise: float = 0.0) -> None:
         """Forget the scene and its range; stuck pixels and fixed pattern are the camera's."""
-        self._range, self._noise = RangeTracker(), NoiseTracker(noise)
+        self._range, self._noise, self.past = RangeTracker(), NoiseTracker(noise), None
         self.pattern.begin_scene()
-        self.past = None
         self._how: tuple | None = None
 
+    def _follow(self, gain: float, offset: float) -> None:
+        """All counts are from now on ``gain`` times what they were, plus ``offset``."""
+        self._range.follow(gain, offset)
+        self._noise.follow(gain, offset)
+        self.pattern.begin_scene(gain)
+        if self.past is not None:
+            self.past = replace(self.past, range=self.past.range.followed(gain, offset))
+
     def _look(
-        self, counts: np.ndarray, invalid: np.ndarray | None, remove_pattern: bool, has_news: bool
+        self, counts: np.ndarray, invalid: np.ndarray | None, remove_pattern: bool, event: Event
     ) -> Seen:
-        """``has_news``: the frame tells of the scene; else nothing is learnt from it."""
+        has_news, is_new_scene = event.has_news, False
         stuck = self._still.update(counts) if has_news else self._still.found
         if stuck is not None:
             invalid = stuck if invalid is None else invalid | stuck
-        found = (self._range.update if has_news else self._range.beside)(counts, invalid)
+        if has_news:
+            found, is_new_scene = self._range.update(counts, invalid), self._range.is_new_scene
+            self.past = None if is_new_scene else self.past
+        else:
+            found = self._range.beside(counts, invalid)
         if self._range.was_absurd or self._noise.deviation > found.half_span / 2:
             # So is all that was learnt with it; a frame of nothing but noise has a third of that.
             self._noise = NoiseTracker()
@@ -349,7 +368,7 @@ class Channel:
         if pattern is not None:
             filled = filled - pattern
         strength = PatternStrength() if pattern is None else self.pattern.strength
-        return Seen(filled, invalid, found, self._range.bulk, noise, strength)
+        return Seen(filled, invalid, found, is_new_scene, self._range.bulk, noise, strength, event)
 
 
 def _summary(counts: np.ndarray, seen: Seen) -> StreamSummary:
@@ -403,11 +422,10 @@ class NoiseTracker:
         if earlier and np.array_equal(earlier[-1], counts):
             return self.deviation
         if self._frames % _EVERY == 0:
-            deviation = flattest_deviation(counts)
-            sigma = scene_noise(deviation, counts)
+            sigma, with_texture = scene_noise(counts)
             if len(earlier) == _LAG:
                 near, far = (difference_noise(counts, earlier[i]) for i in (-1, 0))
-                if far < deviation and far <= _WHITE * near:
+                if far < with_texture and far <= _WHITE * near:
                     sigma = far
             rate = 1.0 if self._variance is None else _NOISE_RATE
             self._variance = (self._variance or 0.0) * (1 - rate) + rate * sigma**2
@@ -424,7 +442,8 @@ class RangeTracker:
     shutter event. A stream of one static frame keeps exactly that frame's range.
 
     Attributes:
-        was_absurd: the last frame had a range by which the one so far was none of its stream.
+        is_new_scene: it snapped to the last frame.
+        was_absurd: because the range so far was none of a stream of such frames.
     """
 
     def __init__(self, rate: float = 0.05) -> None:
@@ -435,7 +454,7 @@ class RangeTracker:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
         self._rate = rate
-        self.was_absurd = False
+        self.is_new_scene = self.was_absurd = False
         self._range: CountRange | None = None
         self._bulk: np.ndarray | None = None
 
@@ -446,8 +465,7 @@ class RangeTracker:
 
     def follow(self, gain: float, offset: float) -> None:
         """All counts are from now on ``gain`` times what they were, plus ``offset``."""
-        ends = gain * self._range.lo + offset, gain * self._range.hi + offset
-        self._range, self._bulk = CountRange(*ends), gain * self._bulk + offset
+        self._range, self._bulk = self._range.followed(gain, offset), gain * self._bulk + offset
 
     def is_garbage_for(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> bool:
         """Whether float32 cannot carry the frame ``(H, W)`` in this range, even of a shutter."""
@@ -472,8 +490,10 @@ class RangeTracker:
             or self.was_absurd
             or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span
         ):
+            self.is_new_scene = True
             self._range, self._bulk = frame, bulk
         else:
+            self.is_new_scene = False
             most, rate = tracked.span, self._rate
             self._range = CountRange(
                 tracked.lo + rate * float(np.clip(frame.lo - tracked.lo, -most, most)),

@@ -31,7 +31,7 @@ from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
 from difiisr_models.recurrence import Past, no_past, planes_of
-from difiisr_models.resample import PHASES, SCALE, pack, unpack, upsample
+from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Seen, Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
@@ -47,7 +47,7 @@ WARM_UP_SIDE = 64
 _NUMBERS = count()
 
 STAGE = "difiisr: "
-"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --profile``."""
+"""Begins the name of each stage of a frame in a torch profile; see ``difiisr info --size``."""
 
 
 class Upscaler:
@@ -57,18 +57,17 @@ class Upscaler:
 
     Attributes:
         name: the model's name or path, as asked for.
-        scale: 4.
+        scale: of the next result, 4 or 2.
         device: torch device in words.
         backend: what runs the network, one of ``settings.Backend`` but auto.
         passed_over: (backend, reason) of each that would have come before it.
+        measured: milliseconds of a small frame by backend and precision, where they were compared.
         weights_sha256: hash of the weights, "" without any.
         parameter_count: trainable values of the network.
         runtime: :class:`Runtime`, as asked for.
         settings: :class:`FrameSettings`; :meth:`change` replaces both.
         stream: the stream of frames that come without one.
     """
-
-    scale = SCALE
 
     def __init__(
         self,
@@ -85,6 +84,7 @@ class Upscaler:
         """Use :func:`load_upscaler` unless the model is your own."""
         self.name, self.device, self.backend = name, str(device), backend
         self.passed_over, self.weights_sha256 = passed_over, weights_sha256
+        self.measured: dict[str, float] = {}
         self.parameter_count = model.parameter_count
         _check_steps(model, settings)
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
@@ -111,7 +111,8 @@ class Upscaler:
             stamp_ns: when the frame was taken, nanoseconds.
 
         Returns:
-            ``(4H, 4W)`` or ``(4H, 4W, C)`` of the same dtype and unit.
+            ``(4H, 4W)`` or ``(4H, 4W, C)`` of the same dtype and unit; half that with
+            ``output_scale=2``.
 
         Raises:
             ValueError: another rank, dtype, or a smaller frame.
@@ -175,6 +176,11 @@ class Upscaler:
         self.runtime, self.settings = runtime, settings
 
     @property
+    def scale(self) -> int:
+        """Pixels of a result along each side of an input pixel."""
+        return self.settings.output_scale
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether the model is told of the frames before."""
         return self._model.is_recurrent
@@ -195,7 +201,8 @@ class Upscaler:
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
         key = self._number, self.runtime, settings
-        if seen.event.is_exact and (kept := stream.kept(channel, key)) is not None:
+        memory = stream.channel(channel)
+        if (kept := memory.kept(key)) is not None:
             return _image(kept, counts, seen)
         with record_function(STAGE + "to device"):
             frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
@@ -203,12 +210,13 @@ class Upscaler:
             is_told = settings.consistency == "auto" or self._model.is_recurrent
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
-            quiet, memory = denoise(shown, sigma), stream.channel(channel)
+            quiet = denoise(shown, sigma)
         with record_function(STAGE + "past"):
             past = None
             if self._model.is_recurrent:  # it is told of the noise, and sees it
                 still = quiet[0, 0].cpu().numpy()
-                past = planes_of(memory.past, shown, still, found, sigma)
+                known = memory.past if seen.event.has_news else None
+                past = planes_of(known, shown, still, found, sigma)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
             packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
@@ -223,13 +231,13 @@ class Upscaler:
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            dtype = DTYPES[counts.dtype.type]
-            result = _to_counts(unpack(packed)[0, 0], found, dtype)
+            dtype, size = DTYPES[counts.dtype.type], settings.output_scale
+            result = _to_counts(_unpacked(packed, size), found, dtype)
             if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
                 stream.note_fallback(fault)
                 memory.past = None
-                result = _to_counts(unpack(upsample(frame))[0, 0], found, dtype)
-            stream.keep(channel, key, result)
+                result = _to_counts(_unpacked(upsample(frame), size), found, dtype)
+            memory.result = key, result
             return _image(result, counts, seen)
 
     def _estimate(
@@ -346,6 +354,7 @@ def load_upscaler(
         ValueError: an unknown device or field, or a value out of range.
     """
     runtime, settings = with_fields(runtime, settings, fields)
+    runtime = runtime.repeatable
     device = resolve_device(runtime.device)
     check_precision(runtime.precision, device)
     if runtime.threads:
@@ -424,6 +433,12 @@ def _cut(frame: Tensor, places: list[Tile]) -> Tensor:
 def _normalise(counts: Tensor, found: CountRange) -> Tensor:
     """Counts to network units, float32."""
     return (counts.float() - found.centre) * found.gain
+
+
+def _unpacked(packed: Tensor, scale: int) -> Tensor:
+    """``(1, 16, h, w)`` -> ``(4h, 4w)``, or that scaled down to ``(2h, 2w)``."""
+    large = unpack(packed)
+    return (large if scale == SCALE else halve(large))[0, 0]
 
 
 def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import distance_transform_edt, uniform_filter
 
-from difiisr_models.resample import SCALE
-
 _MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
 _MOVES = 10  # frames
 
@@ -56,9 +54,10 @@ def fill_from_nearest(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
 
 
 def put_back(result: np.ndarray, counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
-    """``result (4H, 4W)`` with the invalid pixels of ``counts (H, W)`` as they were, 4x4 each."""
+    """``result (sH, sW)`` with the invalid pixels of ``counts (H, W)`` as they were, each s x s."""
     rows, columns = np.nonzero(invalid)
-    blocks = result.reshape(len(counts), SCALE, -1, SCALE)
+    scale = len(result) // len(counts)
+    blocks = result.reshape(len(counts), scale, -1, scale)
     blocks[rows, :, columns, :] = counts[rows, columns][:, None, None]
     return result
 
@@ -107,7 +106,9 @@ class StillPixels:
 
 def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
     """Mean of the eight neighbours of each pixel, ``(H, W)`` float32."""
-    values = np.nan_to_num(counts.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    values = counts.astype(np.float32)
+    if counts.dtype.kind == "f":
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     return (9 * uniform_filter(values, 3, mode="nearest") - values) / 8
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,24 +13,28 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models.camera_files import read_camera_file
 
 _LONGEST_SIDE = 16_384  # pixels
 
 
-def _sides(text: str, form: str) -> tuple[int, int]:
+def _sides(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
     sides = tuple(map(int, found.groups())) if found else ()
     if not found or max(sides) > _LONGEST_SIDE:
-        raise ValueError(f"{text!r} is no size: write {form}, no side longer than {_LONGEST_SIDE}")
+        raise ValueError(
+            f"{text!r} is no size: write WIDTHxHEIGHT, as in 640x512, no side longer than "
+            f"{_LONGEST_SIDE}"
+        )
     return sides
 
 
-def _height_first(_: Any, tokens: Sequence[Token]) -> tuple[int, int]:
-    return _sides(tokens[0].value, "HEIGHTxWIDTH, as in 120x160")
+def _one_size(_: Any, tokens: Sequence[Token]) -> tuple[int, int]:
+    return _width_first(_, tokens)[0]
 
 
 def _width_first(_: Any, tokens: Sequence[Token]) -> tuple[tuple[int, int], ...]:
-    return tuple(_sides(token.value, "WIDTHxHEIGHT, as in 640x512")[::-1] for token in tokens)
+    return tuple(_sides(token.value)[::-1] for token in tokens)
 
 
 def _seconds(_: Any, tokens: Sequence[Token]) -> float:
@@ -41,8 +45,8 @@ def _seconds(_: Any, tokens: Sequence[Token]) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-ImageSize = Annotated[tuple[int, int], Parameter(converter=_height_first, n_tokens=1)]
-"""``120x160`` -> (120, 160): height, then width, in pixels."""
+ImageSize = Annotated[tuple[int, int], Parameter(converter=_one_size, n_tokens=1)]
+"""``640x512`` -> (512, 640): written as a camera's size is, kept as an array's."""
 
 CameraSizes = Annotated[
     tuple[tuple[int, int], ...],
@@ -53,7 +57,7 @@ CameraSizes = Annotated[
         show_default=lambda sizes: " ".join(f"{width}x{height}" for height, width in sizes),
     ),
 ]
-"""``640x512 160x120`` -> ((512, 640), (120, 160)): written as cameras' sizes are."""
+"""``640x512 160x120`` -> ((512, 640), (120, 160)): written likewise."""
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 """A whole number from 1 up."""
@@ -72,6 +76,18 @@ FrameOptions = Annotated[FrameSettings, Parameter(name="*")]
 
 CameraOptions = Annotated[Camera, Parameter(name="*")]
 """The fields of :class:`difiisr_models.Camera` as options of their own."""
+
+
+CameraName = Annotated[str | None, Parameter(name="--camera")]
+"""A camera of config/cameras, or a YAML file like those."""
+
+
+def camera_as_asked(name: str | None, given: Camera) -> Camera:
+    """What the file of the camera says, under the options that are ``given``."""
+    if name is None:
+        return given
+    own = {k: value for k, value in asdict(given).items() if value != getattr(Camera(), k)}
+    return replace(read_camera_file(name).camera, **own)
 
 
 def as_asked(runtime: Runtime) -> Runtime:

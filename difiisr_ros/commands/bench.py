@@ -47,7 +47,7 @@ def bench(
     only: Annotated[tuple[Stage, ...], Parameter(consume_multiple=True)] = STAGES,
     models: str = "difiisr-rt-x4,bicubic",
     weights: Path | None = None,
-    sizes: CameraSizes = ((120, 160), (256, 320), (512, 640)),
+    sizes: Annotated[CameraSizes, Parameter(name="--size")] = ((120, 160), (256, 320), (512, 640)),
     rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True)] = (9.0, 30.0, 60.0),
     runs: Count = 5,
     seconds: Positive = 4.0,
@@ -66,7 +66,7 @@ def bench(
             rlfn, realesrgan (these three: --weights), published: random weights; it
             takes seconds for 64x64.
         weights: folder of the peers' files.
-        sizes: of the camera, WxH.
+        sizes: of the camera, WIDTHxHEIGHT, several.
         rates: of the camera in Hz, beside the search for the peak.
         runs: of everything; best and worst are dropped.
         seconds: of a run.
@@ -84,7 +84,7 @@ def bench(
         sizes, rates, runs, seconds = ((120, 160),), (9.0,), 1, 1.0
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    device = resolve_device(runtime.device)
+    device, runtime = resolve_device(runtime.device), runtime.repeatable
     check_precision(runtime.precision, device)
     named = tuple(PUBLISHED if name == "published" else name for name in models.split(","))
     own = next((name for name in named if name not in (*BICUBIC, PUBLISHED)), named[0])

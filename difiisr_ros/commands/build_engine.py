@@ -22,7 +22,7 @@ def build_engine(
     target: Annotated[Path, Parameter(name="OUT")],
     /,
     *,
-    input_size: ImageSize,
+    size: ImageSize,
     batch: Count = 1,
     precision: Precision = "fp32",
     onnx: Path | None = None,
@@ -37,7 +37,7 @@ def build_engine(
     Args:
         model: model name, or path of weights.
         target: the engine file to write, as in model.plan.
-        input_size: of a low-resolution tile, best the camera's frame, HxW as in 120x160.
+        size: of a low-resolution tile, best the camera's frame, WIDTHxHEIGHT as in 160x120.
         batch: tiles per call.
         precision: of convolutions and matrix products.
         onnx: graph that difiisr export wrote elsewhere from the same weights.
@@ -66,7 +66,7 @@ def build_engine(
             file=sys.stderr,
         )
     wanted = tensorrt_engine.EngineDescription(
-        machine, model, parts.weights_sha256, precision, batch, *input_size
+        machine, model, parts.weights_sha256, precision, batch, *size
     )
     if onnx is not None:
         _check_graph(onnx, wanted)
@@ -78,9 +78,9 @@ def build_engine(
             )
     finally:
         signal.signal(signal.SIGINT, handler)
-    size = target.stat().st_size / 1e6
-    print(f"{target}: {size:.2f} MB in {built.build_seconds:.1f} s, {precision}")
-    print(f"            per call {batch} x {input_size[0]}x{input_size[1]}")
+    megabytes = target.stat().st_size / 1e6
+    print(f"{target}: {megabytes:.2f} MB in {built.build_seconds:.1f} s, {precision}")
+    print(f"            per call {batch} x {size[1]}x{size[0]}")
     print(f"            {machine['tensorrt']}, {machine['gpu']} ({machine['compute_capability']})")
 
 

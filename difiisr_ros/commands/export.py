@@ -17,7 +17,7 @@ def export(
     target: Annotated[Path, Parameter(name="OUT.onnx")],
     /,
     *,
-    input_size: ImageSize,
+    size: ImageSize,
     what: Literal["network", "sampler"] = "network",
     precision: Precision = "fp32",
     steps: Count = 1,
@@ -29,7 +29,7 @@ def export(
     Args:
         model: model name, or path of weights.
         target: the graph to write.
-        input_size: of a low-resolution tile, HxW as in 120x160.
+        size: of a low-resolution tile, WIDTHxHEIGHT as in 160x120.
         what: the bare network, or from normalised tile to super-resolved tile.
         precision: of convolutions and matrix products.
         steps: diffusion steps of the sampler.
@@ -50,7 +50,7 @@ def export(
     if what == "sampler":
         module = GraphSampler(module, parts.autoencoder, parts.schedule, steps)
         properties["steps"] = str(steps)
-    shape = (None if batch == "dynamic" else batch, *input_size)
+    shape = (None if batch == "dynamic" else batch, *size)
     done = export_graph(module, shape, precision, properties)
     with replaced(target) as beside:
         beside.write_bytes(done.graph)

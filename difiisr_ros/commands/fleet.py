@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from cyclopts import App
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime, Stream, load_upscaler
 from difiisr_models.files import sha256_file
+from difiisr_models.upscaler import BICUBIC
 from difiisr_models.weights import find_weights_folder, read_manifest
 from difiisr_ros.bags import frames_of
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
@@ -21,11 +22,11 @@ from difiisr_ros.commands.fleet_work import (
     ClusterOptions,
     Make,
     do_all,
-    ray_session,
     sliced,
     write_result,
 )
 from difiisr_ros.fleet import FleetFolder, Job, find_jobs
+from difiisr_ros.replay import replay as replay_bag
 
 _NOTES = 10  # of a job
 
@@ -73,14 +74,15 @@ def replay(
         0: all frames; 1: none; 2: some.
     """
     engine = runtime.engine and os.path.abspath(runtime.engine)  # workers run in other folders
+    known = camera.calibration and os.path.abspath(camera.calibration)
     runtime = replace(as_asked(runtime), threads=runtime.threads or 1, engine=engine)
+    camera = replace(camera, calibration=known)
     model = os.path.abspath(os.path.expanduser(model)) if os.sep in model else model
     task = Replay(model, image_topic, sr_topic, only_sr, warm_up, runtime, settings, camera)
-    with ray_session(cluster):
-        jobs = find_jobs(inputs, out)
-        if slice_frames:
-            jobs = sliced(jobs, slice_frames, image_topic)
-        return do_all(jobs, out, task, cluster)
+    jobs = find_jobs(inputs, out)
+    if slice_frames:
+        jobs = sliced(jobs, slice_frames, image_topic, cluster)
+    return do_all(jobs, out, task, cluster)
 
 
 @fleet.command
@@ -126,16 +128,15 @@ class Replay:
     def product(self) -> dict[str, Any]:
         """All that a result depends on, for a job's name."""
         files = {}
-        if not self.model.startswith("bicubic"):
+        if self.model not in BICUBIC:
             files = read_manifest(find_weights_folder(self.model))["files"]
         engine = sha256_file(Path(self.runtime.engine)) if self.runtime.engine else ""
-        return {"verb": "replay", **asdict(self), "files": files, "engine_sha256": engine}
+        known = self.camera.calibration and sha256_file(Path(self.camera.calibration))
+        hashes = {"engine_sha256": engine, "calibration_sha256": known}
+        return {"verb": "replay", **asdict(self), "files": files, **hashes}
 
     def load(self) -> Make:
         """Load the model."""
-        from difiisr_models import Stream, load_upscaler
-        from difiisr_ros.replay import replay as replay_bag
-
         upscaler = load_upscaler(self.model, runtime=self.runtime, settings=self.settings)
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
@@ -150,8 +151,9 @@ class Replay:
                 "frames_in": report.frames_in,
                 "frames_out": report.frames_out,
                 "refused": len(report.malformed),
-                "fault": report.fault,
-                "notes": [*report.warnings, *report.malformed][:_NOTES],
+                "fault": "; ".join(report.faults),
+                "events": sum(n for kind, n in stream.events.counts.items() if kind != "normal"),
+                "notes": [*report.warnings, *report.malformed, report.events][:_NOTES],
                 "model": self.model,
                 "backend": upscaler.backend,
                 "device": upscaler.device,

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from difiisr_models.backends.selection import resolve_device
 from difiisr_ros.commands.evaluate import environment, recorded_set
 from difiisr_ros.commands.fleet_report import write_picture
-from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all, ray_session
+from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all
 from difiisr_ros.fleet import Job, find_jobs
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.evaluate import judge_models
@@ -60,8 +60,7 @@ def fleet_evaluate(
         models, mode, degradation, topic, every, limit, weights and weights.resolve(), metrics,
         radiometry, device, threads,
     )  # fmt: skip
-    with ray_session(cluster):
-        return do_all(find_jobs(inputs, out), out, task, cluster)
+    return do_all(find_jobs(inputs, out), out, task, cluster)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -118,6 +117,7 @@ def _rows(
     """The rows of jobs as Ray has them done, each in a block of its own."""
     if not items:
         return
+    _start_ray(cluster)
     have = ray.cluster_resources()
     gpus = cluster.num_gpus
     if gpus is None:
@@ -137,8 +137,9 @@ def _rows(
         yield json.loads(item["row"])
 
 
-def sliced(jobs: Sequence[Job], frames: int, topic: str | None) -> list[Job]:
+def sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:
     """The jobs, those with more ``frames`` cut into slices of so many; Ray's tasks count them."""
+    _start_ray(cluster)
     items = [{"job": job.as_text()} for job in jobs]
     counted = ray.data.from_items(items).map(_count, fn_args=(topic,)).take_all()
     found = []
@@ -160,19 +161,13 @@ def _count(item: dict[str, str], topic: str | None) -> dict[str, Any]:
     return {**item, "frames": count}
 
 
-@contextmanager
-def ray_session(cluster: Cluster) -> Iterator[None]:
-    """Ray, started or joined; one that this process has already is left as it is."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+def _start_ray(cluster: Cluster) -> None:
+    """Start or join Ray, unless this process has; it ends with the process."""
     if ray.is_initialized():
-        yield
         return
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     ray.init(cluster.address, log_to_driver=False, **own if cluster.address == "local" else {})
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def write_result(folder: FleetFolder, rows: list[dict[str, Any]]) -> None:

@@ -4,19 +4,29 @@ a recording shows of its camera.
 
 from __future__ import annotations
 
+import json as json_format
 import shlex
 import time
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from difiisr_models import Camera, Runtime
-from difiisr_ros.commands.arguments import CameraOptions, ImageSize, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraName,
+    CameraOptions,
+    ImageSize,
+    RuntimeOptions,
+    as_asked,
+    camera_as_asked,
+)
 
 if TYPE_CHECKING:
     from difiisr_models import Upscaler
 
 JUDGED_FRAMES = 30  # of a recording
+EVENT_FRAMES = 1000  # of a recording, that events are looked for in
 _PATTERNS = ("rows", "columns", "pixels")
 _WARM_UP_FRAMES = 3
 _FRAMES = 15
@@ -30,11 +40,13 @@ def info(
     *,
     bag: Path | None = None,
     topic: str | None = None,
-    camera: CameraOptions = Camera(),
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
     runtime: RuntimeOptions = Runtime(),
-    profile: ImageSize | None = None,
+    size: ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
     parity_data: Path | None = None,
+    json: bool = False,
 ) -> int:
     """Say what a model is and what a frame costs, or what a recording shows of its camera.
 
@@ -42,30 +54,38 @@ def info(
         model: model name, or path of weights.
         bag: recording, rosbag2 folder or storage file: say what its first frames show.
         topic: of its images; default: the only one.
-        profile: also time each stage of mono16 frames of this size, HxW as in 120x160.
+        camera: name of a camera (docs/cameras.md) or a YAML file; default: it is guessed.
+        size: also time each stage of mono16 frames of this size, WIDTHxHEIGHT as in 160x120.
         parity: also compare the published network of this size with the reference's outputs.
         parity_data: folder of the recorded outputs, tiny_expected.safetensors, ...; they are not
             part of the package.
+        json: print one object, with the names of the lines as keys.
 
     Returns:
         0, or 1 where the published network computes something else.
     """
-    if bag is not None:
-        _recording(bag, topic, camera)
     if model is None and bag is None:
         raise ValueError("name a model, or a recording: --bag BAG")
-    return 0 if model is None else _model(model, runtime, profile, parity, parity_data)
-
-
-def _model(
-    model: str,
-    runtime: Runtime,
-    profile: tuple[int, int] | None,
-    parity: str | None,
-    parity_data: Path | None,
-) -> int:
     if parity and parity_data is None:
         raise ValueError("--parity needs --parity-data DIR, the reference's recorded outputs")
+    facts: dict[str, Any] = {}
+    if bag is not None:
+        facts |= _recording(bag, topic, camera, camera_as_asked(camera, camera_settings))
+    if model is not None:
+        facts |= _model(model, runtime, size)
+    if parity:
+        facts |= _parity(parity, parity_data)
+    if json:
+        print(json_format.dumps(facts, indent=2))
+    else:
+        for name, value in facts.items():
+            lines = value if isinstance(value, list) else [value]
+            for line, text in enumerate(lines):
+                print(f"{'' if line else name:<11} {text}")
+    return int(any("FAILED" in line for line in facts.get("parity", [])))
+
+
+def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[str, Any]:
     import numpy as np
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,78 +98,94 @@ def _model(
         in_torch = load_upscaler(model, device="cpu", backend="torch")
     with FlopCounterMode(display=False) as counter:
         in_torch(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
-    print(f"name        {upscaler.name}")
-    print(f"scale       {upscaler.scale}")
-    print(f"parameters  {upscaler.parameter_count:,}")
-    print(f"sha256      {upscaler.weights_sha256 or '(no weights)'}")
-    print(f"cost        {counter.get_total_flops() / 1e9:.2f} GFLOP for a 64x64 frame")
-    print(f"backend     {upscaler.backend} on {upscaler.device}")
-    for backend, reason in upscaler.passed_over:
-        print(f"            not {backend}: {reason}")
-    if profile:
-        _profile(upscaler, *profile)
-    return _parity(parity, parity_data) if parity else 0
+    passed_over = [f"not {backend}: {reason}" for backend, reason in upscaler.passed_over]
+    facts = {
+        "name": upscaler.name,
+        "scale": upscaler.scale,
+        "parameters": upscaler.parameter_count,
+        "sha256": upscaler.weights_sha256 or "(no weights)",
+        "cost": f"{counter.get_total_flops() / 1e9:.2f} GFLOP for a 64x64 frame",
+        "backend": [f"{upscaler.backend} on {upscaler.device}", *passed_over],
+    }
+    return facts | ({"profile": _profile(upscaler, *size)} if size else {})
 
 
-def _recording(path: Path, topic: str | None, camera: Camera) -> None:
+def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) -> dict[str, Any]:
+    import numpy as np
+
     from difiisr_models import Stream
+    from difiisr_models.camera_files import guess_cameras
     from difiisr_models.upscaler import check_frame
     from difiisr_ros.bags import (
         CAMERA_INFO_TYPE,
         choose_image_topic,
         info_topic_beside,
         open_bag,
+        raw_topic,
         read_image,
         stamp_of,
         topics_of,
     )
     from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
 
-    stream, last, refused, times = Stream(camera.no_data_values), None, "", []
+    stream, last, seen, refused, times = Stream(), None, None, "", []
+    stream.set_camera(camera)
     with open_bag(path) as bag:
         topic = choose_image_topic(bag, topic)
-        for message in islice(bag.messages({topic}), JUDGED_FRAMES):
+        for message in islice(bag.messages({topic}), EVENT_FRAMES):
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
-                pixels = camera.window.cut(image_to_array(image))
+                pixels = image_to_array(image)
+                pixels = camera.window(*pixels.shape[:2]).cut(pixels)
                 check_frame(pixels)
             except ValueError as error:
                 refused = refused or str(error)
                 continue
             stream.begin_frame(pixels, stamp)
             stream.see(pixels if pixels.ndim == 2 else pixels[..., 0].copy())
-            last = image, pixels
             times.append((stamp, message.time))
+            if len(times) <= JUDGED_FRAMES:
+                last, seen = (image, pixels), stream.summary()
         infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
         fault = bag.fault
     if last is None:
         raise ValueError(f"{path}: no frame of {topic} is readable: {refused or 'there is none'}")
-    (image, pixels), seen = last, stream.summary()
+    image, pixels = last
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
-    print(f"topic       {topic}, {count} images")
-    print(f"encoding    {image.encoding}")
+    encoding, guessed = [image.encoding], []
     if is_false_colour(image):
-        print(f"            {FALSE_COLOUR.format('it')}")
-    print(f"size        {image.height}x{image.width}")
-    print(f"rate        {_rate(times)}")
-    print(f"span        {seen.span:.6g} counts, 0.2 to 99.8 %")
-    print(f"measured    {seen.coldest:.6g} to {seen.hottest:.6g} counts")
-    print(f"range       {seen.range.lo:.6g} to {seen.range.hi:.6g} counts")
-    print(f"noise       {seen.noise:.4g} counts, {seen.noise_percent:.2f} % of the span")
+        encoding.append(FALSE_COLOUR.format("it"))
+    else:
+        guessed = guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
+    likely = name or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
+    name = name or next((found.name for found in guessed), None)
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
-    print(f"pattern     {parts} counts")
-    print(f"invalid     {seen.invalid} pixels")
-    print(f"camera_info {info or ', '.join(infos) or 'none'}")
-    if fault:
-        print(f"damaged     {fault}")
-    if refused:
-        print(f"refused     {refused}")
-    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={topic}"]
+    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={raw_topic(topic)}"]
+    words += [f"transport:={topic.rpartition('/')[2]}"] if topic != raw_topic(topic) else []
+    words += [f"camera:={name}"] if name else []
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
-    words += [f"crop:={camera.crop}"] if camera.crop else []
-    words += [f"no_data:={camera.no_data}"] if camera.no_data_values else []
-    print(f"launch      {shlex.join(words)}")
+    known = asdict(camera_as_asked(name, Camera()))
+    words += [f"{key}:={given}" for key, given in asdict(camera).items() if given != known[key]]
+    facts = {
+        "topic": f"{topic}, {count} images",
+        "encoding": encoding,
+        "size": f"{image.width}x{image.height}",
+        "rate": _rate(times),
+        "span": f"{seen.span:.6g} counts, 0.2 to 99.8 %",
+        "measured": f"{seen.coldest:.6g} to {seen.hottest:.6g} counts",
+        "range": f"{seen.range.lo:.6g} to {seen.range.hi:.6g} counts",
+        "noise": f"{seen.noise:.4g} counts, {seen.noise_percent:.2f} % of the span",
+        "pattern": f"{parts} counts",
+        "invalid": f"{seen.invalid} pixels",
+        "events": f"{stream.events.text} in {len(times)} frames",
+        "camera": likely,
+        "camera_info": info or ", ".join(infos) or "none",
+        "damaged": fault,
+        "refused": refused,
+        "launch": shlex.join(words),
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _rate(times: list[tuple[int, int]]) -> str:
@@ -163,8 +199,8 @@ def _rate(times: list[tuple[int, int]]) -> str:
     return "unknown"
 
 
-def _profile(upscaler: Upscaler, height: int, width: int) -> None:
-    """Print where the milliseconds of mono16 frames go, stage by stage.
+def _profile(upscaler: Upscaler, height: int, width: int) -> list[str]:
+    """Where the milliseconds of mono16 frames go, stage by stage.
 
     On the GPU a stage lasts from its first kernel to its last. ``network`` is the part of ``tiles``
     that is not cutting and blending, ``frame`` the whole. A slow model is given fewer frames.
@@ -196,22 +232,23 @@ def _profile(upscaler: Upscaler, height: int, width: int) -> None:
         inside = [e.time_range.start <= event.time_range.start <= e.time_range.end for e in whole]
         on_device = int(event.device_type == DeviceType.CUDA)
         totals[inside, names.index(event.name), on_device] += event.time_range.elapsed_us() / 1e3
-    print(f"profile     {height}x{width} mono16, median ms per frame with the profiler running")
-    print(f"            {'stage':<12} {'CPU':>8} {'GPU':>8}")
+    lines = [
+        f"{width}x{height} mono16, median ms per frame with the profiler running",
+        f"{'stage':<12} {'CPU':>8} {'GPU':>8}",
+    ]
     for name, (host, device) in zip(names, np.median(totals, axis=0), strict=True):
         stage = name.removeprefix(STAGE)
         stage = "  network" if stage == "network" else stage  # a part of the tiles
-        print(f"            {stage:<12} {host:8.2f} {f'{device:.2f}' if device else '-':>8}")
+        lines.append(f"{stage:<12} {host:8.2f} {f'{device:.2f}' if device else '-':>8}")
+    return lines
 
 
-def _parity(size: Literal["tiny", "full"], folder: Path) -> int:
+def _parity(size: Literal["tiny", "full"], folder: Path) -> dict[str, Any]:
     from difiisr_models.published.parity import TOLERANCE, run_parity
 
-    code = 0
+    lines = []
     for row in run_parity(size, folder):
         ties = f", {row.ties_settled} ties settled as recorded" if row.ties_settled else ""
         verdict = "ok" if row.passed else "FAILED"
-        print(f"parity      {row.name}: {row.max_abs_diff:.1e} {verdict}{ties}", flush=True)
-        code = code if row.passed else 1
-    print(f"            largest absolute difference allowed: {TOLERANCE:.0e}")
-    return code
+        lines.append(f"{row.name}: {row.max_abs_diff:.1e} {verdict}{ties}")
+    return {"parity": [*lines, f"largest absolute difference allowed: {TOLERANCE:.0e}"]}

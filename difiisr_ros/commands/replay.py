@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json as json_format
 import sys
 from pathlib import Path
 from typing import Literal
 
 from difiisr_models import Camera, FrameSettings, Runtime
-from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraName,
+    CameraOptions,
+    FrameOptions,
+    RuntimeOptions,
+    as_asked,
+    camera_as_asked,
+)
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
@@ -24,10 +32,12 @@ def replay(
     only_sr: bool = False,
     compressed: bool = False,
     force: bool = False,
+    json: bool = False,
     rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
-    camera: CameraOptions = Camera(),
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
 ) -> int:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -41,6 +51,8 @@ def replay(
         only_sr: do not copy the other topics.
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
+        camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
+        json: print the summary as JSON.
         rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
     Returns:
@@ -61,14 +73,22 @@ def replay(
         compressed=compressed,
         force=force,
         rosbag2_version=rosbag2_version,
-        camera=camera,
+        camera=camera_as_asked(camera, camera_settings),
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
-    print(
-        f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
-        f"on {report.sr_topic}, {len(report.malformed)} refused"
-    )
+    if json:
+        facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
+        facts |= {"topic": report.sr_topic, "refused": report.malformed}
+        facts |= {"faults": [str(fault) for fault in report.faults]}
+        print(json_format.dumps(facts, indent=2))
+    else:
+        print(
+            f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
+            f"on {report.sr_topic}, {len(report.malformed)} refused"
+            f"{f', {report.repeated} repeated' if report.repeated else ''}; "
+            f"events: {report.events}"
+        )
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if report.faults:

@@ -1,4 +1,4 @@
-"""The network in ONNX Runtime on the CPU.
+"""The network as a graph on the CPU, in ONNX Runtime.
 
 Exported graphs are kept from one start to the next, in the user's cache folder. A graph's file name
 says what it was made from and the hash of its bytes: ``KEY-SHA256.onnx``.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -29,25 +31,28 @@ KEPT_GRAPHS = 16
 """The ones used last."""
 
 
-class OnnxRuntimeRunner:
+Run = Callable[[dict[str, Tensor], Tensor], None]
+"""Computes a graph of its inputs by name, into a tensor of the result's shape."""
+
+
+class GraphRunner(ABC):
     """See ``compact.NetworkRunner``; takes tiles of every shape, on the CPU.
 
-    Every step has a session of its own, in which step and fidelity are constants and leave nothing
-    but convolutions and sums: a tenth faster. Another fidelity than the last opens new ones, in
-    some 15 ms each; those of the last are not kept, each holds the memory of a frame.
+    Every step has a graph of its own, in which step and fidelity are constants and leave nothing
+    but convolutions and sums: a tenth faster. Another fidelity than the last opens new ones; those
+    of the last are not kept, each holds the memory of a frame.
     """
 
     shape = None
 
     def __init__(self, graph: bytes) -> None:
-        """``graph``: of ``onnx_export.export_graph``. Sessions have as many threads as torch."""
+        """``graph``: of ``onnx_export.export_graph``."""
         self._graph = graph
-        self._sessions: dict[tuple[int, float], onnxruntime.InferenceSession] = {}
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = torch.get_num_threads()
-        # They sleep between frames: spinning would take the robot's other cores for nothing.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._options.log_severity_level = 3
+        self._opened: dict[tuple[int, float], Run] = {}
+
+    @abstractmethod
+    def _open(self, graph: bytes) -> Run:
+        """What computes ``graph``, on as many threads as torch has."""
 
     def __call__(
         self,
@@ -59,26 +64,40 @@ class OnnxRuntimeRunner:
         past: Tensor | None = None,
     ) -> Tensor:
         """See ``compact.NetworkRunner``."""
-        session, parts = self._session(int(t), float(fidelity)), 1 if past is None else 2
-        result = torch.empty(y.shape[0], parts * y.shape[1], *y.shape[2:])
-        binding = session.io_binding()  # to where tensors lie: nothing is copied
-        for name, value in (("x_t", x_t), ("y", y), ("lr", lr), ("past", past)):
-            if value is not None:
-                binding.bind_cpu_input(name, value.contiguous().numpy())
-        place = ("cpu", 0, np.float32, tuple(result.shape), result.data_ptr())
-        binding.bind_output(NETWORK_OUTPUT, *place)
-        session.run_with_iobinding(binding)
+        inputs = {"x_t": x_t, "y": y, "lr": lr} | ({} if past is None else {"past": past})
+        result = torch.empty(y.shape[0], (len(inputs) - 2) * y.shape[1], *y.shape[2:])
+        run = self._run(int(t), float(fidelity))
+        run({name: value.contiguous() for name, value in inputs.items()}, result)
         return result
 
-    def _session(self, t: int, fidelity: float) -> onnxruntime.InferenceSession:
-        if any(fidelity != other for _, other in self._sessions):
-            self._sessions.clear()
-        if (t, fidelity) not in self._sessions:
-            graph = with_constants(self._graph, t, fidelity)
-            self._sessions[t, fidelity] = onnxruntime.InferenceSession(
-                graph, self._options, ["CPUExecutionProvider"]
-            )
-        return self._sessions[t, fidelity]
+    def _run(self, t: int, fidelity: float) -> Run:
+        if any(fidelity != other for _, other in self._opened):
+            self._opened.clear()
+        if (t, fidelity) not in self._opened:
+            self._opened[t, fidelity] = self._open(with_constants(self._graph, t, fidelity))
+        return self._opened[t, fidelity]
+
+
+class OnnxRuntimeRunner(GraphRunner):
+    """See :class:`GraphRunner`; opening a graph takes some 15 ms."""
+
+    def _open(self, graph: bytes) -> Run:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # They sleep between frames: spinning would take the robot's other cores for nothing.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+
+        def run(inputs: dict[str, Tensor], result: Tensor) -> None:
+            binding = session.io_binding()  # to where tensors lie: nothing is copied
+            for name, value in inputs.items():
+                binding.bind_cpu_input(name, value.numpy())
+            place = ("cpu", 0, np.float32, tuple(result.shape), result.data_ptr())
+            binding.bind_output(NETWORK_OUTPUT, *place)
+            session.run_with_iobinding(binding)
+
+        return run
 
 
 def build_runner(source: NetworkSource) -> OnnxRuntimeRunner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ def select_backend(source: NetworkSource) -> tuple[NetworkRunner, BackendChoice]
     Raises:
         BackendUnavailable: the backend asked for does not work here; the text says what to do.
     """
+    source = replace(source, runtime=source.runtime.repeatable)
     runtime, asked = source.runtime, source.runtime.backend
     passed_over: list[tuple[str, str]] = []
     if runtime.engine and asked not in ("auto", "tensorrt"):
@@ -111,6 +113,8 @@ def _build(name: str, source: NetworkSource) -> NetworkRunner:
         from difiisr_models.backends.tensorrt_engine import build_runner
     elif name == "onnxruntime":
         from difiisr_models.backends.onnxruntime_runner import build_runner
+    elif name == "openvino":
+        from difiisr_models.backends.openvino_runner import build_runner
     elif name == "torch_tensorrt":
         from difiisr_models.backends.torch_runner import build_torch_tensorrt_runner as build_runner
     else:

@@ -220,13 +220,13 @@ def read_engine(
             )
         if not problems:
             return description, content
-    size, batch, doing = "HxW", 1, "Build it"
+    size, batch, doing = "WIDTHxHEIGHT", 1, "Build it"
     if description is not None:
-        size, batch = f"{description.height}x{description.width}", description.batch
+        size, batch = f"{description.width}x{description.height}", description.batch
     elif there := [str(p) for p in (plan, sidecar_path(plan)) if os.path.lexists(p)]:
         # What may be no engine is never overwritten.
         doing = f"Delete {' and '.join(there)}, then build it"
-    words = ["difiisr", "build-engine", source.model, str(plan), "--input-size", size]
+    words = ["difiisr", "build-engine", source.model, str(plan), "--size", size]
     words += ["--precision", source.runtime.precision, "--batch", str(batch)]
     words += ["--device", str(source.device)] if source.device.index else []
     raise EngineRefused(
@@ -448,7 +448,7 @@ def build_runner(source: NetworkSource) -> TensorRTRunner:
     if not runtime.engine:
         raise BackendUnavailable(
             "no engine file was given: build one with `difiisr build-engine "
-            f"{source.model} FILE --input-size HxW` and set 'engine' to it"
+            f"{source.model} FILE --size WIDTHxHEIGHT` and set 'engine' to it"
         )
     plan, machine = Path(runtime.engine).expanduser(), this_machine(device)
     shape, recurrent = source.tile_shape, source.network.config.recurrent

@@ -38,7 +38,7 @@ def node(tmp_path_factory):
 
 def test_the_node_is_measured_at_a_fixed_rate_and_at_its_peak(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_node, "TAIL_PATIENCE", 0.3)  # the search loses frames many times
-    small = ["--sizes", "32x24", "--rates", "8", "--runs", "1", "--seconds", "0.5"]
+    small = ["--size", "32x24", "--rates", "8", "--runs", "1", "--seconds", "0.5"]
     ours = ["--models", "difiisr-rt-x4", "--device", "cpu", "--backend", "torch"]
     assert cli.main(["bench", "--only", "node", *small, *ours, "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]

@@ -14,6 +14,7 @@ from difiisr_models.backends import (
     BackendUnavailable,
     EngineRefused,
     NetworkSource,
+    example_inputs,
     onnx_export,
     onnxruntime_runner,
     selection,
@@ -22,6 +23,7 @@ from difiisr_models.backends import (
 from difiisr_models.backends.selection import select_backend
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel
+from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.upscaler import Upscaler
 from difiisr_ros import cli
 
@@ -254,7 +256,7 @@ def test_the_file_of_the_weights_may_change_under_a_running_model(tiny_folder, t
 
 
 def test_the_profile_names_every_stage(tiny_folder, capsys):
-    arguments = ["info", str(tiny_folder), "--profile", "40x48", "--device", "cpu"]
+    arguments = ["info", str(tiny_folder), "--size", "48x40", "--device", "cpu"]
     assert cli.main([*arguments, "--backend", "torch", "--tile", "32", "--overlap", "8"]) == 0
     lines = capsys.readouterr().out.partition("GPU\n")[2].splitlines()
     times = {line[12:26].strip(): float(line[24:33]) for line in lines}
@@ -285,3 +287,61 @@ def test_cuda_graphs_replay_what_torch_computes(tiny_folder, precision):
     for _ in range(3):
         up.reset()
         assert np.abs(up(frame) - expected).max() <= 0.02 * np.ptp(frame)
+
+
+def test_openvino_equals_torch_to_rounding(source_of, onnx_packages):
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    source = source_of(backend="openvino")
+    runner, choice = select_backend(source)
+    assert choice.name == "openvino"
+    for shape in ((2, 21, 34), (1, 40, 24)):
+        for fidelity in (0.0, 1.0):
+            x_t, y, lr, t, _ = example_inputs(*shape).values()
+            inputs = x_t, y, lr, t, torch.tensor([fidelity])
+            with torch.inference_mode():
+                expected = source.network(*inputs)
+            torch.testing.assert_close(runner(*inputs), expected, atol=1e-4, rtol=0)
+
+
+def test_openvino_refuses_what_it_does_not_compute(source_of):
+    with pytest.raises(BackendUnavailable, match="fp16 on cpu was asked for"):
+        select_backend(source_of(backend="openvino", precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "flags", "asked", "chosen"),
+    [
+        ({"openvino": 1, "onnxruntime": 2, "torch": 3}, {"avx2"}, {}, ("openvino", "fp32")),
+        ({"openvino": 3, "onnxruntime": 2, "torch": 4}, {"avx2"}, {}, ("onnxruntime", "fp32")),
+        ({"openvino": 3, "onnxruntime": 2, "torch": 1}, {"amx_bf16"}, {}, ("torch", "bf16")),
+        ({"onnxruntime": 2, "torch": 1}, {"avx512_bf16"}, {"precision": "fp32"}, ("torch", "fp32")),
+        ({"openvino": 1}, {"avx512_bf16"}, {"backend": "openvino"}, ("openvino", "bf16")),
+        ({"torch": 1}, {"avx2"}, {"backend": "torch"}, ("torch", "fp32")),
+    ],
+)
+def test_the_node_takes_the_backend_that_is_quickest_here(seconds, flags, asked, chosen):
+    now = [0.0]
+
+    class Timed:
+        def __init__(self, backend, runtime):
+            self.backend, self.runtime = backend, runtime
+
+        def __call__(self, frame, stream):
+            now[0] += seconds[self.backend]
+
+    def load(name, runtime, settings):
+        if runtime.backend not in seconds:
+            raise BackendUnavailable("not installed")
+        return Timed(runtime.backend, runtime)
+
+    up = load_quickest("any", load=load, clock=lambda: now[0], flags=flags, device="cpu", **asked)
+    assert (up.backend, up.runtime.precision) == chosen
+    if not asked:
+        assert list(up.measured.values()) == [1e3 * seconds[name] for name in seconds]
+    elif "precision" in asked:
+        assert up.passed_over == (("openvino", "not installed"),)
+
+
+def test_what_is_to_be_repeated_is_not_measured(tiny_folder, onnx_packages):
+    up = load_upscaler(str(tiny_folder), device="cpu")
+    assert (up.backend, up.runtime.precision, up.measured) == ("onnxruntime", "fp32", {})

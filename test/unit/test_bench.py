@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 def bench(tmp_path, *options):
     """Run the verb for a moment; exit code and rows."""
-    small = ["--sizes", "32x24", "--rates", "9", "--runs", "1", "--seconds", "0.2"]
+    small = ["--size", "32x24", "--rates", "9", "--runs", "1", "--seconds", "0.2"]
     arguments = ["bench", *small, "--device", "cpu", "--out", str(tmp_path), *options]
     return cli.main(arguments), json.loads((tmp_path / "bench.json").read_text())["rows"]
 
@@ -141,7 +141,7 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("--sizes", "640"), ("--sizes", "0x0"), ("--rates", "-4"), ("--rates", "inf"),
+        ("--size", "640"), ("--size", "0x0"), ("--rates", "-4"), ("--rates", "inf"),
         ("--seconds", "nan"), ("--runs", "0"), ("--threads", "100000"),
     ],
 )  # fmt: skip

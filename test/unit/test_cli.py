@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import time
 import pytest
 from thermal_bags import cut, header, messages, pixels, record
 
+import difiisr_ros
 from difiisr_ros import cli
 from difiisr_ros.bags import image_bytes
 
@@ -44,7 +46,7 @@ def test_replay_of_a_damaged_recording_exits_with_2(tmp_path, capsys):
         (["replay", "IN", "out", "--model", "bicubic", "--no-data", "none"], "got 'none'"),
         (["info", "difiisr-rt-x4", "--device", "cpu", "--engine", "no.plan"], "needs a CUDA GPU"),
         (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
-        (["export", "difiisr-rt-x4", "IN", "--input-size", "16x16", "--force"], "is a folder"),
+        (["export", "difiisr-rt-x4", "IN", "--size", "16x16", "--force"], "is a folder"),
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out", "--schedule", "sinsr"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),
@@ -83,8 +85,10 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--backend", "abacus"],
         ["info", "bicubic", "--sharpness", "3"],
         ["info", "bicubic", "--threads", "9999"],
-        ["info", "bicubic", "--profile", "200000x200000"],
-        ["export", "difiisr-rt-x4", "x.onnx", "--input-size", "16x16", "--batch", "²"],
+        ["info", "bicubic", "--size", "200000x200000"],
+        ["info", "bicubic", "--profile", "120x160"],
+        ["export", "difiisr-rt-x4", "x.onnx", "--input-size=120x160"],
+        ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
     ],
 )
 def test_bad_usage_exits_with_2(arguments, capsys):
@@ -92,6 +96,24 @@ def test_bad_usage_exits_with_2(arguments, capsys):
     output = capsys.readouterr()
     assert "Usage" in output.out if not arguments else "difiisr: " in output.err
     assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("option", [["--profile", "120x160"], ["--input-size=120x160"]])
+def test_an_option_of_before_is_refused_with_the_new_spelling(option, capsys):
+    assert cli.main(["info", "bicubic", *option]) == 2
+    assert "write --size 160x120" in capsys.readouterr().err
+
+
+def test_version_json_and_completion(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == difiisr_ros.__version__
+    assert cli.main(["info", "bicubic", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["name"], facts["parameters"]) == ("bicubic", 0)
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--install-completion" in text
+    assert "130" in text
 
 
 def test_scene_tells_its_kelvin_scale(tmp_path, capsys):
@@ -116,7 +138,7 @@ def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, capsys):
     assert cli.main(["info", "--bag", str(bag), "--topic", "/cam/image_raw"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["topic"] == "/cam/image_raw, 5 images"
-    assert (lines["encoding"], lines["size"], lines["rate"]) == ("16UC1", "18x24", "10 Hz")
+    assert (lines["encoding"], lines["size"], lines["rate"]) == ("16UC1", "24x18", "10 Hz")
     assert lines["measured"] == f"7 to {frame.max()} counts"
     assert lines["invalid"] == "0 pixels"
     assert lines["launch"] == "ros2 launch difiisr_ros sr.launch.py image:=/cam/image_raw"
@@ -128,7 +150,7 @@ def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, capsys):
 
 
 def test_info_says_what_runs_the_model_and_where_the_time_goes(capsys):
-    assert cli.main(["info", "bicubic", "--backend", "tensorrt", "--profile", "24x32"]) == 0
+    assert cli.main(["info", "bicubic", "--backend", "tensorrt", "--size", "32x24"]) == 0
     output = capsys.readouterr().out
     assert "backend     torch on cpu\n            not tensorrt: bicubic always" in output
     rows = [line.split() for line in output.splitlines()]

@@ -8,11 +8,14 @@ pytest.importorskip("diagnostic_msgs", reason="needs ROS messages")
 from diagnostic_msgs.msg import DiagnosticStatus as Status
 
 from difiisr_models import Stream, load_upscaler
+from difiisr_models.events import Event
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.diagnostics import (
     Finding,
     findings,
     model_values,
     scene_values,
+    stream_state,
     stream_values,
     verdict,
 )
@@ -121,3 +124,17 @@ def test_the_backend_and_what_was_passed_over_are_told():
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
     assert values["passed over onnxruntime"] == "bicubic always runs in torch"
     assert 50 < float(values["memory (MB)"]) < 50_000
+
+
+def test_the_state_of_the_stream_tells_event_counts_and_last_jump():
+    events = StreamEvents()
+    for n, event in enumerate((Event(), Event("offset", 1.0, -183.0, pause=0.8), Event())):
+        events = events.then(event, 10**9 * (n + 1))
+    state = stream_state("sr_node: stream", "lens", events)
+    values = {value.key: value.value for value in state.values}
+    assert (state.message, state.hardware_id, state.level) == ("normal", "lens", Status.OK)
+    assert (values["event since (s)"], values["last event"]) == ("3.000", "offset")
+    assert (values["events offset"], values["events pause"], values["events cut"]) == (
+        "1", "1", "0"
+    )  # fmt: skip
+    assert values["last event offset (counts)"] == "-183"

@@ -60,7 +60,9 @@ def test_sets_are_judged_with_reference(data, capsys):
     model = "difiisr-rt-x4@0.5@consistency=1"
     results = evaluate(data / "eight", data / "deep", "--models", f"bicubic,{model}",
                     "--out", out, "--metrics", "psnr,ssim,spectral,consistency,error")  # fmt: skip
-    assert re.search(r"\| +5 \| bicubic +\|", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert "eight, 5 frames" in printed
+    assert re.search(r"psnr +\d", printed)
     assert (results.mode, results.degradation) == ("reference", "bicubic")
     assert [(s.name, s.frames, s.kind) for s in results.sets] == [
         (str(data / "eight"), 5, "images"), (str(data / "deep"), 3, "images"),
@@ -173,6 +175,47 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(Peer, "__init__", init)
     return calls
+
+
+def test_own_low_resolution_and_masks_are_used(data):
+    """One's own pairs give what they show, and a hidden region costs nothing."""
+    for name, deep in (("lr", False), ("masks", True)):
+        (data / name).mkdir()
+        for path in (data / "eight").iterdir():
+            hr = np.asarray(Image.open(path))
+            lr, hr = make_pair(hr)
+            mask = np.full(hr.shape, 255, np.uint8)
+            mask[:, :32] = 0
+            Image.fromarray(mask if deep else 255 - lr).save(data / name / path.name)
+    results = evaluate(data / "eight", "--models", "bicubic", "--out", data / "own", "--metrics",
+                       "psnr,error", "--lr", data / "lr")  # fmt: skip
+    own = results.sets[0].models[0].mean
+    assert own["psnr"] < 12  # it is the negative
+    assert results.degradation == "own pairs"
+    plain = evaluate(
+        data / "eight", "--models", "bicubic", "--out", data / "plain", "--metrics", "psnr"
+    )
+    found = frames_folder(data / "plain", plain.sets[0].name, "bicubic")
+    shutil.copytree(found, data / "theirs")
+    for path in (data / "theirs").iterdir():
+        pixels = np.array(Image.open(path))
+        pixels[:, :32] = 0
+        Image.fromarray(pixels).save(path)
+    arguments = (data / "eight", "--models", "bicubic", "--outputs", f"theirs={data / 'theirs'}")
+    arguments += (
+        "--out",
+        data / "masked",
+        "--metrics",
+        "psnr",
+        "--masks",
+        f"{data / 'eight'}={data / 'masks'}",
+    )
+    masked = evaluate(*arguments).sets[0].models
+    assert masked[0].mean["psnr"] == pytest.approx(masked[1].mean["psnr"])
+    assert abs(masked[0].mean["psnr"] - plain.sets[0].models[0].mean["psnr"]) < 3
+    (data / "lr" / "02.png").unlink()
+    with pytest.raises(ValueError, match="--lr has no image of frame 02"):
+        evaluate(data / "eight", "--models", "bicubic", "--out", data / "x", "--lr", data / "lr")
 
 
 def test_finished_models_do_not_run_again_until_something_changes(data, counted):

@@ -7,7 +7,7 @@ from thermal_bags import header, image_bytes, pixels, record
 
 from difiisr_ros.commands.evaluate import resolve_inputs
 from difiisr_training.evaluation.evaluate import OutputFolder
-from difiisr_training.evaluation.inputs import Selection, make_pair
+from difiisr_training.evaluation.inputs import Selection, finite_window, make_pair
 
 ALL = Selection()
 
@@ -31,6 +31,14 @@ def test_low_resolution_is_the_antialiased_bicubic_quarter_of_the_cut_frame():
     assert np.array_equal(hr, frame[:64, :128])
     wanted = Image.fromarray(frame[:64, :128]).resize((32, 16), Image.BICUBIC)
     assert np.array_equal(lr, np.asarray(wanted))
+
+
+def test_borders_without_a_value_are_cut_off():
+    frame = np.ones((64, 80), np.float32)
+    frame[:3], frame[:, -2:], frame[60:, :4] = np.nan, np.inf, np.nan
+    assert frame[finite_window(frame)].shape in ((61, 74), (57, 78))
+    frame[30, 40] = np.nan
+    assert np.isnan(frame[finite_window(frame)]).sum() == 1
 
 
 @pytest.mark.parametrize("degradation", ["thermal", "second_order"])

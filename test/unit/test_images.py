@@ -14,6 +14,7 @@ from difiisr_training.data.images import (
     list_images,
     load_images,
     read_counts,
+    read_pages,
 )
 from difiisr_training.degradations.mix import pillow_resize
 
@@ -35,6 +36,24 @@ def test_counts_come_back_as_stored_and_resized_in_their_dtype(tmp_path, dtype, 
     small = pillow_resize(np.where(read < read.mean(), 0, read.max()).astype(dtype), 6, 8)
     assert small.dtype == dtype
     assert small.mean() == pytest.approx(read.max() / 2, rel=0.01)  # nothing wraps at the ends
+
+
+def test_nothing_is_left_out_in_silence(tmp_path):
+    """Pages behind the first, folders behind links, and what EXIF says is turned."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    (tmp_path / "behind").mkdir()
+    Image.fromarray(gradient(np.uint8)).save(tmp_path / "behind" / "a.jpg", exif=turned, quality=99)
+    tifffile.imwrite(
+        tmp_path / "in" / "b.tif", np.stack([gradient(np.uint16)] * 3), photometric="minisblack"
+    )
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "behind")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    pages, photo = list_images(tmp_path / "in")
+    assert (pages.name, photo.name) == ("b.tif", "a.jpg")
+    assert len(list(read_pages(pages))) == 3
+    assert np.abs(read_counts(photo).astype(int) - np.rot90(gradient(np.uint8), -1)).max() < 9
 
 
 def test_a_colour_file_gives_its_mean_channel_and_counts_beyond_16_bit_are_refused(tmp_path):

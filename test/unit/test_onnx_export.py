@@ -158,7 +158,7 @@ def test_the_published_sampler_computes_norms_and_softmax_in_float32(published, 
 
 def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onnx_export, "_run", lambda *_: torch.full((1, 16, 20, 24), torch.nan))
-    arguments = ["export", str(tiny_folder), str(tmp_path / "n.onnx"), "--input-size", "20x24"]
+    arguments = ["export", str(tiny_folder), str(tmp_path / "n.onnx"), "--size", "24x20"]
     assert cli.main(arguments) == 1
     assert "differs from torch by nan, more than" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -166,7 +166,7 @@ def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, mon
 
 def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys):
     target = tmp_path / "n.onnx"
-    arguments = ["export", str(tiny_folder), str(target), "--input-size", "20x24", "--batch", "2"]
+    arguments = ["export", str(tiny_folder), str(target), "--size", "24x20", "--batch", "2"]
     assert cli.main(arguments) == 0
     assert "largest difference to torch" in capsys.readouterr().out
     opened = session(target)
@@ -182,9 +182,9 @@ def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["bicubic", "--input-size", "20x24"], "no network"),
-        (["no-such-model", "--input-size", "20x24"], "no-such-model"),
-        (["MODEL", "--input-size", "20x24", "--steps", "2"], "--what sampler"),
+        (["bicubic", "--size", "24x20"], "no network"),
+        (["no-such-model", "--size", "24x20"], "no-such-model"),
+        (["MODEL", "--size", "24x20", "--steps", "2"], "--what sampler"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(tiny_folder, tmp_path, capsys, arguments, text):
@@ -195,9 +195,9 @@ def test_what_cannot_be_exported_is_refused(tiny_folder, tmp_path, capsys, argum
 
 
 @pytest.mark.parametrize("size", ["160", "0x160", "120x", "120*160"])
-def test_a_size_is_height_x_width(size, capsys):
-    assert cli.main(["export", "difiisr-rt-x4", "out.onnx", "--input-size", size]) == 2
-    assert "120x160" in capsys.readouterr().err
+def test_a_size_is_width_x_height(size, capsys):
+    assert cli.main(["export", "difiisr-rt-x4", "out.onnx", "--size", size]) == 2
+    assert "640x512" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named(tiny_network, monkeypatch):

@@ -153,7 +153,7 @@ def test_extras_separate_robot_and_workstation(checkout, environment):
     (info,) = checkout.glob("*.egg-info")
     base, *extras = re.split(r"^\[", (info / "requires.txt").read_text(), flags=re.M)
     names = {section.split("]")[0].split(":")[0] for section in extras} - {""}
-    assert names == {"ros", "train", "eval", "onnx", "tensorrt", "test"}
+    assert names == {"ros", "train", "eval", "fleet", "onnx", "tensorrt", "test"}
     assert "torch" in base
     # On a robot ROS is no pip package, and an installed package must not ask for it.
     assert "rclpy" not in base

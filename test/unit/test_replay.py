@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
+from scipy.ndimage import gaussian_filter
 from thermal_bags import IMAGE, INFO, WORDS, camera_info, cut, header, messages, pixels, record
 
 from difiisr_models import Camera, Stream, load_upscaler
@@ -46,7 +47,7 @@ def test_every_frame_is_answered_at_its_time(tmp_path, storage, bicubic):
     assert [at for _, at, _ in infos] == [at for _, at, _ in frames]
     for (_, _, before), (_, _, after), (_, _, raw) in zip(frames, results, infos, strict=True):
         info = STORE.deserialize_cdr(raw, CAMERA_INFO_TYPE)
-        assert (info.width, info.height, info.k[0]) == (96, 72, 4 * 190.0)
+        assert (info.width, info.height, info.k[0]) == (96, 72, 4 * 152.0)
         source_image = STORE.deserialize_cdr(before, IMAGE_TYPE)
         image = STORE.deserialize_cdr(after, IMAGE_TYPE)
         assert image.header == info.header == source_image.header
@@ -277,3 +278,61 @@ def test_results_keep_the_send_times_and_qos_of_their_frames(tmp_path, bicubic):
         offered = {c.topic: c.ext.offered_qos_profiles for c in reader.connections}
         assert offered[IMAGE] == offered[SR] == offered[SR_INFO]
         assert offered[IMAGE][0].reliability.name == "BEST_EFFORT"
+
+
+def panning(path, frames):
+    """A recording of a scene that moves, with noise, an offset in each row, and a broken frame."""
+    rng = np.random.default_rng(0)
+    scene = gaussian_filter(rng.normal(30_000, 1_500, (48, 40 + 2 * frames)), 3)
+    rows = rng.normal(0, 4, (48, 1))
+
+    def view(n):
+        seen = scene[:, 2 * n : 2 * n + 40] + rows + rng.normal(0, 3, (48, 40))
+        return image_bytes(header(n), seen.round().astype(np.uint16), "mono16")
+
+    images = {n: view(n) for n in range(frames)} | {frames // 3: b"broken"}
+    return record(path, frames=frames, images=images)
+
+
+def test_slices_put_together_are_the_whole_to_the_bit(tmp_path):
+    consistent = load_upscaler("bicubic-consistent", device="cpu")
+    source = panning(tmp_path / "in", frames=30)
+    whole = replay(source, tmp_path / "whole", consistent)
+    found, refused = [], []
+    for first, frames in ((0, 5), (5, 17), (22, None)):
+        report = replay(source, tmp_path / f"{first}", consistent, first=first, frames=frames)
+        found += messages(tmp_path / f"{first}")
+        refused += report.malformed
+    assert found == messages(tmp_path / "whole")
+    assert refused == whole.malformed
+    assert len(refused) == 1
+
+
+def test_a_short_warm_up_is_near_the_whole(tmp_path):
+    consistent = load_upscaler("bicubic-consistent", device="cpu")
+    source = panning(tmp_path / "in", frames=60)
+    last = {}
+    for name, warm_up in (("whole", None), ("short", 20), ("none", 0)):
+        replay(source, tmp_path / name, consistent, first=58, warm_up=warm_up)
+        last[name] = [
+            STORE.deserialize_cdr(data, IMAGE_TYPE).data.view("<u2").astype(float)
+            for _, _, data in messages(tmp_path / name, SR)
+        ]
+    span = np.ptp(last["whole"])
+    short, none = (np.abs(np.subtract(last[k], last["whole"])).max() for k in ("short", "none"))
+    assert len(last["short"]) == 2
+    assert 0 < short <= 0.03 * span
+    assert none > short
+
+
+def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path, bicubic):
+    shown = [pixels(0), pixels(0), pixels(0) + 900, pixels(0) + 900]
+    images = {n: image_bytes(header(n), frame, "mono16") for n, frame in enumerate(shown)}
+    source = record(tmp_path / "in", frames=4, images=images)
+    report = replay(source, tmp_path / "all", bicubic)
+    assert (report.frames_out, report.events) == (4, "2 repeat, 1 offset")
+    camera = Camera(on_repeat="drop")
+    report = replay(source, tmp_path / "fewer", bicubic, camera=camera)
+    assert (report.frames_in, report.frames_out, report.repeated) == (4, 2, 2)
+    every, kept = (messages(tmp_path / name, SR) for name in ("all", "fewer"))
+    assert kept == every[::2]

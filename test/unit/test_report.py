@@ -20,6 +20,7 @@ from difiisr_training.evaluation.results import (
     Results,
     SetResult,
     frames_folder,
+    short_names,
     slug,
     write_frame,
     write_results,
@@ -208,3 +209,8 @@ def test_the_best_follow_the_better_way():
     assert [best_of(values, way) for way in ("higher", "lower", "zero")] == [{"c"}, {"b"}, {"a"}]
     assert best_of({"a": 1.0, "b": 1.0}, "higher") == set()
     assert best_of({"same": math.inf, "near": 40.0}, "higher") == {"same"}
+
+
+def test_sets_are_called_by_what_tells_them_apart():
+    given = ["hit_uav/test", "/data/a/test", "/data/b/test", "/data/b/other"]
+    assert short_names(given) == ["hit_uav/test", "test", "b/test", "other"]

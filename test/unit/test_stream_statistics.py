@@ -140,3 +140,41 @@ def test_every_frame_has_met_a_fate_or_is_pending_over_all_streams():
     statistics.dropped("stopped")
     summary = statistics.summary()
     assert (summary.pending, summary.total["received"], summary.rate_in) == (1, 7, 0)
+
+
+def gap(clock, statistics, seconds):
+    clock.now += seconds
+    stream(clock, statistics, 8)
+
+
+def test_a_pause_of_the_camera_is_no_loss():
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 8)
+    gap(clock, statistics, 1.2)
+    total = statistics.summary().total
+    assert (total["lost"], total["withheld"]) == (0, 12)
+    for _ in range(3):
+        gap(clock, statistics, 0.7)  # no shutter closes that often
+    assert statistics.summary().total["lost"] == 21
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["frozen before", "level jumps after"])
+def test_a_short_gap_at_a_shutter_event_is_no_loss(after):
+    clock = ManualClock()
+    statistics = StreamStatistics(clock)
+    stream(clock, statistics, 8)
+    if not after:
+        statistics.explained()
+    clock.now += 0.3
+    stream(clock, statistics, 2)
+    if after:
+        statistics.explained()
+    stream(clock, statistics, 8)
+    summary = statistics.summary()
+    assert (summary.total["lost"], summary.recent["lost"]) == (0, 0)
+    assert summary.total["withheld"] == 3
+    clock.now += 3.0
+    stream(clock, statistics, 40)
+    gap(clock, statistics, 0.3)
+    assert statistics.summary().total["lost"] == 3

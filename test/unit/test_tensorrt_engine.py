@@ -38,9 +38,7 @@ DESCRIPTION = EngineDescription(
     MACHINE, "difiisr-rt-x4", WEIGHTS, "fp16", 2, 120, 160, "b" * 64,
     hashlib.sha256(PLAN).hexdigest(), 31.5, "0.1.0",
 )  # fmt: skip
-COMMAND = (
-    "difiisr build-engine difiisr-rt-x4 {} --input-size 120x160 --precision fp16 --batch 2 --force"
-)
+COMMAND = "difiisr build-engine difiisr-rt-x4 {} --size 160x120 --precision fp16 --batch 2 --force"
 
 
 @pytest.fixture
@@ -82,7 +80,7 @@ def test_all_mismatches_are_named_at_once(plan):
         "its precision is fp16, fp32 is needed",
         f"{len(PLAN) - 1} bytes have sha256 {hashlib.sha256(PLAN[:-1]).hexdigest()}",
         hashlib.sha256(PLAN).hexdigest(),
-        f"Build it: difiisr build-engine my/model {plan} --input-size 120x160 --precision fp32 ",
+        f"Build it: difiisr build-engine my/model {plan} --size 160x120 --precision fp32 ",
         "--device cuda:1 --force",
     ):
         assert part in text
@@ -92,7 +90,9 @@ def test_missing_files_are_named_with_the_command(plan, tmp_path):
     other = tmp_path / "other.plan"
     text = refusal(other)
     assert f"{other}.json cannot be read: No such file" in text
-    assert f"difiisr build-engine difiisr-rt-x4 {other} --input-size HxW --precision fp16" in text
+    assert (
+        f"difiisr build-engine difiisr-rt-x4 {other} --size WIDTHxHEIGHT --precision fp16" in text
+    )
     sidecar_path(plan).unlink()
     text = refusal(plan)
     assert "model.plan.json cannot be read: No such file" in text
@@ -180,7 +180,7 @@ def test_without_tensorrt_the_text_says_what_to_install(monkeypatch):
 
 # Building, by tensorrt_rtx, which needs no GPU for that.
 
-SIZE = ("--input-size", "24x32")
+SIZE = ("--size", "32x24")
 
 
 @pytest.fixture(scope="module")

@@ -215,4 +215,4 @@ def test_integers_come_back_as_they_were():
 
 def test_hidden_files_are_no_input(tmp_path):
     (tmp_path / ".a.png").touch()
-    assert list_files(tmp_path) == ([], 1)
+    assert list_files(tmp_path) == ([], 0)

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt, MinLen
-from PIL import Image
+from PIL import Image, ImageOps, ImageSequence
 from pydantic.dataclasses import dataclass
 
+from difiisr_models.files import files_below
 from difiisr_models.radiometry import robust_range
 from difiisr_training.data.sequences import sequence_names, validation_sequences
 
@@ -44,6 +45,8 @@ class ImageSource:
             recording is a sequence.
         topic: image topic of the recordings; not needed where there is only one.
         every: use the first of each so many messages of a recording: neighbours are alike.
+        camera: of the recordings: name of a camera or a YAML file, which says what is cut off their
+            frames and which values are no data.
     """
 
     folder: str
@@ -53,6 +56,7 @@ class ImageSource:
     val_share: Annotated[float, Ge(0), Lt(1)] = 0.1
     topic: str | None = None
     every: Annotated[int, Ge(1)] = 1
+    camera: str | None = None
 
 
 LoadFrames = Callable[[ImageSource, Part], list[np.ndarray]]
@@ -113,33 +117,40 @@ def read_part(
 
 def _read_readable(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
     try:
-        counts = read_counts(path)
-        if counts.dtype.kind == "f" and (wrong := np.count_nonzero(~np.isfinite(counts))):
-            raise ValueError(f"{wrong} pixels are NaN or infinity")
+        pages = list(read_pages(path))
+        for counts in pages:
+            if counts.dtype.kind == "f" and (wrong := np.count_nonzero(~np.isfinite(counts))):
+                raise ValueError(f"{wrong} pixels are NaN or infinity")
     except Exception as error:  # damaged files raise whatever their decoder raises
         skipped(f"skipped damaged image {path}: {error}")
     else:
-        yield counts
+        yield from pages
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files in a folder and the folders below it, sorted by path.
+    """Image files in a folder and the folders below it, also behind links, sorted by path.
 
     Raises:
         FileNotFoundError: the folder does not exist or holds no image.
     """
     if not folder.exists():
         raise FileNotFoundError(f"no folder {folder}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(files_below(folder))
+    paths = [p for p in files if p.suffix.lower() in SUFFIXES and p.is_file()]
     if not paths:
         raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
     return paths
 
 
 def read_counts(path: Path) -> np.ndarray:
-    """Read one image as ``(H, W)`` uint8, uint16 or float32 counts, as stored.
+    """Read one image, the first page of a TIFF; see :func:`read_pages`."""
+    return next(read_pages(path))
 
-    A colour file gives the mean of its channels, uint8.
+
+def read_pages(path: Path) -> Iterator[np.ndarray]:
+    """Read an image, each page of a TIFF, as ``(H, W)`` uint8, uint16 or float32 counts.
+
+    A colour file gives the mean of its channels, uint8. What EXIF says is turned stands upright.
 
     Raises:
         OSError: the file is no image, damaged, or a bomb of more pixels than Pillow decodes; for
@@ -157,16 +168,22 @@ def read_counts(path: Path) -> np.ndarray:
             image.load()
         except Exception as error:  # damaged files raise whatever their decoder raises
             raise OSError(f"{path}: {error}") from error
-        pixels = np.asarray(image)
-        if image.mode == "I":
-            if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
-                raise ValueError(f"{path}: counts {pixels.min()}..{pixels.max()} exceed 16 bit")
-            return pixels.astype(np.uint16)
-        if image.mode.startswith("I;16"):
-            return pixels.astype(np.uint16)
-        if image.mode in ("L", "F"):
-            return pixels
-        return np.asarray(image.convert("RGB")).mean(axis=-1).round().astype(np.uint8)
+        pages = ImageSequence.Iterator(image) if image.format == "TIFF" else [image]
+        for page in pages:
+            yield _counts(path, ImageOps.exif_transpose(page))
+
+
+def _counts(path: Path, image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    if image.mode == "I":
+        if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
+            raise ValueError(f"{path}: counts {pixels.min()}..{pixels.max()} exceed 16 bit")
+        return pixels.astype(np.uint16)
+    if image.mode.startswith("I;16"):
+        return pixels.astype(np.uint16)
+    if image.mode in ("L", "F"):
+        return pixels
+    return np.asarray(image.convert("RGB")).mean(axis=-1).round().astype(np.uint8)
 
 
 def _is_deep_colour(image: Image.Image) -> bool:

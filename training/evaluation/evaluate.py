@@ -24,7 +24,7 @@ from difiisr_models.resample import SCALE
 from difiisr_training.data.images import read_counts
 from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
-from difiisr_training.evaluation.inputs import InputSet, make_pair
+from difiisr_training.evaluation.inputs import InputSet
 from difiisr_training.evaluation.measures import Judge, TemperatureErrors, bin_edges, is_flat
 from difiisr_training.evaluation.metrics import mean_and_interval
 from difiisr_training.evaluation.peers import Peer
@@ -194,12 +194,20 @@ def judge_models(
         command=[],
         environment=dict(environment),
         mode=judge.mode,
-        degradation=degradation if judge.mode == "reference" else None,
+        degradation=_made(degradation, sets) if judge.mode == "reference" else None,
         metrics=metrics,
         not_run=not_run,
         sets=[_summary(*one, models, metrics) for one in zip(prepared, measured, strict=True)],
         metric_files=judge.files,
     )
+
+
+def _made(degradation: Kind, sets: Sequence[InputSet]) -> str:
+    """How low resolution was made, in words."""
+    own = [source.name for source in sets if source.lr]
+    if len(own) == len(sets):
+        return "own pairs"
+    return f"{degradation}; own pairs of {', '.join(own)}" if own else degradation
 
 
 def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> PreparedSet:
@@ -219,7 +227,10 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
         lr = wanted = counts
         if judge.mode == "reference":
             with _named(f"degradation {degradation} fails", source, name, counts):
-                lr, wanted = make_pair(counts, degradation, name)
+                lr, wanted = source.pair(name, counts, degradation)
+                mask = source.mask(name, wanted)
+            for given in (lr if source.lr else None, mask):
+                sha256.update(b"" if given is None else given.tobytes())
             write_frame(hr_folder, name, wanted)
             if judge.radiometry:
                 kelvin += np.quantile(judge.radiometry.kelvin(wanted), (0.001, 0.999)).tolist()
@@ -319,9 +330,10 @@ def _run(
                     raise ValueError(f"{sr.dtype} is no image of {lr.dtype} counts")
         write_frame(folder, frame, sr)
         with _named(f"the result of {model.name} cannot be judged", source, frame, sr):
-            rows.append(judge(sr, lr, hr) | {"seconds": seconds})
+            mask = None if hr is None else source.mask(frame, hr)
+            rows.append(judge(sr, lr, hr, mask) | {"seconds": seconds})
         if bins is not None:
-            bins.add(sr, hr)
+            bins.add(*((sr, hr) if mask is None else (sr[mask], hr[mask])))
         progress.update()
     return {
         "values": pd.DataFrame(rows).to_dict("list"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,8 +14,8 @@ from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 
 from difiisr_models.resample import SCALE
-from difiisr_training.data.images import crop_to_multiple, read_counts
-from difiisr_training.data.pairing import images_by_name
+from difiisr_training.data.images import crop_to_multiple, read_counts, read_pages
+from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.degradations.mix import DegradationConfig, Kind, degrade, pillow_resize
 from difiisr_training.degradations.thermal_camera import agc_range
 
@@ -59,6 +60,8 @@ class InputSet:
         kind: what it is.
         read: gives names and ``(H, W)`` uint8, uint16 or float32 counts, in order, anew each time.
         topic: image topic of a recording.
+        lr: the user's own low-resolution image of each frame, by name; else they are made.
+        masks: image of each frame, by name, that is 0 where results are not judged.
     """
 
     name: str
@@ -66,14 +69,70 @@ class InputSet:
     kind: Literal["images", "bag"]
     read: Callable[[], Iterable[tuple[str, np.ndarray]]]
     topic: str | None = None
+    lr: Mapping[str, Path] = field(default_factory=dict)
+    masks: Mapping[str, Path] = field(default_factory=dict)
 
     def frames(self) -> Iterator[tuple[str, np.ndarray]]:
-        """What ``read`` gives; float frames with NaN or infinity are left out, named in the log."""
+        """What ``read`` gives, without borders that are not finite.
+
+        Frames with NaN or infinity inside are left out, named in the log.
+        """
         for name, counts in self.read():
-            if np.isfinite(counts).all():
-                yield name, counts
-            else:
+            window = finite_window(counts)
+            cut = counts[window]
+            if not cut.size or not np.isfinite(cut).all():
                 log.warning("left out frame %s of %s: it holds NaN or infinity", name, self.path)
+                continue
+            if cut.shape != counts.shape:
+                log.warning("frame %s of %s is cut to its finite %s", name, self.path, cut.shape)
+            yield name, cut
+
+    def pair(self, name: str, hr: np.ndarray, degradation: Kind) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high resolution of a frame; as :func:`make_pair`, or the user's own.
+
+        Raises:
+            FileNotFoundError: there is no image of that frame.
+            ValueError: it is not a quarter of the frame's size.
+        """
+        if not self.lr:
+            return make_pair(hr, degradation, name)
+        lr, hr = read_counts(_of_frame(self.lr, name, "--lr")), crop_to_multiple(hr, SCALE)
+        if tuple(SCALE * side for side in lr.shape) != hr.shape or lr.dtype != hr.dtype:
+            raise ValueError(
+                f"--lr gives {lr.shape} {lr.dtype}, a quarter of {hr.shape} {hr.dtype} is needed"
+            )
+        return lr, hr
+
+    def mask(self, name: str, hr: np.ndarray) -> np.ndarray | None:
+        """Which pixels of a frame are judged, bool; None: all. Raises as :meth:`pair`."""
+        if not self.masks:
+            return None
+        mask = crop_to_multiple(read_counts(_of_frame(self.masks, name, "--masks")), SCALE) > 0
+        if mask.shape != hr.shape or not mask.any():
+            raise ValueError(f"--masks gives {mask.shape} or nothing to judge, not {hr.shape}")
+        return mask
+
+
+def _of_frame(images: Mapping[str, Path], name: str, option: str) -> Path:
+    found = pair_names([name], images)
+    if name not in found:
+        raise FileNotFoundError(f"{option} has no image of frame {name}")
+    return found[name]
+
+
+def finite_window(counts: np.ndarray) -> tuple[slice, slice]:
+    """What is left of ``(H, W)`` without borders that hold NaN or infinity, worst side first."""
+    finite = np.isfinite(counts)
+    (top, left), (bottom, right) = (0, 0), counts.shape
+    while top < bottom and left < right:
+        part = finite[top:bottom, left:right]
+        sides = [1 - line.mean() for line in (part[0], part[-1], part[:, 0], part[:, -1])]
+        worst = int(np.argmax(sides))
+        if sides[worst] == 0:
+            break
+        top, bottom = top + (worst == 0), bottom - (worst == 1)
+        left, right = left + (worst == 2), right - (worst == 3)
+    return slice(top, bottom), slice(left, right)
 
 
 def image_set(name: str, folder: Path, selection: Selection, last: int = 0) -> InputSet:
@@ -88,7 +147,8 @@ def image_set(name: str, folder: Path, selection: Selection, last: int = 0) -> I
         images = list(images_by_name(folder).items())[-last:]
         for index in selection.choose(len(images)):
             frame, path = images[index]
-            yield frame, read_counts(path)
+            for page, counts in enumerate(read_pages(path), 1):
+                yield frame if page == 1 else f"{frame}__page{page}", counts
 
     return InputSet(name, folder, "images", read)
 

@@ -308,7 +308,11 @@ class Judge:
             flicker.reset()
 
     def __call__(
-        self, sr: np.ndarray, lr: np.ndarray, hr: np.ndarray | None = None
+        self,
+        sr: np.ndarray,
+        lr: np.ndarray,
+        hr: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Measure one result; NaN where a metric has no value.
 
@@ -319,6 +323,7 @@ class Judge:
             sr: ``(4h, 4w)`` counts, what the model made.
             lr: ``(h, w)`` counts, what it saw.
             hr: ``(4h, 4w)`` counts, what it should have made; ``None`` in camera mode.
+            mask: ``(4h, 4w)``, False where the result counts as right; PSNR is of the other pixels.
 
         Raises:
             ValueError: the result is not four times as large as what the model saw.
@@ -329,6 +334,7 @@ class Judge:
                 raise ValueError(
                     f"of {lr.shape} pixels, images of {due} are compared, got {image.shape}"
                 )
+        sr = sr if mask is None else np.where(mask, sr, hr)
         values = dict.fromkeys(self.columns, math.nan)
         for name, function in self._functions.items():
             try:
@@ -339,6 +345,8 @@ class Judge:
             except RuntimeError as error:
                 if min(due) >= _SMALL or isinstance(error, torch.cuda.OutOfMemoryError):
                     raise
+        if mask is not None and "psnr" in values:
+            values["psnr"] += 10 * math.log10(mask.mean())
         return values
 
 

@@ -26,6 +26,7 @@ from difiisr_training.evaluation.results import (
     SetResult,
     frames_folder,
     read_frame,
+    short_names,
     slug,
 )
 
@@ -73,7 +74,10 @@ def write_report(results: Results, out: Path) -> Path:
     del headlines[3:]
     titles = {model.name: model.title for model in models}
     by_folder = {slug(name): title for name, title in titles.items()} | _NOT_MODELS
-    by_folder |= {slug(chosen.name): chosen.name for chosen in results.sets}
+    set_titles = short_names([chosen.name for chosen in results.sets])
+    by_folder |= {
+        slug(chosen.name): title for chosen, title in zip(results.sets, set_titles, strict=True)
+    }
     parts = {"detection": results.detection, "segmentation": results.segmentation}
     seconds = np.mean([[m.seconds_per_frame for m in c.models] for c in results.sets], axis=0)
     environment = jinja2.Environment(
@@ -89,7 +93,8 @@ def write_report(results: Results, out: Path) -> Path:
         headline_columns=[_column(metrics[key]) for key in headlines],
         sections=[
             _section(out, f"set-{number}", chosen, metrics, headlines, look, most)
-            for number, chosen in enumerate(results.sets, 1)
+            | {"title": title}
+            for number, (chosen, title) in enumerate(zip(results.sets, set_titles, strict=True), 1)
         ],
         tasks=[_task_section(out, name, part, by_folder) for name, part in parts.items() if part],
         models=models,
@@ -128,7 +133,7 @@ def _section(
         "result": chosen,
         "cells": cells,
         "deltas": deltas,
-        "ranked": any(cell.best for key in headlines for cell in cells[key].values()),
+        "leaders": {key: _leaders(chosen, key, metrics[key]) for key in headlines},
         "tables": [_table(title, chosen, own, cells) for title, own in grouped.items() if own],
         "differences": _table("Against bicubic", chosen, metrics, deltas),
         "panels": [figures.panel(i, window) for i, (_, window) in zip(images, worst, strict=True)],
@@ -186,6 +191,15 @@ def _mean_cells(chosen: SetResult, key: str, info: MetricInfo) -> dict[str, Cell
         )
         for m in chosen.models
     }
+
+
+def _leaders(chosen: SetResult, key: str, info: MetricInfo) -> list[str]:
+    """The models that are best in a metric, but bicubic in what is measured in bicubic's own."""
+    means = {model.name: model.mean[key] for model in chosen.models}
+    if key == "flicker":
+        means.pop("bicubic", None)
+        return sorted(best_of(means, info.better) or means)
+    return sorted(best_of(means, info.better))
 
 
 def _delta_cells(chosen: SetResult, key: str, info: MetricInfo) -> dict[str, Cell]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +130,19 @@ class Results:
     detection: dict[str, Any] | None = None
     segmentation: dict[str, Any] | None = None
     version: int = 1
+
+
+def short_names(given: Sequence[str]) -> list[str]:
+    """Titles of sets: their names; of absolute paths as many last parts as tell them apart."""
+    names = list(given)
+    for place, text in enumerate(given):
+        parts = Path(text).parts
+        for count in range(1, len(parts)):
+            name = "/".join(parts[-count:])
+            if Path(text).is_absolute() and name not in names:
+                names[place] = name
+                break
+    return names
 
 
 def slug(name: str) -> str:

@@ -1,0 +1,86 @@
+"""Times ``difiisr fleet replay`` beside a plain replay; writes ``fleet.json`` beside this file.
+
+python benchmarks/bench_fleet.py [--workers 2] [--frames 20] [--bags 40]
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models.files import write_json
+from difiisr_ros.commands.fleet import Replay
+from difiisr_ros.commands.fleet_work import Cluster, do_all
+from difiisr_ros.fleet import FleetFolder, find_jobs
+from difiisr_ros.scene import write_scene_bag
+
+
+def fleet(inputs: list[Path], out: Path, task: Replay, workers: int) -> tuple[float, list[dict]]:
+    """Seconds of a run and its rows; Ray runs already."""
+    started = time.perf_counter()
+    do_all(find_jobs(map(str, inputs), str(out)), str(out), task, Cluster(workers=workers))
+    return time.perf_counter() - started, FleetFolder(str(out)).result()
+
+
+def main() -> None:
+    """Measure, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=20)
+    parser.add_argument("--bags", type=int, default=40)
+    given = parser.parse_args()
+    workers = given.workers
+    one = Runtime(device="cpu", threads=1)
+    task = Replay("difiisr-rt-x4", None, None, False, None, one, FrameSettings(), Camera())
+    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
+        top = Path(folder)
+        for n in range(workers):
+            write_scene_bag(top / "long" / f"{n}", given.frames, seed=n)
+        for n in range(given.bags):
+            write_scene_bag(top / "short" / f"{n:03}", 1, seed=n)
+        plain = replace(task, runtime=Runtime(device="cpu", threads=workers)).load()
+        started = time.perf_counter()
+        for job in find_jobs([str(top / "long")], "out"):
+            plain(job, Path(job.path), top / f"plain{job.path[-1]}")
+        plain_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        with redirect_stdout(nowhere):
+            ray.init("local", include_dashboard=False, log_to_driver=False)
+            start_seconds = time.perf_counter() - started
+            _, long = fleet([top / "long"], top / "a", task, workers)
+            bicubic = replace(task, model="bicubic")
+            few, _ = fleet(
+                [top / "short" / f"{n:03}" for n in range(workers)], top / "b", bicubic, workers
+            )
+            many, short = fleet([top / "short"], top / "c", bicubic, workers)
+    frames = workers * given.frames
+    fleet_seconds = sum(row["seconds"] for row in long) / workers
+    inside = sum(row["seconds"] for row in short) / len(short)
+    each = (many - few) / (given.bags - workers)
+    write_json(
+        Path(__file__).with_name("fleet.json"),
+        {
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+            "load_of_the_machine": os.getloadavg()[0],
+            "workers": workers,
+            "plain_frames_per_second": frames / plain_seconds,
+            "fleet_frames_per_second": frames / fleet_seconds,
+            "ratio": plain_seconds / fleet_seconds,
+            "ray_start_seconds": start_seconds,
+            "workers_start_seconds": few - inside,
+            "bag_of_one_frame_seconds": each,
+            "of_these_in_the_job": inside / workers,
+            "memory_mb_per_worker": max(row["memory_mb"] for row in long),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""What a recording lost is counted and named; what the rest of it holds is read."""
+
+import re
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import yaml
+import zstandard
+from mcap.reader import make_reader
+from mcap.writer import CompressionType, IndexType
+from mcap.writer import Writer as McapWriter
+from rosbags.highlevel import AnyReader
+from thermal_bags import IMAGE, INFO, WORDS, header, messages, pixels, record, storage_file
+
+from difiisr_models import load_upscaler
+from difiisr_ros import cli
+from difiisr_ros.bags import IMAGE_TYPE, STORE, BagError, image_bytes, open_bag
+from difiisr_ros.replay import replay
+
+STRING = "std_msgs/msg/String"
+FRAMES = 30
+
+
+@pytest.fixture(scope="module")
+def bicubic():
+    return load_upscaler("bicubic", device="cpu")
+
+
+def write_mcap(path, compression, crcs=True, chunk_size=3_000, **options):
+    """Images, with a word behind each, in some ten chunks."""
+    times = []
+    with path.open("wb") as file:
+        writer = McapWriter(
+            file, chunk_size, compression, enable_crcs=crcs, enable_data_crcs=False, **options
+        )
+        writer.start(profile="ros2")
+        channels = {}
+        for topic, kind in ((IMAGE, IMAGE_TYPE), (WORDS, STRING)):
+            text, _ = STORE.generate_msgdef(kind, ros_version=2)
+            schema = writer.register_schema(kind, "ros2msg", text.encode())
+            channels[topic] = writer.register_channel(topic, "cdr", schema)
+        for n in range(FRAMES):
+            noisy = pixels(n) + np.random.default_rng(n).integers(0, 9, pixels(n).shape)
+            data = image_bytes(header(n), noisy.astype(np.uint16), "mono16")
+            for topic, content in ((IMAGE, data), (WORDS, b"\0\1\0\0\5\0\0\0word\0")):
+                times.append((topic, 1000 + 10 * n + (topic == WORDS)))
+                writer.add_message(channels[topic], times[-1][1], content, times[-1][1])
+        writer.finish()
+    return times
+
+
+def read(path):
+    with open_bag(path) as bag:
+        left = [(m.topic.name, m.time) for m in bag.messages()]
+        return left, bag.faults
+
+
+def named(faults):
+    """(topic, how many, first time, last time) of each loss that is named."""
+    lost = [re.search(r"lost of (\S+): (\d+) (?:at|from) (.*?)(?: ns)", text) for text in faults]
+    found = []
+    for match in filter(None, lost):
+        times = [int(number) for number in re.findall(r"\d+", match[3])]
+        found.append((match[1], int(match[2]), min(times), max(times)))
+    return found
+
+
+def check_nothing_is_lost_in_silence(path, written):
+    """Each missing message lies in a loss that is named; each named one is missing, in number."""
+    left, faults = read(path)
+    missing = [message for message in written if message not in left]
+    losses = named(faults)
+    assert faults or not missing
+    assert len(missing) == sum(count for _, count, *_ in losses), (missing, faults)
+    for topic, time in missing:
+        assert any(name == topic and a <= time <= b for name, _, a, b in losses), (topic, time)
+    return left, faults
+
+
+@pytest.mark.parametrize("compression", list(CompressionType))
+@pytest.mark.parametrize("place", range(5, 95, 6))
+def test_zeros_inside_cost_what_they_hit(tmp_path, compression, place):
+    file = tmp_path / "a.mcap"
+    written = write_mcap(file, compression)
+    data = bytearray(file.read_bytes())
+    at = place * len(data) // 100
+    data[at : at + 512] = bytes(512)
+    file.write_bytes(data)
+    left, faults = read(file)
+    missing = set(written) - set(left)
+    assert faults
+    assert len(missing) <= 30  # a chunk or two
+    for topic in {name for name, _ in missing}:
+        assert any(topic in fault for fault in faults)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_flipped_bit_is_harmless_or_told(tmp_path, seed):
+    file = tmp_path / "a.mcap"
+    written = write_mcap(file, list(CompressionType)[seed % 3], crcs=seed % 2 == 0)
+    data, rng = bytearray(file.read_bytes()), np.random.default_rng(seed)
+    region = range(len(data)) if seed % 4 < 2 else range(len(data) - 2_500, len(data))  # the index
+    data[region[rng.integers(len(region))]] ^= 1 << rng.integers(8)
+    file.write_bytes(data)
+    left, faults = read(file)
+    assert len(left) >= len(written) - 30
+    assert faults or sorted(left) == sorted(written)
+
+
+@pytest.mark.parametrize("crcs", [True, False])
+def test_an_index_that_lies_hides_no_message(tmp_path, crcs):
+    file = tmp_path / "a.mcap"
+    written = write_mcap(file, CompressionType.NONE, crcs=crcs)
+    data = bytearray(file.read_bytes())
+    with file.open("rb") as stream:
+        chunks = make_reader(stream).get_summary().chunk_indexes
+    assert len(chunks) > 5
+    wrong = struct.pack("<Q", chunks[3].chunk_start_offset)
+    data[data.rindex(wrong) + 1] ^= 1
+    file.write_bytes(data)
+    left, faults = read(file)
+    assert sorted(left) == sorted(written)
+    assert faults
+
+
+@pytest.mark.parametrize("field", [0, 3])  # opcode, length
+def test_a_damaged_head_of_a_chunk_loses_at_most_that_chunk(tmp_path, field):
+    file = tmp_path / "a.mcap"
+    written = write_mcap(file, CompressionType.ZSTD)
+    with file.open("rb") as stream:
+        chunk = make_reader(stream).get_summary().chunk_indexes[4]
+    data = bytearray(file.read_bytes())
+    data[chunk.chunk_start_offset + field] ^= 0x20
+    file.write_bytes(data)
+    left, _ = read(file)
+    assert sorted(left) == sorted(written)
+
+
+def test_what_a_chunk_lost_is_named_by_topic_and_time(tmp_path):
+    file = tmp_path / "a.mcap"
+    written = write_mcap(file, CompressionType.NONE)
+    data = bytearray(file.read_bytes())
+    at = data.index(struct.pack("<QQ", 1100, 1100))  # the image of frame 10, in its chunk
+    data[at - 15 : at + 17] = bytes(32)
+    file.write_bytes(data)
+    left, faults = check_nothing_is_lost_in_silence(file, written)
+    assert [m for m in written if m not in left] == [(IMAGE, 1100)]
+    assert any(f"lost of {IMAGE}: 1 at 1100 ns, in the chunk at byte" in text for text in faults)
+
+
+def test_without_message_indexes_the_counts_tell(tmp_path):
+    file = tmp_path / "a.mcap"
+    write_mcap(file, CompressionType.NONE, index_types=IndexType.ALL & ~IndexType.MESSAGE)
+    data = bytearray(file.read_bytes())
+    at = data.index(struct.pack("<QQ", 1100, 1100))
+    data[at - 15 : at + 17] = bytes(32)
+    file.write_bytes(data)
+    left, faults = read(file)
+    lost = FRAMES - sum(topic == IMAGE for topic, _ in left)
+    assert lost >= 1
+    assert any(f"{lost} of {FRAMES} messages of {IMAGE} are lost" in text for text in faults)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_flipped_type_name_loses_nothing(tmp_path, bicubic, where):
+    """``first`` of the name lies in a chunk, ``last`` in the index."""
+    source = record(tmp_path / "in")
+    file = storage_file(source)
+    data = bytearray(file.read_bytes())
+    at = (data.index if where == "first" else data.rindex)(b"sensor_msgs/msg/Image")
+    data[at + 1] ^= 4
+    file.write_bytes(data)
+    report = replay(source, tmp_path / "out", bicubic)
+    assert report.frames_out == 5
+    assert any("in two ways" in fault for fault in report.faults)
+    assert messages(tmp_path / "out", IMAGE, INFO, WORDS) == messages(source)
+
+
+def bomb(unpacked_size, declared):
+    packed = zstandard.ZstdCompressor(level=1).compressobj(size=-1)
+    blocks = [packed.compress(bytes(1 << 20)) for _ in range(unpacked_size >> 20)]
+    records = b"".join([*blocks, packed.flush()])
+    body = struct.pack("<QQQII", 0, 9, declared, 0, 4) + b"zstd"
+    return body + struct.pack("<Q", len(records)) + records
+
+
+@pytest.mark.parametrize("declared", [1000, 1 << 50])
+def test_a_chunk_unpacks_to_what_it_declares_and_no_more(tmp_path, declared):
+    file = tmp_path / "a.mcap"
+    with file.open("wb") as stream:
+        writer = McapWriter(stream)
+        writer.start(profile="ros2")
+        writer.register_channel("/a", "json", 0)
+        writer.finish()
+    data = file.read_bytes()
+    chunk = bomb(256 << 20, declared)
+    end = data.index(struct.pack("<BQ", 0x0F, 4))
+    file.write_bytes(data[:end] + struct.pack("<BQ", 6, len(chunk)) + chunk + data[end:])
+    tracemalloc.start()
+    with pytest.raises(BagError, match=f"(more than the )?{declared} bytes"):
+        open_bag(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+
+
+def test_metadata_counts_are_compared(tmp_path):
+    source = record(tmp_path / "in", "sqlite3")
+    metadata = source / "metadata.yaml"
+    text = metadata.read_text()
+    metadata.write_text(text.replace("message_count: 5", "message_count: 7"))
+    left, faults = read(source)
+    assert len(left) == 15
+    assert f"2 of 7 messages of {IMAGE}, as metadata.yaml counts them, are lost" in faults
+    metadata.write_text(text.replace("message_count: 5", "message_count: 3"))  # edited: no loss
+    assert read(source) == (left, [])
+    metadata.write_text("a: " + "[" * 5_000)
+    assert read(source) == (left, [])
+
+
+def test_files_that_are_missing_or_not_listed_are_named(tmp_path, capsys):
+    source = record(tmp_path / "in")
+    (source / "later.mcap").write_bytes(storage_file(source).read_bytes())
+    assert cli.main(["replay", str(source), str(tmp_path / "out"), "--model", "bicubic"]) == 0
+    assert "left out: later.mcap" in capsys.readouterr().err
+    metadata = source / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("- in.mcap", "- in.mcap\n  - in_1.mcap", 1))
+    assert cli.main(["replay", str(source), str(tmp_path / "o2"), "--model", "bicubic"]) == 2
+    assert "in_1.mcap is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", [8, 9])
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_copies_keep_custom_data_and_are_of_the_version_asked_for(
+    tmp_path, bicubic, storage, version
+):
+    source = record(tmp_path / "in", storage)
+    metadata = source / "metadata.yaml"
+    text = re.sub(r"custom_data: *\S*", "custom_data: {robot: fox}", metadata.read_text())
+    metadata.write_text(text)
+    replay(source, tmp_path / "out", bicubic, rosbag2_version=version)
+    written = yaml.safe_load((tmp_path / "out" / "metadata.yaml").read_text())
+    written = written["rosbag2_bagfile_information"]
+    assert (written["version"], written["custom_data"]) == (version, {"robot": "fox"})
+    # What Humble and Iron read of QoS is a string; a list is for Jazzy and later.
+    qos = [
+        t["topic_metadata"]["offered_qos_profiles"] for t in written["topics_with_message_count"]
+    ]
+    assert all(isinstance(one, str if version == 8 else list) for one in qos)
+    with AnyReader([tmp_path / "out"]) as reader:
+        assert len(list(reader.messages())) == 25
+
+
+def test_damaged_attachments_and_private_records_are_named(tmp_path, bicubic):
+    source = tmp_path / "a.mcap"
+    with source.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start(profile="ros2")
+        text, _ = STORE.generate_msgdef(IMAGE_TYPE, ros_version=2)
+        schema = writer.register_schema(IMAGE_TYPE, "ros2msg", text.encode())
+        channel = writer.register_channel(IMAGE, "cdr", schema)
+        writer.add_message(channel, 1, image_bytes(header(0), pixels(0), "mono16"), 1)
+        writer.add_attachment(1, 2, "calibration.yaml", "text/yaml", b"emissivity: 0.95\n")
+        writer.finish()
+    data = source.read_bytes().replace(b"0.95", b"0.85")
+    at = data.index(struct.pack("<BQ", 0x0F, 4))
+    source.write_bytes(data[:at] + struct.pack("<BQ", 0x81, 3) + b"own" + data[at:])
+    report = replay(source, tmp_path / "out", bicubic)
+    assert any("calibration.yaml" in fault for fault in report.faults)
+    assert any("0x81" in warning for warning in report.warnings)
+
+
+def test_a_growing_recording_is_read_as_far_as_it_is_there(tmp_path):
+    file = tmp_path / "a.mcap"
+    written = write_mcap(file, CompressionType.NONE)
+    whole = file.read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        file.write_bytes(whole[: int(share * len(whole))])
+        left, faults = read(file)
+        assert faults
+        assert left == written[: len(left)]
+        assert len(left) > share * len(written) - 12

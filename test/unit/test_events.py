@@ -1,0 +1,235 @@
+"""Shutter, gain and display events are told from scene changes, and spoil nothing of a stream."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from difiisr_models import Camera, Stream, Upscaler
+from difiisr_models.calibration import Calibration
+from difiisr_models.events import EventDetector
+from difiisr_models.frame_model import BicubicModel
+from difiisr_models.radiometry import CountRange
+from difiisr_models.recurrence import Past
+
+SECOND = 1_000_000_000
+PERIOD = SECOND // 9
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """The simulator of benchmarks/stream_events.py."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "stream_events.py"
+    if not path.exists():
+        pytest.skip("an installed package has no benchmarks beside it")
+    return SimpleNamespace(**runpy.run_path(str(path)))
+
+
+@pytest.fixture
+def upscaler():
+    """Interpolation that counts how often it ran."""
+
+    class Counting(BicubicModel):
+        runs = 0
+
+        def super_resolve(self, *arguments):
+            self.runs += 1
+            return super().super_resolve(*arguments)
+
+    return Upscaler("counting", Counting(is_projected=True, input_limit=6.0))
+
+
+@pytest.fixture
+def frames(simulated):
+    """Twelve frames of a slow pan, uint16."""
+    return [simulated.counts(f) for f in simulated.pan(np.random.default_rng(4), 12, 0.01, 1.0)]
+
+
+def show(stream, frames, first=0, period=PERIOD):
+    """Let the stream see frames of a steady camera; what it calls the last one."""
+    for n, frame in enumerate(frames, first):
+        stream.begin_frame(frame, 1000 * SECOND + n * period)
+        stream.see(frame)
+    return stream.events.event
+
+
+@pytest.mark.parametrize("speed", [0.0, 4.0])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("repeat", 3), ("offset", -0.15), ("offset", 1.2), ("gain", 0.4), ("gain", 1.3),
+        ("flat", 0.0), ("flat", -1.0), ("flicker", 0.15), ("cut", 0.4),
+    ],
+)  # fmt: skip
+def test_each_event_is_found_and_nothing_else(simulated, kind, size, speed):
+    seen = simulated.kinds(simulated.with_event(kind, size, 0.01, speed, seed=7))
+    found = seen.index(kind)
+    assert found == simulated.AT + (2 if kind == "flicker" else 0)
+    assert set(seen[: simulated.AT]) == {"normal"}
+
+
+@pytest.mark.parametrize(("noise", "speed"), [(0.005, 10.0), (0.01, 3.0), (0.03, 1.0)])
+def test_there_is_no_false_alarm_on_a_noisy_pan_with_hot_objects(simulated, noise, speed):
+    stream = simulated.pan(np.random.default_rng(11), 240, noise, speed)
+    assert set(simulated.kinds(stream)) == {"normal"}
+
+
+@pytest.mark.parametrize(
+    ("clip", "jumps"),
+    [
+        ("recorder_skyline", {4: -183, 14: -164, 24: -146, 34: -132, 44: -117, 54: -107}),
+        ("classifier_possum", {1: -34}),
+        ("recorder_noise_01", {}),
+        ("recorder_rat", {}),
+    ],
+)
+def test_the_jumps_of_real_cameras_are_found(shared_data, clip, jumps):
+    detector, found = EventDetector(), {}
+    folder = shared_data / "video" / "native16" / "lepton" / clip
+    for n, path in enumerate(sorted(folder.iterdir())):
+        event = detector.update(np.asarray(Image.open(path)))
+        if event.kind != "normal":
+            assert event.kind == "offset"
+            found[n] = event.offset
+    assert found == pytest.approx(jumps, abs=2)
+
+
+def test_telemetry_may_go_on_in_a_frozen_frame(frames):
+    detector, frozen = EventDetector(), frames[0].astype(np.float32)
+    frozen[10, 10] = np.nan
+    telemetry = frozen.copy()
+    telemetry[:2] += 1
+    events = [detector.update(frame) for frame in (frozen, frozen.copy(), telemetry)]
+    assert [(event.kind, event.is_exact) for event in events] == [
+        ("normal", False), ("repeat", True), ("repeat", False),
+    ]  # fmt: skip
+
+
+def test_a_repeated_frame_is_not_computed_unless_settings_changed(upscaler, frames):
+    stream, model = Stream(), upscaler._model
+    first = upscaler(frames[0], stream, SECOND)
+    first_copy = first.copy()
+    first[:] = 0  # the caller's own
+    again = upscaler(frames[0], stream, 2 * SECOND)
+    assert (model.runs, stream.is_repeat) == (1, True)
+    np.testing.assert_array_equal(again, first_copy)
+    upscaler.change(consistency=0.0)
+    assert not np.array_equal(upscaler(frames[0], stream, 3 * SECOND), again)
+    stream.no_data = (int(frames[0][50, 50]),)
+    upscaler(frames[0], stream, 4 * SECOND)
+    assert model.runs == 3
+    assert stream.summary().invalid > 0
+
+
+def test_one_message_computed_twice_is_no_repeat(upscaler, frames):
+    stream = Stream()
+    for _ in range(2):
+        upscaler(frames[0], stream, SECOND)
+    assert not stream.is_repeat
+    assert stream.events.counts["repeat"] == 0
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, -400.0), (0.5, 900.0)])
+def test_what_is_known_follows_a_jump_of_level_or_gain(frames, gain, offset):
+    stream = Stream()
+    show(stream, frames)
+    memory, before = stream.channel(), stream.summary()
+    memory.past = Past(None, frames[0], CountRange(0.0, 100.0))
+    jumped = np.rint(gain * frames[-1] + offset).astype(np.uint16)
+    event = show(stream, [jumped], len(frames))
+    after = stream.summary()
+    assert event.kind == ("offset" if gain == 1 else "gain")
+    assert (event.gain, event.offset) == pytest.approx((gain, offset), abs=25, rel=0.05)
+    ends = [gain * end + offset for end in (before.range.lo, before.range.hi)]
+    assert (after.range.lo, after.range.hi) == pytest.approx(ends, abs=0.05 * before.range.span)
+    assert after.noise == pytest.approx(gain * before.noise, rel=0.4)
+    assert not memory.last[1].is_new_scene
+    assert memory.past.range.lo == event.offset
+
+
+def test_a_closed_shutter_teaches_nothing(frames):
+    stream, shutter = Stream(), np.full_like(frames[0], 9000)
+    shutter[::2] += 3
+    show(stream, frames)
+    before = stream.summary()
+    assert show(stream, [shutter], 12).kind == "flat"
+    assert stream.summary().noise == before.noise
+    assert show(stream, [frames[-1]], 13).kind == "normal"
+    assert stream.summary().range.lo == pytest.approx(before.range.lo, abs=10)
+    stream.is_closed = True
+    assert show(stream, [frames[0]], 14).kind == "flat"  # the driver says so
+
+
+def test_the_stream_survives_a_pause_and_begins_anew_after_a_long_one_or_a_cut(simulated, frames):
+    other = simulated.counts(next(simulated.pan(np.random.default_rng(9), 1, 0.01, 1.0)) + 0.3)
+    for frame, late, kind in (
+        (frames[-1], 3, "pause"),
+        (frames[-1], 7, "pause"),
+        (other, 3, "cut"),
+    ):
+        stream, new = Stream(max_pause=5.0), Stream()
+        show(stream, frames[:-1])
+        tracked = stream.summary().range
+        event = show(stream, [frame], len(frames) + 9 * late)
+        assert (event.kind, round(event.pause)) == (kind, late)
+        show(new, [frame])
+        begins_anew = late == 7 or kind == "cut"
+        assert (stream.summary().range == new.summary().range) == begins_anew
+        if not begins_anew:
+            assert stream.summary().range.lo == pytest.approx(tracked.lo, abs=10)
+        assert stream.events.counts["pause"] == 1
+    assert stream.events.text == "1 cut, 1 pause"
+
+
+def test_a_calibration_is_known_from_the_first_frame_on(tmp_path, simulated):
+    frames = [simulated.counts(f) for f in simulated.pan(np.random.default_rng(2), 40, 0.01, 6.0)]
+    for frame in frames:
+        frame[60, 80] = 4321
+    stream = Stream()
+    show(stream, frames)
+    path = tmp_path / "camera.npz"
+    stream.calibrate().save(path)
+    known = Stream()
+    known.set_camera(Camera(calibration=str(path)))
+    show(known, frames[-1:])
+    assert known.channel().last[1].invalid[60, 80]
+    assert known.summary().pattern.columns > 0
+    assert known.summary().noise == pytest.approx(stream.summary().noise, rel=0.5)
+    show(known, [frames[0][:100]], 1)
+    assert not known.fits(frames[0][:100].shape)
+    assert known.summary().invalid == 0
+
+
+@pytest.mark.parametrize("content", [b"no archive", b""])
+def test_a_damaged_calibration_is_refused(tmp_path, content):
+    path = tmp_path / "camera.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"camera\.npz is no calibration"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"bad": np.zeros((20, 20), bool)},
+        {"bad": np.zeros((20, 20), bool), "noise": np.nan},
+        {"bad": np.zeros((20, 20), bool), "noise": 1.0, "rows": np.zeros((3, 9, 1), np.float32)},
+        {"bad": np.array([{}], object), "noise": 1.0},
+    ],
+)
+def test_a_calibration_of_other_arrays_is_refused(tmp_path, arrays):
+    np.savez(tmp_path / "camera.npz", **arrays)
+    with pytest.raises(ValueError, match="is no calibration"):
+        Calibration.load(tmp_path / "camera.npz")
+
+
+def test_frames_of_every_size_are_compared(simulated):
+    for height, width in ((16, 16), (18, 24), (60, 80), (17, 200), (512, 640)):
+        rng, detector = np.random.default_rng(0), EventDetector()
+        scene = np.add.outer(np.arange(height), np.arange(width)) * (4000 / (height + width))
+        frames = [rng.normal(7000 + scene, 20).astype(np.uint16) for _ in range(3)]
+        kinds = [detector.update(f).kind for f in (*frames, frames[-1] + np.uint16(900))]
+        assert kinds == ["normal", "normal", "normal", "offset"]

@@ -1,0 +1,98 @@
+"""Files that mean harm are refused in one line, or passed over; nothing waits, nothing escapes."""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from thermal_bags import record
+
+from difiisr_ros import cli
+from difiisr_training.config import load_config
+from difiisr_training.data.images import list_images, read_counts
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "name: {name}\nsources: [{{folder: a}}]\noptimiser: {{lr: {lr}}}\n"
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "/tmp/evil", "..", ".hidden", "a/b", "a\\0b"])
+def test_a_training_run_stays_in_its_folder(tmp_path, capsys, name):
+    (tmp_path / "c.yaml").write_text(CONFIG.format(name=json.dumps(name), lr=1e-3))
+    assert cli.main(["train", str(tmp_path / "c.yaml"), "--data", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("difiisr: ")
+    assert "name" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CONFIG.format(name="x", lr="1.0e+308"), "lr"),
+        ("a: " + "[" * 20_000, "nested"),
+        ("name: !!python/object/apply:os.system [true]", "no YAML"),
+    ],
+)
+def test_absurd_settings_are_refused(tmp_path, text, expected):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=expected):
+        load_config(tmp_path / "c.yaml")
+
+
+def bomb_png(path):
+    def part(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    content = part(b"IHDR", head) + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def test_bombs_and_pipes_among_images(tmp_path):
+    Image.fromarray(np.full((20, 20), 9, np.uint8)).save(tmp_path / "good.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    bomb_png(tmp_path / "bomb.png")
+    assert [path.name for path in list_images(tmp_path)] == ["bomb.png", "good.png"]
+    with pytest.raises(OSError, match=r"bomb\.png"):
+        read_counts(tmp_path / "bomb.png")
+
+
+def test_names_that_are_not_utf8_are_printed(tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff\xfe")
+    folder.mkdir()
+    arguments = ["replay", record(folder / "in"), folder / "out", "--model", "bicubic"]
+    done = subprocess.run(
+        [sys.executable, "-m", "difiisr_ros.cli", *map(os.fspath, arguments)],
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"5 of 5 frames" in done.stdout
+
+
+def test_the_sros2_policy_names_what_the_launch_file_connects():
+    """Structure as in sros2's policy.xsd, version 0.2.0."""
+    policy = ElementTree.parse(ROOT / "config/sros2/sr_node.policy.xml").getroot()
+    assert (policy.tag, policy.get("version")) == ("policy", "0.2.0")
+    (profile,) = policy.findall("enclaves/enclave[@path]/profiles/profile[@ns][@node]")
+    assert {entry.tag for entry in profile} == {"topics", "services"}
+    allowed = {
+        rule: {entry.text for entry in element}
+        for element in profile
+        for rule, value in element.attrib.items()
+        if value == "ALLOW"
+    }
+    assert {"/thermal/image_raw", "/thermal/camera_info"} <= allowed["subscribe"]
+    assert {"/thermal/sr", "/thermal/sr/camera_info", "/diagnostics"} <= allowed["publish"]
+    assert "~/change_state" in allowed["reply"]
+    assert not any(re.search(r"[*?]", name) for names in allowed.values() for name in names)
