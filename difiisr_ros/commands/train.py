@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from difiisr_models import Camera
+from difiisr_models.weights import share_dir
 from difiisr_ros.bags import find_recordings, frames_of
-from difiisr_ros.commands.arguments import Duration, Threads
+from difiisr_ros.commands.arguments import Duration, Threads, camera_as_asked
 
 if TYPE_CHECKING:
     from difiisr_training.config import TrainConfig
     from difiisr_training.data.images import ImageSource, Part
 
 
+OWN_CAMERA = "own_camera"
+
+
 def train(
-    config: Path,
+    config: str = OWN_CAMERA,
     /,
     *,
     data: Path | None = None,
@@ -44,8 +49,10 @@ def train(
     """Train a model. `accelerate launch` and `torchrun` start several processes.
 
     Args:
-        config: YAML file, see config/train/.
-        data: folder that the configured sources lie in.
+        config: YAML file, or the name of a preset (config/train/). The default trains the shipped
+            model on with all that --data holds.
+        data: folder that the configured sources lie in; own_camera takes a recording, or a folder
+            of recordings or images.
         run: run folder, continued if it exists; runs/NAME by default.
         init: run or weights folder that a new run starts from.
         teacher: run or weights folder to distil.
@@ -64,10 +71,13 @@ def train(
     """
     from difiisr_training.config import load_config, read_yaml
 
-    if "stages" in (read_yaml(config) or {}):
-        _train_on_sequences(config, data, run, init, budget, threads, export, dry_run)
+    path = preset_or_file(config)
+    if config == OWN_CAMERA and init is None:
+        init = Path("difiisr-rt-x4")
+    if "stages" in (read_yaml(path) or {}):
+        _train_on_sequences(path, data, run, init, budget, threads, export, dry_run)
         return
-    settings = load_config(config)
+    settings = load_config(path)
     if dry_run:
         print(describe(settings))
         return
@@ -191,6 +201,20 @@ def _train_on_sequences(
         save_learning_curve(run, run / "learning_curve.png")
 
 
+def preset_or_file(name: str) -> Path:
+    """The file of a configuration: ``name`` itself, or the preset that is called so.
+
+    Raises:
+        FileNotFoundError: there is neither; the text lists the presets.
+    """
+    folder = share_dir() / "config" / "train"
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise FileNotFoundError(f"no configuration {name}: neither a file nor a preset ({known})")
+
+
 def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
     """Frames of one part of a source: a folder of images, a recording, or a folder of recordings.
 
@@ -213,8 +237,10 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
             "make folders, and sources, of their own of them"
         )
 
+    camera = camera_as_asked(source.camera, Camera())
+
     def read(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
-        frames = frames_of(path, source.topic, source.every, skipped=skipped)
+        frames = frames_of(path, source.topic, source.every, skipped=skipped, camera=camera)
         return (counts for _, counts in frames)
 
     sequences = [path.relative_to(root).as_posix() for path in recordings]
@@ -222,9 +248,7 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
 
 
 def describe(config: TrainConfig) -> str:
-    """The resolved settings, the network's size and what an iteration and the run cost."""
-    import json
-
+    """What a run is, the network's size and what an iteration and the run cost."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -244,7 +268,12 @@ def describe(config: TrainConfig) -> str:
     # forward, and the teacher's T.
     forwards = 10 + exponential_schedule().steps if config.stage == "distillation" else 3
     iteration = forwards * tile * (config.crops.lr_size / 64) ** 2 * config.batch
-    return f"""{json.dumps(asdict(config), indent=2)}
+    sources = ", ".join(source.folder for source in config.sources)
+    guidance = config.guidance.kind
+    guidance = guidance if guidance == "none" else f"{guidance}, {config.guidance.mode}"
+    return f"""{config.name}, {config.stage}: {config.iterations} iterations of {config.batch}
+sources           {sources}
+guidance          {guidance}
 parameters        {parameter_count(network):,}
 network           {tile:.2f} GFLOP for 64x64 -> 256x256
 one iteration     {iteration:.1f} GFLOP (batch {config.batch}; without guidance and autoencoder)
