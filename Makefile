@@ -11,7 +11,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint audit clean
+.PHONY: help setup demo test lint docs release-check audit clean
 
 help:
 	@echo "make demo             play a thermal stream to the node over DDS; picture in out/demo/"
@@ -19,6 +19,8 @@ help:
 	@echo "make test             all tests; ARGS='-k replay' is handed to pytest"
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
 	@echo "make lint             ruff check and format"
+	@echo "make docs             the documentation as a site: out/site/index.html"
+	@echo "make release-check    versions agree; wheel and sdist build, install and run"
 	@echo "make audit            known vulnerabilities of what is installed (asks over the network)"
 	@echo "make clean            remove build products and out/"
 
@@ -38,6 +40,13 @@ test: $(FILLED)
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+docs: $(FILLED)
+	$(PYTHON) -c 'import material, mkdocstrings' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
+	$(PYTHON) -m mkdocs build --strict
+
+release-check: $(FILLED)
+	$(PYTHON) scripts/release_check.py
 
 audit: $(FILLED)
 	$(PYTHON) -m pip install -q pip-audit

@@ -50,6 +50,7 @@ EXTRAS = {
         "transformers",
     ],
     "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
+    "docs": ["mkdocs<2", "mkdocs-material<10", "mkdocstrings[python]<2"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "openvino": ["onnx", "onnxruntime", "onnxscript", "openvino"],
     "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],

@@ -23,6 +23,9 @@ import numpy as np
 import yaml
 import zstandard
 
+from difiisr_models.files import replace_folder
+from difiisr_models.settings import Camera
+from difiisr_models.validity import fill_from_nearest
 from difiisr_ros.bag_storage import (
     LARGEST_CHUNK,
     QOS,
@@ -335,6 +338,7 @@ def frames_of(
     every: int = 1,
     choose: Callable[[int], Collection[int]] | None = None,
     skipped: Callable[[str], None] = log.warning,
+    camera: Camera = Camera(),
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the frames of a recording, in recorded order, named by their number: 000000, ...
 
@@ -345,6 +349,7 @@ def frames_of(
         choose: given their count, says the numbers of the messages to take; ``None``: all.
         skipped: is told of each message that is damaged, has colours, or holds NaN or infinity,
             and of what else is wrong with the recording.
+        camera: what is cut off its frames, and which values are filled from the nearest others.
 
     Yields:
         Name and ``(H, W)`` uint8, uint16 or float32 counts.
@@ -364,20 +369,25 @@ def frames_of(
             if number % every or (chosen is not None and number not in chosen):
                 continue
             try:
-                yield f"{number:06}", _counts(message)
+                yield f"{number:06}", _counts(message, camera)
             except ValueError as error:
                 skipped(f"skipped message {number} of {path}: {error}")
         if bag.fault:
             skipped(f"could not read all of {path}: {bag.fault}")
 
 
-def _counts(message: Message) -> np.ndarray:
+def _counts(message: Message, camera: Camera) -> np.ndarray:
     """Finite counts ``(H, W)`` of an image; ValueError without."""
     image = read_image(message)
     if is_false_colour(image):
         raise ValueError(f"encoding {image.encoding!r} has colours; a thermal image has counts")
     counts = image_to_array(image)
     counts = counts if counts.ndim == 2 else counts[..., 0]
+    counts = camera.window(*counts.shape[:2]).cut(counts)
+    if not counts.size:
+        raise ValueError(f"nothing is left of {image.width}x{image.height} pixels: see crop")
+    if (invalid := np.isin(counts, camera.no_data_values)).any():
+        counts = fill_from_nearest(counts, invalid)
     if counts.dtype.kind == "i":
         counts = counts.astype(np.float32)
     if counts.dtype.kind == "f" and not np.isfinite(counts).all():
@@ -463,14 +473,6 @@ def write_bag(
                 writer.complete()
         except sqlite3.Error as error:
             raise OSError(f"{target} cannot be written: {error}") from error
-        replaced = Path(work) / "replaced"
-        try:
-            if target.exists() and not force:
-                raise FileExistsError(f"{target} has come into being meanwhile: it is not replaced")
-            if target.exists():
-                target.rename(replaced)
-            partial.rename(target)
-        except BaseException:  # Ctrl-C too: the old one, or the new one, but never none
-            if replaced.exists() and not target.exists():
-                replaced.rename(target)
-            raise
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} has come into being meanwhile: it is not replaced")
+        replace_folder(partial, target, Path(work) / "replaced")

@@ -68,10 +68,17 @@ def crop_camera_info(info: Any, crop: Crop) -> Any:
     return cropped
 
 
-def camera_info_of_result(info: Any, image: Any, scale: int, crop: Crop = Crop()) -> Any:
+def camera_info_of_result(
+    info: Any, image: Any, scale: int, crop: Crop = Crop(), telemetry_rows: int = 0
+) -> Any:
     """Return ``info`` scaled for the result of ``image`` (both messages), with the image's header.
 
-    ``crop``: what was cut off the image.
+    Args:
+        info: describes images as this one, or without its rows of telemetry.
+        image: as it came.
+        scale: of the result.
+        crop: what was cut off the image, rows of telemetry included.
+        telemetry_rows: rows at the top, negative for rows at the bottom.
 
     Raises:
         ValueError: ``info`` describes images (its ROI, or all, over the binning) of another size,
@@ -79,7 +86,10 @@ def camera_info_of_result(info: Any, image: Any, scale: int, crop: Crop = Crop()
     """
     width = (info.roi.width or info.width) // max(info.binning_x, 1)
     height = (info.roi.height or info.height) // max(info.binning_y, 1)
-    if (width, height) != (image.width, image.height):
+    if telemetry_rows and (width, height) == (image.width, image.height - abs(telemetry_rows)):
+        top, bottom = max(telemetry_rows, 0), max(-telemetry_rows, 0)
+        crop = crop._replace(top=crop.top - top, bottom=crop.bottom - bottom)
+    elif (width, height) != (image.width, image.height):
         raise ValueError(
             f"camera_info is not used: it describes images of {width}x{height}, "
             f"these are {image.width}x{image.height}"

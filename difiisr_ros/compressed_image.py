@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Picture
 
-from difiisr_ros.image_codec import ENCODINGS, ImageCodecError, check_megapixels
+from difiisr_ros.image_codec import ENCODINGS, ImageCodecError, ImageTooLarge, check_megapixels
 
 _DEPTH_HEADER = 12  # bytes: kind of quantisation and its two parameters, which 16UC1 has no use for
 _FASTEST = 1  # level of zlib; a higher one takes longer, and saves little of a noisy image
@@ -59,6 +59,8 @@ def decompress(message: Any, most_megapixels: float) -> DecodedImage:
             pixels = np.asarray(picture).astype(np.uint16 if is_deep else np.uint8)
     except ImageCodecError:
         raise
+    except Picture.DecompressionBombError as error:  # beyond what Pillow itself opens
+        raise ImageTooLarge(str(error)) from None
     except Exception as error:  # damaged files raise whatever their decoder raises
         size = f"{len(message.data)} bytes of format {message.format!r}"
         raise ImageCodecError(f"{size} are no PNG and no JPEG: {error}") from error

@@ -105,8 +105,8 @@ def is_colour(encoding: str) -> bool:
 def is_false_colour(image: Any) -> bool:
     """Whether a colour image that :func:`image_to_array` reads differs between its channels."""
     encoding = image.encoding
-    if encoding not in _STORED or not is_colour(encoding):
-        return encoding not in _STORED and is_colour(encoding)
+    if not is_colour(encoding) or encoding not in _STORED:
+        return is_colour(encoding)
     pixels = _stored_pixels(image)
     if pixels.shape[2] == 2:
         chroma = pixels[..., _LUMINANCE[encoding].index(0.0)].astype(np.int16)

@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal
 import docstring_parser
 from annotated_types import Ge, Le
 
-from difiisr_models.settings import Camera, FrameSettings, Runtime, allowed, limits, types
+from difiisr_models.settings import Camera, FrameSettings, Palette, Runtime, allowed, limits, types
 
 Reliability = Literal["best_effort", "reliable"]
+Transport = Literal["raw", "compressed", "compressedDepth"]
+Preview = Literal["none", Palette]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class Parameters(Camera, FrameSettings, Runtime):
         model: model name, or path to a weights file or folder; bicubic works
         build_only: configure builds the engine file where it does not fit, then the node ends
         max_frame_megapixels: larger input frames are dropped and counted
-        lazy: no inference while nobody subscribes to sr/image_raw
+        lazy: no inference while nobody subscribes to a topic of results
+        max_rate: results per second at most, over which frames are left out; 0 for all
+        transport: compressed reads <image_raw>/compressed, which is PNG or JPEG
+        temperature_unit: of sr/temperature, which there is where unit is kelvin or celsius
+        preview: picture for eyes on sr/preview: mono8 in grey, rgb8 in inferno
         input_reliability: QoS of image_raw and camera_info
         input_depth: QoS history depth of image_raw and camera_info
         output_reliability: QoS of sr/image_raw and sr/camera_info
@@ -46,6 +52,10 @@ class Parameters(Camera, FrameSettings, Runtime):
     build_only: bool = False
     max_frame_megapixels: Annotated[float, Ge(0.001), Le(100.0)] = 2.0
     lazy: bool = True
+    max_rate: Annotated[float, Ge(0.0), Le(1000.0)] = 0.0
+    transport: Transport = "raw"
+    temperature_unit: Literal["kelvin", "celsius"] = "celsius"
+    preview: Preview = "none"
     input_reliability: Reliability = "best_effort"
     input_depth: Annotated[int, Ge(1), Le(100)] = 1
     output_reliability: Reliability = "reliable"
@@ -76,10 +86,11 @@ class Parameters(Camera, FrameSettings, Runtime):
 UPSCALER = {field.name for kind in (Runtime, FrameSettings) for field in fields(kind)}
 # When a value may change: "live" at any time, from the next frame on; "configure" while the node
 # is unconfigured; the rest "start", in the parameters the process is started with (ROS: read-only).
-LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)} | {
-    *("tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate")
-} - {"calibration"}
+LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)}
+LIVE |= {"tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate", "max_rate"}
+LIVE = LIVE - {"calibration", "unit"} | {"temperature_unit"}
 CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "calibration"}
+CONFIGURE |= {"transport", "unit", "preview"}
 
 DEFAULTS = Parameters()
 NAMES = ("model", *(name for name in asdict(DEFAULTS) if name != "model"))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from difiisr_models.settings import Camera, Crop
+from difiisr_models.settings import Camera
 from difiisr_models.stream import Stream, StreamEvents
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
@@ -153,7 +153,6 @@ def replay(
         sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
         stream = Stream() if stream is None else stream
         stream.set_camera(camera)
-        crop = camera.window
         total = max(0, bag.count(image_topic) - first)
         total = total if frames is None else min(total, frames)
         seen_from = 0 if warm_up is None else first - warm_up
@@ -165,7 +164,7 @@ def replay(
             if first > max(number, 0):
                 if is_frame and number >= seen_from:
                     computed = upscaler.is_recurrent and number >= first - _RECALLED
-                    _show(upscaler if computed else upscaler.skip, stream, message, crop)
+                    _show(upscaler if computed else upscaler.skip, stream, message, camera)
                     stream.events = StreamEvents()  # what happened before the slice is not its own
                 continue
             if is_frame and report.frames_in == frames:
@@ -179,7 +178,9 @@ def replay(
             report.frames_in += 1
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
-                pixels = upscaler(crop.cut(image_to_array(image)), stream, stamp)
+                pixels = image_to_array(image)
+                crop = camera.window(*pixels.shape[:2])
+                pixels = upscaler(crop.cut(pixels), stream, stamp)
                 encoding = result_encoding(image.encoding, pixels)
                 result = to_bytes(image.header, pixels, encoding)
             except ValueError as error:
@@ -193,7 +194,8 @@ def replay(
             writer.write(message._replace(topic=sr_image, data=result))
             if info := info_of(stamp, message.time):
                 try:
-                    info = camera_info_of_result(info, image, upscaler.scale, crop)
+                    rows = camera.telemetry_rows
+                    info = camera_info_of_result(info, image, upscaler.scale, crop, rows)
                 except ValueError as error:
                     report.warnings = report.warnings or [str(error)]
                 else:
@@ -215,12 +217,13 @@ def sr_topic_of(image_topic: str) -> str:
 
 
 def _show(
-    look: Callable[[np.ndarray, Stream, int], Any], stream: Stream, message: Message, crop: Crop
+    look: Callable[[np.ndarray, Stream, int], Any], stream: Stream, message: Message, camera: Camera
 ) -> None:
     """Let the stream see a frame before a slice, unless it would be refused."""
     with suppress(ValueError):
         pixels = image_to_array(read_image(message))
-        look(crop.cut(pixels), stream, stamp_of(message.data))
+        window = camera.window(*pixels.shape[:2])
+        look(window.cut(pixels), stream, stamp_of(message.data))
 
 
 def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:

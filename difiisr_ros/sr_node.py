@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rclpy
@@ -43,7 +43,7 @@ from rclpy.signals import (
     uninstall_signal_handlers,
 )
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from difiisr_models import Stream, Upscaler
@@ -53,6 +53,8 @@ from difiisr_models.settings import Crop
 from difiisr_models.stream import StreamEvents
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
+from difiisr_ros.compressed_image import decompress
+from difiisr_ros.derived_outputs import DerivedOutputs, image_message
 from difiisr_ros.diagnostics import (
     Finding,
     diagnostic_array,
@@ -67,12 +69,11 @@ from difiisr_ros.diagnostics import (
 )
 from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
 from difiisr_ros.image_codec import (
-    ImageCodecError,
+    FALSE_COLOUR,
     ImageTooLarge,
     check_megapixels,
-    encode_rows,
     image_to_array,
-    result_encoding,
+    is_false_colour,
 )
 from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
@@ -94,12 +95,13 @@ DEFAULT_THREADS = torch.get_num_threads()
 class Frame(NamedTuple):
     """An image on its way through the worker."""
 
-    message: Image  # as it came
+    message: Any  # the Image as it came, or what was decompressed
     pixels: np.ndarray  # of the message but what crop cuts off, then the super-resolved ones
     stamp_ns: int  # of the message's header
     arrived: float  # monotonic seconds
     crop: Crop
     upscaling: float = 0.0  # seconds
+    scale: int = 0  # of the result
     is_dropped: bool = False  # it is the frame before it, and is not to be published
     state: DiagnosticStatus | None = None  # of the stream, where it has changed
 
@@ -107,31 +109,6 @@ class Frame(NamedTuple):
 def topic_qos(depth: int, reliability: str) -> QoSProfile:
     """Return a volatile keep-last profile; make one per topic, since overrides change it."""
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
-
-
-def image_message(source: Image, pixels: np.ndarray) -> Image:
-    """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
-
-    The header is that of ``source``, the encoding what :func:`.result_encoding` makes of its own;
-    rows are unpadded and little endian. The message shares the memory of ``pixels``: it is for
-    publishing.
-
-    Raises:
-        ImageCodecError: dtype and shape are not those of the encoding.
-    """
-    encoding = result_encoding(source.encoding, pixels)
-    rows = encode_rows(pixels, encoding)
-    message = Image(
-        header=source.header,
-        height=pixels.shape[0],
-        width=pixels.shape[1],
-        encoding=encoding,
-        is_bigendian=0,
-        step=rows.shape[1],
-    )
-    # The property would copy every byte; rclpy's serialisation reads any buffer of bytes.
-    message._data = rows.reshape(-1)
-    return message
 
 
 Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
@@ -170,6 +147,7 @@ class SrNode(LifecycleNode):
         self._upscaler: Upscaler | None = None
         self._patient: PatientUpscaler | None = None
         self._outputs: list[LifecyclePublisher] = []
+        self._derived: DerivedOutputs | None = None
         self._inputs: list[Subscription] = []
         self._worker: FrameWorker[Frame, Frame] | None = None
         self._calibration: Calibration | None = None
@@ -180,6 +158,8 @@ class SrNode(LifecycleNode):
         self._mismatch = ""  # why the camera_info is not used
         self._warned: set[str] = set()  # troubles with the camera_info that were
         self._first_image: float | None = None  # monotonic seconds
+        self._due = 0.0  # monotonic seconds: max_rate allows the next frame then
+        self._colours_seen = False  # looked for in the first image only
         self._statistics = StreamStatistics()
         self._log_findings = FindingLog(self)
         self._fault = ""
@@ -218,6 +198,14 @@ class SrNode(LifecycleNode):
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
             self._outputs.append(publisher)
+        self._derived = DerivedOutputs(
+            self,
+            self._outputs[0].topic_name,
+            settings,
+            lambda: topic_qos(OUTPUT_DEPTH, settings.output_reliability),
+            self._warn_once,
+        )
+        self._outputs += self._derived.publishers.values()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._state_output = self.create_lifecycle_publisher(
             DiagnosticStatus, "sr/stream_state", latched
@@ -245,10 +233,15 @@ class SrNode(LifecycleNode):
         self._statistics.begin()
         self._stream, self._fallbacks = self._new_stream(), 0
         self._info, self._mismatch, self._first_image = None, "", None
+        self._due, self._colours_seen = 0.0, False
         self._warned.clear()
         self._worker = FrameWorker(self._upscale, self._publish, self._on_frame_failed)
+        images = (Image, "image_raw", self._on_image)
+        if (transport := self._settings.transport) != "raw":
+            topic = f"{self.resolve_topic_name('image_raw')}/{transport}"
+            images = (CompressedImage, topic, self._on_image)
         for message_type, topic, callback in (
-            (Image, "image_raw", self._on_image),
+            images,
             (CameraInfo, "camera_info", self._on_camera_info),
         ):
             subscription = self.create_subscription(
@@ -333,7 +326,7 @@ class SrNode(LifecycleNode):
     def _on_camera_info(self, info: CameraInfo) -> None:
         self._info = info
 
-    def _on_image(self, message: Image) -> None:
+    def _on_image(self, message: Image | CompressedImage) -> None:
         arrived = time.monotonic()
         stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
         self._statistics.received(stamp_ns)
@@ -342,21 +335,52 @@ class SrNode(LifecycleNode):
             self._hand_over(message, stamp_ns, arrived)
         except ImageTooLarge as error:
             self._statistics.dropped("too_large", str(error))
-        except ImageCodecError as error:
+        except ValueError as error:
             self._statistics.dropped("malformed", shortened(str(error)))
         except Exception as error:
             self._on_frame_failed(error)
 
-    def _hand_over(self, message: Image, stamp_ns: int, arrived: float) -> None:
+    def _hand_over(self, message: Image | CompressedImage, stamp_ns: int, arrived: float) -> None:
+        idle = self._settings.lazy and not self._has_subscribers()
+        if idle and isinstance(message, CompressedImage):  # whose decoding takes long
+            self._statistics.idle()
+            return
+        if not (idle or self._is_due(arrived)):
+            self._statistics.dropped("over_rate")
+            return
+        most = self._settings.max_frame_megapixels
+        if isinstance(message, CompressedImage):
+            message = decompress(message, most)
         pixels = image_to_array(message)
-        crop = self._settings.window
-        check_megapixels(message.width, message.height, self._settings.max_frame_megapixels)
+        check_megapixels(message.width, message.height, most)
+        crop = self._settings.window(*pixels.shape[:2])
         if self._worker is None:
             raise Stopped
-        if self._settings.lazy and not self._outputs[0].get_subscription_count():
+        self._warn_of_colours(message)
+        if idle:
             self._statistics.idle()
         elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
             self._statistics.dropped("stale")
+
+    def _has_subscribers(self) -> bool:
+        images = (output for output in self._outputs if output is not self._outputs[1])
+        return any(output.get_subscription_count() for output in images)
+
+    def _is_due(self, now: float) -> bool:
+        """Whether max_rate allows a frame now; a camera's jitter makes none late."""
+        if not self._settings.max_rate:
+            return True
+        period = 1 / self._settings.max_rate
+        if now < self._due - period / 4:
+            return False
+        self._due = max(self._due, now - period / 4) + period
+        return True
+
+    def _warn_of_colours(self, message: Any) -> None:
+        if not self._colours_seen:
+            self._colours_seen = True
+            if is_false_colour(message):
+                self._warn_once(FALSE_COLOUR.format(self._inputs[0].topic_name))
 
     # ... and in the worker's thread
 
@@ -368,8 +392,9 @@ class SrNode(LifecycleNode):
         state = self._state(frame, stream, before)
         is_dropped = self._settings.on_repeat == "drop" and stream.is_repeat
         return frame._replace(
-            pixels=pixels, upscaling=upscaling, is_dropped=is_dropped, state=state
-        )
+            pixels=pixels, upscaling=upscaling, scale=len(pixels) // len(frame.pixels),
+            is_dropped=is_dropped, state=state,
+        )  # fmt: skip
 
     def _state(self, frame: Frame, stream: Stream, before: StreamEvents) -> DiagnosticStatus | None:
         """The state of the stream after a frame; None where it is the same as before it."""
@@ -398,10 +423,11 @@ class SrNode(LifecycleNode):
             return
         image = image_message(frame.message, frame.pixels)
         info = self._info_of_result(frame)
-        image_output, info_output = self._outputs
+        image_output, info_output, *_ = self._outputs
         image_output.publish(image)
         if info is not None:
             info_output.publish(info)
+        self._derived.publish(frame.message, frame.pixels, self._stream, self._settings)
         self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
 
     def _info_of_result(self, frame: Frame) -> CameraInfo | None:
@@ -410,7 +436,8 @@ class SrNode(LifecycleNode):
         if info is None:
             return None
         try:
-            result = camera_info_of_result(info, frame.message, self._upscaler.scale, frame.crop)
+            rows = self._settings.telemetry_rows
+            result = camera_info_of_result(info, frame.message, frame.scale, frame.crop, rows)
         except ValueError as error:
             self._mismatch = str(error)
             self._warn_once(self._mismatch)

@@ -23,7 +23,7 @@ _SAME_CLOCK = 20.0  # times that a camera's clock may run faster or slower than 
 
 # Reasons for which an image that arrived gets no answer. stopped: the node was deactivated.
 # repeated: it is the one before it, and on_repeat says drop.
-Reason = Literal["stale", "malformed", "too_large", "failed", "stopped", "repeated"]
+Reason = Literal["stale", "over_rate", "malformed", "too_large", "failed", "stopped", "repeated"]
 # What becomes of frames. idle: nobody listened. lost: never arrived, seen as gaps in the stamps.
 # withheld: the camera did not send them, as while its shutter is closed.
 Fate = Literal["received", "published", "idle", "lost", "withheld", Reason]

@@ -36,6 +36,7 @@ DESCRIPTIONS["use_sim_time"] = "[start] true takes the time from /clock"
 ARGUMENTS = {
     "image": ("thermal/image_raw", "image topic of the camera"),
     "camera_info": ("", "camera_info topic of the camera (empty: camera_info beside the image)"),
+    "camera": ("", "a camera of config/cameras, or a YAML file like those; under params_file"),
     "output": (
         "",
         "topic of the result (empty: sr beside the image); its camera_info is on "
@@ -83,6 +84,17 @@ def check_arguments(words: list[str], known: dict, file: str) -> None:
             raise ValueError(f"{file} has no argument {name!r}{hint}")
 
 
+def camera_file(name: str) -> dict:
+    """Return what the file of a known camera, or a path, says; {} for no name."""
+    if not name:
+        return {}
+    known = sorted(path.stem for path in (CONFIG / "cameras").glob("*.yaml"))
+    path = CONFIG / "cameras" / f"{name}.yaml" if name in known else Path(name)
+    if not path.is_file():
+        raise ValueError(f"no camera {name!r}; known are {', '.join(known)}, or give a YAML file")
+    return yaml.safe_load(path.read_text())
+
+
 def is_true(name: str, value: str) -> bool:
     """Read a launch argument as ROS 2 launch files write them: true, True, 1, false, ..."""
     known = {"true": True, "1": True, "false": False, "0": False}
@@ -101,14 +113,18 @@ def parameter(name: str, value: str) -> object:
 
 def topics(value: dict[str, str]) -> dict[str, str]:
     """Return the node's names of its topics, and theirs, from the values of the arguments."""
-    image = value["image"]
+    image, info = value["image"], value["camera_info"]
+    if image == ARGUMENTS["image"][0]:
+        driver = camera_file(value["camera"]).get("driver") or {}
+        image, info = driver.get("image") or image, info or driver.get("camera_info")
     output = value["output"].rstrip("/") or beside(image, "sr")
     below = is_true("output_image_raw", value["output_image_raw"])
     return {
         "image_raw": image,
-        "camera_info": value["camera_info"] or beside(image, "camera_info"),
+        "camera_info": info or beside(image, "camera_info"),
         "sr/image_raw": f"{output}/image_raw" if below else output,
         "sr/camera_info": f"{output}/camera_info",
+        "sr/temperature": f"{output}/temperature",
         "sr/preview": f"{output}/preview",
         "sr/stream_state": f"{output}/stream_state",
         "shutter_flag": value["shutter_flag"],
@@ -120,6 +136,12 @@ def parameters(value: dict[str, str]) -> tuple[str, dict]:
     if not Path(value["params_file"]).is_file():
         raise FileNotFoundError(f"params_file: no file {value['params_file']}")
     given = {name: parameter(name, value[name]) for name in PARAMETERS if value[name]}
+    of_camera = camera_file(value["camera"]).get("parameters") or {}
+    if value["params_file"] != ARGUMENTS["params_file"][0]:  # what the user has written comes first
+        sections = (yaml.safe_load(Path(value["params_file"]).read_text()) or {}).values()
+        written = {name for section in sections for name in section.get("ros__parameters", {})}
+        of_camera = {name: one for name, one in of_camera.items() if name not in written}
+    given = {**of_camera, **given}
     if is_true("respawn", value["respawn"]):
         given.setdefault("on_failure", "exit")  # else there would be nothing to start again
     return value["params_file"], given

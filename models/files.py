@@ -47,6 +47,18 @@ def files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
+def replace_folder(new: Path, target: Path, aside: Path) -> None:
+    """Move a folder to ``target``; what is there is moved to ``aside``, and back if that fails."""
+    try:
+        if target.exists():
+            target.rename(aside)
+        new.rename(target)
+    except BaseException:  # Ctrl-C too: the old one, or the new one, but never none
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by a UTF-8 text; see :func:`replaced`."""
     with replaced(path) as beside:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from difiisr_models.settings import Camera
 from difiisr_models.validity import NO_DATA
 
 NETWORK_LIMIT = 6.0
@@ -21,6 +22,26 @@ _SCENE_QUANTILES = (0.1, 0.5, 0.9)
 _SAMPLED_PIXELS = 80_000  # larger frames are thinned out before their quantiles are taken
 _MIN_SPAN_COUNTS = 8.0
 _MIN_SPAN_RELATIVE = 1e-4  # of the magnitude of float frames: 0.03 K at 300 K
+
+
+ZERO_CELSIUS = 273.15
+"""In kelvin."""
+
+
+def temperatures(counts: np.ndarray, camera: Camera, unit: str) -> np.ndarray:
+    """Counts of any dtype -> float32 temperatures of the same shape, NaN for ``no_data``.
+
+    Args:
+        counts: what the camera measured, or what was made of it.
+        camera: says what scale * counts + offset is; its unit is not counts.
+        unit: kelvin or celsius.
+    """
+    shift = {"kelvin": ZERO_CELSIUS, "celsius": 0.0}
+    offset = camera.offset - shift[camera.unit] + shift[unit]
+    values = counts.astype(np.float32) * np.float32(camera.scale) + np.float32(offset)
+    if camera.no_data_values:
+        values[np.isin(counts, camera.no_data_values)] = np.nan
+    return values
 
 
 @dataclass(frozen=True)

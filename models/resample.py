@@ -47,6 +47,11 @@ def downsample(packed: Tensor) -> Tensor:
     return convolve(columns, over_columns, (0, _REACH)) * gain
 
 
+def halve(image: Tensor) -> Tensor:
+    """Antialiased bicubic /2 with the same kernel: ``(B, 1, 2h, 2w)`` -> ``(B, 1, h, w)``."""
+    return F.interpolate(image, scale_factor=0.5, mode="bicubic", antialias=True)
+
+
 def downsample_adjoint(lr: Tensor) -> Tensor:
     """D transposed: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``; <D x, r> = <x, D^T r>."""
     gain = _down_border_gain(*lr.shape[-2:], lr.device, lr.dtype)

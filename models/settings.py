@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -20,6 +21,8 @@ Backend = Literal["auto", "tensorrt", "torch_tensorrt", "openvino", "onnxruntime
 Precision = Literal["fp32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 EngineMismatch = Literal["rebuild", "fallback", "fail"]
+Palette = Literal["grey", "inferno"]
+Unit = Literal["counts", "kelvin", "celsius"]
 
 MIN_SIDE = 16
 """Low-resolution pixels on a side that a frame and a tile have at least."""
@@ -95,6 +98,7 @@ class FrameSettings:
             auto: as far as the sensor's noise allows, all of it where there is none
         remove_pattern: take off the fixed pattern of the sensor (offsets of rows, columns and
             pixels that stand still while the scene moves)
+        output_scale: 4, or 2: what is made is scaled down by two, for a quarter of the bytes
         pipeline: robust, or published: the authors' own (full scale as -1..1, tiles of 256
             averaged plainly, no noise removed, no consistency step), to compare with
 
@@ -107,10 +111,15 @@ class FrameSettings:
     seed: Annotated[int, Ge(-1), Le(2**32 - 1)] = 0
     consistency: Annotated[float, Ge(0.0), Le(1.0)] | Literal["auto"] = "auto"
     remove_pattern: bool = True
+    output_scale: Annotated[int, Ge(2), Le(4)] = 4
     pipeline: Literal["robust", "published"] = "robust"
 
     def __post_init__(self) -> None:
         check(self)
+        if self.output_scale == 3:
+            raise ValueError("output_scale must be 2 or 4, got 3")
+        if self.output_scale == 2 and self.pipeline == "published":
+            raise ValueError("output_scale 2 needs pipeline robust: the authors' own makes x4")
 
 
 class Crop(NamedTuple):
@@ -138,6 +147,12 @@ class Camera:
             and infinity always do
         crop: rows and columns that are cut off the frame: top, bottom, left, right (2, 0, 0, 0 for
             two rows of telemetry at the top); empty for none
+        telemetry_rows: rows of telemetry at the top of each frame, negative for rows at the
+            bottom: cut off too, and no part of what camera_info describes where that says so
+        roi: region of interest of what is left: x, y, width, height, input pixels; empty for all
+        unit: of scale * counts + offset; counts where no temperatures are known
+        scale: degrees for one count
+        offset: degrees at 0 counts
         max_pause: seconds without frames that what is known of the scene survives; after longer
             ones, as after a cut, the stream begins anew
         on_repeat: a frame that is exactly the one before it (a closed shutter) is not computed:
@@ -151,12 +166,20 @@ class Camera:
 
     no_data: str | float | int = ""
     crop: str = ""
+    telemetry_rows: Annotated[int, Ge(-16), Le(16)] = 0
+    roi: str = ""
+    unit: Unit = "counts"
+    scale: float = 1.0
+    offset: float = 0.0
     max_pause: Annotated[float, Ge(0.0), Le(3600.0)] = 5.0
     on_repeat: Literal["publish", "drop"] = "publish"
     calibration: str = ""
 
     def __post_init__(self) -> None:
         check(self)
+        if not (math.isfinite(self.scale) and math.isfinite(self.offset)) or self.scale == 0:
+            given = f"{self.scale} and {self.offset}"
+            raise ValueError(f"scale and offset: finite numbers, scale not 0, got {given}")
         try:
             count = len(self.no_data_values)
         except ValueError:
@@ -165,11 +188,12 @@ class Camera:
             ) from None
         if count > _MOST_MARKS:
             raise ValueError(f"no_data: at most {_MOST_MARKS} numbers are looked for, got {count}")
-        if self.crop and not re.fullmatch(r"\s*\d{1,5}\s*(,\s*\d{1,5}\s*){3}", self.crop):
-            raise ValueError(
-                "crop: four numbers of pixels, top, bottom, left, right, are needed, "
-                f"got {self.crop!r}"
-            )
+        for name, meaning in (("crop", "top, bottom, left, right"), ("roi", "x, y, width, height")):
+            text = getattr(self, name)
+            if text and not re.fullmatch(r"\s*\d{1,5}\s*(,\s*\d{1,5}\s*){3}", text):
+                raise ValueError(
+                    f"{name}: four numbers of pixels, {meaning}, are needed, got {text!r}"
+                )
 
     @property
     def no_data_values(self) -> tuple[float, ...]:
@@ -177,10 +201,22 @@ class Camera:
         words = str(self.no_data).split(",") if self.no_data != "" else []
         return tuple(float(word) for word in words)
 
-    @property
-    def window(self) -> Crop:
-        """``crop`` as numbers."""
-        return Crop(*map(int, self.crop.split(","))) if self.crop else Crop()
+    def window(self, height: int, width: int) -> Crop:
+        """What ``crop``, ``telemetry_rows`` and ``roi`` cut off a frame of this size.
+
+        Raises:
+            ValueError: ``roi`` does not lie in what is left of it.
+        """
+        top, bottom, left, right = map(int, self.crop.split(",")) if self.crop else Crop()
+        top, bottom = top + max(self.telemetry_rows, 0), bottom + max(-self.telemetry_rows, 0)
+        if not self.roi:
+            return Crop(top, bottom, left, right)
+        x, y, across, down = map(int, self.roi.split(","))
+        below, beside = height - bottom - top - y - down, width - right - left - x - across
+        if below < 0 or beside < 0:
+            size = f"{max(0, width - left - right)}x{max(0, height - top - bottom)}"
+            raise ValueError(f"roi {self.roi} does not lie in the {size} pixels that are left")
+        return Crop(top + y, bottom + below, left + x, right + beside)
 
 
 def check(settings: Any) -> None:

@@ -19,6 +19,7 @@ from difiisr_models.fixed_pattern import PatternStrength, PatternTracker
 from difiisr_models.noise import difference_noise, scene_noise
 from difiisr_models.radiometry import CountRange, range_and_bulk
 from difiisr_models.settings import Camera
+from difiisr_models.tone_mapping import ToneMapper
 from difiisr_models.validity import StillPixels, fill_from_nearest, invalid_pixels
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Stream:
         is_closed: the camera says that its shutter is closed: its frames show nothing.
         calibration: what is known of the camera from before; of frames of its size.
         events: what has happened.
+        tone: how its frames look in 8 bits.
         fallbacks: results that are plain bicubic, for the network's estimate could not be true.
         last_fallback: why the last of them is, "" before any.
     """
@@ -163,6 +165,7 @@ class Stream:
         """Forget all frames; the next one begins a new stream."""
         self._kind: tuple[tuple[int, ...], np.dtype] | None = None
         self._channels: dict[int, Channel] = {}
+        self.tone = ToneMapper()
         self._steps: deque[int] = deque(maxlen=15)  # between stamps, nanoseconds
         self._pause, self._is_again = 0.0, False
         self.stamp_ns: int | None = None
@@ -232,6 +235,12 @@ class Stream:
         if len(self._channels) != 1 or self._channels[0].last is None:
             raise ValueError("no frame of one channel has been seen yet: let frames come first")
         return self._channels[0].calibrate()
+
+    @property
+    def seen(self) -> Seen | None:
+        """The last frame in its first channel, None before any."""
+        channel = self._channels.get(0)
+        return None if channel is None or channel.last is None else channel.last[1]
 
     def note_fallback(self, reason: str) -> None:
         """Count a result that is plain bicubic; a reset does not forget it."""

@@ -31,7 +31,7 @@ from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
 from difiisr_models.recurrence import Past, no_past, planes_of
-from difiisr_models.resample import PHASES, SCALE, pack, unpack, upsample
+from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
 from difiisr_models.stream import Seen, Stream
 from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
@@ -57,7 +57,7 @@ class Upscaler:
 
     Attributes:
         name: the model's name or path, as asked for.
-        scale: 4.
+        scale: of the next result, 4 or 2.
         device: torch device in words.
         backend: what runs the network, one of ``settings.Backend`` but auto.
         passed_over: (backend, reason) of each that would have come before it.
@@ -68,8 +68,6 @@ class Upscaler:
         settings: :class:`FrameSettings`; :meth:`change` replaces both.
         stream: the stream of frames that come without one.
     """
-
-    scale = SCALE
 
     def __init__(
         self,
@@ -113,7 +111,8 @@ class Upscaler:
             stamp_ns: when the frame was taken, nanoseconds.
 
         Returns:
-            ``(4H, 4W)`` or ``(4H, 4W, C)`` of the same dtype and unit.
+            ``(4H, 4W)`` or ``(4H, 4W, C)`` of the same dtype and unit; half that with
+            ``output_scale=2``.
 
         Raises:
             ValueError: another rank, dtype, or a smaller frame.
@@ -177,6 +176,11 @@ class Upscaler:
         self.runtime, self.settings = runtime, settings
 
     @property
+    def scale(self) -> int:
+        """Pixels of a result along each side of an input pixel."""
+        return self.settings.output_scale
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether the model is told of the frames before."""
         return self._model.is_recurrent
@@ -227,12 +231,12 @@ class Upscaler:
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
-            dtype = DTYPES[counts.dtype.type]
-            result = _to_counts(unpack(packed)[0, 0], found, dtype)
+            dtype, size = DTYPES[counts.dtype.type], settings.output_scale
+            result = _to_counts(_unpacked(packed, size), found, dtype)
             if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
                 stream.note_fallback(fault)
                 memory.past = None
-                result = _to_counts(unpack(upsample(frame))[0, 0], found, dtype)
+                result = _to_counts(_unpacked(upsample(frame), size), found, dtype)
             memory.result = key, result
             return _image(result, counts, seen)
 
@@ -429,6 +433,12 @@ def _cut(frame: Tensor, places: list[Tile]) -> Tensor:
 def _normalise(counts: Tensor, found: CountRange) -> Tensor:
     """Counts to network units, float32."""
     return (counts.float() - found.centre) * found.gain
+
+
+def _unpacked(packed: Tensor, scale: int) -> Tensor:
+    """``(1, 16, h, w)`` -> ``(4h, 4w)``, or that scaled down to ``(2h, 2w)``."""
+    large = unpack(packed)
+    return (large if scale == SCALE else halve(large))[0, 0]
 
 
 def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:

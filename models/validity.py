@@ -11,8 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import distance_transform_edt, uniform_filter
 
-from difiisr_models.resample import SCALE
-
 _MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
 _MOVES = 10  # frames
 
@@ -56,9 +54,10 @@ def fill_from_nearest(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
 
 
 def put_back(result: np.ndarray, counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
-    """``result (4H, 4W)`` with the invalid pixels of ``counts (H, W)`` as they were, 4x4 each."""
+    """``result (sH, sW)`` with the invalid pixels of ``counts (H, W)`` as they were, each s x s."""
     rows, columns = np.nonzero(invalid)
-    blocks = result.reshape(len(counts), SCALE, -1, SCALE)
+    scale = len(result) // len(counts)
+    blocks = result.reshape(len(counts), scale, -1, scale)
     blocks[rows, :, columns, :] = counts[rows, columns][:, None, None]
     return result
 

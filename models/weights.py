@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difiisr_models.files import sha256_file, write_json
+from difiisr_models.files import replaced, sha256_file, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -114,10 +114,11 @@ def save_tensors(network: nn.Module, path: Path) -> None:
     from safetensors import SafetensorError  # here: what looks for weights alone needs no torch
     from safetensors.torch import save_file
 
-    try:
-        save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written (is the disk full?): {error}") from error
+    with replaced(path) as beside:
+        try:
+            save_file({k: v.contiguous().cpu() for k, v in network.state_dict().items()}, beside)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written (is the disk full?): {error}") from error
     path.chmod(0o644)  # the library makes it readable for its owner alone
 
 

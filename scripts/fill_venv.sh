@@ -35,14 +35,7 @@ fi
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 install() { pip install -qq --constraint "$constraints" "$@"; }
 
-has_gpu() { [ -e /proc/driver/nvidia/version ] || nvidia-smi -L >/dev/null 2>&1; }
-has_torch() { "$venv/bin/python" -W ignore -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)' 2>/dev/null; }
-
-if ! has_torch; then
-    echo "installing torch (the largest part) ..."
-    has_gpu || pip install -qq torch==2.13.0+cpu 2>/dev/null || true
-    has_torch || install torch
-fi
+sh "$here/install_torch.sh" "$venv/bin/python"
 # A torch that was there before, such as a Jetson's, is kept too, with the torchvision it wants.
 "$venv/bin/python" -W ignore - "$constraints" >"$venv/constraints.txt" <<'PYTHON'
 import sys, torch

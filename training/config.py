@@ -136,17 +136,21 @@ def load_config(path: Path) -> TrainConfig:
         ValueError: an unknown or missing key, or a value of the wrong type or range; the text
             names it.
     """
+    return from_dict(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds; ValueError for one that is none."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply") from error
-    return from_dict(data, str(path))
 
 
-def from_dict(data: Any, where: str) -> TrainConfig:
-    """Settings from plain data; what an earlier version did not know has its default.
+def from_dict(data: Any, where: str, kind: type = TrainConfig) -> Any:
+    """Settings of a ``kind`` from plain data; what an earlier version did not know has its default.
 
     Its ``image_teacher``, which is gone, is passed over where it was "none".
 
@@ -156,7 +160,7 @@ def from_dict(data: Any, where: str) -> TrainConfig:
     if isinstance(data, dict) and data.get("image_teacher") == "none":
         data = {k: v for k, v in data.items() if k not in ("image_teacher", "teacher_weight")}
     try:
-        return TypeAdapter(TrainConfig).validate_python(data)
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         faults = []
         for fault in error.errors():

@@ -16,15 +16,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import yaml
 from annotated_types import Ge
-from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.consistency import noise_aware_consistency
 from difiisr_models.diffusion import exponential_schedule, latent_input_scale, q_sample, stream_seed
+from difiisr_models.model_loading import save_compact
 from difiisr_models.recurrence import no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.checkpoints import (
@@ -33,6 +32,7 @@ from difiisr_training.checkpoints import (
     VALIDATION_NAME,
     StopOnSignal,
     load_checkpoint,
+    read_checkpoint,
     save_checkpoint,
     update_ema,
     write_journal,
@@ -41,6 +41,7 @@ from difiisr_training.config import Count, OptimiserConfig, Share
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, LoadFrames
 from difiisr_training.losses import distance
+from difiisr_training.networks import start_from
 from difiisr_training.train import learning_rate
 
 _RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
@@ -102,11 +103,6 @@ class SequenceConfig:
         return next(stage for stage in self.stages if iteration < stage.until)
 
 
-def load_sequence_config(path: Path) -> SequenceConfig:
-    """Read a YAML file; ValueError for unknown, missing or wrong keys."""
-    return TypeAdapter(SequenceConfig).validate_python(yaml.safe_load(path.read_text("utf-8")))
-
-
 def train_on_sequences(
     config: SequenceConfig,
     data: Path,
@@ -127,7 +123,7 @@ def train_on_sequences(
         data: root that the recordings lie under.
         load: gives the frames of the stills.
         run: run folder.
-        initial: single-frame network of the same sizes, whose weights a new run starts from.
+        initial: network whose weights a new run starts from, see ``networks.start_from``.
         validate: called with the moving average.
         budget_s: wall-clock limit.
 
@@ -141,7 +137,7 @@ def train_on_sequences(
     torch.manual_seed(config.seed)
     network, ema = CompactNetwork(config.network), CompactNetwork(config.network)
     if initial is not None:
-        network.load_state_dict(initial.state_dict(), strict=False)  # all but the zero convolution
+        start_from(network, initial)
     ema.load_state_dict(network.state_dict())
     ema.requires_grad_(False)
     new = [p for name, p in network.named_parameters() if name.startswith("stem_past")]
@@ -194,6 +190,16 @@ def train_on_sequences(
                 break
     save_checkpoint(path, asdict(config), parts, iteration=iteration)
     return iteration == config.iterations
+
+
+def export_sequence_run(run: Path, folder: Path) -> None:
+    """Write the moving average of a run's checkpoint as a weights folder."""
+    saved = read_checkpoint(run / CHECKPOINT_NAME)
+    network = CompactNetwork(CompactConfig(**saved["config"]["network"]))
+    network.load_state_dict(saved["ema"])
+    name, *_ = (saved["config"].pop(key) for key in ("name", "network"))
+    training = {"iterations": saved["iteration"]} | saved["config"]
+    save_compact(network, folder, {"name": name, "training": training})
 
 
 def clip_loss(

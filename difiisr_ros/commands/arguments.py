@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models.camera_files import read_camera_file
 
 _LONGEST_SIDE = 16_384  # pixels
 
@@ -75,6 +76,18 @@ FrameOptions = Annotated[FrameSettings, Parameter(name="*")]
 
 CameraOptions = Annotated[Camera, Parameter(name="*")]
 """The fields of :class:`difiisr_models.Camera` as options of their own."""
+
+
+CameraName = Annotated[str | None, Parameter(name="--camera")]
+"""A camera of config/cameras, or a YAML file like those."""
+
+
+def camera_as_asked(name: str | None, given: Camera) -> Camera:
+    """What the file of the camera says, under the options that are ``given``."""
+    if name is None:
+        return given
+    own = {k: value for k, value in asdict(given).items() if value != getattr(Camera(), k)}
+    return replace(read_camera_file(name).camera, **own)
 
 
 def as_asked(runtime: Runtime) -> Runtime:

@@ -7,18 +7,24 @@ import inspect
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from cyclopts import Parameter
-from tabulate import tabulate
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
+from difiisr_models import Camera
 from difiisr_models.backends.selection import resolve_device
+from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
+from difiisr_ros.commands.arguments import CameraName, CameraOptions, camera_as_asked
 from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
@@ -54,6 +60,8 @@ def evaluate(
     lr: list[str] = [],  # noqa: B006
     masks: list[str] = [],  # noqa: B006
     topic: str | None = None,
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
     data: Path | None = None,
     every: Annotated[int, Ge(1)] = 1,
     last: Annotated[int, Ge(0)] = 0,
@@ -90,6 +98,8 @@ def evaluate(
         masks: [SET=]DIR, likewise: images that are 0 where a result is not judged (it counts as
             right there, and PSNR is of the other pixels).
         topic: of a recording; by default its only images.
+        camera: of the recordings: name of a camera (docs/cameras.md) or a YAML file, under the
+            options below.
         data: root of the sets' folders.
         every: use the first of each so many frames.
         last: use so many at the end (0: all).
@@ -122,9 +132,13 @@ def evaluate(
         raise ValueError("--detector needs --annotations, the boxes in the frames")
     torch.backends.cudnn.deterministic = True
     device = str(resolve_device(device))
+    known = camera_as_asked(camera, camera_settings)
     scale = Radiometry.parse(radiometry) if radiometry else None
+    if scale is None and known.unit != "counts":
+        shift = ZERO_CELSIUS if known.unit == "celsius" else 0.0
+        scale = Radiometry(known.scale, known.offset + shift)
     selection = Selection(every, last, limit, spread=mode == "reference")
-    sets = resolve_inputs(inputs, data, topic, selection)
+    sets = resolve_inputs(inputs, data, topic, selection, known)
     names = [chosen.name for chosen in sets]
     own, hidden = files_of_sets("--lr", lr, names), files_of_sets("--masks", masks, names)
     if (own or hidden) and mode != "reference":
@@ -158,7 +172,7 @@ def evaluate(
             ),
         )  # fmt: skip
     write_results(results, out)
-    print(markdown_table(results))
+    print_tables(results)
     for name, reason in results.not_run.items():
         print(f"not run: {name}: {reason}")
     print(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
@@ -170,7 +184,11 @@ def evaluate(
 
 
 def resolve_inputs(
-    given: Iterable[str], data: Path | None, topic: str | None, selection: Selection
+    given: Iterable[str],
+    data: Path | None,
+    topic: str | None,
+    selection: Selection,
+    camera: Camera = Camera(),
 ) -> list[InputSet]:
     """The sets that a command line names.
 
@@ -180,6 +198,7 @@ def resolve_inputs(
         data: root of the sets' folders.
         topic: image topic of the recordings.
         selection: of the frames of each set.
+        camera: of the recordings.
 
     Raises:
         FileNotFoundError: there is no such file, folder or set.
@@ -197,7 +216,7 @@ def resolve_inputs(
         for source in recordings or [path]:
             if recordings:
                 title = f"{name}/{source.relative_to(path)}" if len(recordings) > 1 else name
-                one = recorded_set(title, source, topic, selection)
+                one = recorded_set(title, source, topic, selection, camera)
             else:
                 one = image_set(name, path, selection, end)
             if one.name in found:
@@ -206,11 +225,17 @@ def resolve_inputs(
     return list(found.values())
 
 
-def recorded_set(name: str, recording: Path, topic: str | None, selection: Selection) -> InputSet:
+def recorded_set(
+    name: str,
+    recording: Path,
+    topic: str | None,
+    selection: Selection,
+    camera: Camera = Camera(),
+) -> InputSet:
     """A recording as a set; its messages keep their numbers as names."""
     with open_bag(recording) as bag:
         chosen = choose_image_topic(bag, topic)
-    read = functools.partial(frames_of, recording, chosen, choose=selection.choose)
+    read = functools.partial(frames_of, recording, chosen, choose=selection.choose, camera=camera)
     return InputSet(name, recording, "bag", read, chosen)
 
 
@@ -279,27 +304,23 @@ def _judge_sets(
     return found
 
 
-def markdown_table(results: Results) -> str:
-    """Means per set and model, and COCO mAP where a detector judged, as Markdown tables."""
+def print_tables(results: Results) -> None:
+    """Print a table for each set: a row per metric, and mAP where a detector judged."""
+    judged = (results.detection or {"sets": {}})["sets"]
     titles = short_names([chosen.name for chosen in results.sets])
-    means = [
-        {"set": title, "frames": chosen.frames, "model": model.title}
-        | {name: model.mean[name] for name in results.metrics}
-        | {"seconds": model.seconds_per_frame}
-        for title, chosen in zip(titles, results.sets, strict=True)
-        for model in chosen.models
-    ]
-    precisions = [
-        {"set": name, "model": model, "mAP@.5:.95": found["map"], "mAP@.5": found["map50"]}
-        for name, judged in (results.detection or {"sets": {}})["sets"].items()
-        for model, found in judged.items()
-    ]
-    tables = [
-        tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".4g")
-        for rows in (means, precisions)
-        if rows
-    ]
-    return "\n\n".join(tables).replace(" nan ", "     ")
+    for title, chosen in zip(titles, results.sets, strict=True):
+        table = Table("", title=f"{title}, {chosen.frames} frames", box=box.SIMPLE_HEAD)
+        for model in chosen.models:
+            table.add_column(model.title, justify="right", overflow="fold")
+        rows = {name: [model.mean[name] for model in chosen.models] for name in results.metrics}
+        found = judged.get(slug(chosen.name), {})
+        if found:
+            for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")):
+                rows[name] = [found[slug(model.name)][key] for model in chosen.models]
+        rows["seconds a frame"] = [model.seconds_per_frame for model in chosen.models]
+        for name, values in rows.items():
+            table.add_row(name, *("-" if isnan(value) else f"{value:.4g}" for value in values))
+        Console().print(table)
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -320,6 +341,13 @@ def environment(device: str) -> dict[str, Any]:
 def _as_typed(given: dict[str, Any]) -> list[str]:
     """The command line that gives these arguments; defaults are left out."""
     words = ["difiisr", "evaluate", *given.pop("inputs")]
+    own = asdict(given.pop("camera_settings"))
+    words += [
+        word
+        for name, value in own.items()
+        if value != getattr(Camera(), name)
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
         if value == inspect.signature(evaluate).parameters[name].default:

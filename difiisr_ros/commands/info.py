@@ -7,12 +7,20 @@ from __future__ import annotations
 import json as json_format
 import shlex
 import time
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from difiisr_models import Camera, Runtime
-from difiisr_ros.commands.arguments import CameraOptions, ImageSize, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraName,
+    CameraOptions,
+    ImageSize,
+    RuntimeOptions,
+    as_asked,
+    camera_as_asked,
+)
 
 if TYPE_CHECKING:
     from difiisr_models import Upscaler
@@ -32,7 +40,8 @@ def info(
     *,
     bag: Path | None = None,
     topic: str | None = None,
-    camera: CameraOptions = Camera(),
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
     runtime: RuntimeOptions = Runtime(),
     size: ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
@@ -45,6 +54,7 @@ def info(
         model: model name, or path of weights.
         bag: recording, rosbag2 folder or storage file: say what its first frames show.
         topic: of its images; default: the only one.
+        camera: name of a camera (docs/cameras.md) or a YAML file; default: it is guessed.
         size: also time each stage of mono16 frames of this size, WIDTHxHEIGHT as in 160x120.
         parity: also compare the published network of this size with the reference's outputs.
         parity_data: folder of the recorded outputs, tiny_expected.safetensors, ...; they are not
@@ -60,7 +70,7 @@ def info(
         raise ValueError("--parity needs --parity-data DIR, the reference's recorded outputs")
     facts: dict[str, Any] = {}
     if bag is not None:
-        facts |= _recording(bag, topic, camera)
+        facts |= _recording(bag, topic, camera, camera_as_asked(camera, camera_settings))
     if model is not None:
         facts |= _model(model, runtime, size)
     if parity:
@@ -100,14 +110,18 @@ def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[s
     return facts | ({"profile": _profile(upscaler, *size)} if size else {})
 
 
-def _recording(path: Path, topic: str | None, camera: Camera) -> dict[str, Any]:
+def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) -> dict[str, Any]:
+    import numpy as np
+
     from difiisr_models import Stream
+    from difiisr_models.camera_files import guess_cameras
     from difiisr_models.upscaler import check_frame
     from difiisr_ros.bags import (
         CAMERA_INFO_TYPE,
         choose_image_topic,
         info_topic_beside,
         open_bag,
+        raw_topic,
         read_image,
         stamp_of,
         topics_of,
@@ -121,7 +135,8 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> dict[str, Any]:
         for message in islice(bag.messages({topic}), EVENT_FRAMES):
             try:
                 image, stamp = read_image(message), stamp_of(message.data)
-                pixels = camera.window.cut(image_to_array(image))
+                pixels = image_to_array(image)
+                pixels = camera.window(*pixels.shape[:2]).cut(pixels)
                 check_frame(pixels)
             except ValueError as error:
                 refused = refused or str(error)
@@ -138,14 +153,20 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> dict[str, Any]:
     image, pixels = last
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
-    encoding = [image.encoding]
+    encoding, guessed = [image.encoding], []
     if is_false_colour(image):
         encoding.append(FALSE_COLOUR.format("it"))
+    else:
+        guessed = guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
+    likely = name or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
+    name = name or next((found.name for found in guessed), None)
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
-    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={topic}"]
+    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={raw_topic(topic)}"]
+    words += [f"transport:={topic.rpartition('/')[2]}"] if topic != raw_topic(topic) else []
+    words += [f"camera:={name}"] if name else []
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
-    words += [f"crop:={camera.crop}"] if camera.crop else []
-    words += [f"no_data:={camera.no_data}"] if camera.no_data_values else []
+    known = asdict(camera_as_asked(name, Camera()))
+    words += [f"{key}:={given}" for key, given in asdict(camera).items() if given != known[key]]
     facts = {
         "topic": f"{topic}, {count} images",
         "encoding": encoding,
@@ -158,6 +179,7 @@ def _recording(path: Path, topic: str | None, camera: Camera) -> dict[str, Any]:
         "pattern": f"{parts} counts",
         "invalid": f"{seen.invalid} pixels",
         "events": f"{stream.events.text} in {len(times)} frames",
+        "camera": likely,
         "camera_info": info or ", ".join(infos) or "none",
         "damaged": fault,
         "refused": refused,

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from difiisr_models import FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime
 from difiisr_models.files import replaced, write_json, write_text
-from difiisr_ros.commands.arguments import FrameOptions, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraName,
+    CameraOptions,
+    FrameOptions,
+    RuntimeOptions,
+    as_asked,
+    camera_as_asked,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +40,8 @@ def recorded(
     model: Annotated[str, Parameter(name=("--model", "--models"))] = "difiisr-rt-x4",
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
 ) -> int:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
@@ -51,6 +60,8 @@ def recorded(
         model: of the offline run, name or path; none leaves it out.
         runtime: of the offline run.
         settings: as the node had them.
+        camera: as the node had it: name of a camera (docs/cameras.md) or a YAML file, under the
+            options below.
     """
     values, frames = judge_recording(
         bag,
@@ -59,6 +70,7 @@ def recorded(
         model=None if model == "none" else model,
         runtime=as_asked(runtime),
         settings=settings,
+        camera=camera_as_asked(camera, camera_settings),
     )
     write_json(out / "recorded.json", values)
     with replaced(out / "recorded_per_frame.csv") as beside:
@@ -79,12 +91,14 @@ def judge_recording(
     model: str | None = "difiisr-rt-x4",
     runtime: Runtime = Runtime(),
     settings: FrameSettings = FrameSettings(),
+    camera: Camera = Camera(),
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Measure a recording; arguments as of :func:`recorded`.
 
     Args:
         topics: of camera, results and detections; ``None``: chosen by name and type.
         model: ``None``: no offline run.
+        camera: as the node had it.
 
     Returns:
         what ``recorded.json`` holds: ``bag``, ``camera_bag``, ``topics``, what
@@ -101,7 +115,7 @@ def judge_recording(
     from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
 
     upscaler = load_upscaler(model, runtime=runtime, settings=settings) if model else None
-    recording = read_recording(bag, camera_bag, topics, upscaler)
+    recording = read_recording(bag, camera_bag, topics, upscaler, camera)
     values = {
         "bag": str(bag),
         "camera_bag": str(camera_bag) if camera_bag else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from difiisr_models import Stream, Upscaler
+from difiisr_models import Camera, Stream, Upscaler
 from difiisr_models.resample import SCALE
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
@@ -75,6 +75,7 @@ class Recording:
         offline: the run that the results were compared with; ``None``: none was made.
         one_bag: camera and results lie in one recording, so that their log times compare.
         fault: what is wrong with the recording, or "".
+        camera: as the node had it.
     """
 
     topics: dict[str, str | None]
@@ -84,6 +85,7 @@ class Recording:
     offline: OfflineRun | None
     one_bag: bool
     fault: str
+    camera: Camera = Camera()
 
 
 def read_recording(
@@ -91,6 +93,7 @@ def read_recording(
     camera_bag: Path | None,
     topics: tuple[str | None, str | None, str | None],
     upscaler: Upscaler | None,
+    camera: Camera = Camera(),
 ) -> Recording:
     """Read times and small messages in one go, then the images, of which few are kept at a time.
 
@@ -101,13 +104,14 @@ def read_recording(
         camera_bag: that of the camera; ``None``: the same.
         topics: of camera, results and detections; ``None``: chosen by name and type.
         upscaler: of the offline run; ``None``: none is made.
+        camera: as the node had it.
 
     Raises:
         FileNotFoundError: there is no recording.
         ValueError: a topic is not there or not clear, or no result is readable.
     """
     faults: list[str] = []
-    run = None if upscaler is None else OfflineRun(upscaler)
+    run = None if upscaler is None else OfflineRun(upscaler, camera.no_data_values)
     with open_bag(bag) as results, open_bag(camera_bag or bag) as cameras:  # both read at a time
         names = _choose_topics(cameras, results, *topics)
         if names["image"] == names["sr"] and camera_bag is None:
@@ -123,7 +127,7 @@ def read_recording(
         frames, answers = _images(cameras, names["image"]), _images(results, names["sr"])
         answers = tqdm(answers, total=len(tables["sr"]), unit="frame", disable=None)
         pairs = match_frames(frames, answers, tables["image"].stamp, tables["sr"].stamp)
-        frames = _frame_table(tables, _compare_frames(pairs, run))
+        frames = _frame_table(tables, _compare_frames(pairs, run, camera))
         broken = [results.fault, cameras.fault, *faults]
     arrays = (array for topic in said for array in made[topic].content)
     statuses = (status for array in arrays for status in array.status)
@@ -134,6 +138,7 @@ def read_recording(
         frames=frames,
         offline=run,
         one_bag=camera_bag is None,
+        camera=camera,
         fault="; ".join(dict.fromkeys(filter(None, broken))),
     )
 
@@ -240,9 +245,9 @@ class OfflineRun:
         lost: frames without a result that were processed, as the results after them show.
     """
 
-    def __init__(self, upscaler: Upscaler) -> None:
+    def __init__(self, upscaler: Upscaler, no_data: Sequence[float] = ()) -> None:
         self.upscaler, self.lost = upscaler, 0
-        self._stream = Stream()
+        self._stream = Stream(no_data)
         self._if_processed: Stream | None = None
         self._skipped = 0
 
@@ -273,11 +278,12 @@ def _planes(pixels: np.ndarray) -> np.ndarray:
 def _compare_frames(
     pairs: Iterable[tuple[RecordedMessage | None, RecordedMessage | None]],
     offline: OfflineRun | None,
+    camera: Camera,
 ) -> dict[int, dict[str, Any]]:
     """Stamp -> what the pixels of its first result say, of :data:`_PIXEL_COLUMNS`."""
     compared: dict[int, dict[str, Any]] = {}
     for frame, result in pairs:
-        image = _image(frame)
+        image = _image(frame, camera)
         if result is not None:
             found = {} if frame is None else _compare(image, _image(result), offline)
             compared.setdefault(result.stamp, found)
@@ -286,11 +292,14 @@ def _compare_frames(
     return compared
 
 
-def _image(message: RecordedMessage | None) -> tuple[Any, np.ndarray] | None:
+def _image(
+    message: RecordedMessage | None, camera: Camera = Camera()
+) -> tuple[Any, np.ndarray] | None:
     """A ``sensor_msgs/Image`` and its pixels; ``None``: it is not there, or not readable."""
     with suppress(ValueError):
         image = None if message is None else read_image(message.content)
-        return image and (image, image_to_array(image))
+        pixels = None if image is None else image_to_array(image)
+        return image and (image, camera.window(*pixels.shape[:2]).cut(pixels))
     return None
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from difiisr_models.resample import SCALE
-from difiisr_ros.camera_info import info_finder, scale_camera_info
+from difiisr_models.settings import Camera
+from difiisr_ros.camera_info import crop_camera_info, info_finder, scale_camera_info
 from difiisr_ros.commands.recorded_frames import Recording
 
 GAP = 1.5  # an interval longer than so many medians is a gap
@@ -182,14 +183,20 @@ def check_camera_infos(recording: Recording) -> dict[str, Any] | None:
         return None
     info_of = info_finder(own.itertuples(index=False, name=None))
     rows = scaled.itertuples(index=False)
-    wrong = [_wrong_fields(row.content, info_of(row.stamp, row.logged)) for row in rows]
+    wrong = [
+        _wrong_fields(row.content, info_of(row.stamp, row.logged), recording.camera) for row in rows
+    ]
     fields = Counter(field for found in wrong for field in found)
     return {"messages": len(scaled), "right": wrong.count([]), "wrong": dict(fields)}
 
 
-def _wrong_fields(found: Any, info: Any) -> list[str]:
+def _wrong_fields(found: Any, info: Any, camera: Camera) -> list[str]:
     """Fields of a result's camera_info that are not as due from the camera's ``info``."""
-    due = scale_camera_info(info, SCALE)
+    window = camera.window(info.height, info.width)
+    due = scale_camera_info(crop_camera_info(info, window), SCALE)
+    if found.height != due.height:  # it describes images without telemetry
+        window = replace(camera, telemetry_rows=0).window(info.height, info.width)
+        due = scale_camera_info(crop_camera_info(info, window), SCALE)
     wrong = [n for n in _INFO_FIELDS if not _equal(getattr(found, n), getattr(due, n))]
     # The region's do_rectify is free
     region = ("x_offset", "y_offset", "height", "width")

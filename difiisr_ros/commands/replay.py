@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from difiisr_models import Camera, FrameSettings, Runtime
-from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraName,
+    CameraOptions,
+    FrameOptions,
+    RuntimeOptions,
+    as_asked,
+    camera_as_asked,
+)
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
@@ -29,7 +36,8 @@ def replay(
     rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
-    camera: CameraOptions = Camera(),
+    camera: CameraName = None,
+    camera_settings: CameraOptions = Camera(),
 ) -> int:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -43,6 +51,7 @@ def replay(
         only_sr: do not copy the other topics.
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
+        camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
         json: print the summary as JSON.
         rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
@@ -64,7 +73,7 @@ def replay(
         compressed=compressed,
         force=force,
         rosbag2_version=rosbag2_version,
-        camera=camera,
+        camera=camera_as_asked(camera, camera_settings),
     )
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)

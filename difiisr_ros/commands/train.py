@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from difiisr_models import Camera
+from difiisr_models.weights import share_dir
 from difiisr_ros.bags import find_recordings, frames_of
-from difiisr_ros.commands.arguments import Duration, Threads
+from difiisr_ros.commands.arguments import Duration, Threads, camera_as_asked
 
 if TYPE_CHECKING:
     from difiisr_training.config import TrainConfig
     from difiisr_training.data.images import ImageSource, Part
 
 
+OWN_CAMERA = "own_camera"
+
+
 def train(
-    config: Path,
+    config: str = OWN_CAMERA,
     /,
     *,
     data: Path | None = None,
@@ -44,8 +49,10 @@ def train(
     """Train a model. `accelerate launch` and `torchrun` start several processes.
 
     Args:
-        config: YAML file, see config/train/.
-        data: folder that the configured sources lie in.
+        config: YAML file, or the name of a preset (config/train/). The default trains the shipped
+            model on with all that --data holds.
+        data: folder that the configured sources lie in; own_camera takes a recording, or a folder
+            of recordings or images.
         run: run folder, continued if it exists; runs/NAME by default.
         init: run or weights folder that a new run starts from.
         teacher: run or weights folder to distil.
@@ -62,9 +69,15 @@ def train(
         preview: draw samples into this PNG, and train nothing.
         dry_run: print settings, sizes and cost only.
     """
-    from difiisr_training.config import load_config
+    from difiisr_training.config import load_config, read_yaml
 
-    settings = load_config(config)
+    path = preset_or_file(config)
+    if config == OWN_CAMERA and init is None:
+        init = Path("difiisr-rt-x4")
+    if "stages" in (read_yaml(path) or {}):
+        _train_on_sequences(path, data, run, init, budget, threads, export, dry_run)
+        return
+    settings = load_config(path)
     if dry_run:
         print(describe(settings))
         return
@@ -139,6 +152,68 @@ def train(
         raise KeyboardInterrupt(state.interrupted)
 
 
+def _train_on_sequences(
+    config: Path,
+    data: Path | None,
+    run: Path | None,
+    init: Path | None,
+    budget: float,
+    threads: int,
+    export: Path | None,
+    dry_run: bool,
+) -> None:
+    """Train a recurrent network; arguments as of :func:`train`."""
+    import json
+
+    import torch
+
+    from difiisr_models.motion import require_opencv
+    from difiisr_training import sequence_training as training
+    from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
+    from difiisr_training.config import from_dict, read_yaml
+    from difiisr_training.networks import starting_weights
+    from difiisr_training.recipes.curves import save_learning_curve
+
+    settings = from_dict(read_yaml(config), str(config), training.SequenceConfig)
+    if dry_run:
+        print(json.dumps(asdict(settings), indent=2))
+        return
+    require_opencv()
+    if data is None:
+        raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
+    if export:
+        _check_export(export)
+    if threads:
+        torch.set_num_threads(threads)
+    run = run or Path("runs") / settings.name
+    is_over = training.train_on_sequences(
+        settings, data, partial(load_source, data=data), run,
+        initial=starting_weights(init) if init else None, budget_s=budget,
+    )  # fmt: skip
+    print(
+        f"{run / CHECKPOINT_NAME}: {'the schedule is at its end' if is_over else 'to be resumed'}"
+    )
+    if export:
+        training.export_sequence_run(run, export)
+        print(f"{export}: weights of the moving average, ready for load_upscaler")
+    if (run / STATISTICS_NAME).is_file():
+        save_learning_curve(run, run / "learning_curve.png")
+
+
+def preset_or_file(name: str) -> Path:
+    """The file of a configuration: ``name`` itself, or the preset that is called so.
+
+    Raises:
+        FileNotFoundError: there is neither; the text lists the presets.
+    """
+    folder = share_dir() / "config" / "train"
+    for path in (Path(name), folder / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise FileNotFoundError(f"no configuration {name}: neither a file nor a preset ({known})")
+
+
 def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
     """Frames of one part of a source: a folder of images, a recording, or a folder of recordings.
 
@@ -161,8 +236,10 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
             "make folders, and sources, of their own of them"
         )
 
+    camera = camera_as_asked(source.camera, Camera())
+
     def read(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
-        frames = frames_of(path, source.topic, source.every, skipped=skipped)
+        frames = frames_of(path, source.topic, source.every, skipped=skipped, camera=camera)
         return (counts for _, counts in frames)
 
     sequences = [path.relative_to(root).as_posix() for path in recordings]
@@ -170,9 +247,7 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
 
 
 def describe(config: TrainConfig) -> str:
-    """The resolved settings, the network's size and what an iteration and the run cost."""
-    import json
-
+    """What a run is, the network's size and what an iteration and the run cost."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -192,7 +267,12 @@ def describe(config: TrainConfig) -> str:
     # forward, and the teacher's T.
     forwards = 10 + exponential_schedule().steps if config.stage == "distillation" else 3
     iteration = forwards * tile * (config.crops.lr_size / 64) ** 2 * config.batch
-    return f"""{json.dumps(asdict(config), indent=2)}
+    sources = ", ".join(source.folder for source in config.sources)
+    guidance = config.guidance.kind
+    guidance = guidance if guidance == "none" else f"{guidance}, {config.guidance.mode}"
+    return f"""{config.name}, {config.stage}: {config.iterations} iterations of {config.batch}
+sources           {sources}
+guidance          {guidance}
 parameters        {parameter_count(network):,}
 network           {tile:.2f} GFLOP for 64x64 -> 256x256
 one iteration     {iteration:.1f} GFLOP (batch {config.batch}; without guidance and autoencoder)

@@ -62,6 +62,8 @@ def upscale(
     """
     from difiisr_models import Stream, load_upscaler
 
+    if camera.roi or settings.output_scale != 4:
+        raise ValueError("--roi and --output-scale are for streams; of files, --crop cuts")
     if in_path.is_dir() and out_path.resolve().is_relative_to(in_path.resolve()):
         raise ValueError(f"{out_path} is in {in_path}: choose a folder elsewhere")
     files, others = picture_files.list_files(in_path) if in_path.is_dir() else ([in_path], 0)
@@ -76,7 +78,7 @@ def upscale(
     images = 0
     for path in tqdm(files, unit="file", disable=len(files) == 1):
         try:
-            pictures = picture_files.read(path, camera.window)
+            pictures = picture_files.read(path, camera.window(0, 0))
             target = _target(path, in_path, out_path, pictures.unit, palette)
             if str(target) in made.values() or (target.exists() and not force):
                 raise FileExistsError(f"{target} exists; --force replaces it")

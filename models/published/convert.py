@@ -21,6 +21,7 @@ from torch import Tensor
 
 from difiisr_models.compact import parameter_count
 from difiisr_models.diffusion import Schedule, exponential_schedule
+from difiisr_models.files import replace_folder
 from difiisr_models.published import reference_names as names
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -319,9 +320,7 @@ def convert(
         manifest = {"kind": "published", "scale": 4, "files": files, **configs}
         manifest |= {"parameters": counts, "schedule": levels, "sources": sources}
         write_manifest(built, manifest | {"licence": LICENCE_NOTE})
-        if out_dir.exists():
-            out_dir.rename(Path(temporary) / "old")
-        built.rename(out_dir)
+        replace_folder(built, out_dir, Path(temporary) / "old")
     return read_manifest(out_dir)
 
 

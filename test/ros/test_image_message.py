@@ -10,8 +10,8 @@ rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 
+from difiisr_ros.derived_outputs import image_message  # noqa: E402
 from difiisr_ros.image_codec import ENCODINGS, encode_rows  # noqa: E402
-from difiisr_ros.sr_node import image_message  # noqa: E402
 
 
 def source(encoding, frame_id):

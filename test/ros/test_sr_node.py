@@ -129,7 +129,7 @@ def test_every_frame_of_a_stream_is_answered(peer):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_units_and_encoding_out_are_those_in(peer, encoding):
     dtype, channels = ENCODINGS[encoding]
-    pixels = {"u1": scene() / 64, "u2": scene(), "f4": scene() / 25.0}[dtype.str[1:]].astype(dtype)
+    pixels = {1: scene() / 64, 2: scene(), 4: scene() / 25.0}[dtype.itemsize].astype(dtype)
     if channels == 3:
         pixels = np.stack([pixels, pixels // 2, pixels // 3], axis=-1)
     _, answer = peer.ask(pixels, encoding)
@@ -138,7 +138,7 @@ def test_units_and_encoding_out_are_those_in(peer, encoding):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("width", 2**32 - 1), ("data", b""), ("encoding", "yuv422")]
+    ("field", "value"), [("width", 2**32 - 1), ("data", b""), ("encoding", "nv99")]
 )
 def test_a_malformed_message_is_dropped_counted_and_survived(peer, process, field, value):
     before = peer.counts()["dropped malformed"]

@@ -256,6 +256,7 @@ def cluster(tmp_path, monkeypatch):
     (tmp_path / "site").mkdir()
     text = DISK_FULL_ONCE.format(flag=str(tmp_path / "full"))
     (tmp_path / "site" / "sitecustomize.py").write_text(text)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with socket.socket() as free:
@@ -347,3 +348,21 @@ def test_the_cluster_file_is_one_that_ray_takes():
 
     path = Path(__file__).parents[2] / "config" / "fleet_cluster.yaml"
     validate_config(prepare_config(yaml.safe_load(path.read_text())))
+
+
+def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
+    pytest.importorskip("torchmetrics", reason="needs the extra eval")
+    from difiisr_ros.commands.fleet_evaluate import Evaluate
+
+    task = Evaluate("bicubic", "reference", "bicubic", None, 1, 2, None, "psnr", None, "cpu", 1)
+    rows = do_here(
+        [str(recordings / "b"), str(recordings / "empty.mcap")], str(tmp_path / "o"), task
+    )
+    good, bad = sorted(rows.values(), key=lambda row: row["input"])
+    assert not good.get("fault")
+    assert good["metrics"]["psnr of bicubic"] > 10
+    assert {"report.html", "picture.png"} <= {
+        p.name for p in (tmp_path / "o" / good["folder"]).iterdir()
+    }
+    assert "fault" in bad
+    assert not bad["failed"]

@@ -101,9 +101,10 @@ def test_stock_result_is_on_thermal_sr(load):
         "camera_info": "thermal/camera_info",
         "sr/image_raw": "thermal/sr",
         "sr/camera_info": "thermal/sr/camera_info",
+        "sr/temperature": "thermal/sr/temperature",
+        "sr/preview": "thermal/sr/preview",
         "sr/stream_state": "thermal/sr/stream_state",
         "shutter_flag": "flag_state",
-        "sr/preview": "thermal/sr/preview",
     }
 
 
@@ -119,6 +120,21 @@ def test_node_parameters_come_from_file_then_arguments(load):
         node = started_node(load, **chosen, **words, autostart=false, use_sim_time=true)
         switches = {"autostart": False, "use_sim_time": True}
         assert node["parameters"][1] == {**chosen, **numbers, **switches}
+
+
+def test_a_camera_s_file_gives_parameters_and_topics_under_the_user_s_own(load, tmp_path):
+    node = started_node(load, camera="optris", scale="0.2")
+    assert node["parameters"][1].items() >= {"unit": "celsius", "scale": 0.2}.items()
+    assert dict(node["remappings"])["image_raw"] == "thermal_image"
+    own = tmp_path / "own.yaml"
+    own.write_text("/**:\n  ros__parameters:\n    offset: 5.0\n")
+    node = started_node(load, camera="optris", params_file=str(own), image="/a/image")
+    assert node["parameters"][0] == str(own)
+    assert node["parameters"][1].items() >= {"unit": "celsius", "scale": 0.1}.items()
+    assert "offset" not in node["parameters"][1]
+    assert dict(node["remappings"])["image_raw"] == "/a/image"
+    with pytest.raises(ValueError, match=r"no camera 'bozon'; known are boson, .*optris"):
+        started_node(load, camera="bozon")
 
 
 @pytest.mark.parametrize("name", ["autostart", "use_sim_time", "output_image_raw"])
@@ -137,8 +153,8 @@ def test_node_log_level_namespace_and_topics(load):
             **{"image_raw": "a", "camera_info": "b"},
             # Where image_transport looks for the camera_info of that image.
             **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"},
+            **{"sr/temperature": "/front/sr/temperature", "sr/preview": "/front/sr/preview"},
             **{"sr/stream_state": "/front/sr/stream_state", "shutter_flag": "flag_state"},
-            "sr/preview": "/front/sr/preview",
         }
 
 

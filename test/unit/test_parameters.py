@@ -61,7 +61,7 @@ def test_frame_settings_and_tiles_change_while_running():
     live = {
         **{"fidelity": 0.5, "steps": 3, "consistency": 0.5, "seed": 1},
         **{"tile": 128, "overlap": 8, "tile_batch": 2, "remove_pattern": False},
-        "pipeline": "published",
+        **{"output_scale": 4, "pipeline": "published"},
     }
     assert changed(Parameters(), True, live).live_arguments() == live
 

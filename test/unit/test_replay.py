@@ -47,7 +47,7 @@ def test_every_frame_is_answered_at_its_time(tmp_path, storage, bicubic):
     assert [at for _, at, _ in infos] == [at for _, at, _ in frames]
     for (_, _, before), (_, _, after), (_, _, raw) in zip(frames, results, infos, strict=True):
         info = STORE.deserialize_cdr(raw, CAMERA_INFO_TYPE)
-        assert (info.width, info.height, info.k[0]) == (96, 72, 4 * 190.0)
+        assert (info.width, info.height, info.k[0]) == (96, 72, 4 * 152.0)
         source_image = STORE.deserialize_cdr(before, IMAGE_TYPE)
         image = STORE.deserialize_cdr(after, IMAGE_TYPE)
         assert image.header == info.header == source_image.header

@@ -45,6 +45,8 @@ class ImageSource:
             recording is a sequence.
         topic: image topic of the recordings; not needed where there is only one.
         every: use the first of each so many messages of a recording: neighbours are alike.
+        camera: of the recordings: name of a camera or a YAML file, which says what is cut off their
+            frames and which values are no data.
     """
 
     folder: str
@@ -54,6 +56,7 @@ class ImageSource:
     val_share: Annotated[float, Ge(0), Lt(1)] = 0.1
     topic: str | None = None
     every: Annotated[int, Ge(1)] = 1
+    camera: str | None = None
 
 
 LoadFrames = Callable[[ImageSource, Part], list[np.ndarray]]

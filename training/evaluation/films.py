@@ -48,7 +48,7 @@ def low_resolution(film: Sequence[np.ndarray], noise: float, seed: int = 0) -> l
     """
     rng, frames = np.random.default_rng(seed), []
     sigma = noise / 100 * robust_range(film[0]).span
-    for _, lr in (make_pair(frame) for frame in film):
+    for lr, _ in (make_pair(frame) for frame in film):
         noisy = lr + rng.normal(0, sigma, lr.shape) if sigma else lr
         frames.append(to_dtype(np.asarray(noisy, np.float32), lr.dtype))
     return frames

@@ -1,0 +1,122 @@
+"""What is made of a result for those who subscribe to it: a PNG, temperatures, a picture for eyes.
+
+Nothing is computed for a topic without a subscriber.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image
+
+from difiisr_models import Stream
+from difiisr_models.radiometry import temperatures
+from difiisr_models.tone_mapping import coloured
+from difiisr_ros.compressed_image import compress
+from difiisr_ros.image_codec import ImageCodecError, encode_rows, is_colour, result_encoding
+from difiisr_ros.parameters import Parameters
+
+
+def image_message(source: Any, pixels: np.ndarray, encoding: str | None = None) -> Image:
+    """The ``sensor_msgs/Image`` of ``(H, W)`` or ``(H, W, 3)`` pixels.
+
+    The header is that of ``source``, the encoding, unless it is given, what
+    :func:`.result_encoding` makes of its own; rows are unpadded and little endian. The message
+    shares the memory of ``pixels``: it is for publishing.
+
+    Raises:
+        ImageCodecError: dtype and shape are not those of the encoding.
+    """
+    encoding = encoding or result_encoding(source.encoding, pixels)
+    rows = encode_rows(pixels, encoding)
+    message = Image(
+        header=source.header,
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        is_bigendian=0,
+        step=rows.shape[1],
+    )
+    # The property would copy every byte; rclpy's serialisation reads any buffer of bytes.
+    message._data = rows.reshape(-1)
+    return message
+
+
+class DerivedOutputs:
+    """Publishers beside that of the result: ``compressed`` below its topic, and what is asked for.
+
+    Attributes:
+        publishers: by what they publish: compressed, temperature, preview.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        result_topic: str,
+        settings: Parameters,
+        qos: Callable[[], QoSProfile],
+        warn_once: Callable[[str], None],
+    ) -> None:
+        """Create the publishers of an unconfigured node; ``result_topic`` is its resolved name."""
+        self._warn_once = warn_once
+        topics = {"compressed": (CompressedImage, f"{result_topic}/compressed")}
+        if settings.unit != "counts":
+            topics["temperature"] = (Image, "sr/temperature")
+        if settings.preview != "none":
+            topics["preview"] = (Image, "sr/preview")
+        self.publishers: dict[str, LifecyclePublisher] = {}
+        for name, (message_type, topic) in topics.items():
+            self.publishers[name] = node.create_lifecycle_publisher(
+                message_type,
+                topic,
+                qos(),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+    def publish(
+        self, source: Any, pixels: np.ndarray, stream: Stream, settings: Parameters
+    ) -> None:
+        """Publish what somebody subscribes to, of the result ``pixels`` of the image ``source``."""
+        make = {
+            "compressed": lambda: _compressed(source, pixels),
+            "temperature": lambda: _temperature(source, pixels, stream, settings),
+            "preview": lambda: _preview(source, pixels, stream, settings),
+        }
+        for name, publisher in self.publishers.items():
+            if not publisher.get_subscription_count():
+                continue
+            try:
+                publisher.publish(make[name]())
+            except ImageCodecError as error:
+                self._warn_once(f"nothing on {publisher.topic_name}: {error}")
+
+
+def _compressed(source: Any, pixels: np.ndarray) -> CompressedImage:
+    form, data = compress(pixels, result_encoding(source.encoding, pixels))
+    message = CompressedImage(header=source.header, format=form)
+    message._data = data
+    return message
+
+
+def _temperature(source: Any, pixels: np.ndarray, stream: Stream, settings: Parameters) -> Image:
+    if is_colour(source.encoding):
+        raise ImageCodecError(f"encoding {source.encoding} holds colours: they are no temperatures")
+    values = temperatures(pixels, settings, settings.temperature_unit)
+    invalid = None if stream.seen is None else stream.seen.invalid
+    if invalid is not None:
+        scale = len(pixels) // len(invalid)
+        values[invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
+    return image_message(source, values, "32FC1")
+
+
+def _preview(source: Any, pixels: np.ndarray, stream: Stream, settings: Parameters) -> Image:
+    if pixels.ndim == 3:  # a display's values already
+        return image_message(source, pixels)
+    stream.tone.update(pixels if stream.seen is None else stream.seen.counts)
+    picture = coloured(stream.tone.grey(pixels), settings.preview)
+    return image_message(source, picture, "mono8" if picture.ndim == 2 else "rgb8")

@@ -1,0 +1,203 @@
+"""What the frames before add: motion, trust in the past, and a state that never leaks."""
+
+import numpy as np
+import pytest
+import torch
+
+from difiisr_models import Stream, load_upscaler, motion
+from difiisr_models.backends import example_inputs
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.model_loading import load_parts, save_compact
+from difiisr_models.motion import dense_flow, picture_for_motion, warp
+from difiisr_models.radiometry import CountRange
+from difiisr_models.recurrence import GATE, Past, past_planes, planes_of
+from difiisr_models.resample import downsample, pack, upsample
+
+ZERO = torch.zeros(1, 1, 1, 1)
+
+
+def texture(seed=0, side=448):
+    """Smooth random hills, (side, side) float32 in about -1..1."""
+    noise = torch.randn(1, 1, side // 8, side // 8, generator=torch.Generator().manual_seed(seed))
+    image = torch.nn.functional.interpolate(noise, scale_factor=8, mode="bicubic")[0, 0]
+    return (image / image.abs().max()).numpy()
+
+
+def window(image, down, right, side=256):
+    return image[64 + down : 64 + down + side, 64 + right : 64 + right + side]
+
+
+def measured(hr):
+    return downsample(pack(torch.from_numpy(np.ascontiguousarray(hr))[None, None]))
+
+
+def flow_between(now, before, sigma=0.0):
+    pictures = (picture_for_motion(measured(x)[0, 0].numpy(), sigma) for x in (now, before))
+    return dense_flow(*pictures, sigma)
+
+
+def counts(hr, noise=0.0, seed=0):
+    lr = measured(hr)[0, 0].numpy()
+    lr = lr + np.random.default_rng(seed).normal(0, noise, lr.shape)
+    return (8000 + 500 * lr).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A recurrent network that heeds its past, and its single-frame sibling."""
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(channels=16, blocks=1, recurrent=True))
+    network.detail_head.weight.data.normal_(std=0.05)
+    alone = CompactNetwork(CompactConfig(channels=16, blocks=1))
+    alone.load_state_dict({k: v for k, v in network.state_dict().items() if "past" not in k})
+    root = tmp_path_factory.mktemp("weights")
+    save_compact(network, root / "untrained", {})
+    save_compact(alone, root / "alone", {})
+    network.stem_past.weight.data.normal_(std=0.1)
+    save_compact(network, root / "recurrent", {})
+    return root
+
+
+@pytest.fixture
+def up(folders):
+    return load_upscaler(str(folders / "recurrent"), backend="torch", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def film():
+    image = texture()
+    return [counts(window(image, k, 2 * k), 0.01, k) for k in range(4)]
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 3), (5, -2), (0, 1)])
+def test_the_flow_says_where_the_content_was(down, right):
+    image = texture()
+    flow = flow_between(window(image, down, right), window(image, 0, 0))
+    inner = flow[32:-32, 32:-32].reshape(-1, 2)
+    # What is at p now was at p + (right, down) before.
+    np.testing.assert_allclose(np.median(inner, axis=0), (right, down), atol=0.25)
+
+
+def test_noise_on_a_standing_scene_is_no_motion():
+    hr = window(texture(), 0, 0)
+    noise = np.random.default_rng(0).normal(0, 0.05, (2, *hr.shape)).astype(np.float32) * 4
+    flow = flow_between(hr + noise[0], hr + noise[1], 0.05)
+    assert (flow == 0).all(axis=-1).mean() > 0.7
+
+
+def test_warp_moves_and_knows_the_rim():
+    image = torch.from_numpy(texture()[None, None, :64, :64].copy())
+    flow = torch.zeros(1, 64, 64, 2)
+    flow[..., 0], flow[..., 1] = 5, -3
+    warped, inside = warp(image, flow)
+    torch.testing.assert_close(warped[..., 3:, :59], image[..., :61, 5:], atol=1e-4, rtol=0)
+    assert inside[..., 3:, :59].all()
+    assert not inside[..., :2, :].any()
+    assert not inside[..., 60:].any()
+
+
+def test_the_gate_closes_where_an_object_has_left():
+    scene = torch.from_numpy(window(texture(), 0, 0)[None, None].copy())
+    with_object = scene.clone()
+    with_object[..., 100:140, 100:140] = 3
+    planes = past_planes(
+        pack(with_object), torch.zeros(1, 256, 256, 2), downsample(pack(scene)), ZERO
+    )
+    gate = planes[0, GATE]
+    assert gate[26:34, 26:34].max() < 0.01
+    assert gate[:20].min() > 0.9
+    assert planes[0, :16, 26:34, 26:34].abs().max() < 0.05  # nothing of it is left to see
+
+
+def test_an_untrained_past_changes_nothing(folders):
+    inputs = example_inputs(1, 20, 24, recurrent=True)
+    one, other = (load_parts(str(folders / name)).network for name in ("untrained", "alone"))
+    with_past = one(**inputs)
+    del inputs["past"]
+    torch.testing.assert_close(with_past[:, :16], other(**inputs))
+    torch.testing.assert_close(with_past[:, 16:], other(**inputs | {"fidelity": torch.ones(1)}))
+
+
+def test_the_past_is_heeded_and_forgotten(up, film):
+    stream, alone = Stream(), [up(frame, Stream()) for frame in film]
+    first, second = (up(frame, stream) for frame in film[:2])
+    assert (first == alone[0]).all()
+    assert (second != alone[1]).mean() > 0.5
+    stream.reset()
+    assert (up(film[1], stream) == alone[1]).all()
+    small = film[2][:40, :48]
+    assert (up(small, stream) == up(small, Stream())).all()  # another size
+
+
+@pytest.mark.parametrize("shift", [0, 4000])
+def test_a_cut_leaves_no_trace(up, film, shift):
+    """Another scene, at the same temperatures and at others."""
+    streams = Stream(), Stream()
+    for stream in streams:
+        for frame in film:
+            up(frame, stream)
+    streams[1].channel().past = None
+    other = counts(3 * window(texture(7), 0, 0)) + np.uint16(shift)
+    assert (up(other, streams[0]) == up(other, streams[1])).all()
+    later = counts(3 * window(texture(7), 1, 2)) + np.uint16(shift)
+    assert (up(later, streams[0]) != up(later, Stream())).any()  # the cut has a past of its own
+
+
+def test_streams_do_not_mix(up, film):
+    other = [counts(window(texture(3), 2 * k, 0)) for k in range(4)]
+    alone = [[up(f, s) for f in frames] for frames, s in ((film, Stream()), (other, Stream()))]
+    one, two = Stream(), Stream()
+    for k in range(4):
+        assert (up(film[k], one) == alone[0][k]).all()
+        assert (up(other[k], two) == alone[1][k]).all()
+
+
+def test_the_state_is_the_mean_at_any_fidelity(up, film):
+    pasts = []
+    for fidelity in (1.0, 0.0):
+        up.change(fidelity=fidelity)
+        stream = Stream()
+        up(film[0], stream)
+        pasts.append(stream.channel().past.estimate)
+    torch.testing.assert_close(pasts[0], pasts[1], atol=1e-4, rtol=0)
+
+
+def test_tiles_carry_the_past(up, film):
+    results = []
+    for tile in (0, 48):
+        up.change(tile=tile, overlap=20)
+        stream = Stream()
+        results.append([up(frame, stream).astype(int) for frame in film][-1])
+    assert np.abs(results[0] - results[1]).max() <= 2
+
+
+def test_a_range_that_moves_is_followed():
+    """The same counts make the same planes, whatever range the last frame was seen in."""
+    before, now = (measured(window(texture(), k, 0)) for k in (0, 3))
+    shown, wider = CountRange(8000, 8200), CountRange(7900, 8400)
+    planes = []
+    for range_ in (shown, wider):
+        of_range = (before * shown.half_span + shown.centre - range_.centre) * range_.gain
+        past = Past(upsample(of_range), of_range[0, 0].numpy(), range_)
+        planes.append(planes_of(past, now, now[0, 0].numpy(), shown, 0.0))
+    torch.testing.assert_close(*planes, atol=2e-3, rtol=0)
+    assert planes[0][:, GATE].mean() > 0.5
+
+
+def test_onnx_runtime_gives_what_torch_gives(folders, film):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="needs the extra onnx")
+    results = []
+    for backend in ("torch", "onnxruntime"):
+        up, stream = load_upscaler(str(folders / "recurrent"), backend=backend), Stream()
+        assert up.backend == backend
+        results.append([up(frame, stream).astype(int) for frame in film][-1])
+    assert np.abs(results[0] - results[1]).max() <= 1
+
+
+def test_without_opencv_it_says_what_to_install(folders, monkeypatch):
+    monkeypatch.setattr(motion, "cv2", None)
+    monkeypatch.setattr(motion, "_MISSING", ModuleNotFoundError("cv2"), raising=False)
+    with pytest.raises(ModuleNotFoundError, match="pip install opencv-python-headless"):
+        load_upscaler(str(folders / "recurrent"))
+    load_upscaler(str(folders / "alone"), backend="torch")  # which needs none

@@ -1,0 +1,111 @@
+"""Training on clips: what is drawn, that it resumes to the bit, and that weights come out."""
+
+import numpy as np
+import pytest
+import torch
+from wave_frames import write_waves
+
+from difiisr_models import Stream, load_upscaler
+from difiisr_models.motion import warp
+from difiisr_models.resample import downsample, pack
+from difiisr_ros.cli import main as difiisr
+from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
+from difiisr_training.config import from_dict, read_yaml
+from difiisr_training.data.clips import ClipConfig, Clips
+from difiisr_training.data.images import ImageSource, read_counts
+from difiisr_training.sequence_training import SequenceConfig, export_sequence_run
+
+CONFIG = """
+name: tiny
+stills: [{folder: stills, val_share: 0.0}]
+recordings: [films]
+network: {channels: 8, blocks: 1, time_features: 16, recurrent: true}
+clips: {lr_size: 16}
+stages: [{until: 2, batch: 2, frames: 3}, {until: 4, batch: 1, frames: 4}]
+optimiser: {lr: 0.001, warmup: 2}
+checkpoint_every: 3
+log_every: 2
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_waves(tmp_path / "data" / "stills", 2, (200, 240))
+    write_waves(tmp_path / "data" / "films" / "one", 6, slower=8)
+    write_waves(tmp_path / "data" / "films" / "left_out", 6, slower=8)
+    return tmp_path / "data"
+
+
+def clips_of(data, lr_size=16, **fields):
+    def load(source, _):
+        return [read_counts(path) for path in sorted((data / source.folder).glob("*.png"))]
+
+    config = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields)
+    return Clips([ImageSource("stills")], [data / "films"], load, config, seed=1)
+
+
+def test_a_clip_is_a_function_of_its_number(data):
+    clips = clips_of(data)
+    one, again, other = clips.draw(5, 4), clips.draw(5, 4), clips.draw(6, 4)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one.hr, other.hr)
+    assert one.hr.shape == (4, 1, 64, 64)
+    assert one.lr.shape == (4, 1, 16, 16)
+    assert one.flow.shape == (4, 64, 64, 2)
+    assert one.flow[0].abs().max() == 0
+
+
+def test_clean_clips_are_what_the_camera_measures(data):
+    clean = {"clean_share": 1.0, "camera_share": 0.0, "whole_share": 0.0}
+    for share in (0.0, 1.0):  # made, recorded
+        clip = clips_of(data, recorded_share=share, **clean).draw(0, 3)
+        torch.testing.assert_close(clip.lr, downsample(pack(clip.hr)))
+        assert clip.sigma == 0
+
+
+def test_noise_is_told(data):
+    clips = clips_of(data, clean_share=0.0, camera_share=0.0, whole_share=0.0)
+    drawn = [clips.draw(k, 2) for k in range(40)]
+    true = [float((c.lr - downsample(pack(c.hr))).std()) for c in drawn]
+    told = [float(c.sigma) for c in drawn]
+    assert 0.03 < max(true) < 0.08
+    assert np.corrcoef(true, told)[0, 1] > 0.9
+
+
+def test_the_flow_of_a_made_clip_explains_it(data):
+    made = {"recorded_share": 0.0, "clean_share": 1.0, "object_share": 0.0}
+    clips, better = clips_of(data, lr_size=40, **made), 0
+    for k in range(8):
+        clip = clips.draw(k, 2)
+        moved, inside = warp(clip.hr[:1], clip.flow[1:])
+        error, still = ((x - clip.hr[1:]).abs() * inside for x in (moved, clip.hr[:1]))
+        better += bool(error.mean() <= still.mean() + 1e-4)
+    assert better >= 7
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(CONFIG)
+    words = ["train", str(config), "--data", str(data), "--threads", "1"]
+    whole, parts, out = tmp_path / "whole", tmp_path / "parts", tmp_path / "weights"
+    assert difiisr([*words, "--run", str(whole)]) == 0
+    for _ in range(4):  # one iteration each
+        assert difiisr([*words, "--run", str(parts), "--budget", "0"]) == 0
+    one, other = (read_checkpoint(run / CHECKPOINT_NAME) for run in (whole, parts))
+    assert one["iteration"] == other["iteration"] == 4
+    for name, value in one["network"].items():
+        assert torch.equal(value, other["network"][name]), name
+    assert one["network"]["stem_past.weight"].abs().max() > 0
+    assert one["network"]["detail_head.weight"].abs().max() == 0  # left as it was
+
+    export_sequence_run(whole, out)
+    up = load_upscaler(str(out), backend="torch")
+    assert up.is_recurrent
+    assert up(np.full((20, 24), 7000, np.uint16), Stream()).shape == (80, 96)
+
+
+def test_wrong_settings_are_named(tmp_path):
+    config = tmp_path / "wrong.yaml"
+    config.write_text(CONFIG.replace("batch: 2, frames: 3", "batch: 2, frames: 1"))
+    with pytest.raises(ValueError, match=r"stages.0.frames: .*greater than or equal to 2"):
+        from_dict(read_yaml(config), str(config), SequenceConfig)
