@@ -214,9 +214,8 @@ class Upscaler:
         with record_function(STAGE + "past"):
             past = None
             if self._model.is_recurrent:  # it is told of the noise, and sees it
-                still = quiet[0, 0].cpu().numpy()
                 known = memory.past if seen.event.has_news else None
-                past = planes_of(known, shown, still, found, sigma)
+                past = planes_of(known, shown, quiet, found, sigma)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
             packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
@@ -227,7 +226,7 @@ class Upscaler:
                 packed = self._consistent(packed, frame, sigma)
             if past is not None and seen.event.has_news:
                 mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
-                memory.past = Past(mean.clone(), still, found)
+                memory.past = Past(mean.clone(), found)
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
