@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Runtime
 from difiisr_models.files import write_json
 from difiisr_ros.commands.fleet import Replay
 from difiisr_ros.commands.fleet_work import Cluster, do_all
@@ -38,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
     workers = given.workers
     one = Runtime(device="cpu", threads=1)
-    task = Replay("difiisr-rt-x4", None, None, False, None, one, FrameSettings(), Camera())
+    task = Replay(runtime=one)
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
         top = Path(folder)
         for n in range(workers):

@@ -168,6 +168,8 @@ def _train_on_sequences(
     import torch
 
     from difiisr_models.motion import require_opencv
+
+    require_opencv()
     from difiisr_training import sequence_training as training
     from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
     from difiisr_training.config import from_dict, read_yaml
@@ -178,7 +180,6 @@ def _train_on_sequences(
     if dry_run:
         print(json.dumps(asdict(settings), indent=2))
         return
-    require_opencv()
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     if export:
