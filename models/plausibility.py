@@ -25,7 +25,8 @@ class EstimateLimits:
     """What a model's estimates of true frames stay below, in each region of 16x16 pixels.
 
     Both are in units of the region's contrast: the rms of the differences between neighbouring
-    input pixels, and a fifth of what they lie beyond -1..1. A model's manifest may hold ``limits``, as measured on its test frames.
+    input pixels, and a fifth of what they lie beyond -1..1. A model's manifest may hold ``limits``,
+    as measured on its test frames.
 
     Attributes:
         deviation: rms of (mean over a 4x4 block - input pixel).
