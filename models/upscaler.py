@@ -214,9 +214,9 @@ class Upscaler:
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
             quiet = denoise(shown, sigma)
-        with record_function(STAGE + "past"):
-            past = None
-            if self._model.is_recurrent:  # it is told of the noise, and sees it
+        past = None
+        if self._model.is_recurrent:  # it is told of the noise, and sees it
+            with record_function(STAGE + "past"):
                 known = memory.past if seen.event.has_news else None
                 past = planes_of(known, shown, quiet, found, sigma)
         checks: list[Tensor] = []
