@@ -298,9 +298,9 @@ class Upscaler:
         lo, hi = window.amin(), window.amax()
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         limit = self._model.input_limit
-        window = (window - centre) / half
-        past = no_past(window, torch.zeros(())) if self._model.is_recurrent else None
-        result = self._estimate(window, past, checks)[0] * half + centre
+        shown = (window - centre) / half
+        past = no_past(shown, torch.zeros(())) if self._model.is_recurrent else None
+        result = self._estimate(shown, past, checks)[0] * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
