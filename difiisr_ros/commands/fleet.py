@@ -98,7 +98,7 @@ class Replay:
                 "refused": len(report.malformed),
                 "fault": "; ".join(report.faults),
                 "events": sum(n for kind, n in stream.events.counts.items() if kind != "normal"),
-                "notes": [*report.warnings, *report.malformed, report.events][:_NOTES],
+                "notes": [*report.warnings, *report.malformed][:_NOTES],
                 "model": self.model,
                 "backend": upscaler.backend,
                 "device": upscaler.device,

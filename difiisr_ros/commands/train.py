@@ -175,6 +175,7 @@ def _train_on_sequences(
     from difiisr_training.config import from_dict, read_yaml
     from difiisr_training.networks import starting_weights
     from difiisr_training.recipes.curves import save_learning_curve
+    from difiisr_training.validation import FilmValidator
 
     settings = from_dict(read_yaml(config), str(config), training.SequenceConfig)
     if dry_run:
@@ -186,10 +187,11 @@ def _train_on_sequences(
         _check_export(export)
     if threads:
         torch.set_num_threads(threads)
-    run = run or Path("runs") / settings.name
+    run, load = run or Path("runs") / settings.name, partial(load_source, data=data)
+    validate = FilmValidator(settings.stills, load) if settings.validate_every else None
     is_over = training.train_on_sequences(
-        settings, data, partial(load_source, data=data), run,
-        initial=starting_weights(init) if init else None, budget_s=budget,
+        settings, data, load, run, initial=starting_weights(init) if init else None,
+        validate=validate, budget_s=budget,
     )  # fmt: skip
     print(
         f"{run / CHECKPOINT_NAME}: {'the schedule is at its end' if is_over else 'to be resumed'}"

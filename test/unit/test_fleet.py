@@ -282,12 +282,11 @@ def cluster(tmp_path, monkeypatch):
 
 
 def wait_for(condition):
-    end = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
 
 
+@pytest.mark.timeout(900)  # a minute, where the machine has nothing else to do
 def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, tmp_path):
     address, head = cluster
     chance = random.Random(SEED)
@@ -314,13 +313,16 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, 
         """Exit code and output of a run; a worker is killed at each of these numbers of results."""
         with (tmp_path / "driver.log").open("w+") as log:
             driver = subprocess.Popen([*command, *options], stdout=log, stderr=log)
-            for count in kills:
-                wait_for(lambda count=count: done() >= count or driver.poll() is not None)
-                kill_a_worker()
-            if at_last is not None:
-                wait_for(lambda: done() >= at_last)
-                driver.send_signal(signal.SIGKILL)
-            return driver.wait(240), log.seek(0) or log.read()
+            try:
+                for count in kills:
+                    wait_for(lambda count=count: done() >= count or driver.poll() is not None)
+                    kill_a_worker()
+                if at_last is None:
+                    driver.wait()
+                wait_for(lambda: done() >= (at_last or 0))
+            finally:
+                driver.kill()
+            return driver.wait(), log.seek(0) or log.read()
 
     code, _ = drive([chance.randrange(2, 8)], at_last=chance.randrange(9, 16))
     assert code == -signal.SIGKILL
