@@ -27,6 +27,8 @@ EXTRAS = {
     ],
     # Images and videos in files: upscale, demo.
     "images": ["flyr", "matplotlib", "opencv-python-headless", "pillow", "tifffile"],
+    # The motion of the scene, for recurrent models and their training.
+    "time": ["opencv-python-headless"],
     "train": [
         "accelerate",
         "matplotlib",

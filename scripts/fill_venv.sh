@@ -49,7 +49,7 @@ constraints=$venv/constraints.txt
 
 echo "installing the package and its tools ..."
 install 'setuptools<80' wheel
-install --no-build-isolation --editable "$here/..[train,onnx,test]"
+install --no-build-isolation --editable "$here/..[train,onnx,time,test]"
 if [ -z "${ROS_DISTRO:-}" ]; then
     install --no-build-isolation --editable "$here/..[ros]" ||
         echo "No ROS wheels for this machine: make demo runs the offline replay, ROS tests skip."
