@@ -27,6 +27,8 @@ EXTRAS = {
     ],
     # Images and videos in files: upscale, demo.
     "images": ["flyr", "matplotlib", "opencv-python-headless", "pillow", "tifffile"],
+    # The motion of the scene, for recurrent models and their training.
+    "time": ["opencv-python-headless"],
     "train": [
         "accelerate",
         "matplotlib",
@@ -49,7 +51,7 @@ EXTRAS = {
         "torchmetrics",
         "transformers",
     ],
-    "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[data]>=2.50,<2.64"],
+    "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[client,data]>=2.50,<2.64"],
     "docs": ["mkdocs<2", "mkdocs-material<10", "mkdocstrings[python]<2"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "openvino": ["onnx", "onnxruntime", "onnxscript", "openvino"],

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Runtime
 from difiisr_models.files import write_json
 from difiisr_ros.commands.fleet import Replay
 from difiisr_ros.commands.fleet_work import Cluster, do_all
@@ -22,11 +22,13 @@ from difiisr_ros.fleet import FleetFolder, find_jobs
 from difiisr_ros.scene import write_scene_bag
 
 
-def fleet(inputs: list[Path], out: Path, task: Replay, workers: int) -> tuple[float, list[dict]]:
-    """Seconds of a run and its rows; Ray runs already."""
-    started = time.perf_counter()
-    do_all(find_jobs(map(str, inputs), str(out)), str(out), task, Cluster(workers=workers))
-    return time.perf_counter() - started, FleetFolder(str(out)).result()
+def fleet(inputs: Path, out: Path, task: Replay, workers: int) -> tuple[list[dict], float, float]:
+    """Rows of a run, seconds to its first, and seconds between two; Ray runs already."""
+    started = time.time()
+    do_all(find_jobs([str(inputs)], str(out)), str(out), task, Cluster(workers=workers))
+    times = sorted(path.stat().st_mtime for path in (out / "rows").iterdir())
+    each = (times[-1] - times[0]) / max(1, len(times) - 1)
+    return FleetFolder(str(out)).result(), times[0] - started, each
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     workers = given.workers
     one = Runtime(device="cpu", threads=1)
-    task = Replay("difiisr-rt-x4", None, None, False, None, one, FrameSettings(), Camera())
+    task = Replay(runtime=one)
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
         top = Path(folder)
         for n in range(workers):
@@ -54,16 +56,12 @@ def main() -> None:
         with redirect_stdout(nowhere):
             ray.init("local", include_dashboard=False, log_to_driver=False)
             start_seconds = time.perf_counter() - started
-            _, long = fleet([top / "long"], top / "a", task, workers)
+            long, _, _ = fleet(top / "long", top / "a", task, workers)
             bicubic = replace(task, model="bicubic")
-            few, _ = fleet(
-                [top / "short" / f"{n:03}" for n in range(workers)], top / "b", bicubic, workers
-            )
-            many, short = fleet([top / "short"], top / "c", bicubic, workers)
+            short, first, each = fleet(top / "short", top / "b", bicubic, workers)
     frames = workers * given.frames
     fleet_seconds = sum(row["seconds"] for row in long) / workers
     inside = sum(row["seconds"] for row in short) / len(short)
-    each = (many - few) / (given.bags - workers)
     write_json(
         Path(__file__).with_name("fleet.json"),
         {
@@ -74,7 +72,7 @@ def main() -> None:
             "fleet_frames_per_second": frames / fleet_seconds,
             "ratio": plain_seconds / fleet_seconds,
             "ray_start_seconds": start_seconds,
-            "workers_start_seconds": few - inside,
+            "seconds_to_the_first_result": first,
             "bag_of_one_frame_seconds": each,
             "of_these_in_the_job": inside / workers,
             "memory_mb_per_worker": max(row["memory_mb"] for row in long),

@@ -1,4 +1,4 @@
-"""What is made of a result for those who subscribe to it: a PNG, temperatures, a picture for eyes.
+"""What is made of a result for those who subscribe: PNG, temperatures, deviations, a picture.
 
 Nothing is computed for a topic without a subscriber.
 """
@@ -17,6 +17,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from difiisr_models import Stream
 from difiisr_models.radiometry import temperatures
 from difiisr_models.tone_mapping import coloured
+from difiisr_models.uncertainty import DeviationTable, standard_deviations, table_of_model
 from difiisr_ros.compressed_image import compress
 from difiisr_ros.image_codec import ImageCodecError, encode_rows, is_colour, result_encoding
 from difiisr_ros.parameters import Parameters
@@ -51,7 +52,7 @@ class DerivedOutputs:
     """Publishers beside that of the result: ``compressed`` below its topic, and what is asked for.
 
     Attributes:
-        publishers: by what they publish: compressed, temperature, preview.
+        publishers: by what they publish: compressed, temperature, uncertainty, preview.
     """
 
     def __init__(
@@ -67,6 +68,10 @@ class DerivedOutputs:
         topics = {"compressed": (CompressedImage, f"{result_topic}/compressed")}
         if settings.unit != "counts":
             topics["temperature"] = (Image, "sr/temperature")
+        self._table: DeviationTable | None = None
+        if settings.uncertainty:
+            self._table = table_of_model(settings.model)
+            topics["uncertainty"] = (Image, "sr/uncertainty")
         if settings.preview != "none":
             topics["preview"] = (Image, "sr/preview")
         self.publishers: dict[str, LifecyclePublisher] = {}
@@ -85,6 +90,7 @@ class DerivedOutputs:
         make = {
             "compressed": lambda: _compressed(source, pixels),
             "temperature": lambda: _temperature(source, pixels, stream, settings),
+            "uncertainty": lambda: _uncertainty(source, pixels, stream, self._table),
             "preview": lambda: _preview(source, pixels, stream, settings),
         }
         for name, publisher in self.publishers.items():
@@ -111,6 +117,16 @@ def _temperature(source: Any, pixels: np.ndarray, stream: Stream, settings: Para
     if invalid is not None:
         scale = len(pixels) // len(invalid)
         values[invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
+    return image_message(source, values, "32FC1")
+
+
+def _uncertainty(source: Any, pixels: np.ndarray, stream: Stream, table: DeviationTable) -> Image:
+    if (seen := stream.seen) is None:
+        raise ImageCodecError("the pipeline published knows no range and no noise")
+    values = standard_deviations(pixels, seen.range, seen.noise, table)
+    if seen.invalid is not None:
+        scale = len(pixels) // len(seen.invalid)
+        values[seen.invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
     return image_message(source, values, "32FC1")
 
 

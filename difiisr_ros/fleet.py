@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -98,10 +99,10 @@ class Job:
 
         Args:
             product: what is made of it: verb, topic, weights, settings, backend, precision,
-                threads, version; as for JSON.
+                threads; as for JSON. The package's version counts, too.
         """
         own = {key: value for key, value in asdict(self).items() if key != "root"}
-        told = [file_system(self.root)[0].type_name, own, dict(product)]
+        told = [version("difiisr_ros"), file_system(self.root)[0].type_name, own, dict(product)]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", PurePosixPath(self.path).name).strip("-._")[:80]
         part = "" if not self.first and self.frames is None else f"-{self.first:08}"

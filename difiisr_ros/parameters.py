@@ -34,6 +34,7 @@ class Parameters(Camera, FrameSettings, Runtime):
         max_rate: results per second at most, over which frames are left out; 0 for all
         transport: compressed reads <image_raw>/compressed, which is PNG or JPEG
         temperature_unit: of sr/temperature, which there is where unit is kelvin or celsius
+        uncertainty: standard deviation of the error of each pixel on sr/uncertainty
         preview: picture for eyes on sr/preview: mono8 in grey, rgb8 in inferno
         input_reliability: QoS of image_raw and camera_info
         input_depth: QoS history depth of image_raw and camera_info
@@ -55,6 +56,7 @@ class Parameters(Camera, FrameSettings, Runtime):
     max_rate: Annotated[float, Ge(0.0), Le(1000.0)] = 0.0
     transport: Transport = "raw"
     temperature_unit: Literal["kelvin", "celsius"] = "celsius"
+    uncertainty: bool = False
     preview: Preview = "none"
     input_reliability: Reliability = "best_effort"
     input_depth: Annotated[int, Ge(1), Le(100)] = 1
@@ -90,7 +92,7 @@ LIVE = {field.name for kind in (FrameSettings, Camera) for field in fields(kind)
 LIVE |= {"tile", "overlap", "tile_batch", "max_frame_megapixels", "lazy", "min_rate", "max_rate"}
 LIVE = LIVE - {"calibration", "unit"} | {"temperature_unit"}
 CONFIGURE = UPSCALER - LIVE | {"model", "build_only", "calibration"}
-CONFIGURE |= {"transport", "unit", "preview"}
+CONFIGURE |= {"transport", "unit", "uncertainty", "preview"}
 
 DEFAULTS = Parameters()
 NAMES = ("model", *(name for name in asdict(DEFAULTS) if name != "model"))

@@ -126,6 +126,7 @@ def topics(value: dict[str, str]) -> dict[str, str]:
         "sr/camera_info": f"{output}/camera_info",
         "sr/temperature": f"{output}/temperature",
         "sr/preview": f"{output}/preview",
+        "sr/uncertainty": f"{output}/uncertainty",
         "sr/stream_state": f"{output}/stream_state",
         "shutter_flag": value["shutter_flag"],
     }

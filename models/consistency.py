@@ -10,7 +10,7 @@ network. D works along rows and columns apart, D X = R_h X R_w^T, and so does th
 
 A noisy measurement is y_0 = D x_true + n. The pull towards it that keeps the least expected error
 is then weaker, see :func:`noise_aware_consistency`; bounds on the result are met by
-:func:`project_within`.
+:func:`project_within`. Several measurements are used together by :func:`consistent_with_frames`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difiisr_models.motion import warp
 from difiisr_models.precision import tf32_products
-from difiisr_models.resample import down_matrix, downsample, downsample_adjoint
+from difiisr_models.resample import down_matrix, downsample, downsample_adjoint, pack, unpack
 
 _LONGEST_AXIS = 1280  # of the usual cameras, low-resolution pixels: the inverse has its square
 _WINDOW = 7  # pixels on a side, over which the network's error is judged
@@ -83,6 +84,49 @@ def noise_aware_consistency(packed: Tensor, lr: Tensor, sigma: float) -> Tensor:
     share = (1 - sigma * sigma / power.clamp_min(1e-20)).clamp_min(0)
     size = torch.maximum(share * residual.abs(), residual.abs() - _DEVIATIONS * sigma)
     return _pulled(packed, residual.sign() * size)
+
+
+def consistent_with_frames(
+    packed: Tensor, frames: Tensor, flows: Tensor, weights: Tensor, steps: int = 12
+) -> Tensor:
+    """The image near ``packed`` that agrees with the last K measurements where they lie.
+
+    argmin_x |x - f|^2 + sum_k w_k |D W_k x - y_k|^2, by conjugate gradients on its normal equation
+
+        (1 + sum_k W_k^T D^T w_k D W_k) (x - f) = sum_k W_k^T D^T w_k (y_k - D W_k f).
+
+    Of use to any model, plain interpolation included: what one frame aliases away, the next one
+    measures.
+
+    Args:
+        packed: f, ``(1, 16, h, w)``, any unit.
+        frames: y_k ``(K, 1, h, w)``, same unit; the present one may be among them.
+        flows: ``(K, 4h, 4w, 2)``, for each pixel of frame k where its content lies in the present
+            one, of ``motion.dense_flow(frame k, present)``; zero for the present one.
+        weights: w_k ``(K, 1, h, w)``, 0 where frame k says nothing; against the 1 of f, so the
+            squared error of f over that of frame k (its noise, and its registration).
+        steps: of the conjugate gradients.
+
+    Returns:
+        ``(1, 16, h, w)``.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        f, y, flow, w = (x.detach().clone() for x in (packed, frames, flows, weights))
+
+        def measure(x: Tensor) -> Tensor:
+            moved, _ = warp(unpack(x).expand(len(y), -1, -1, -1), flow)
+            return downsample(pack(moved))
+
+        predicted, transposed = torch.func.vjp(measure, f)
+        offset, residual = torch.zeros_like(f), transposed(w * (y - predicted))[0]
+        direction, power = residual, residual.square().sum()
+        for _ in range(steps):
+            applied = direction + transposed(w * measure(direction))[0]
+            step = power / (direction * applied).sum().clamp_min(1e-30)
+            offset, residual = offset + step * direction, residual - step * applied
+            before, power = power, residual.square().sum()
+            direction = residual + power / before.clamp_min(1e-30) * direction
+        return (f + offset).detach()
 
 
 def project_within(

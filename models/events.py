@@ -96,6 +96,10 @@ class EventDetector:
             return repeat
         now = _thumbnail(counts, invalid)
         event = self._compare(now, is_closed)
+        if event.is_affine and not (
+            1 / _ABSURD < event.gain < _ABSURD and np.isfinite(event.offset)
+        ):
+            event = Event("cut")  # one of both is garbage
         self._flat_for = self._flat_for + 1 if event.kind == "flat" else 0
         if event.kind == "cut":
             self._steps.clear()
@@ -160,6 +164,8 @@ class _Fit:
         gain, kept = 1.0, np.ones(a.shape, bool)
         residual = np.abs(a - b - level)
         for _ in range(2):
+            if not kept.any():  # no finite distance: what float32 cannot square is no scene
+                break
             x, y = a[kept], b[kept]
             deviation, alike = float(y.std()), _correlation(x, y)
             if alike < _ALIKE or deviation == 0:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,28 +36,29 @@ _LEAST_GATE = 0.2  # mean over the frame, below which there is no past
 
 @dataclass(frozen=True)
 class Past:
-    """What a stream remembers for a recurrent model: 70 bytes for each pixel of the camera.
+    """What a stream remembers for a recurrent model: 64 bytes for each pixel of the camera.
 
     Attributes:
         estimate: of the last frame, after the consistency step: packed ``(1, 16, h, w)``.
-        quiet: that frame as measured, without most of its noise, ``(h, w)`` float32.
-        range: whose network units both are in.
+        range: whose network units it is in.
     """
 
     estimate: Tensor
-    quiet: np.ndarray
     range: CountRange
 
 
 def planes_of(
-    past: Past | None, lr: Tensor, quiet: np.ndarray, shown: CountRange, sigma: float
+    past: Past | None, lr: Tensor, quiet: Tensor, shown: CountRange, sigma: float
 ) -> Tensor:
     """What the network is told for a frame of a stream.
+
+    Motion is found between the frame and the last estimate, scaled down: it has less noise than
+    what was measured then.
 
     Args:
         past: of the stream, None at its first frame.
         lr: ``(1, 1, h, w)`` the measured frame.
-        quiet: the same without most of its noise, ``(h, w)``.
+        quiet: the same without most of its noise.
         shown: whose network units both are in.
         sigma: standard deviation of the noise, same unit.
 
@@ -70,9 +70,10 @@ def planes_of(
         return no_past(lr, told)
     factor = past.range.half_span * shown.gain
     offset = (past.range.centre - shown.centre) * shown.gain
-    pictures = (picture_for_motion(x, sigma) for x in (quiet, past.quiet * factor + offset))
-    flow = torch.from_numpy(dense_flow(*pictures, sigma)).to(lr.device)
-    planes = past_planes(past.estimate * factor + offset, flow[None], lr, told)
+    before = past.estimate * factor + offset
+    frames = (x[0, 0].cpu().numpy() for x in (quiet, downsample(before)))
+    flow = dense_flow(*(picture_for_motion(frame, sigma) for frame in frames), sigma)
+    planes = past_planes(before, torch.from_numpy(flow)[None].to(lr.device), lr, told)
     is_cut = planes[:, GATE].mean() < _LEAST_GATE
     return no_past(lr, told) if is_cut else planes
 

@@ -293,6 +293,9 @@ class Channel:
         if pause > max_pause:
             self._events.reset()
         event = self._events.update(counts, invalid, is_closed)
+        if event.kind == "flat" and self._range.is_garbage_for(counts, invalid):
+            self._events.reset()
+            event = replace(event, kind="cut")
         is_late = pause > 0 and event.kind == "normal"
         event = replace(event, kind="pause" if is_late else event.kind, pause=pause)
         how = tuple(no_data), remove_pattern
@@ -347,6 +350,11 @@ class Channel:
             self.past = None if is_new_scene else self.past
         else:
             found = self._range.beside(counts, invalid)
+        if self._range.was_absurd or self._noise.deviation > found.half_span / 2:
+            # So is all that was learnt with it; a frame of nothing but noise has a third of that.
+            self._noise = NoiseTracker()
+            self.pattern.begin_scene()
+            self.past = None
         if counts.dtype.kind == "f":
             with np.errstate(invalid="ignore", over="ignore"):  # of marks for no data
                 absurd = np.abs(counts - found.centre) > _GARBAGE * found.half_span
@@ -435,6 +443,7 @@ class RangeTracker:
 
     Attributes:
         is_new_scene: it snapped to the last frame.
+        was_absurd: because the range so far was none of a stream of such frames.
     """
 
     def __init__(self, rate: float = 0.05) -> None:
@@ -445,7 +454,7 @@ class RangeTracker:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"the tracking rate must lie in 0..1, got {rate}")
         self._rate = rate
-        self.is_new_scene = False
+        self.is_new_scene = self.was_absurd = False
         self._range: CountRange | None = None
         self._bulk: np.ndarray | None = None
 
@@ -457,6 +466,10 @@ class RangeTracker:
     def follow(self, gain: float, offset: float) -> None:
         """All counts are from now on ``gain`` times what they were, plus ``offset``."""
         self._range, self._bulk = self._range.followed(gain, offset), gain * self._bulk + offset
+
+    def is_garbage_for(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> bool:
+        """Whether float32 cannot carry the frame ``(H, W)`` in this range, even of a shutter."""
+        return not self._range.span <= _GARBAGE * range_and_bulk(counts, invalid)[0].span
 
     def beside(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> CountRange:
         """The range for a frame ``(H, W)`` that nothing is learnt from: moved to where it lies."""
@@ -471,9 +484,10 @@ class RangeTracker:
         """
         frame, bulk = range_and_bulk(counts, invalid)
         tracked = self._range
+        self.was_absurd = tracked is not None and not 0 < tracked.span <= _ABSURD * frame.span
         if (
             tracked is None
-            or tracked.span > _ABSURD * frame.span
+            or self.was_absurd
             or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span
         ):
             self.is_new_scene = True

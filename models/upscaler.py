@@ -214,12 +214,11 @@ class Upscaler:
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
             quiet = denoise(shown, sigma)
-        with record_function(STAGE + "past"):
-            past = None
-            if self._model.is_recurrent:  # it is told of the noise, and sees it
-                still = quiet[0, 0].cpu().numpy()
+        past = None
+        if self._model.is_recurrent:  # it is told of the noise, and sees it
+            with record_function(STAGE + "past"):
                 known = memory.past if seen.event.has_news else None
-                past = planes_of(known, shown, still, found, sigma)
+                past = planes_of(known, shown, quiet, found, sigma)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
             packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
@@ -230,7 +229,7 @@ class Upscaler:
                 packed = self._consistent(packed, frame, sigma)
             if past is not None and seen.event.has_news:
                 mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
-                memory.past = Past(mean.clone(), still, found)
+                memory.past = Past(mean.clone(), found)
             if self._model.is_projected:
                 packed = within_bounds(packed, frame, seen, counts.dtype)
         with record_function(STAGE + "to counts"):
@@ -238,7 +237,7 @@ class Upscaler:
             result = _to_counts(_unpacked(packed, size), found, dtype)
             if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
                 stream.note_fallback(fault)
-                memory.past = None
+                memory.past, key = None, None  # the same frame again is computed again
                 result = _to_counts(_unpacked(upsample(frame), size), found, dtype)
             memory.result = key, result
             return _image(result, counts, seen)
@@ -301,9 +300,9 @@ class Upscaler:
         lo, hi = window.amin(), window.amax()
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         limit = self._model.input_limit
-        window = (window - centre) / half
-        past = no_past(window, torch.zeros(())) if self._model.is_recurrent else None
-        result = self._estimate(window, past, checks)[0] * half + centre
+        scaled = (window - centre) / half
+        past = no_past(scaled, torch.zeros(())) if self._model.is_recurrent else None
+        result = self._estimate(scaled, past, checks)[0] * half + centre
         near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))

@@ -49,7 +49,7 @@ constraints=$venv/constraints.txt
 
 echo "installing the package and its tools ..."
 install 'setuptools<80' wheel
-install --no-build-isolation --editable "$here/..[train,onnx,test]"
+install --no-build-isolation --editable "$here/..[train,onnx,time,test]"
 if [ -z "${ROS_DISTRO:-}" ]; then
     install --no-build-isolation --editable "$here/..[ros]" ||
         echo "No ROS wheels for this machine: make demo runs the offline replay, ROS tests skip."
@@ -61,6 +61,6 @@ for package in einops lpips spandrel; do
 done
 # These bring what they need; a machine without them skips the tests of TensorRT, judges and fleets.
 for package in tensorrt-rtx jinja2 nvidia-ml-py pandas pycocotools tabulate torchmetrics transformers \
-    'ray[data]<2.64' 'moto[server]'; do
+    'ray[client,data]<2.64' 'moto[server]'; do
     install "$package" || echo "No $package for this machine: tests that need it skip."
 done

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from difiisr_models import Runtime, Stream, Upscaler
@@ -20,10 +21,12 @@ from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import SCALE
 from difiisr_training.config import TrainConfig
-from difiisr_training.data.images import LoadFrames
+from difiisr_training.data.images import ImageSource, LoadFrames
 from difiisr_training.degradations.mix import pillow_resize
-from difiisr_training.evaluation.inputs import evenly
+from difiisr_training.evaluation import films
+from difiisr_training.evaluation.inputs import evenly, full_range
 from difiisr_training.evaluation.measures import Judge
+from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.preview import save_panel
 
 _SIDE = 256  # high-resolution pixels of a validation crop
@@ -68,14 +71,7 @@ class Validator:
 
     def __call__(self, network: nn.Module, iteration: int) -> dict[str, float]:
         """Mean PSNR in dB (and LPIPS-squeeze) of bicubic and of the network; saves a picture."""
-        device = next(network.parameters()).device
-        frozen = copy.deepcopy(network).eval().requires_grad_(False)
-        if isinstance(frozen, CompactNetwork):
-            up = compact_upscaler(frozen, device)
-        else:
-            model = PublishedModel(frozen, self._autoencoder.to(device), exponential_schedule())
-            up = Upscaler("validation", model, device=device)
-        results = {"bicubic": self._bicubic}
+        up, results = upscaler_of(network, self._autoencoder), {"bicubic": self._bicubic}
         for fidelity in (1, 0) if self._both_ends else (1,):
             up.change(fidelity=float(fidelity))
             results[f"fidelity_{fidelity}"] = [up(lr, Stream()) for lr in self._lr]
@@ -91,15 +87,47 @@ class Validator:
         return values
 
 
-def compact_upscaler(network: CompactNetwork, device: torch.device) -> Upscaler:
-    """A network under training as a model that runs on frames, in torch."""
-    runtime = Runtime().repeatable
-    runner = build_runner(NetworkSource(network, "", device, runtime))
-    model = CompactModel(
-        runner, parameter_count(network), exponential_schedule(), NETWORK_LIMIT, None,
-        network.config.recurrent,
-    )  # fmt: skip
-    return Upscaler("training", model, device=device)
+class FilmValidator:
+    """Scores a recurrent network on pans over the middle of validation stills."""
+
+    def __init__(self, stills: Sequence[ImageSource], load: LoadFrames, count: int = 4) -> None:
+        """``count``: of the films, evenly spaced over the validation parts of ``stills``.
+
+        Raises:
+            ValueError: there is no validation part.
+        """
+        frames = [frame for source in stills for frame in load(source, "val")]
+        if not frames:
+            raise ValueError("no still is held out: raise val_share, or set validate_every: 0")
+        pans = [(0.7, 0.0), (2.5, 1.0), (5.0, 2.0), (8.0, 3.0)]
+        chosen = zip(evenly(frames, count), itertools.cycle(pans), strict=False)
+        self._films = [films.pan_over(frame, *pan, 8, _SIDE) for frame, pan in chosen]
+
+    def __call__(self, network: nn.Module, _: int) -> dict[str, float]:
+        """Mean PSNR in dB of the last frames: bicubic, with the past (fidelity_1), without it."""
+        up, scores = upscaler_of(network), []
+        for film, noise in itertools.product(self._films, (0.0, 2.0)):
+            seen, stream = films.low_resolution(film, noise), Stream()
+            results = [up(lr, stream) for lr in seen][-1], up(seen[-1], Stream())
+            span = full_range(film[0])[1]
+            bicubic = pillow_resize(seen[-1], *film[-1].shape)
+            scores.append([psnr(sr, film[-1], span) for sr in (bicubic, *results)])
+        names = ("psnr_bicubic", "psnr_fidelity_1", "psnr_alone")
+        return dict(zip(names, np.mean(scores, axis=0).tolist(), strict=True))
+
+
+def upscaler_of(network: nn.Module, autoencoder: VQAutoencoder | None = None) -> Upscaler:
+    """What the network computes now, on frames; ``autoencoder``: of the published network."""
+    device = next(network.parameters()).device
+    frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    if isinstance(frozen, CompactNetwork):
+        source = NetworkSource(frozen, "", device, Runtime().repeatable)
+        runner, count = build_runner(source), parameter_count(frozen)
+        recurrent = frozen.config.recurrent
+        model = CompactModel(runner, count, exponential_schedule(), NETWORK_LIMIT, None, recurrent)
+    else:
+        model = PublishedModel(frozen, autoencoder.to(device), exponential_schedule())
+    return Upscaler("validation", model, device=device)
 
 
 def _middle(frame: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ def adapt(
     from difiisr_training.data.images import ImageSource
     from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
     from difiisr_training.networks import build_objective, export_run, starting_weights
-    from difiisr_training.validation import compact_upscaler
+    from difiisr_training.validation import upscaler_of
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty")
@@ -92,7 +92,7 @@ def adapt(
     if state.interrupted:
         raise KeyboardInterrupt(state.interrupted)
 
-    judged = [compact_upscaler(one.cpu().eval(), torch.device("cpu")) for one in (begun, state.ema)]
+    judged = [upscaler_of(one.cpu()) for one in (begun, state.ema)]
     before, after = next_frame_errors(held_out, judged)
     if not len(before):
         raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from difiisr_models import Camera, FrameSettings, Runtime, Stream, load_upscaler
 from difiisr_models.files import sha256_file
@@ -38,82 +38,27 @@ fleet.command(
 )
 
 
-@fleet.command
-def replay(
-    inputs: list[str],
-    /,
-    *,
-    out: str,
-    model: str = "difiisr-rt-x4",
-    image_topic: str | None = None,
-    sr_topic: str | None = None,
-    only_sr: bool = False,
-    slice_frames: Annotated[int, Ge(0)] = 0,
-    warm_up: Annotated[int, Ge(0)] | None = None,
-    cluster: ClusterOptions = Cluster(),
-    runtime: RuntimeOptions = Runtime(),
-    settings: FrameOptions = FrameSettings(),
-    camera: CameraOptions = Camera(),
-) -> int:
-    """Super-resolve many recordings; what is done already is not done again.
+@dataclass(frozen=True)
+class Replay:
+    """What is made of each recording; every worker gets it.
 
-    Args:
-        inputs: recordings, folders of recordings, patterns, or text files with one of these in
-            each line; paths, or URIs as s3://BUCKET/PATH.
-        out: folder or URI for bags/, fleet.parquet and report.html.
+    Attributes:
         model: name, or path of weights.
         image_topic: default: the only image topic.
         sr_topic: topic of the results; default: sr beside the image topic.
         only_sr: do not copy the other topics.
-        slice_frames: cut longer recordings into slices of so many frames, done side by side; 0:
-            do not.
         warm_up: frames before a slice that its stream sees; default: all, which makes the results
-            those of the whole recording to the bit.
-
-    Returns:
-        0: all frames; 1: none; 2: some.
+            those of the whole recording to the bit
     """
-    engine = runtime.engine and os.path.abspath(runtime.engine)  # workers run in other folders
-    known = camera.calibration and os.path.abspath(camera.calibration)
-    runtime = replace(as_asked(runtime), threads=runtime.threads or 1, engine=engine)
-    camera = replace(camera, calibration=known)
-    model = os.path.abspath(os.path.expanduser(model)) if os.sep in model else model
-    task = Replay(model, image_topic, sr_topic, only_sr, warm_up, runtime, settings, camera)
-    jobs = find_jobs(inputs, out)
-    if slice_frames:
-        jobs = sliced(jobs, slice_frames, image_topic, cluster)
-    return do_all(jobs, out, task, cluster)
 
-
-@fleet.command
-def report(folders: list[str], /, *, out: str) -> None:
-    """Write one fleet.parquet and report.html about the folders of several runs.
-
-    Args:
-        folders: OUT of each run.
-        out: folder for the two files.
-    """
-    rows = {}
-    for folder in folders:
-        for row in FleetFolder(folder).result():
-            place = f"{folder.rstrip('/')}/{row['folder']}" if row["folder"] else ""
-            is_local = place and "://" not in folder + out
-            rows[row["job"]] = row | {"folder": os.path.relpath(place, out) if is_local else place}
-    write_result(FleetFolder(out), list(rows.values()))
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What ``fleet replay`` makes of a recording: settings that every worker gets."""
-
-    model: str
-    image_topic: str | None
-    sr_topic: str | None
-    only_sr: bool
-    warm_up: int | None
-    runtime: Runtime
-    settings: FrameSettings
-    camera: Camera
+    model: str = "difiisr-rt-x4"
+    image_topic: str | None = None
+    sr_topic: str | None = None
+    only_sr: bool = False
+    warm_up: Annotated[int, Ge(0)] | None = None
+    runtime: RuntimeOptions = Runtime()
+    settings: FrameOptions = FrameSettings()
+    camera: CameraOptions = Camera()
 
     @property
     def threads(self) -> int:
@@ -153,7 +98,7 @@ class Replay:
                 "refused": len(report.malformed),
                 "fault": "; ".join(report.faults),
                 "events": sum(n for kind, n in stream.events.counts.items() if kind != "normal"),
-                "notes": [*report.warnings, *report.malformed, report.events][:_NOTES],
+                "notes": [*report.warnings, *report.malformed][:_NOTES],
                 "model": self.model,
                 "backend": upscaler.backend,
                 "device": upscaler.device,
@@ -168,3 +113,58 @@ class Replay:
             return row
 
         return make
+
+
+def _for_workers(task: Replay) -> Replay:
+    """The same with one thread where none is asked for, and paths that hold in any folder."""
+    engine = task.runtime.engine and os.path.abspath(task.runtime.engine)
+    known = task.camera.calibration and os.path.abspath(task.camera.calibration)
+    camera = replace(task.camera, calibration=known)
+    model = os.path.abspath(os.path.expanduser(task.model)) if os.sep in task.model else task.model
+    runtime = as_asked(replace(task.runtime, engine=engine, threads=task.runtime.threads or 1))
+    return replace(task, model=model, runtime=runtime, camera=camera)
+
+
+@fleet.command
+def replay(
+    inputs: list[str],
+    /,
+    *,
+    out: str,
+    slice_frames: Annotated[int, Ge(0)] = 0,
+    task: Annotated[Replay, Parameter(name="*")] = Replay(),
+    cluster: ClusterOptions = Cluster(),
+) -> int:
+    """Super-resolve many recordings; what is done already is not done again.
+
+    Args:
+        inputs: recordings, folders of recordings, patterns, or .txt files with one of these in
+            each line; paths, or URIs as s3://BUCKET/PATH.
+        out: folder or URI for bags/, fleet.parquet and report.html.
+        slice_frames: cut longer recordings into slices of so many frames, done side by side; 0:
+            do not.
+
+    Returns:
+        0: all frames; 1: none; 2: some.
+    """
+    jobs = find_jobs(inputs, out)
+    if slice_frames:
+        jobs = sliced(jobs, slice_frames, task.image_topic, cluster)
+    return do_all(jobs, out, _for_workers(task), cluster)
+
+
+@fleet.command
+def report(folders: list[str], /, *, out: str) -> None:
+    """Write one fleet.parquet and report.html about the folders of several runs.
+
+    Args:
+        folders: OUT of each run.
+        out: folder for the two files.
+    """
+    rows = {}
+    for folder in folders:
+        for row in FleetFolder(folder).result():
+            place = f"{folder.rstrip('/')}/{row['folder']}" if row["folder"] else ""
+            is_local = place and "://" not in folder + out
+            rows[row["job"]] = row | {"folder": os.path.relpath(place, out) if is_local else place}
+    write_result(FleetFolder(out), list(rows.values()))

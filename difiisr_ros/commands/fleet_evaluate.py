@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
+from cyclopts import Parameter
 
 from difiisr_models.backends.selection import resolve_device
 from difiisr_ros.commands.evaluate import environment, recorded_set
@@ -28,56 +29,35 @@ from difiisr_training.evaluation.results import (
 )
 
 
-def fleet_evaluate(
-    inputs: list[str],
-    /,
-    *,
-    out: str,
-    models: str = "bicubic,difiisr-rt-x4",
-    mode: Mode = "reference",
-    degradation: Kind = "bicubic",
-    topic: str | None = None,
-    every: Annotated[int, Ge(1)] = 1,
-    limit: Annotated[int, Ge(1)] | None = None,
-    weights: Path | None = None,
-    metrics: str | None = None,
-    radiometry: str | None = None,
-    device: str = "auto",
-    threads: Annotated[int, Ge(1)] = 1,
-    cluster: ClusterOptions = Cluster(),
-) -> int:
-    """Judge models on many recordings; what is done already is not done again.
-
-    Args:
-        inputs: as of difiisr fleet replay; the other options are those of difiisr evaluate.
-        out: folder or URI for bags/ (an evaluation each), fleet.parquet and report.html.
-        threads: CPU threads of a worker.
-
-    Returns:
-        0: all recordings; 1: none; 2: some.
-    """
-    task = Evaluate(
-        models, mode, degradation, topic, every, limit, weights and weights.resolve(), metrics,
-        radiometry, device, threads,
-    )  # fmt: skip
-    return do_all(find_jobs(inputs, out), out, task, cluster)
-
-
 @dataclass(frozen=True)
 class Evaluate:
-    """What ``fleet evaluate`` measures of a recording: settings that every worker gets."""
+    """What is measured of each recording, as of ``difiisr evaluate``; every worker gets it.
 
-    models: str
-    mode: Mode
-    degradation: Kind
-    topic: str | None
-    every: int
-    limit: int | None
-    weights: Path | None
-    metrics: str | None
-    radiometry: str | None
-    device: str
-    threads: int
+    Attributes:
+        models: comma-separated.
+        mode: reference: the input is high resolution; camera: it is super-resolved as it is.
+        degradation: how low resolution is made, with reference.
+        topic: default: the only image topic.
+        every: use the first of each so many frames.
+        limit: frames of a recording.
+        weights: folder of the metrics' and peers' networks.
+        metrics: comma-separated, by default all that can be measured.
+        radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
+        device: auto, cpu, cuda, cuda:N.
+        threads: CPU threads of a worker.
+    """
+
+    models: str = "bicubic,difiisr-rt-x4"
+    mode: Mode = "reference"
+    degradation: Kind = "bicubic"
+    topic: str | None = None
+    every: Annotated[int, Ge(1)] = 1
+    limit: Annotated[int, Ge(1)] | None = None
+    weights: Path | None = None
+    metrics: str | None = None
+    radiometry: str | None = None
+    device: str = "auto"
+    threads: Annotated[int, Ge(1)] = 1
 
     def product(self) -> dict[str, Any]:
         """All that a result depends on, for a job's name."""
@@ -128,3 +108,24 @@ class Evaluate:
         metrics = self.metrics.split(",") if self.metrics else None
         judge = Judge(self.mode, metrics, self.weights, device, scale)
         return [load_peer(name, self.weights, device) for name in self.models.split(",")], judge
+
+
+def fleet_evaluate(
+    inputs: list[str],
+    /,
+    *,
+    out: str,
+    task: Annotated[Evaluate, Parameter(name="*")] = Evaluate(),
+    cluster: ClusterOptions = Cluster(),
+) -> int:
+    """Judge models on many recordings; what is done already is not done again.
+
+    Args:
+        inputs: as of difiisr fleet replay.
+        out: folder or URI for bags/ (an evaluation each), fleet.parquet and report.html.
+
+    Returns:
+        0: all recordings; 1: none; 2: some.
+    """
+    task = replace(task, weights=task.weights and task.weights.resolve())
+    return do_all(find_jobs(inputs, out), out, task, cluster)

@@ -15,7 +15,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -87,7 +86,7 @@ class Worker:
 
 def do_all(jobs: Sequence[Job], out: str, task: Task, cluster: Cluster) -> int:
     """Have the jobs done that are not, and write the result over all; returns the exit code."""
-    folder, product = FleetFolder(out), task.product() | {"version": version("difiisr_ros")}
+    folder, product = FleetFolder(out), task.product()
     named = {job.name(product): job for job in jobs}
     done = folder.done().keys() & named.keys()
     left = [{"name": n, "job": job.as_text()} for n, job in named.items() if n not in done]
@@ -101,7 +100,6 @@ def do_all(jobs: Sequence[Job], out: str, task: Task, cluster: Cluster) -> int:
         died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
         rows[name] = {"job": name, "input": named[name].path, "fault": died, "failed": True}
         print(_line(rows[name]))
-    folder.clear()
     write_result(folder, list(rows.values()))
     print(f"{out}: fleet.parquet, report.html")
     own = [rows[name] for name in named]
@@ -171,10 +169,11 @@ def _start_ray(cluster: Cluster) -> None:
 
 
 def write_result(folder: FleetFolder, rows: list[dict[str, Any]]) -> None:
-    """Write ``fleet.parquet`` and ``report.html`` about the rows of jobs."""
+    """Write ``fleet.parquet`` and ``report.html`` about the rows of jobs; nobody works there."""
     rows.sort(key=lambda row: (row["input"], row["job"]))
     folder.write("fleet.parquet", as_parquet(rows))
     folder.write("report.html", fleet_page(rows).encode())
+    folder.clear()
 
 
 def _line(row: dict[str, Any]) -> str:

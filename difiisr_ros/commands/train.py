@@ -168,27 +168,30 @@ def _train_on_sequences(
     import torch
 
     from difiisr_models.motion import require_opencv
+
+    require_opencv()
     from difiisr_training import sequence_training as training
     from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
     from difiisr_training.config import from_dict, read_yaml
     from difiisr_training.networks import starting_weights
     from difiisr_training.recipes.curves import save_learning_curve
+    from difiisr_training.validation import FilmValidator
 
     settings = from_dict(read_yaml(config), str(config), training.SequenceConfig)
     if dry_run:
         print(json.dumps(asdict(settings), indent=2))
         return
-    require_opencv()
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     if export:
         _check_export(export)
     if threads:
         torch.set_num_threads(threads)
-    run = run or Path("runs") / settings.name
+    run, load = run or Path("runs") / settings.name, partial(load_source, data=data)
+    validate = FilmValidator(settings.stills, load) if settings.validate_every else None
     is_over = training.train_on_sequences(
-        settings, data, partial(load_source, data=data), run,
-        initial=starting_weights(init) if init else None, budget_s=budget,
+        settings, data, load, run, initial=starting_weights(init) if init else None,
+        validate=validate, budget_s=budget,
     )  # fmt: skip
     print(
         f"{run / CHECKPOINT_NAME}: {'the schedule is at its end' if is_over else 'to be resumed'}"

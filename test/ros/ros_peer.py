@@ -98,6 +98,12 @@ class Peer:
 
     # Camera
 
+    def restart_camera(self):
+        """The images come from another publisher, with stamps of long ago."""
+        self.node.destroy_publisher(self._image)
+        self._image = self.node.create_publisher(Image, "/thermal/image_raw", 10)
+        self._stamp -= 1_000_000_000
+
     def image(self, pixels, encoding="mono16"):
         """The message of these pixels, with a stamp and a frame_id that no other has."""
         self._stamp += 1

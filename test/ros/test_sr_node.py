@@ -227,6 +227,15 @@ def test_hostile_requests_and_messages_are_answered_and_accounted_for(peer, proc
     assert "left by a callback" not in process.log
 
 
+def test_a_camera_that_starts_again_is_answered_and_lost_nothing(peer):
+    before = peer.counts()["frames lost before"]
+    for _ in range(6):
+        peer.ask(scene())
+    peer.restart_camera()
+    peer.ask(scene())
+    assert peer.counts()["frames lost before"] == before
+
+
 def test_a_camera_info_that_cannot_be_scaled_costs_no_frame(peer):
     info = camera_info(80, 60)
     info.roi.x_offset = 2**31

@@ -52,6 +52,9 @@ def test_the_command_of_the_readme_starts_the_node_and_sigterm_ends_it_with_0(tm
     )
     arguments = arguments.replace("config/", f"{ROOT}/config/").split()
     wrong = ("-p", "fidelty:=0.5")
+    killed = NodeProcess(tmp_path / "killed", *arguments, "-p", "model:=bicubic")
+    killed.wait_for_log("active:")
+    assert killed.stop(signal.SIGKILL) == -signal.SIGKILL  # what it leaves disturbs no other
     node = NodeProcess(tmp_path / "log", *arguments, "-p", "model:=bicubic", *wrong)
     node.wait_for_log("active:")
     assert "there are no parameters fidelty: ignored" in node.log

@@ -15,7 +15,7 @@ from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
 from difiisr_training.networks import starting_weights
-from difiisr_training.validation import compact_upscaler
+from difiisr_training.validation import upscaler_of
 
 SIZE = (64, 72)
 PRESET = """
@@ -104,7 +104,7 @@ def test_weights_are_written_when_the_truth_is_nearer(
     assert cli.main(["adapt", *map(str, [folder, *options])]) == (0 if is_written else 1)
     assert out.exists() == is_written
     average = starting_weights(tmp_path / "out-run")
-    fitted = compact_upscaler(average.eval(), torch.device("cpu"))
+    fitted = upscaler_of(average)
     begun = load_upscaler(str(begun), backend="torch")
     gain = true_psnr(fitted, hr, lr) - true_psnr(begun, hr, lr)
     assert gain > 0.5 if is_written else gain < -0.5

@@ -89,7 +89,8 @@ class Runner:
 
 def test_onnx_runtime_is_the_default_on_a_cpu_and_equals_torch(tiny_folder, onnx_packages):
     default = load_upscaler(str(tiny_folder), device="cpu", tile=40, overlap=8, tile_batch=3)
-    assert default.backend == "onnxruntime"
+    assert (default.backend, default.runtime.precision) == ("onnxruntime", "fp32")
+    assert default.measured == {}
     assert [name for name, _ in default.passed_over] == ["tensorrt", "torch_tensorrt"]
     assert all("needs a CUDA GPU" in reason for _, reason in default.passed_over)
     in_torch = load_upscaler(
@@ -340,8 +341,3 @@ def test_the_node_takes_the_backend_that_is_quickest_here(seconds, flags, asked,
         assert list(up.measured.values()) == [1e3 * seconds[name] for name in seconds]
     elif "precision" in asked:
         assert up.passed_over == (("openvino", "not installed"),)
-
-
-def test_what_is_to_be_repeated_is_not_measured(tiny_folder, onnx_packages):
-    up = load_upscaler(str(tiny_folder), device="cpu")
-    assert (up.backend, up.runtime.precision, up.measured) == ("onnxruntime", "fp32", {})

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from difiisr_models import consistency
-from difiisr_models.consistency import enforce_consistency
-from difiisr_models.resample import downsample
+from difiisr_models.consistency import consistent_with_frames, enforce_consistency
+from difiisr_models.resample import downsample, pack, upsample
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -77,3 +77,20 @@ def test_a_gpu_is_as_exact_as_a_cpu():
     torch.testing.assert_close(on_gpu, on_cpu, atol=2e-5, rtol=0)
     before = (downsample(on_cpu) - lr).abs().max()
     assert (downsample(on_gpu) - lr).abs().max() <= before + 2e-5
+
+
+def test_what_earlier_frames_measured_is_known():
+    """Shifted views of one scene know more of it than one view, and more than interpolation."""
+    scene = torch.nn.functional.interpolate(draw(5, 1, 1, 64, 70), scale_factor=2, mode="bicubic")
+    views = torch.cat([scene[..., k : k + 128] for k in range(4)])  # each a pixel further right
+    frames, truth = downsample(pack(views)), pack(views[:1])
+    flows = torch.zeros(4, 128, 128, 2)
+    flows[..., 0] = torch.arange(4.0)[:, None, None]
+    weights = torch.full((4, 1, 32, 32), 300.0)
+    weights[1:, ..., -3:] = 0  # not in the present frame
+    plain = upsample(frames[:1])
+    alone = enforce_consistency(plain, frames[:1])
+    with torch.inference_mode():  # as the upscaler calls it
+        together = consistent_with_frames(plain, frames, flows, weights)
+    errors = [(x - truth)[..., 4:-4, 4:-4].square().mean() for x in (plain, alone, together)]
+    assert errors[2] < 0.85 * errors[1] < 0.85 * errors[0]

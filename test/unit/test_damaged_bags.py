@@ -80,7 +80,7 @@ def check_nothing_is_lost_in_silence(path, written):
 
 
 @pytest.mark.parametrize("compression", list(CompressionType))
-@pytest.mark.parametrize("place", range(5, 95, 6))
+@pytest.mark.parametrize("place", range(5, 95, 10))
 def test_zeros_inside_cost_what_they_hit(tmp_path, compression, place):
     file = tmp_path / "a.mcap"
     written = write_mcap(file, compression)
@@ -96,7 +96,7 @@ def test_zeros_inside_cost_what_they_hit(tmp_path, compression, place):
         assert any(topic in fault for fault in faults)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(36))
 def test_any_flipped_bit_is_harmless_or_told(tmp_path, seed):
     file = tmp_path / "a.mcap"
     written = write_mcap(file, list(CompressionType)[seed % 3], crcs=seed % 2 == 0)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from thermal_bags import IMAGE, cut, header, messages, pixels, record
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import FrameSettings, Runtime
 from difiisr_ros.bags import image_bytes
 
 pytest.importorskip("ray.data", reason="needs the extra fleet")
@@ -28,9 +28,7 @@ from difiisr_ros.commands.fleet_report import fleet_page
 from difiisr_ros.commands.fleet_work import write_result
 from difiisr_ros.fleet import FleetFolder, find_jobs
 
-BICUBIC = Replay(
-    "bicubic", None, None, False, None, Runtime(device="cpu", threads=1), FrameSettings(), Camera()
-)
+BICUBIC = Replay("bicubic", runtime=Runtime(device="cpu", threads=1))
 SEED = int(os.environ.get("FLEET_SEED", "23"))
 
 
@@ -85,7 +83,7 @@ def test_inputs_are_recordings_folders_patterns_and_lists(recordings, tmp_path, 
     ]
 
 
-def test_a_jobs_name_tells_all_that_its_result_depends_on(recordings):
+def test_a_jobs_name_tells_all_that_its_result_depends_on(recordings, monkeypatch):
     (job,) = find_jobs([str(recordings / "b")], "out")
     names = [
         job.name(BICUBIC.product()),
@@ -93,15 +91,17 @@ def test_a_jobs_name_tells_all_that_its_result_depends_on(recordings):
         job.name(replace(BICUBIC, model="difiisr-rt-x4").product()),
         job.name(replace(BICUBIC, settings=FrameSettings(seed=1)).product()),
         job.name(replace(BICUBIC, runtime=Runtime(device="cpu", threads=2)).product()),
-        job.name(BICUBIC.product() | {"version": "2"}),
         replace(job, first=5).name(BICUBIC.product()),
         replace(job, frames=5).name(BICUBIC.product()),
     ]
+    assert names[0] == job.name(BICUBIC.product())
+    monkeypatch.setattr("difiisr_ros.fleet.version", lambda package: "another")
+    names.append(job.name(BICUBIC.product()))
+    monkeypatch.undo()
     os.utime(recordings / "b" / "b.db3", ns=(1, 1))
     (changed,) = find_jobs([str(recordings / "b")], "out")
     names.append(changed.name(BICUBIC.product()))
     assert len(set(names)) == len(names)
-    assert names[0] == job.name(BICUBIC.product())
     assert names[0].startswith("b-")
 
 
@@ -282,12 +282,11 @@ def cluster(tmp_path, monkeypatch):
 
 
 def wait_for(condition):
-    end = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
 
 
+@pytest.mark.timeout(900)  # a minute, where the machine has nothing else to do
 def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, tmp_path):
     address, head = cluster
     chance = random.Random(SEED)
@@ -314,13 +313,16 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, 
         """Exit code and output of a run; a worker is killed at each of these numbers of results."""
         with (tmp_path / "driver.log").open("w+") as log:
             driver = subprocess.Popen([*command, *options], stdout=log, stderr=log)
-            for count in kills:
-                wait_for(lambda count=count: done() >= count or driver.poll() is not None)
-                kill_a_worker()
-            if at_last is not None:
-                wait_for(lambda: done() >= at_last)
-                driver.send_signal(signal.SIGKILL)
-            return driver.wait(240), log.seek(0) or log.read()
+            try:
+                for count in kills:
+                    wait_for(lambda count=count: done() >= count or driver.poll() is not None)
+                    kill_a_worker()
+                if at_last is None:
+                    driver.wait()
+                wait_for(lambda: done() >= (at_last or 0))
+            finally:
+                driver.kill()
+            return driver.wait(), log.seek(0) or log.read()
 
     code, _ = drive([chance.randrange(2, 8)], at_last=chance.randrange(9, 16))
     assert code == -signal.SIGKILL
@@ -354,7 +356,7 @@ def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
     pytest.importorskip("torchmetrics", reason="needs the extra eval")
     from difiisr_ros.commands.fleet_evaluate import Evaluate
 
-    task = Evaluate("bicubic", "reference", "bicubic", None, 1, 2, None, "psnr", None, "cpu", 1)
+    task = Evaluate("bicubic", limit=2, metrics="psnr", device="cpu")
     rows = do_here(
         [str(recordings / "b"), str(recordings / "empty.mcap")], str(tmp_path / "o"), task
     )

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -69,6 +70,7 @@ def test_nothing_is_delivered_after_stop(bench):
     bench.worker.submit(2)
     assert not bench.worker.stop(timeout=0)  # still in frame 1
     assert any_computing()
+    assert bench.worker.computing_since <= time.monotonic()
     bench.release.release(2)
     assert bench.worker.stop(PATIENCE)
     assert not any_computing()

@@ -26,8 +26,10 @@ def usual_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("verb", ["replay", "scene"])
+@pytest.mark.parametrize(
+    ("verb", "number"),
+    [("replay", signal.SIGTERM), ("replay", signal.SIGHUP), ("scene", signal.SIGINT)],
+)
 def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, number):
     older = record(tmp_path / "out", frames=1)
     before = messages(older)

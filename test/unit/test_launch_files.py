@@ -103,6 +103,7 @@ def test_stock_result_is_on_thermal_sr(load):
         "sr/camera_info": "thermal/sr/camera_info",
         "sr/temperature": "thermal/sr/temperature",
         "sr/preview": "thermal/sr/preview",
+        "sr/uncertainty": "thermal/sr/uncertainty",
         "sr/stream_state": "thermal/sr/stream_state",
         "shutter_flag": "flag_state",
     }
@@ -154,6 +155,7 @@ def test_node_log_level_namespace_and_topics(load):
             # Where image_transport looks for the camera_info of that image.
             **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"},
             **{"sr/temperature": "/front/sr/temperature", "sr/preview": "/front/sr/preview"},
+            **{"sr/uncertainty": "/front/sr/uncertainty"},
             **{"sr/stream_state": "/front/sr/stream_state", "shutter_flag": "flag_state"},
         }
 

@@ -117,6 +117,9 @@ def test_pip_install_editable(tmp_path, checkout, environment):
     assert os.access(tmp_path / "venv" / "bin" / "difiisr", os.X_OK)
 
 
+OF_THE_CHECKOUT = ("fill_venv.sh", "install_torch.sh", "constraints.txt", "release_check.py")
+
+
 @pytest.mark.skipif(shutil.which("colcon") is None, reason="no colcon on the PATH")
 @pytest.mark.parametrize("options", [[], ["--symlink-install"]], ids=["plain", "symlink"])
 def test_colcon_build(tmp_path, checkout, options):
@@ -136,7 +139,7 @@ def test_source_distribution_holds_all_that_is_installed(checkout, environment):
         packed = {name.partition("/")[2] for name in tar.getnames()}
     for folder in ("launch", "config", "resource", "scripts"):
         expected = {f"{folder}/{name}" for name in installed_files(checkout / folder)}
-        assert expected - packed <= {"scripts/fill_venv.sh", "scripts/constraints.txt"}
+        assert expected - packed <= {f"scripts/{name}" for name in OF_THE_CHECKOUT}
     for folder in ("difiisr_ros", "models", "training"):
         assert {f"{folder}/{name}" for name in installed_files(checkout / folder)} <= packed
     assert {"LICENSE", "package.xml", "setup.py", "setup.cfg"} <= packed
@@ -153,7 +156,8 @@ def test_extras_separate_robot_and_workstation(checkout, environment):
     (info,) = checkout.glob("*.egg-info")
     base, *extras = re.split(r"^\[", (info / "requires.txt").read_text(), flags=re.M)
     names = {section.split("]")[0].split(":")[0] for section in extras} - {""}
-    assert names == {"ros", "train", "eval", "fleet", "onnx", "tensorrt", "test"}
+    expected = {"ros", "images", "time", "train", "eval", "fleet", "docs", "test"}
+    assert names == expected | {"onnx", "openvino", "tensorrt"}
     assert "torch" in base
     # On a robot ROS is no pip package, and an installed package must not ask for it.
     assert "rclpy" not in base

@@ -178,8 +178,7 @@ def test_a_range_that_moves_is_followed():
     planes = []
     for range_ in (shown, wider):
         of_range = (before * shown.half_span + shown.centre - range_.centre) * range_.gain
-        past = Past(upsample(of_range), of_range[0, 0].numpy(), range_)
-        planes.append(planes_of(past, now, now[0, 0].numpy(), shown, 0.0))
+        planes.append(planes_of(Past(upsample(of_range), range_), now, now, shown, 0.0))
     torch.testing.assert_close(*planes, atol=2e-3, rtol=0)
     assert planes[0][:, GATE].mean() > 0.5
 

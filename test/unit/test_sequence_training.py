@@ -6,18 +6,24 @@ import torch
 from wave_frames import write_waves
 
 from difiisr_models import Stream, load_upscaler
+from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.motion import warp
 from difiisr_models.resample import downsample, pack
 from difiisr_ros.cli import main as difiisr
-from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
+from difiisr_training.checkpoints import (
+    CHECKPOINT_NAME,
+    VALIDATION_NAME,
+    read_checkpoint,
+    read_journal,
+)
 from difiisr_training.config import from_dict, read_yaml
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, read_counts
-from difiisr_training.sequence_training import SequenceConfig, export_sequence_run
+from difiisr_training.sequence_training import SequenceConfig, export_sequence_run, refit_detail
 
 CONFIG = """
 name: tiny
-stills: [{folder: stills, val_share: 0.0}]
+stills: [{folder: stills, val_share: 0.5}]
 recordings: [films]
 network: {channels: 8, blocks: 1, time_features: 16, recurrent: true}
 clips: {lr_size: 16}
@@ -25,12 +31,14 @@ stages: [{until: 2, batch: 2, frames: 3}, {until: 4, batch: 1, frames: 4}]
 optimiser: {lr: 0.001, warmup: 2}
 checkpoint_every: 3
 log_every: 2
+validate_every: 4
 """
 
 
 @pytest.fixture
 def data(tmp_path):
-    write_waves(tmp_path / "data" / "stills", 2, (200, 240))
+    for name in ("a", "b", "c"):  # a sequence each
+        write_waves(tmp_path / "data" / "stills" / name, 2, (280, 280))
     write_waves(tmp_path / "data" / "films" / "one", 6, slower=8)
     write_waves(tmp_path / "data" / "films" / "left_out", 6, slower=8)
     return tmp_path / "data"
@@ -38,7 +46,7 @@ def data(tmp_path):
 
 def clips_of(data, lr_size=16, **fields):
     def load(source, _):
-        return [read_counts(path) for path in sorted((data / source.folder).glob("*.png"))]
+        return [read_counts(path) for path in sorted((data / source.folder).rglob("*.png"))]
 
     config = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields)
     return Clips([ImageSource("stills")], [data / "films"], load, config, seed=1)
@@ -96,6 +104,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
     for name, value in one["network"].items():
         assert torch.equal(value, other["network"][name]), name
     assert one["network"]["stem_past.weight"].abs().max() > 0
+    (scores,) = read_journal(whole, VALIDATION_NAME)
+    assert scores["psnr_alone"] != scores["psnr_fidelity_1"] != scores["psnr_bicubic"]
     assert one["network"]["detail_head.weight"].abs().max() == 0  # left as it was
 
     export_sequence_run(whole, out)
@@ -109,3 +119,17 @@ def test_wrong_settings_are_named(tmp_path):
     config.write_text(CONFIG.replace("batch: 2, frames: 3", "batch: 2, frames: 1"))
     with pytest.raises(ValueError, match=r"stages.0.frames: .*greater than or equal to 2"):
         from_dict(read_yaml(config), str(config), SequenceConfig)
+
+
+def test_the_detail_head_follows_features_that_moved(data):
+    torch.manual_seed(0)
+    config = CompactConfig(channels=8, blocks=1, time_features=16, recurrent=True)
+    teacher, network = CompactNetwork(config), CompactNetwork(config)
+    teacher.detail_head.weight.data.normal_(std=0.05)
+    network.load_state_dict(teacher.state_dict())
+    network.fuse.weight.data *= 2  # the features move, the head does not know
+    network.stem_lr.weight.data *= 2
+    network.stem_lr.bias.data *= 2
+    clips = clips_of(data, clean_share=1.0, camera_share=0.0)
+    share = refit_detail(network, teacher, (clips.draw(k, 2) for k in range(6)))
+    assert 0.5 < share <= 1
