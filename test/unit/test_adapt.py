@@ -30,7 +30,7 @@ optimiser: {lr: %s, warmup: 5}
 
 
 def film(count, step=7, noise=4.0, stripes=8.0):
-    """What is there, and what the camera makes of it: blur, stripes and noise; it pans."""
+    """What the lens shows, blurred, and what the camera makes of it: stripes, noise; it pans."""
     rng = np.random.default_rng(0)
     height, width = (4 * side for side in SIZE)
     noise_field = rng.normal(0, 1, (height + 24, width + step * count))
@@ -40,8 +40,9 @@ def film(count, step=7, noise=4.0, stripes=8.0):
     columns, hr, lr = rng.normal(0, stripes, SIZE[1]), [], []
     for i in range(count):
         down = 12 + round(12 * np.sin(i / 3))
-        hr.append(scene[down : down + height, step * i : step * i + width])
-        seen = pillow_resize(gaussian_filter(hr[-1], 1.5).astype(np.float32), *SIZE)
+        sharp = scene[down : down + height, step * i : step * i + width]
+        hr.append(gaussian_filter(sharp, 1.5))
+        seen = pillow_resize(hr[-1].astype(np.float32), *SIZE)
         lr.append(np.rint(seen + columns + rng.normal(0, noise, SIZE)).astype(np.uint16))
     return hr, lr
 
