@@ -11,32 +11,31 @@ from pathlib import Path
 
 import cyclopts
 import numpy as np
-from PIL import Image
 
-from benchmarks.noise_table import COUNTS, HEIGHT, WIDTH, Degradation, degraded
+from benchmarks.robot_thermal import Degradation, degraded, read_scene
 from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.resample import SCALE
 from difiisr_models.uncertainty import COVERED, DEVIATIONS, fitted_table, scores
 from difiisr_models.weights import find_weights_folder, read_manifest, write_manifest
 
 MODEL, EACH, NOISES = "difiisr-rt-x4", 8, (0, 1, 2)
+HEIGHT, WIDTH = 288, 384
 
 
 def blocks_of(folder: Path, up: Upscaler) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Score ``(n,)`` and error ``(n, 16)`` of the blocks of each image, network units."""
     found = sorted(p for p in folder.rglob("*") if p.suffix in (".png", ".jpg", ".bmp"))
     for seed, path in enumerate(found[:: max(1, len(found) // EACH)][:EACH]):
-        image = np.asarray(Image.open(path).convert("L"), np.float32) * COUNTS
-        top, left = (image.shape[0] - HEIGHT) // 2, (image.shape[1] - WIDTH) // 2
-        if min(top, left) < 0:
+        try:
+            scene = read_scene(path, HEIGHT, WIDTH)
+        except ValueError:  # too small
             continue
-        hr = image[top : top + HEIGHT, left : left + WIDTH]
         for noise in NOISES:
-            counts, *_ = degraded(hr, Degradation(noise), seed)
+            counts = degraded(scene, Degradation(noise), seed)
             stream = Stream()
             result = up(counts, stream)
             seen = stream.seen
-            error = (result - hr) * seen.range.gain
+            error = (result - scene.hr) * seen.range.gain
             rows = error.reshape(HEIGHT // SCALE, SCALE, -1, SCALE).swapaxes(1, 2)
             score = scores(result, seen.range, seen.noise)
             yield score.ravel(), rows.reshape(score.size, -1)

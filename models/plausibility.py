@@ -15,6 +15,9 @@ from torch import Tensor
 
 _WINDOW = 16  # low-resolution pixels, about, on a side of the regions that are judged
 _FLOOR = 0.02  # network units: noise and rounding in flat places
+_BEYOND = (
+    0.2  # share of what lies beyond the usual range, -1..1, that a good estimate may be off by
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class EstimateLimits:
     """What a model's estimates of true frames stay below, in each region of 16x16 pixels.
 
     Both are in units of the region's contrast: the rms of the differences between neighbouring
-    input pixels. A model's manifest may hold ``limits``, as measured on its test frames.
+    input pixels, and a fifth of what they lie beyond -1..1. A model's manifest may hold ``limits``,
+    as measured on its test frames.
 
     Attributes:
         deviation: rms of (mean over a 4x4 block - input pixel).
@@ -49,7 +53,8 @@ def measure_estimate(packed: Tensor, shown: Tensor) -> Tensor:
     """
     mean, square = packed.mean(1, keepdim=True), packed.square().mean(1, keepdim=True)
     across, down = shown.diff(dim=-1).square(), shown.diff(dim=-2).square()
-    apart = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1))
+    beyond = _BEYOND * (shown.abs() - 1).clamp_min(0)
+    apart = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1)) + beyond.square()
     powers = torch.cat(((mean - shown).square(), (square - mean.square()).clamp_min(0), apart), 1)
     regions = [-(-side // _WINDOW) for side in shown.shape[-2:]]
     deviation, detail, contrast = F.adaptive_avg_pool2d(powers, regions).sqrt()[0]

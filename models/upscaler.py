@@ -6,6 +6,7 @@ fill -> range -> normalise -> tiles -> network -> blend -> check -> consistency 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 from itertools import count
@@ -23,7 +24,7 @@ from difiisr_models.consistency import (
     noise_aware_consistency,
 )
 from difiisr_models.diffusion import NoiseSource, draw_noise
-from difiisr_models.frame_model import BicubicModel, FrameModel
+from difiisr_models.frame_model import BicubicModel, CompactModel, FrameModel
 from difiisr_models.hot_spots import hot_parts, within_bounds
 from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
@@ -45,6 +46,8 @@ DTYPES = {
 }
 WARM_UP_SIDE = 64
 _NUMBERS = count()
+
+log = logging.getLogger(__name__)
 
 STAGE = "difiisr: "
 """Begins the name of each stage of a frame in a torch profile; see ``difiisr info --size``."""
@@ -211,9 +214,9 @@ class Upscaler:
             sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
             quiet = denoise(shown, sigma)
-        with record_function(STAGE + "past"):
-            past = None
-            if self._model.is_recurrent:  # it is told of the noise, and sees it
+        past = None
+        if self._model.is_recurrent:  # it is told of the noise, and sees it
+            with record_function(STAGE + "past"):
                 known = memory.past if seen.event.has_news else None
                 past = planes_of(known, shown, quiet, found, sigma)
         checks: list[Tensor] = []
@@ -413,6 +416,11 @@ def _check_steps(model: FrameModel, settings: FrameSettings) -> None:
             f"steps must be 1 to {model.max_steps}, the noise levels that this model was trained "
             f"with, got {settings.steps}"
         )
+    if settings.steps > 1 and isinstance(model, CompactModel) and settings.pipeline == "robust":
+        log.warning(
+            "steps %d: a compact model is a regression at one step; with more it was measured to "
+            "lose, at fidelity 0 even to bicubic (docs/algorithm.md)", settings.steps,
+        )  # fmt: skip
 
 
 def _planes(frame: np.ndarray) -> list[np.ndarray]:

@@ -7,23 +7,32 @@ step, warped by the motion that was found between measured frames.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.consistency import noise_aware_consistency
-from difiisr_models.diffusion import exponential_schedule, latent_input_scale, q_sample, stream_seed
+from difiisr_models.diffusion import (
+    exponential_schedule,
+    latent_input_scale,
+    prior_sample,
+    q_sample,
+    stream_seed,
+)
 from difiisr_models.model_loading import save_compact
+from difiisr_models.noise import denoise
 from difiisr_models.recurrence import no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.checkpoints import (
@@ -46,6 +55,9 @@ from difiisr_training.train import learning_rate
 
 _RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
 _FEWEST = 2  # frames of a clip
+_RIDGE = 1e-5  # of the mean power of what the detail head reads
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -192,14 +204,63 @@ def train_on_sequences(
     return iteration == config.iterations
 
 
-def export_sequence_run(run: Path, folder: Path) -> None:
-    """Write the moving average of a run's checkpoint as a weights folder."""
+def export_sequence_run(
+    run: Path, folder: Path, teacher: CompactNetwork | None = None, clips: Iterable[Clip] = ()
+) -> None:
+    """Write the moving average of a run's checkpoint as a weights folder.
+
+    ``teacher`` and ``clips``: of :func:`refit_detail`, which is left out without them.
+    """
     saved = read_checkpoint(run / CHECKPOINT_NAME)
     network = CompactNetwork(CompactConfig(**saved["config"]["network"]))
     network.load_state_dict(saved["ema"])
+    if teacher is not None:
+        share = refit_detail(network, teacher, clips)
+        log.info("the detail head keeps %.0f %% of the energy of its teacher's", 100 * share)
     name, *_ = (saved["config"].pop(key) for key in ("name", "network"))
     training = {"iterations": saved["iteration"]} | saved["config"]
     save_compact(network, folder, {"name": name, "training": training})
+
+
+@torch.no_grad()
+def refit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable[Clip]) -> float:
+    """Fit the detail head to what ``teacher`` adds to the same frames, by least squares, in place.
+
+    Training moves the features that the head reads. Returns the share of the energy that is kept.
+    """
+    head, features = network.detail_head, []
+    hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    schedule, size = exponential_schedule(), 9 * network.config.channels + 1
+    gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, PHASES).double()
+    energy, t, rng = 0.0, torch.tensor([schedule.steps - 1]), torch.Generator().manual_seed(0)
+    for clip in clips:
+        sigma, before = clip.sigma.view(1, 1, 1, 1), None
+        for lr, flow in zip(clip.lr[:, None], clip.flow[:, None], strict=True):
+            past = no_past(lr, sigma)
+            if before is not None:
+                past = past_planes(before, flow, lr, sigma)
+            eps, noise = torch.randn(1, PHASES, *lr.shape[-2:], generator=rng), float(sigma)
+            details = []
+            for net, shown, told in (
+                (network, lr, (past,)),
+                (teacher, denoise(lr, noise), (past,) * teacher.config.recurrent),
+            ):
+                y = upsample(shown)
+                x_t = prior_sample(y, eps, schedule) * latent_input_scale(schedule.steps, schedule)
+                mean, detail = net.estimates(x_t, y, shown, t, *told)
+                before = noise_aware_consistency(mean, lr, noise) if net is network else before
+                details.append(detail[0].flatten(1).T.double())
+            taps = F.unfold(features.pop(), 3, padding=1)[0].T.double()
+            taps = torch.cat((taps, torch.ones(len(taps), 1).double()), dim=1)
+            gram, moment = gram + taps.T @ taps, moment + taps.T @ details[1]
+            energy += float(details[1].square().sum())
+    hook.remove()
+    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(size).double()
+    found = torch.linalg.solve(gram + ridge, moment)
+    head.weight.copy_(found[:-1].T.reshape(head.weight.shape))
+    head.bias.copy_(found[-1])
+    left = energy - 2 * float((found * moment).sum()) + float((found * (gram @ found)).sum())
+    return 1 - left / max(energy, 1e-12)
 
 
 def clip_loss(

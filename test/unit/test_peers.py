@@ -53,9 +53,6 @@ def test_published_peers_beat_bicubic_as_they_do_in_print(name, shared_data):
 
     Real-ESRGAN paints: it need not gain, but it is no noise.
     """
-    if name == "realesrgan":
-        pytest.importorskip("torchvision", reason="spandrel needs torchvision")
-        pytest.importorskip("spandrel")
     frame = read_counts(list_images(shared_data / "hit_uav" / "test")[0])
     lr, hr = make_pair(frame[150:310, 150:310])
     peer = load_peer(name, WEIGHTS, "cpu")

@@ -135,3 +135,12 @@ def test_a_loaded_model_does_not_care_what_becomes_of_its_file(tmp_path, frame, 
     np.testing.assert_array_equal(loaded(frame, Stream()), before)
     with pytest.raises(WeightsError, match="network"):
         load_upscaler(str(tmp_path))
+
+
+@pytest.mark.parametrize("level", [12000, 40000, 65535])
+def test_a_saturated_block_is_no_fault_of_the_network(shipped, frame, level):
+    hot, stream = frame.copy(), Stream()
+    hot[10:30, 8:40] = level
+    shipped(frame, stream)
+    shipped(hot, stream)
+    assert stream.fallbacks == 0, stream.last_fallback

@@ -197,7 +197,9 @@ def test_an_engine_of_other_tensors_is_refused(fake, part, value):
 
 @pytest.fixture
 def source(tiny_network, tmp_path):
-    runtime = Runtime(engine=str(tmp_path / "x.plan"), tile=24, overlap=8, tile_batch=2)
+    runtime = Runtime(
+        precision="fp32", engine=str(tmp_path / "x.plan"), tile=24, overlap=8, tile_batch=2
+    )
     return NetworkSource(tiny_network, "a" * 64, torch.device("cuda"), runtime, "mine")
 
 

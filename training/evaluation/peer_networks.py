@@ -1,4 +1,4 @@
-"""Published light-weight x4 networks that no model library loads: SAFMN (NTIRE 2023) and RLFN.
+"""Published light-weight x4 networks: SAFMN (NTIRE 2023), RLFN, and a small Real-ESRGAN.
 
 Written from the papers and the shapes of the published weights; names follow those weights.
 """
@@ -50,6 +50,24 @@ class Rlfn(nn.Module):
         for name in self._names:
             deep = self.get_submodule(name)(deep)
         return self.upsampler(self.conv_2(deep) + shallow)
+
+
+class Realesrgan(nn.Module):
+    """realesr-general-x4v3 (Wang et al., ICCV workshops 2021; its repository calls it SRVGG).
+
+    ``(B, 3, h, w)`` in [0, 1] -> ``(B, 3, 4h, 4w)``.
+    """
+
+    def __init__(self, channels: int = 64, convolutions: int = 32) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(3, channels, 3, padding=1), nn.PReLU(channels)]
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.PReLU(channels)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(channels, 48, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolve a batch."""
+        return F.pixel_shuffle(self.body(x), 4) + F.interpolate(x, scale_factor=4)
 
 
 class _GlobalResponseNorm(nn.Module):

@@ -19,13 +19,13 @@ from difiisr_models.tiling import Blend, plan_tiles
 from difiisr_models.weights import MANIFEST_NAME
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range, to_dtype
-from difiisr_training.evaluation.peer_networks import Rlfn, Safmn
+from difiisr_training.evaluation.peer_networks import Realesrgan, Rlfn, Safmn
 
-_PUBLISHED: dict[str, tuple[str, type[nn.Module] | None, float]] = {
-    # name -> file, network (None: spandrel's), value of white in its input
+_PUBLISHED: dict[str, tuple[str, type[nn.Module], float]] = {
+    # name -> file, network, value of white in its input
     "safmn": ("safmn_ntire23_x4.pth", Safmn, 1.0),
     "rlfn": ("rlfn_x4.pth", Rlfn, 255.0),
-    "realesrgan": ("realesr_general_x4v3_decoded_torch.pth", None, 1.0),
+    "realesrgan": ("realesr_general_x4v3_decoded_torch.pth", Realesrgan, 1.0),
 }
 PUBLISHED_NAMES = tuple(_PUBLISHED)
 PEER_SUFFIXES = (".pth", ".ckpt", ".safetensors")
@@ -131,12 +131,9 @@ def load_published_network(
         FileNotFoundError: the folder ``weights`` does not hold its file.
     """
     file, build, white = _PUBLISHED[name]
-    if build is None:
-        network = _spandrel_model(weights / file).model
-    else:
-        state = torch.load(weights / file, map_location="cpu", weights_only=True)
-        network = build()
-        network.load_state_dict(state.get("params", state))
+    state = torch.load(weights / file, map_location="cpu", weights_only=True)
+    network = build()
+    network.load_state_dict(state.get("params", state))
     network.eval().requires_grad_(False)
     return network.to(device, memory_format=torch.channels_last), white  # as our own run
 
