@@ -1,6 +1,8 @@
-"""Draws docs/before_after.png: a real infrared frame, a quarter of it, bicubic, and ours, zoomed.
+"""Draws the pictures of the README, in the checkout.
 
-``python -m benchmarks.readme_picture IMAGE --window ROW COLUMN SIDE`` in the checkout.
+``python -m benchmarks.readme_picture strip IMAGE --window ROW COLUMN SIDE``: docs/before_after.png,
+a real infrared frame, a quarter of it, bicubic, and ours, zoomed.
+``python -m benchmarks.readme_picture stream``: docs/stream.gif, the demo's pan through its camera.
 """
 
 from pathlib import Path
@@ -10,13 +12,46 @@ import cyclopts
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from difiisr_models import load_upscaler
+from difiisr_models import Stream, load_upscaler
+from difiisr_ros.scene import FRAME_RATE, Scene
 
-MODEL = "difiisr-rt-x4"
+MODEL, OVER_TIME = "difiisr-rt-x4", "difiisr-rtv-x4"
+app = cyclopts.App()
 
 
+@app.command
+def stream(*, frames: int = 24, out: Path = Path("docs/stream.gif")) -> None:
+    """Draw the pan: camera, bicubic, a model that knows one frame, and one that knows the past."""
+    scene = Scene()
+    lo, hi = np.quantile(scene.frame(0), (0.002, 0.998))
+    models = {
+        "bicubic": load_upscaler("bicubic"),
+        "one frame": load_upscaler(MODEL, backend="torch"),
+        "all frames so far": load_upscaler(OVER_TIME, backend="torch"),
+    }
+    streams = {name: Stream() for name in models}
+    pictures = []
+    for number in range(frames):
+        counts = scene.frame(number)
+        shown = {"camera, 128x96": np.kron(counts, np.ones((4, 4), np.uint16))}
+        shown |= {name: up(counts, streams[name]) for name, up in models.items()}
+        grey = [
+            ((image - lo) / (hi - lo) * 255).clip(0, 255)[96:288, 128:384]
+            for image in shown.values()
+        ]
+        picture = Image.fromarray(np.hstack(grey).astype(np.uint8))
+        for place, title in enumerate(shown):
+            ImageDraw.Draw(picture).text(
+                (256 * place + 6, 4), title, fill=255, stroke_width=2, stroke_fill=0
+            )
+        pictures.append(picture.quantize(32))
+    duration = round(1000 / FRAME_RATE)
+    pictures[0].save(out, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+
+
+@app.command(name="strip")
 def draw(
     image: Path,
     *,
@@ -51,4 +86,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    cyclopts.run(draw)
+    app()
