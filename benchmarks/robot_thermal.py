@@ -462,7 +462,7 @@ def _shown(value: float | None) -> str:
     if value is None:
         return "-"
     decimals = 0 if abs(value) >= 100 else 2 if abs(value) >= 1 or value == 0 else 3
-    return f"{value:.{decimals}f}"
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # no minus zero
 
 
 def plot(report: Report, path: Path) -> None:
@@ -474,7 +474,7 @@ def plot(report: Report, path: Path) -> None:
         left.plot(list(ROWS), [contender.rows[row].psnr for row in ROWS], style, label=name)
         right.plot([one["low"] for one in bins], [one["p95"] for one in bins], style)
     left.set_ylabel("PSNR, dB")
-    left.tick_params(axis="x", rotation=40)
+    left.set_xticks(range(len(ROWS)), list(ROWS), rotation=40, ha="right")
     right.set(xlabel="true temperature, K", ylabel="95th percentile of the error, K")
     figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=90)

@@ -419,7 +419,7 @@ def _check_steps(model: FrameModel, settings: FrameSettings) -> None:
     if settings.steps > 1 and isinstance(model, CompactModel) and settings.pipeline == "robust":
         log.warning(
             "steps %d: a compact model is a regression at one step; with more it was measured to "
-            "lose, at fidelity 0 even to bicubic (docs/algorithm.md)", settings.steps,
+            "lose, with 15 at fidelity 0 even to bicubic (docs/algorithm.md)", settings.steps,
         )  # fmt: skip
 
 
