@@ -22,7 +22,6 @@ from difiisr_ros.commands.fleet_work import (
     ClusterOptions,
     Make,
     do_all,
-    sliced,
     write_result,
 )
 from difiisr_ros.fleet import FleetFolder, Job, find_jobs
@@ -147,10 +146,7 @@ def replay(
     Returns:
         0: all frames; 1: none; 2: some.
     """
-    jobs = find_jobs(inputs, out)
-    if slice_frames:
-        jobs = sliced(jobs, slice_frames, task.image_topic, cluster)
-    return do_all(jobs, out, _for_workers(task), cluster)
+    return do_all(find_jobs(inputs, out), out, _for_workers(task), cluster, slice_frames)
 
 
 @fleet.command

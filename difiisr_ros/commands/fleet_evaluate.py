@@ -37,7 +37,7 @@ class Evaluate:
         models: comma-separated.
         mode: reference: the input is high resolution; camera: it is super-resolved as it is.
         degradation: how low resolution is made, with reference.
-        topic: default: the only image topic.
+        image_topic: default: the only image topic.
         every: use the first of each so many frames.
         limit: frames of a recording.
         weights: folder of the metrics' and peers' networks.
@@ -50,7 +50,7 @@ class Evaluate:
     models: str = "bicubic,difiisr-rt-x4"
     mode: Mode = "reference"
     degradation: Kind = "bicubic"
-    topic: str | None = None
+    image_topic: str | None = None
     every: Annotated[int, Ge(1)] = 1
     limit: Annotated[int, Ge(1)] | None = None
     weights: Path | None = None
@@ -69,12 +69,13 @@ class Evaluate:
     def load(self) -> Make:
         """Load models and metrics."""
         models, judge = self._networks()
+        device = str(resolve_device(self.device))
         selection = Selection(self.every, 0, self.limit, spread=self.mode == "reference")
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
             folder.mkdir()
-            chosen = recorded_set(source.name, source, self.topic, selection)
-            told = environment(judge.device)
+            chosen = recorded_set(source.name, source, self.image_topic, selection)
+            told = environment(device)
             results = judge_models([chosen], models, judge, folder, self.degradation, told)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
             write_results(results, folder)
@@ -95,7 +96,7 @@ class Evaluate:
                 },
                 "notes": [f"{name}: {reason}" for name, reason in results.not_run.items()],
                 "model": self.models,
-                "device": judge.device,
+                "device": device,
             }
 
         return make

@@ -39,6 +39,7 @@ class Task(Protocol):
 
     threads: int
     device: str
+    image_topic: str | None
 
     def product(self) -> dict[str, Any]:
         """All that a result depends on, for the names of the jobs."""
@@ -84,8 +85,21 @@ class Worker:
         return {"row": json.dumps(self._out.do(job, item["name"], make))}
 
 
-def do_all(jobs: Sequence[Job], out: str, task: Task, cluster: Cluster) -> int:
-    """Have the jobs done that are not, and write the result over all; returns the exit code."""
+def do_all(
+    jobs: Sequence[Job], out: str, task: Task, cluster: Cluster, slice_frames: int = 0
+) -> int:
+    """Have the jobs done that are not, and write the result over all; returns the exit code.
+
+    ``slice_frames``: cut longer recordings into slices of so many; 0: do not.
+    """
+    if cluster.address.startswith("ray://"):  # Ray Data must be driven from inside the cluster
+        ray.init(cluster.address)
+        out = out if "://" in out else os.path.abspath(out)
+        there = ray.remote(num_cpus=0)(do_all)
+        inside = replace(cluster, address="auto")
+        return ray.get(there.remote(jobs, out, task, inside, slice_frames))
+    if slice_frames:
+        jobs = _sliced(jobs, slice_frames, task.image_topic, cluster)
     folder, product = FleetFolder(out), task.product()
     named = {job.name(product): job for job in jobs}
     done = folder.done().keys() & named.keys()
@@ -135,7 +149,7 @@ def _rows(
         yield json.loads(item["row"])
 
 
-def sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:
+def _sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:
     """The jobs, those with more ``frames`` cut into slices of so many; Ray's tasks count them."""
     _start_ray(cluster)
     items = [{"job": job.as_text()} for job in jobs]
