@@ -24,8 +24,8 @@ PAGES = ["README.md", "docs/benchmarks.md", "docs/algorithm.md"]
 COMMENT = re.compile(r"<!-- (benchmarks/\S+\.json)#/(.*?)(?: \* (\d+))? -->")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?:^|(?<=\s))-(?=\s|$)")
 HIDDEN = re.compile(r"<!-- ?(.*?) -->")
-ANOTHER_DRAW = 0.001
-"""docs/algorithm.md says 0.0005, of the drawn noise in the result of one step."""
+ANOTHER_DRAW = 0.0005
+"""Of docs/algorithm.md: mean change of a result of one step by the drawn noise, on [-1, 1]."""
 TABLES_WITHOUT_NUMBERS_OF_JSON = 1
 """Of docs/benchmarks.md: the targets, most of them ratios of what other tables have."""
 
