@@ -36,7 +36,7 @@ demo: $(FILLED)
 
 # A process for each core, one thread each: what a file's tests share is made once.
 test: $(FILLED)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -n logical --dist loadfile $(ARGS)
 
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .
