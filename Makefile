@@ -34,8 +34,9 @@ demo: $(FILLED)
 	$(PYTHON) -m difiisr_ros.cli demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
 	    $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
+# A process for each core, one thread each: what a file's tests share is made once.
 test: $(FILLED)
-	$(PYTHON) -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -n logical --dist loadfile $(ARGS)
 
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .
