@@ -11,6 +11,7 @@ from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.train import OWN_CAMERA, load_source, preset_or_file
 
 _HELD_OUT, _FEWEST, _MOST = 0.2, 16, 48  # share and numbers of frames, at the end
+_FEWEST_PAIRS = 8  # of neighbours, between which the scene moved
 _LR_SIZE, _LEAST_LR_SIZE = 32, 8  # of crops
 _MARGIN = 8  # low-resolution pixels that a crop needs around it
 
@@ -94,10 +95,10 @@ def adapt(
 
     judged = [upscaler_of(one.cpu()) for one in (begun, state.ema)]
     before, after = next_frame_errors(held_out, judged)
-    if not len(before):
+    if len(before) < _FEWEST_PAIRS:
         raise ValueError(
-            f"not exported: too little moves in the last {count} frames of {recording} to judge "
-            "by; record while the camera moves"
+            f"not exported: the scene moves in {len(before)} of the last {count} frames of "
+            f"{recording}, {_FEWEST_PAIRS} are needed to judge by; record while the camera moves"
         )
     change = 100 * (after.mean() / before.mean() - 1)
     text = f"error in foretelling {len(before)} held-out frames: {change:+.2f} % with the fit"
