@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -177,11 +178,11 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
 def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
     """The same of a model's way from frame to frame."""
     device, described = bench.device, size_columns("upscaler", model, size)
-    (frame,) = camera_frames(size, 1)
+    frames = camera_frames(size, 8)  # in turns: a repeat is not computed
     if model in PUBLISHED_NAMES:
         peer = load_peer(model, bench.weights, str(device))
         told = _identity(device, "torch", "fp32", peer.parameters, peer.weights_sha256)
-        yield described | told, partial(peer.upscale, frame)
+        yield described | told, _in_turns(peer.upscale, frames)
         return
     if model == PUBLISHED:
         loaded = [Upscaler(PUBLISHED, published_model(device), device=device)]
@@ -193,7 +194,13 @@ def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, 
     for up in loaded:
         precision, count = up.runtime.precision, up.parameter_count
         told = _identity(device, up.backend, precision, count, up.weights_sha256)
-        yield described | told, partial(up, frame)
+        yield described | told, _in_turns(up, frames)
+
+
+def _in_turns(up: Callable[[np.ndarray], np.ndarray], frames: np.ndarray) -> Call:
+    """A call that super-resolves the next of the frames, round and round."""
+    following = cycle(frames)
+    return lambda: up(next(following))
 
 
 def _backends(bench: Bench) -> tuple[str, ...]:
