@@ -222,7 +222,7 @@ def found_again(places: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (cdist(places, others) <= NEAR).any(axis=1) if len(others) else none
 
 
-class Judge:
+class Referee:
     """What all results are judged by."""
 
     def __init__(self, weights: Path | None, radiometry: str, scenes: Sequence[Scene]) -> None:
@@ -370,7 +370,7 @@ def measure(
     width, height = (int(side) // SCALE * SCALE for side in size.split("x"))
     paths = [path for folder in folders for path in evenly(list_images(folder), each)]
     scenes = [read_scene(path, height, width) for path in paths]
-    judge, runners = Judge(weights, radiometry, scenes), {}
+    judge, runners = Referee(weights, radiometry, scenes), {}
     for name in filter(None, models.split(",")):
         for one in [name] if is_ours(name) else [name, name + STEP]:
             runners[one] = Runner(one, weights)
