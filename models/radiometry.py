@@ -21,6 +21,7 @@ _WIDENING = 0.5  # of the span between the quantiles, at most, at either end
 _SCENE_QUANTILES = (0.1, 0.5, 0.9)
 _SAMPLED_PIXELS = 80_000  # larger frames are thinned out before their quantiles are taken
 _MIN_SPAN_COUNTS = 8.0
+_EPSILON, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 _MIN_SPAN_RELATIVE = 1e-4  # of the magnitude of float frames: 0.03 K at 300 K
 
 
@@ -57,8 +58,8 @@ class CountRange:
 
     @property
     def span(self) -> float:
-        """``hi - lo`` in counts, always positive."""
-        return self.hi - self.lo
+        """``hi - lo`` in counts, always positive: at least what float32 can tell apart there."""
+        return max(self.hi - self.lo, _EPSILON * max(-self.lo, self.hi), _TINY)
 
     @property
     def centre(self) -> float:

@@ -99,3 +99,10 @@ def test_the_quantiles_are_numpys(dtype, highest):
     counts = np.random.default_rng(0).integers(0, highest, (90, 70), endpoint=True).astype(dtype)
     *_, bulk = range_and_bulk(counts)
     np.testing.assert_allclose(bulk, np.quantile(counts, (0.1, 0.5, 0.9)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 5e25, -3e4])
+def test_a_range_that_has_shrunk_to_a_point_divides_nothing_by_zero(level):
+    found = CountRange(level, level)
+    assert 0 < found.span < 1e20
+    assert np.isfinite(found.normalise(np.full((2, 2), level, np.float32))).all()
