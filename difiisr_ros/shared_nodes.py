@@ -13,13 +13,9 @@ from dataclasses import fields
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-
 from difiisr_models import Runtime, Stream, Upscaler
-from difiisr_ros.allocator import keep_freed_memory
 from difiisr_ros.parameters import Parameters
-from difiisr_ros.sr_node import SrNode
+from difiisr_ros.sr_node import SrNode, run_nodes
 
 
 class SharingNode(SrNode):
@@ -44,24 +40,7 @@ class SharingNode(SrNode):
 def main(cameras: list[str] | None = None) -> int:
     """Run a node for each camera until SIGINT or SIGTERM; 1 where one cannot start."""
     given = [json.loads(text) for text in (sys.argv[1:] if cameras is None else cameras)]
-    keep_freed_memory()
-    rclpy.init(args=[])
-    executor, nodes = SingleThreadedExecutor(), []
-    try:
-        for words in given:
-            nodes.append(SharingNode(cli_args=["--ros-args", *words]))
-            executor.add_node(nodes[-1])
-        executor.spin()
-    except ValueError as error:
-        rclpy.logging.get_logger("sr_nodes").fatal(str(error))
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        for node in nodes:
-            node.stop_stream()
-        rclpy.try_shutdown()
-    return int(any(node.failed for node in nodes))
+    return run_nodes(lambda: [SharingNode(cli_args=["--ros-args", *words]) for words in given], [])
 
 
 if __name__ == "__main__":

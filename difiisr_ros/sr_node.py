@@ -586,13 +586,18 @@ class SrNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM.
+    """Run the node until SIGINT or SIGTERM; returns what :func:`run_nodes` does."""
+    return run_nodes(lambda: [SrNode()], args)
+
+
+def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -> int:
+    """Run the nodes that ``make`` gives in one process until SIGINT or SIGTERM.
 
     Returns 0; 1 when a start parameter is not allowed or build_only did not build; 2 when the
     arguments, or a file of parameters, cannot be read.
     """
     keep_freed_memory()
-    log, node, failed = rclpy.logging.get_logger("sr_node"), None, False
+    log, nodes, failed = rclpy.logging.get_logger("sr_node"), [], False
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:
@@ -601,8 +606,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         as_before()
         install_signal_handlers(SignalHandlerOptions.ALL)
-        node = SrNode()
-        _spin(node)
+        nodes = make()
+        _spin(nodes)
     except ValueError as error:
         log.fatal(str(error))
         failed = True
@@ -615,10 +620,10 @@ def main(args: list[str] | None = None) -> int:
     uninstall_signal_handlers()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if node is not None:
+    for node in nodes:
         node.stop_stream()
         node.destroy_node()
-        failed = node.failed
+        failed = failed or node.failed
     rclpy.try_shutdown()
     if any_computing():
         # A frame of minutes: end without tearing the network down under it.
@@ -627,10 +632,11 @@ def main(args: list[str] | None = None) -> int:
     return int(failed)
 
 
-def _spin(node: SrNode) -> None:
+def _spin(nodes: list[SrNode]) -> None:
     """Until the context ends; an error of a callback, rclpy's own too, is logged and left."""
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
+    for node in nodes:
+        executor.add_node(node)
     while rclpy.ok():
         try:
             executor.spin()
@@ -639,7 +645,7 @@ def _spin(node: SrNode) -> None:
         except Exception as error:
             # rclpy's own: an invalid request of a transition on Jazzy, a /clock before 0, ...
             text = f"left by a callback: {described(error)}"
-            node.get_logger().error(text, throttle_duration_sec=WINDOW)
+            nodes[0].get_logger().error(text, throttle_duration_sec=WINDOW)
 
 
 if __name__ == "__main__":
