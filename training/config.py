@@ -20,6 +20,8 @@ from difiisr_training.guidance import GuidanceConfig
 
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
+RunName = Annotated[str, Field(pattern=r"^[\w@+-][\w.@+-]*$", max_length=100)]
+"""Of a folder below runs/, and of nothing beside it."""
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -81,7 +83,7 @@ class TrainConfig:
         validation_frames: frames that each of them looks at.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w@+-][\w.@+-]*$", max_length=100)]
+    name: RunName
     sources: tuple[ImageSource, ...]
     network: CompactConfig = field(default_factory=CompactConfig)
     published: SwinUNetConfig | None = None

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.consistency import noise_aware_consistency
@@ -46,7 +47,7 @@ from difiisr_training.checkpoints import (
     update_ema,
     write_journal,
 )
-from difiisr_training.config import Count, OptimiserConfig, Share
+from difiisr_training.config import Count, OptimiserConfig, RunName, Share
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, LoadFrames
 from difiisr_training.losses import distance
@@ -90,7 +91,7 @@ class SequenceConfig:
         validate_every: iterations between validations; 0 = none.
     """
 
-    name: str
+    name: RunName
     stills: tuple[ImageSource, ...]
     recordings: tuple[str, ...]
     stages: tuple[Stage, ...]
@@ -144,6 +145,7 @@ def train_on_sequences(
 
     Raises:
         FloatingPointError: the loss is not finite any more; the last checkpoint is kept.
+        KeyboardInterrupt: a signal ended it; all is saved.
     """
     deadline = time.monotonic() + budget_s
     torch.manual_seed(config.seed)
@@ -169,7 +171,8 @@ def train_on_sequences(
     clips = Clips(config.stills, roots, load, config.clips, config.seed)
 
     losses, started = [], time.monotonic()
-    with StopOnSignal() as stop:
+    progress = tqdm(total=config.iterations, initial=iteration, desc=config.name, unit="it")
+    with progress, StopOnSignal() as stop:
         while iteration < config.iterations:
             stage = config.stage_of(iteration)
             # Numbers are not used twice: the batch of no stage is larger than 64.
@@ -179,19 +182,26 @@ def train_on_sequences(
                 group["lr"] = rate * group["rate"]
             optimiser.zero_grad(set_to_none=True)
             loss = clip_loss(network, drawn, config, iteration)
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.grad_clip)
-            optimiser.step()
-            update_ema(ema, network, config.optimiser.ema, iteration)
             losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss is {losses[-1]} at iteration {iteration}; the last checkpoint in "
+                    f"{run} is kept. Lower the learning rate"
+                )
+            loss.backward()
+            if config.optimiser.grad_clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), config.optimiser.grad_clip)
+            optimiser.step()
+            first = iteration if config.optimiser.ema_warmup else math.inf
+            update_ema(ema, network, config.optimiser.ema, first)
             iteration += 1
+            progress.update()
 
             if iteration % config.log_every == 0:
                 mean, speed = float(np.mean(losses)), len(losses) / (time.monotonic() - started)
-                if not math.isfinite(mean):
-                    raise FloatingPointError(f"the loss is {mean} before iteration {iteration}")
                 values = {"loss": mean, "lr": rate, "it_per_s": speed}
                 write_journal(run, STATISTICS_NAME, iteration, values)
+                progress.set_postfix(loss=f"{mean:.4f}")
                 losses, started = [], time.monotonic()
             is_over = time.monotonic() > deadline or stop.requested
             if iteration % config.checkpoint_every == 0 or is_over:
@@ -201,6 +211,8 @@ def train_on_sequences(
             if is_over:
                 break
     save_checkpoint(path, asdict(config), parts, iteration=iteration)
+    if stop.requested:
+        raise KeyboardInterrupt(stop.requested)  # `train A && train B` must not go on
     return iteration == config.iterations
 
 

@@ -1,8 +1,11 @@
 """Training on clips: what is drawn, that it resumes to the bit, and that weights come out."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from wave_frames import write_waves
 
 from difiisr_models import Stream, load_upscaler
@@ -19,7 +22,12 @@ from difiisr_training.checkpoints import (
 from difiisr_training.config import from_dict, read_yaml
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, read_counts
-from difiisr_training.sequence_training import SequenceConfig, export_sequence_run, refit_detail
+from difiisr_training.sequence_training import (
+    SequenceConfig,
+    export_sequence_run,
+    refit_detail,
+    train_on_sequences,
+)
 
 CONFIG = """
 name: tiny
@@ -89,6 +97,32 @@ def test_the_flow_of_a_made_clip_explains_it(data):
         error, still = ((x - clip.hr[1:]).abs() * inside for x in (moved, clip.hr[:1]))
         better += bool(error.mean() <= still.mean() + 1e-4)
     assert better >= 7
+
+
+def test_a_signal_ends_a_run_that_can_be_resumed(data, tmp_path):
+    text = CONFIG.replace("validate_every: 4", "validate_every: 1").replace(
+        "warmup: 2", "warmup: 2, grad_clip: null, ema_warmup: false"
+    )
+    config = from_dict(yaml.safe_load(text), "tiny", SequenceConfig)
+
+    def load(source, _):
+        return [read_counts(path) for path in sorted((data / source.folder).rglob("*.png"))]
+
+    def interrupt(network, iteration):
+        if iteration == 1:  # a second one would end the process
+            signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_on_sequences(config, data, load, run, validate=interrupt)
+    assert read_checkpoint(run / CHECKPOINT_NAME)["iteration"] == 2  # the one under way is ended
+    assert train_on_sequences(config, data, load, run)
+
+
+def test_a_run_stays_below_its_folder():
+    with pytest.raises(ValueError, match="name"):
+        from_dict(yaml.safe_load(CONFIG.replace("tiny", "../evil")), "x", SequenceConfig)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
