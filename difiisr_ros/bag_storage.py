@@ -102,7 +102,8 @@ class StorageFile:
         faults: what is wrong with it, as far as it has been read; each once, in order.
         left_out: what of it nobody here can copy.
         topics: by the number that the file gives them.
-        counts: messages by topic name, as the file says, or as were found where it does not.
+        counts: messages by number of the topic, as the file says, or as are found where it does
+            not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,7 +111,7 @@ class StorageFile:
         self.faults: dict[str, None] = {}
         self.left_out: list[str] = []
         self.topics: dict[int, Topic] = {}
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[int] = Counter()
 
     def extras(self) -> Iterator[mcap.Attachment | mcap.Metadata]:
         """Yield attachments and metadata records but rosbag2's own; only MCAP has any."""
@@ -153,7 +154,7 @@ class McapFile(StorageFile):
         self._find_places(chunks)
         if not is_counted:
             found = (message for place in self._places for message in self._messages_at(place))
-            self.counts = Counter(self.topics[message.channel_id].name for message in found)
+            self.counts = Counter(message.channel_id for message in found)
 
     def close(self) -> None:
         """Close the file."""
@@ -161,16 +162,17 @@ class McapFile(StorageFile):
 
     def messages(self, names: Collection[str] | None = None) -> Iterator[Message]:
         """Yield messages, of some topics only, in the order in which they were recorded."""
-        read: Counter[str] = Counter()
+        read: Counter[int] = Counter()
         for *_, found in heapq.merge(*map(self._queue, self._places)):
             if found is None:
                 continue
             topic = self.topics[found.channel_id]
-            read[topic.name] += 1
+            read[found.channel_id] += 1
             if names is None or topic.name in names:
                 yield Message(topic, found.log_time, found.data, found.publish_time, found.sequence)
-        for name, lost in (self.counts - read).items():
-            self._note(f"{lost} of {self.counts[name]} messages of {name} are lost")
+        for number, lost in (self.counts - read).items():
+            name = self.topics[number].name
+            self._note(f"{lost} of {self.counts[number]} messages of {name} are lost")
 
     def extras(self) -> Iterator[mcap.Attachment | mcap.Metadata]:
         """Yield attachments and metadata records but rosbag2's own."""
@@ -190,7 +192,7 @@ class McapFile(StorageFile):
                 yield record
 
     def _read_summary(self) -> tuple[dict[int, int], bool]:
-        """Topics, counts, length of the chunk at each offset; whether all messages are counted."""
+        """Take topics and counts; start and end of each chunk; whether all messages are counted."""
         chunks = {}
         try:
             footer = self._record_at(self._size - _FOOTER_BYTES)
@@ -201,17 +203,32 @@ class McapFile(StorageFile):
                 return {}, False
             self._file.seek(0)
             summary = SeekingReader(self._file).get_summary()
-            chunks = {one.chunk_start_offset: one.chunk_length for one in summary.chunk_indexes}
+            chunks = self._ends_of(summary.chunk_indexes)
             self._schemas |= summary.schemas
             for channel in summary.channels.values():
                 self._declare(channel)
-            for channel, count in summary.statistics.channel_message_counts.items():
-                self.counts[self.topics[channel].name] += count
+            self.counts.update(summary.statistics.channel_message_counts)
+            is_full = len(self.topics) >= summary.statistics.channel_count
         except Exception:  # as above; there may be no index at all
             return chunks, False
         # A type that nobody knows may be a damaged name: chunks have it too.
         is_sure = footer.summary_crc or all(one.type in STORE.types for one in self.topics.values())
-        return chunks, bool(is_sure) and len(self.topics) >= summary.statistics.channel_count
+        return chunks, bool(is_sure) and is_full and self.topics.keys() >= self.counts.keys()
+
+    def _ends_of(self, indexed: list[mcap.ChunkIndex]) -> dict[int, int]:
+        """Start and end of the chunks that the index names and that are there."""
+        ends = {}
+        for one in indexed:
+            start, length = one.chunk_start_offset, one.chunk_length
+            opcode, own = self._head(start)
+            is_chunk, follows = opcode == Opcode.CHUNK, self._head(start + 9 + own)[0]
+            if is_chunk and 0 < follows <= Opcode.DATA_END:
+                ends[start] = start + 9 + own
+            elif is_chunk or 9 + own == length:
+                ends[start] = start + length
+            if not is_chunk or 9 + own != length:
+                self._note(f"the index and the file differ about the chunk at byte {start}")
+        return ends
 
     def _find_places(self, chunks: dict[int, int]) -> None:
         """Go from record to record, and past a damaged one to the next of the known ``chunks``."""
@@ -221,15 +238,10 @@ class McapFile(StorageFile):
             opcode, length = self._head(offset)
             end = offset + 9 + length
             while starts and starts[-1] < offset:
-                self._note(f"the index and the file differ about the chunk at byte {starts.pop()}")
-            if starts and starts[-1] == offset:
                 starts.pop()
-                if (opcode, 9 + length) != (Opcode.CHUNK, chunks[offset]):
-                    self._note(f"the index and the file differ about the chunk at byte {offset}")
-                    if not 0 < self._head(end)[0] <= Opcode.DATA_END:
-                        end = offset + chunks[offset]
-                opcode = Opcode.CHUNK
-            elif (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
+            if starts and starts[-1] == offset:
+                opcode, end = Opcode.CHUNK, chunks[starts.pop()]
+            elif not starts and (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
                 return
             following = starts[-1] if starts else self._size
             is_damaged = opcode == 0 or end > following
@@ -311,7 +323,7 @@ class McapFile(StorageFile):
             compression, packed = stored[41 : 41 + named].decode(), stored[49 + named :]
             packed = packed[: int.from_bytes(stored[41 + named : 49 + named], "little")]
             if size > LARGEST_CHUNK:
-                raise BagError(f"it unpacks to {size} bytes, at most {LARGEST_CHUNK} bytes are read")
+                raise BagError(f"it unpacks to {size} bytes, {LARGEST_CHUNK} may be")
             fault = unpack(compression, BytesIO(packed), content, size)
             if content.tell() != size or crc not in (0, zlib.crc32(content.getvalue())):
                 fault = fault or "its size or checksum is wrong"
@@ -401,7 +413,7 @@ class SqliteFile(StorageFile):
             self.close()
             raise BagError(f"the list of topics cannot be read: {self._advice(error)}") from error
         for key, count in self._rows("SELECT topic_id, count(*) FROM messages GROUP BY 1"):
-            self.counts[self.topics[key].name] += count
+            self.counts[key] = count
 
     def close(self) -> None:
         """Close the file."""
