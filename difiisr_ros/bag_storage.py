@@ -281,7 +281,7 @@ class McapFile(StorageFile):
                 record = next(StreamReader(stream, skip_magic=True).records)
                 at = stream.tell()
                 if isinstance(record, mcap.Schema):
-                    self._believe(self._schemas, record.id, record, record.name)
+                    self._believe(self._schemas, record.id, record)
                 elif isinstance(record, mcap.Channel):
                     self._declare(record)
                 elif record.channel_id in self.topics:
@@ -337,15 +337,15 @@ class McapFile(StorageFile):
         schema = self._schemas.get(channel.schema_id) or mcap.Schema(0, b"", "", "")
         form = (schema.name, schema.data, schema.encoding, channel.message_encoding)
         topic = Topic(channel.topic, *form, tuple(channel.metadata.items()))
-        self._believe(self.topics, channel.id, topic, topic.type)
+        self._believe(self.topics, channel.id, topic)
 
-    def _believe(self, known: dict[int, Any], number: int, found: Any, type_name: str) -> None:
-        """Keep what was described first, or, of two descriptions, the one whose type is known."""
+    def _believe(self, known: dict[int, Any], number: int, found: Any) -> None:
+        """Keep a description; of two with one number, the first whose type is known."""
         before = known.setdefault(number, found)
         if before != found:
             kind, names = type(found).__name__.lower(), f"{before.name}, {found.name}"
             self._note(f"{kind} {number} is described in two ways: {names}")
-            if type_name in STORE.types:
+            if getattr(before, "type", before.name) not in STORE.types:  # a schema is called so
                 known[number] = found
 
     def _head(self, offset: int) -> tuple[int, int]:
