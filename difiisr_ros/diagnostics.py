@@ -7,8 +7,8 @@ from typing import NamedTuple, get_args
 
 import psutil
 import torch
-from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
 from difiisr_models import Stream, Upscaler
 from difiisr_models.stream import StreamEvents, StreamSummary
@@ -170,18 +170,6 @@ def event_values(events: StreamEvents) -> dict[str, str]:
     }
 
 
-def stream_state(name: str, frame_id: str, events: StreamEvents) -> DiagnosticStatus:
-    """Return the message of the topic ``sr/stream_state``; its ``hardware_id`` is the frame_id."""
-    values = [KeyValue(key=key, value=value) for key, value in event_values(events).items()]
-    return DiagnosticStatus(
-        level=DiagnosticStatus.OK,
-        name=name,
-        message=events.event.kind,
-        hardware_id=frame_id,
-        values=values,
-    )
-
-
 def model_values(upscaler: Upscaler) -> dict[str, str]:
     """Return what is loaded, what runs it and why not something faster, and memory.
 
@@ -202,20 +190,28 @@ def model_values(upscaler: Upscaler) -> dict[str, str]:
     return values
 
 
-def diagnostic_array(
-    stamp: Time, name: str, hardware_id: str, level: bytes, message: str, values: dict[str, str]
-) -> DiagnosticArray:
-    """Return the message with one status of the given name, level and values."""
-    status = DiagnosticStatus(
-        level=level,
-        name=name,
-        message=message,
-        hardware_id=hardware_id,
-        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+def status_message(
+    name: str, hardware_id: str, level: bytes, text: str, values: dict[str, str]
+) -> DiagnosticStatus:
+    """Return the message of these fields."""
+    pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+    return DiagnosticStatus(
+        level=level, name=name, message=text, hardware_id=hardware_id, values=pairs
     )
-    array = DiagnosticArray(status=[status])
-    array.header.stamp = stamp
-    return array
+
+
+def twin_of(node: Node, topic: str) -> str:
+    """That another node has this one's name or publishes on its ``topic``, "" if none does."""
+    own = node.get_name(), node.get_namespace()
+    if node.get_node_names_and_namespaces().count(own) > 1:
+        return (
+            f"another node is named {node.get_fully_qualified_name()}: services and parameters "
+            "reach either, each frame is answered twice; end one, or give it another name or "
+            "namespace"
+        )
+    if (count := node.count_publishers(topic)) > 1:
+        return f"{count} nodes publish {topic}: each frame is answered {count} times; end one"
+    return ""
 
 
 def _milliseconds(seconds: float | None) -> str:

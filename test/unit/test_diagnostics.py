@@ -12,10 +12,10 @@ from difiisr_models.events import Event
 from difiisr_models.stream import StreamEvents
 from difiisr_ros.diagnostics import (
     Finding,
+    event_values,
     findings,
     model_values,
     scene_values,
-    stream_state,
     stream_values,
     verdict,
 )
@@ -130,11 +130,8 @@ def test_the_state_of_the_stream_tells_event_counts_and_last_jump():
     events = StreamEvents()
     for n, event in enumerate((Event(), Event("offset", 1.0, -183.0, pause=0.8), Event())):
         events = events.then(event, 10**9 * (n + 1))
-    state = stream_state("sr_node: stream", "lens", events)
-    values = {value.key: value.value for value in state.values}
-    assert (state.message, state.hardware_id, state.level) == ("normal", "lens", Status.OK)
-    assert (values["event since (s)"], values["last event"]) == ("3.000", "offset")
-    assert (values["events offset"], values["events pause"], values["events cut"]) == (
-        "1", "1", "0"
-    )  # fmt: skip
-    assert values["last event offset (counts)"] == "-183"
+    values = event_values(events)
+    assert (values["event"], values["event since (s)"]) == ("normal", "3.000")
+    assert (values["last event"], values["last event offset (counts)"]) == ("offset", "-183")
+    counts = [values[f"events {kind}"] for kind in ("offset", "pause", "cut")]
+    assert counts == ["1", "1", "0"]
