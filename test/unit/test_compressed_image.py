@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from thermal_bags import header, messages, pixels
+from thermal_bags import header, info_of, messages, pixels
 from thermal_bags import record as record_raw
 
 from difiisr_models import Camera, load_upscaler
 from difiisr_ros.bags import (
     COMPRESSED_TYPE,
-    STORE,
+    Message,
     choose_image_topic,
     compressed_bytes,
     frames_of,
@@ -107,18 +107,12 @@ def test_floats_have_no_png():
 
 
 def record(path, frames=3):
-    topic = ros_topic(TOPIC, COMPRESSED_TYPE)
     with write_bag(path) as writer:
-        for index in range(frames):
-            data = compressed_bytes(header(index), pixels(index), "mono16")
-            writer.write(next(iter_message(topic, index, data)))
+        for n in range(frames):
+            data = compressed_bytes(header(n), pixels(n), "mono16")
+            at = 10**9 + n * 10**8
+            writer.write(Message(ros_topic(TOPIC, COMPRESSED_TYPE), at, data))
     return path
-
-
-def iter_message(topic, index, data):
-    from difiisr_ros.bag_storage import Message
-
-    yield Message(topic, 10**9 + index * 10**8, data)
 
 
 def test_a_compressed_recording_is_evaluated_and_replayed_like_a_raw_one(tmp_path):
@@ -159,11 +153,7 @@ def test_telemetry_is_cut_and_no_data_filled_for_evaluation(tmp_path):
         source, tmp_path / "out", load_upscaler("bicubic"), camera=Camera(telemetry_rows=2)
     )
     assert not report.warnings  # the camera_info is of 18 rows: without telemetry
-    ((_, _, raw),) = messages(tmp_path / "out", "/cam/sr/camera_info")
-    info = STORE.deserialize_cdr(raw, "sensor_msgs/msg/CameraInfo")
-    assert (info.height, info.k[5]) == (72, 4 * info_of_camera(source).k[5] + 1.5)
-
-
-def info_of_camera(source):
-    ((_, _, raw),) = messages(source, "/cam/camera_info")
-    return STORE.deserialize_cdr(raw, "sensor_msgs/msg/CameraInfo")
+    ((_, _, before),) = messages(source, "/cam/camera_info")
+    ((_, _, after),) = messages(tmp_path / "out", "/cam/sr/camera_info")
+    assert info_of(after).height == 72
+    assert info_of(after).k[5] == 4 * info_of(before).k[5] + 1.5
