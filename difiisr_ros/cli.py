@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from difiisr_ros.allocator import keep_freed_memory
 from difiisr_ros.interrupts import interrupts_noted
+from difiisr_ros.refusals import described
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -46,8 +47,6 @@ VERBS = {
     "train-detector": "fine-tune the detector that judges super-resolved frames",
     "train-segmenter": "fine-tune the segmenter that judges super-resolved frames",
 }
-
-_HEIGHT_FIRST = ("--input-size", "--profile")  # options of before
 
 # What a robot may lack.
 _EXTRAS = {
@@ -96,13 +95,6 @@ def _code_of(arguments: list[str]) -> int:
         if not arguments:
             _app().help_print([])
             return EXIT_LOSSES
-        if advice := _renamed(arguments):
-            print(f"difiisr: {advice}", file=sys.stderr)
-            return EXIT_LOSSES
-        if not arguments[0].startswith("-") and arguments[0] not in VERBS:
-            known = ", ".join(VERBS)
-            print(f"difiisr: no command {arguments[0]!r}; there are {known}", file=sys.stderr)
-            return EXIT_LOSSES
         result = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -126,7 +118,7 @@ def _code_of(arguments: list[str]) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-        print(f"difiisr: {str(error) or _without_words(error)}", file=sys.stderr)
+        print(f"difiisr: {str(error) or described(error)}", file=sys.stderr)
         return EXIT_NOTHING
 
 
@@ -153,20 +145,6 @@ def _app() -> App:
     return app
 
 
-def _renamed(arguments: Sequence[str]) -> str:
-    """What to write instead of an option of before, "" where there is none."""
-    for place, word in enumerate(arguments):
-        name, _, value = word.partition("=")
-        if name in _HEIGHT_FIRST:
-            value = value or "".join(arguments[place + 1 : place + 2])
-            size = re.fullmatch(r"(\d+)x(\d+)", value)
-            now = f"--size {size[2]}x{size[1]}" if size else "--size WIDTHxHEIGHT"
-            return f"{name} HEIGHTxWIDTH is now --size WIDTHxHEIGHT: write {now}"
-        if name == "--sizes":
-            return "--sizes is now --size, which takes several as before"
-    return ""
-
-
 def _in_one_line(error: CycloptsError) -> str:
     """What is wrong with a command line, without what pydantic says of itself."""
     text = re.sub(
@@ -176,19 +154,10 @@ def _in_one_line(error: CycloptsError) -> str:
     return " ".join(line for line in lines if line)
 
 
-def _without_words(error: Exception) -> str:
-    name = type(error).__name__
-    return f"{name}: there is not enough memory" if isinstance(error, MemoryError) else name
-
-
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError, OverflowError)):
-        return True
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch
-        return True
-    reader = sys.modules.get("rosbags.rosbag2")
-    return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))
+    known = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
+    return isinstance(error, known) or "can't allocate memory" in str(error)  # the latter: torch
 
 
 if __name__ == "__main__":

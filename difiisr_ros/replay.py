@@ -23,7 +23,6 @@ from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
     COMPRESSED_TYPE,
     IMAGE_TYPE,
-    STORE,
     Bag,
     BagError,
     Message,
@@ -34,6 +33,7 @@ from difiisr_ros.bags import (
     compressed_bytes,
     image_bytes,
     info_topic_beside,
+    message_bytes,
     open_bag,
     parse_message,
     raw_topic,
@@ -199,8 +199,7 @@ def replay(
                 except ValueError as error:
                     report.warnings = report.warnings or [str(error)]
                 else:
-                    data = bytes(STORE.serialize_cdr(info, CAMERA_INFO_TYPE))
-                    writer.write(message._replace(topic=sr_info, data=data))
+                    writer.write(message._replace(topic=sr_info, data=message_bytes(info)))
             report.frames_out += 1
             report.latencies.append(time.perf_counter() - started)
         report.faults = bag.faults

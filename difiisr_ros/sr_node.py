@@ -13,12 +13,16 @@ if __name__ == "__main__":  # the imports take seconds
     end_at_once(0, signal.SIGINT, signal.SIGTERM)
 
 import gc
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
+from dataclasses import fields
 from functools import wraps
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import rclpy
@@ -44,7 +48,7 @@ from rclpy.signals import (
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from difiisr_models import Upscaler
+from difiisr_models import Runtime, Stream, Upscaler
 from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.settings import Crop
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
@@ -84,6 +88,8 @@ RETRY_PERIOD = 5.0  # seconds
 OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 DEFAULT_THREADS = torch.get_num_threads()
 
+_loaded: WeakValueDictionary[tuple, Upscaler] = WeakValueDictionary()
+
 
 class Frame(NamedTuple):
     """An image on its way through the worker."""
@@ -104,6 +110,22 @@ def overridable(depth: int, reliability: str) -> dict[str, Any]:
     profile = QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
     options = QoSOverridingOptions.with_default_policies()
     return {"qos_profile": profile, "qos_overriding_options": options}
+
+
+def _load(settings: Parameters) -> Upscaler:
+    """An upscaler around the model asked for, which is in memory once for all nodes in a process.
+
+    Frames of all nodes that share one are computed one by one.
+    """
+    key = tuple(getattr(settings, name) for name in ("model", *(f.name for f in fields(Runtime))))
+    loaded = _loaded.get(key)
+    if loaded is None:
+        loaded = _loaded[key] = load_quickest(settings.model, **settings.load_arguments())
+        return loaded
+    own = copy(loaded)  # of the model and its lock there is one
+    own.stream = Stream()
+    own.change(**settings.live_arguments())
+    return own
 
 
 Transition = Callable[["SrNode", LifecycleState], TransitionCallbackReturn]
@@ -166,10 +188,6 @@ class SrNode(LifecycleNode):
         if self._settings.autostart:
             self._autostart = self.create_timer(0.0, self._start, clock=self._steady)
 
-    def load(self, settings: Parameters) -> Upscaler:
-        """The upscaler that the settings ask for."""
-        return load_quickest(settings.model, **settings.load_arguments())
-
     # Transitions
 
     @_with_reason
@@ -178,7 +196,7 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         settings = self._settings
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
-        upscaler = self._upscaler = self.load(settings)
+        upscaler = self._upscaler = _load(settings)
         upscaler.warm_up()
         self._patient = PatientUpscaler(upscaler)
         self._outputs["image"] = self._output(Image, "sr/image_raw")
@@ -499,6 +517,12 @@ class SrNode(LifecycleNode):
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; returns what :func:`run_nodes` does."""
     return run_nodes(lambda: [SrNode()], args)
+
+
+def main_of_several(cameras: list[str] | None = None) -> int:
+    """Run a node for each camera in one process; an argument is one's ROS arguments, as JSON."""
+    given = [json.loads(text) for text in (sys.argv[1:] if cameras is None else cameras)]
+    return run_nodes(lambda: [SrNode(cli_args=["--ros-args", *words]) for words in given], [])
 
 
 def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -> int:

@@ -18,7 +18,6 @@ from rosgraph_msgs.msg import Clock
 
 from difiisr_ros import sr_node
 from difiisr_ros.node_process import NodeProcess
-from difiisr_ros.shared_nodes import SharingNode
 from difiisr_ros.sr_node import SrNode, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +129,7 @@ def test_two_cameras_of_one_process_share_a_model_and_nothing_else(tmp_path):
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=DOMAIN)
     nodes = [
-        SharingNode(context=context, cli_args=["--ros-args", "-r", f"__node:={name}", *words])
+        SrNode(context=context, cli_args=["--ros-args", "-r", f"__node:={name}", *words])
         for name, words in (
             ("a", ["-p", "device:=cpu", "-p", "model:=bicubic-consistent"]),
             ("b", ["-p", "device:=cpu", "-p", "model:=bicubic-consistent", "-p", "seed:=3"]),
@@ -152,7 +151,7 @@ def test_two_cameras_of_one_process_share_a_model_and_nothing_else(tmp_path):
         for name in ("front", "rear")
     ]
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "difiisr_ros.shared_nodes", *cameras]
+    command = [sys.executable, ROOT / "scripts" / "sr_nodes", *cameras]
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         wait_until(lambda: all(f"[{n}]: active:" in log.read_text() for n in ("front", "rear")))
         process.send_signal(signal.SIGINT)
