@@ -24,7 +24,7 @@ import yaml
 import zstandard
 
 from difiisr_models.files import replace_folder
-from difiisr_models.settings import Camera
+from difiisr_models.settings import Camera, Crop
 from difiisr_models.validity import fill_from_nearest
 from difiisr_ros.bag_storage import (
     LARGEST_CHUNK,
@@ -360,12 +360,10 @@ def frames_of(
 
 def _counts(message: Message, camera: Camera) -> np.ndarray:
     """Finite counts ``(H, W)`` of an image; ValueError without."""
-    image = read_image(message)
+    image, _, counts = read_frame(message, camera)
     if is_false_colour(image):
         raise ValueError(f"encoding {image.encoding!r} has colours; a thermal image has counts")
-    counts = image_to_array(image)
     counts = counts if counts.ndim == 2 else counts[..., 0]
-    counts = camera.window(*counts.shape[:2]).cut(counts)
     if not counts.size:
         raise ValueError(f"nothing is left of {image.width}x{image.height} pixels: see crop")
     if (invalid := np.isin(counts, camera.no_data_values)).any():
@@ -382,6 +380,14 @@ def read_image(message: Message) -> Any:
     if message.topic.type == COMPRESSED_TYPE:
         return decompress(parse_message(message.data, COMPRESSED_TYPE), MOST_MEGAPIXELS)
     return parse_message(message.data, IMAGE_TYPE)
+
+
+def read_frame(message: Message, camera: Camera) -> tuple[Any, Crop, np.ndarray]:
+    """The image of a message, what is cut off it, and what is left of its pixels; ValueError."""
+    image = read_image(message)
+    pixels = image_to_array(image)
+    crop = camera.window(*pixels.shape[:2])
+    return image, crop, crop.cut(pixels)
 
 
 def parse_message(data: bytes, message_type: str) -> Any:

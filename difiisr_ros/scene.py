@@ -19,16 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
-from difiisr_ros.bags import (
-    CAMERA_INFO_TYPE,
-    IMAGE_TYPE,
-    STORE,
-    Message,
-    image_bytes,
-    message_bytes,
-    ros_topic,
-    write_bag,
-)
+from difiisr_ros import bags
 
 SCALE = 4
 WIDTH, HEIGHT = 128, 96
@@ -91,16 +82,16 @@ def write_scene_bag(target: Path, frames: int, seed: int = 0, force: bool = Fals
     Raises:
         FileExistsError: ``target`` exists and is not to be replaced.
     """
-    with write_bag(target, force=force) as writer:
+    with bags.write_bag(target, force=force) as writer:
         scene = Scene(seed)
         for index in range(frames):
             at = START + round(index / FRAME_RATE * 1e9)
-            time = STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 1_000_000_000))
-            header = STORE.types["std_msgs/msg/Header"](stamp=time, frame_id=FRAME_ID)
-            info = message_bytes(camera_info(header))
-            writer.write(Message(ros_topic(INFO_TOPIC, CAMERA_INFO_TYPE), at, info))
-            image = image_bytes(header, scene.frame(index), "mono16")
-            writer.write(Message(ros_topic(IMAGE_TOPIC, IMAGE_TYPE), at, image))
+            time = bags.STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 1_000_000_000))
+            header = bags.STORE.types["std_msgs/msg/Header"](stamp=time, frame_id=FRAME_ID)
+            info = bags.message_bytes(camera_info(header))
+            writer.write(bags.Message(bags.ros_topic(INFO_TOPIC, bags.CAMERA_INFO_TYPE), at, info))
+            image = bags.image_bytes(header, scene.frame(index), "mono16")
+            writer.write(bags.Message(bags.ros_topic(IMAGE_TOPIC, bags.IMAGE_TYPE), at, image))
 
 
 def frame_of_stamp(stamp: int) -> int:
@@ -111,7 +102,7 @@ def frame_of_stamp(stamp: int) -> int:
 def camera_info(header: Any) -> Any:
     """CameraInfo of the scene's pinhole camera: no distortion, principal point in the middle."""
     cx, cy = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
-    return STORE.types[CAMERA_INFO_TYPE](
+    return bags.STORE.types[bags.CAMERA_INFO_TYPE](
         header=header,
         height=HEIGHT,
         width=WIDTH,
@@ -122,7 +113,7 @@ def camera_info(header: Any) -> Any:
         p=np.array([FOCAL, 0, cx, 0, 0, FOCAL, cy, 0, 0, 0, 1.0, 0]),
         binning_x=0,
         binning_y=0,
-        roi=STORE.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
+        roi=bags.STORE.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
     )
 
 

@@ -51,31 +51,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from difiisr_models import Runtime, Stream, Upscaler
 from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.settings import Crop
+from difiisr_ros import diagnostics, image_codec
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.camera_state import CameraState
 from difiisr_ros.compressed_image import decompress
 from difiisr_ros.derived_outputs import DerivedOutputs, image_message
-from difiisr_ros.diagnostics import (
-    Finding,
-    event_values,
-    fallback_values,
-    findings,
-    model_values,
-    scene_values,
-    status_message,
-    stream_values,
-    twin_of,
-    verdict,
-)
 from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
-from difiisr_ros.image_codec import (
-    FALSE_COLOUR,
-    ImageTooLarge,
-    check_megapixels,
-    image_to_array,
-    is_false_colour,
-)
 from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
 from difiisr_ros.refusals import described, guard_services, shortened
@@ -324,7 +306,7 @@ class SrNode(LifecycleNode):
         self._first_image = self._first_image or arrived
         try:
             self._hand_over(message, stamp_ns, arrived)
-        except ImageTooLarge as error:
+        except image_codec.ImageTooLarge as error:
             self._statistics.dropped("too_large", str(error))
         except ValueError as error:
             self._statistics.dropped("malformed", shortened(str(error)))
@@ -342,8 +324,8 @@ class SrNode(LifecycleNode):
         most = self._settings.max_frame_megapixels
         if isinstance(message, CompressedImage):
             message = decompress(message, most)
-        pixels = image_to_array(message)
-        check_megapixels(message.width, message.height, most)
+        pixels = image_codec.image_to_array(message)
+        image_codec.check_megapixels(message.width, message.height, most)
         crop = self._settings.window(*pixels.shape[:2])
         if self._worker is None:
             raise Stopped
@@ -370,8 +352,8 @@ class SrNode(LifecycleNode):
     def _warn_of_colours(self, message: Any) -> None:
         if not self._colours_seen:
             self._colours_seen = True
-            if is_false_colour(message):
-                self._warn_once(FALSE_COLOUR.format(self._inputs[0].topic_name))
+            if image_codec.is_false_colour(message):
+                self._warn_once(image_codec.FALSE_COLOUR.format(self._inputs[0].topic_name))
 
     # ... and in the worker's thread
 
@@ -457,12 +439,12 @@ class SrNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
         stream = self._camera.stream
-        values = stream_values(summary)
+        values = diagnostics.stream_values(summary)
         if (scene := stream.summary()) is not None:
-            values |= scene_values(scene) | event_values(stream.events)
-        values |= fallback_values(stream)
+            values |= diagnostics.scene_values(scene) | diagnostics.event_values(stream.events)
+        values |= diagnostics.fallback_values(stream)
         if upscaler is not None:
-            values |= model_values(upscaler)
+            values |= diagnostics.model_values(upscaler)
         if self._fault:
             level, text = DiagnosticStatus.ERROR, self._fault
         elif self._worker is None:
@@ -473,14 +455,14 @@ class SrNode(LifecycleNode):
             self._log(found)
             trouble = self._info_trouble()
             values["camera_info"] = trouble or ("none yet" if self._info is None else "used")
-            level, text = verdict(found, summary)
+            level, text = diagnostics.verdict(found, summary)
         name = f"{self.get_fully_qualified_name().lstrip('/')}: super-resolution"
-        status = status_message(name, self._settings.model, level, text, values)
+        status = diagnostics.status_message(name, self._settings.model, level, text, values)
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
 
-    def _log(self, found: list[Finding]) -> None:
+    def _log(self, found: list[diagnostics.Finding]) -> None:
         """Log each kind of finding once in the time that diagnostics look back."""
         now = time.monotonic()
         for kind, level, text in found:
@@ -493,11 +475,11 @@ class SrNode(LifecycleNode):
             else:
                 self.get_logger().warning(text)
 
-    def _findings(self, summary: Summary) -> list[Finding]:
+    def _findings(self, summary: Summary) -> list[diagnostics.Finding]:
         """What is wrong with the active stream and around it."""
         since, topic = self._worker.computing_since, self._inputs[0].topic_name
         computing = 0.0 if since is None else time.monotonic() - since
-        found = findings(summary, topic, computing, self._settings.min_rate)
+        found = diagnostics.findings(summary, topic, computing, self._settings.min_rate)
         stream = self._camera.stream
         told, self._fallbacks = self._fallbacks, stream.fallbacks
         fallback = (
@@ -508,10 +490,13 @@ class SrNode(LifecycleNode):
             "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble,
-            "twin": twin_of(self, self._outputs["image"].topic_name),
+            "twin": diagnostics.twin_of(self, self._outputs["image"].topic_name),
         }
         level = DiagnosticStatus.WARN
-        return [*found, *(Finding(kind, level, text) for kind, text in warnings.items() if text)]
+        return [
+            *found,
+            *(diagnostics.Finding(kind, level, text) for kind, text in warnings.items() if text),
+        ]
 
 
 def main(args: list[str] | None = None) -> int:

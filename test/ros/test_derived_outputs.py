@@ -20,10 +20,11 @@ TOPICS = {
     "/thermal/sr/compressed": CompressedImage,
     "/thermal/sr/temperature": Image,
     "/thermal/sr/preview": Image,
+    "/sr/uncertainty": Image,
 }
 MORE = (
     *("-r", "sr/temperature:=/thermal/sr/temperature", "-r", "sr/preview:=/thermal/sr/preview"),
-    *("-p", "model:=bicubic", "-p", "device:=cpu", "-p", "autostart:=true"),
+    *("-p", "device:=cpu", "-p", "autostart:=true", "-p", "uncertainty:=true", "-p", "no_data:=7"),
     *("-p", "transport:=compressed", "-p", "unit:=kelvin", "-p", "scale:=0.01"),
     *("-p", "preview:=inferno", "-p", "telemetry_rows:=2", "-p", "diagnostics_period:=0.1"),
 )
@@ -32,6 +33,7 @@ MORE = (
 def test_a_compressed_camera_is_answered_on_all_topics(tmp_path):
     counts = scene() + np.uint16(22000)
     counts[:2] = 9
+    counts[12, 30] = 7
     with NodeProcess(tmp_path / "log", *REMAP, *MORE) as process:
         process.wait_for_log("active:")
         peer = Peer()
@@ -48,18 +50,22 @@ def test_a_compressed_camera_is_answered_on_all_topics(tmp_path):
 
             wait_until(lambda: send(*compress(counts, "mono16")) or all(found.values()))
             wait_until(lambda: send("png", b"broken") or peer.counts()["dropped malformed"])
-            result, packed, kelvin, preview = (found[topic][-1] for topic in TOPICS)
+            result, packed, kelvin, preview, deviations = (found[topic][-1] for topic in TOPICS)
             assert all(found[topic][-1].header == raw.header for topic in TOPICS)
             assert (result.height, result.width, result.encoding) == (232, 320, "mono16")
             pixels = image_to_array(result)
             np.testing.assert_array_equal(image_to_array(decompress(packed, 1.0)), pixels)
             assert kelvin.encoding == "32FC1"
-            celsius = pixels * 0.01 - 273.15
+            celsius = pixels * np.float32(0.01) - np.float32(273.15)
+            celsius[40:44, 120:124] = np.nan  # 12 less 2 of telemetry, 30
             np.testing.assert_allclose(image_to_array(kelvin), celsius, atol=1e-3)
+            expected = image_to_array(deviations)
+            np.testing.assert_array_equal(np.isnan(expected), np.isnan(celsius))
+            assert np.nanmin(expected) > 0
             assert peer.set(temperature_unit="kelvin").successful
             temperature = found["/thermal/sr/temperature"]
-            send(*compress(counts + np.uint16(1), "mono16"))
-            wait_until(lambda: image_to_array(temperature[-1]).min() > 200)
+            warmer = compress(counts + np.uint16(1), "mono16")
+            wait_until(lambda: send(*warmer) or np.nanmin(image_to_array(temperature[-1])) > 200)
             assert peer.set(max_rate=0.01).successful
             count = len(found["/thermal/sr"])
             for number in range(9):

@@ -26,23 +26,7 @@ from thermal_bags import (
     word,
 )
 
-from difiisr_ros.bags import (
-    COMPRESSED_TYPE,
-    IMAGE_TYPE,
-    STORE,
-    BagError,
-    Message,
-    TopicError,
-    choose_image_topic,
-    choose_info_topic,
-    find_recordings,
-    frames_of,
-    image_bytes,
-    open_bag,
-    ros_topic,
-    stamp_of,
-    write_bag,
-)
+from difiisr_ros import bags
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -64,7 +48,7 @@ def test_whole_recording_reads_as_others_read_it_its_file_alone_too(tmp_path, st
         wanted = [(c.topic, c.msgtype, at, bytes(raw)) for c, at, raw in reference.messages()]
         definitions = [connection.msgdef.data for connection in reference.connections]
     for path in (folder, storage_file(folder), folder):  # the last time without metadata.yaml
-        with open_bag(path) as bag:
+        with bags.open_bag(path) as bag:
             assert (bag.storage, bag.fault) == (storage, "")
             assert [topic.name for topic in bag.topics] == [INFO, IMAGE, WORDS]
             assert [topic.definition.decode() for topic in bag.topics] == definitions
@@ -97,7 +81,7 @@ def payloads():
 def test_cut_chunk_gives_its_beginning(tmp_path, payloads, compression):
     file = write_mcap(tmp_path / "a.mcap", payloads[:8], compression)
     file.write_bytes(file.read_bytes()[: int(0.4 * file.stat().st_size)])
-    with open_bag(file) as bag:
+    with bags.open_bag(file) as bag:
         left = [message.data for message in bag.messages()]
         assert bag.count("/bytes") == len(left)
         assert "cut off" in bag.fault
@@ -112,7 +96,7 @@ def test_damaged_chunk_costs_its_own_messages_only(tmp_path, payloads, index):
     overwrite(file, content.rindex(ZSTD_MAGIC, 0, content.index(payloads[10][:64])), bytes(4))
     if not index:
         file.write_bytes(file.read_bytes()[: int(0.95 * len(content))])
-    with open_bag(file) as bag:
+    with bags.open_bag(file) as bag:
         left = {m.data for m in bag.messages()}
         assert "damaged" in bag.fault
         assert ("messages of /bytes are lost" in bag.fault) == index
@@ -134,7 +118,7 @@ def test_messages_come_by_time_whatever_chunk_they_lie_in_and_whatever_is_indexe
         for number, at in enumerate(times):
             writer.add_message(channel, at, bytes([number] * 100), at)
         writer.finish()
-    with open_bag(tmp_path / "a.mcap") as bag:
+    with bags.open_bag(tmp_path / "a.mcap") as bag:
         found = [(m.time, m.data[0]) for m in bag.messages()]
         assert found == sorted((at, number) for number, at in enumerate(times))
         assert (bag.count("/bytes"), bag.fault) == (8, "")
@@ -148,7 +132,7 @@ def test_several_files_are_read_in_numerical_order(tmp_path):
         expected += messages(part)
         storage_file(part).rename(bag / f"bag_{number}.mcap")
     assert messages(bag) == expected
-    with open_bag(bag) as reader:
+    with bags.open_bag(bag) as reader:
         assert (reader.count(IMAGE), len(reader.topics)) == (15, 3)
 
 
@@ -160,7 +144,7 @@ def test_write_ahead_log_of_a_killed_recorder_is_read(tmp_path, left_in_the_log)
     left = {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()}
     for path in (tmp_path / "bag", tmp_path / "bag" / "bag.db3"):
         assert messages(path) == expected
-        with open_bag(path) as bag:
+        with bags.open_bag(path) as bag:
             assert "killed" in bag.fault
     assert {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()} == left
 
@@ -184,7 +168,7 @@ def test_split_recording_with_a_damaged_file_gives_all_the_rest(tmp_path, storag
     assert 210 < len(left) < 300  # something of the damaged file too
     assert left[-200:] == messages(bag / f"bag_1{suffix}", IMAGE) * 2
     assert left[:-200] == messages(file, IMAGE)
-    with open_bag(bag) as reader:
+    with bags.open_bag(bag) as reader:
         list(reader.messages())
         assert file.name in reader.fault
         assert "bag_1" not in reader.fault
@@ -211,7 +195,7 @@ def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
     writer.set_compression(mode, CompressionFormat.ZSTD)
     sent = [("/words", at, bytes([0, 1, 0, 0]) + bytes([at]) * 100) for at in range(9)]
     with writer:
-        topic = writer.add_connection("/words", STRING, typestore=STORE)
+        topic = writer.add_connection("/words", STRING, typestore=bags.STORE)
         for _, at, raw in sent:
             writer.write(topic, at, raw)
     assert messages(tmp_path / "bag") == sent
@@ -219,7 +203,7 @@ def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
     (file,) = (tmp_path / "bag").iterdir()
     for path in (tmp_path / "bag", file):
         assert messages(path) == sent
-        with open_bag(path) as bag:
+        with bags.open_bag(path) as bag:
             assert (bag.fault, bag.storage) == ("", storage)
 
 
@@ -235,48 +219,48 @@ def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
 )
 def test_what_is_no_recording_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BagError, match=str(tmp_path)):
-        open_bag(tmp_path)
+    with pytest.raises(bags.BagError, match=str(tmp_path)):
+        bags.open_bag(tmp_path)
 
 
 def test_topics_are_chosen_or_asked_for(tmp_path):
     record(tmp_path / "bag")
-    with open_bag(tmp_path / "bag") as bag:
-        assert choose_image_topic(bag) == IMAGE
-        assert choose_info_topic(bag, IMAGE) == INFO
-        assert choose_info_topic(bag, "/other/image_raw") is None
-        with pytest.raises(TopicError, match=IMAGE):
-            choose_image_topic(bag, WORDS)
-        with pytest.raises(TopicError, match=INFO):
-            choose_info_topic(bag, IMAGE, WORDS)
-        bag.topics.append(ros_topic("/second", IMAGE_TYPE))
-        with pytest.raises(TopicError, match=r"say which topic.*/cam/image_raw, /second"):
-            choose_image_topic(bag)
+    with bags.open_bag(tmp_path / "bag") as bag:
+        assert bags.choose_image_topic(bag) == IMAGE
+        assert bags.choose_info_topic(bag, IMAGE) == INFO
+        assert bags.choose_info_topic(bag, "/other/image_raw") is None
+        with pytest.raises(bags.TopicError, match=IMAGE):
+            bags.choose_image_topic(bag, WORDS)
+        with pytest.raises(bags.TopicError, match=INFO):
+            bags.choose_info_topic(bag, IMAGE, WORDS)
+        bag.topics.append(bags.ros_topic("/second", bags.IMAGE_TYPE))
+        with pytest.raises(bags.TopicError, match=r"say which topic.*/cam/image_raw, /second"):
+            bags.choose_image_topic(bag)
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_stamp_of_serialized_message(big_endian):
     stamped = header(0)
     stamped.stamp.sec = -1
-    message = STORE.types[COMPRESSED_TYPE](stamped, "png", np.zeros(3, np.uint8))
-    raw = STORE.serialize_cdr(message, COMPRESSED_TYPE, little_endian=not big_endian)
-    assert stamp_of(bytes(raw)) == -1_000_000_000
+    message = bags.STORE.types[bags.COMPRESSED_TYPE](stamped, "png", np.zeros(3, np.uint8))
+    raw = bags.STORE.serialize_cdr(message, bags.COMPRESSED_TYPE, little_endian=not big_endian)
+    assert bags.stamp_of(bytes(raw)) == -1_000_000_000
     with pytest.raises(ValueError, match="3 bytes"):
-        stamp_of(raw[:3])
+        bags.stamp_of(raw[:3])
 
 
 def test_what_is_written_is_read_by_others(tmp_path, storage):
-    image = image_bytes(header(0), pixels(0), "mono16")
-    with write_bag(tmp_path / "bag", storage) as writer:
-        topic = writer.add(ros_topic(IMAGE, IMAGE_TYPE))
-        writer.write(Message(topic, 5, image))
-        writer.write(Message(ros_topic(WORDS, STRING), 6, word("hello")))
-        writer.add(ros_topic("/silent", STRING))
+    image = bags.image_bytes(header(0), pixels(0), "mono16")
+    with bags.write_bag(tmp_path / "bag", storage) as writer:
+        topic = writer.add(bags.ros_topic(IMAGE, bags.IMAGE_TYPE))
+        writer.write(bags.Message(topic, 5, image))
+        writer.write(bags.Message(bags.ros_topic(WORDS, STRING), 6, word("hello")))
+        writer.add(bags.ros_topic("/silent", STRING))
     with AnyReader([tmp_path / "bag"]) as reader:
         found = [(c.topic, at, bytes(raw)) for c, at, raw in reader.messages()]
         assert found == [(IMAGE, 5, image), (WORDS, 6, word("hello"))]
         counted = {c.topic: (c.msgcount, c.digest) for c in reader.connections}
-    hashes = {IMAGE: STORE.hash_rihs01(IMAGE_TYPE), WORDS: STORE.hash_rihs01(STRING)}
+    hashes = {IMAGE: bags.STORE.hash_rihs01(bags.IMAGE_TYPE), WORDS: bags.STORE.hash_rihs01(STRING)}
     assert counted == {
         IMAGE: (1, hashes[IMAGE]),
         WORDS: (1, hashes[WORDS]),
@@ -291,7 +275,10 @@ def test_a_type_of_ones_own_keeps_its_definition(tmp_path, storage):
     with Writer(tmp_path / "bag", version=9, storage_plugin=plugin) as writer:
         connection = writer.add_connection("/pressure", "our/msg/Pressure", typestore=own)
         writer.write(connection, 1, b"\x00\x01\x00\x00own")
-    with open_bag(tmp_path / "bag") as bag, write_bag(tmp_path / "copy", storage) as writer:
+    with (
+        bags.open_bag(tmp_path / "bag") as bag,
+        bags.write_bag(tmp_path / "copy", storage) as writer,
+    ):
         for message in bag.messages():
             writer.write(message)
     with AnyReader([tmp_path / "copy"]) as reader:
@@ -314,7 +301,7 @@ def test_foreign_channels_attachments_and_send_times_are_copied(tmp_path):
         source.add_attachment(1, 2, "calibration.yaml", "text/yaml", b"emissivity: 0.95\n")
         source.add_metadata("thermal", {"camera": "x"})
         source.finish()
-    with open_bag(tmp_path / "a.mcap") as bag, write_bag(tmp_path / "copy") as writer:
+    with bags.open_bag(tmp_path / "a.mcap") as bag, bags.write_bag(tmp_path / "copy") as writer:
         for message in bag.messages():
             writer.write(message)
         for extra in bag.extras():
@@ -341,36 +328,40 @@ def test_foreign_channels_attachments_and_send_times_are_copied(tmp_path):
 
 
 def image(counts, encoding="mono16"):
-    return image_bytes(header(0), counts, encoding)
+    return bags.image_bytes(header(0), counts, encoding)
 
 
 def write(path, topics):
     """``topics``: name -> messages."""
-    with write_bag(path) as writer:
+    with bags.write_bag(path) as writer:
         for name, contents in topics.items():
             for at, data in enumerate(contents):
-                writer.write(Message(ros_topic(name, IMAGE_TYPE), at, data))
+                writer.write(bags.Message(bags.ros_topic(name, bags.IMAGE_TYPE), at, data))
     return path
 
 
 def test_frames_of_a_topic_and_of_some_messages(tmp_path):
     contents = [image(pixels(i)) for i in range(10)]
     write(tmp_path / "bag", {"/a": contents[:1], "/b": contents})
-    assert [n for n, _ in frames_of(tmp_path / "bag", "/b", 4)] == ["000000", "000004", "000008"]
-    last = frames_of(tmp_path / "bag", "/b", choose=lambda count: [3, count - 1])
+    assert [n for n, _ in bags.frames_of(tmp_path / "bag", "/b", 4)] == [
+        "000000",
+        "000004",
+        "000008",
+    ]
+    last = bags.frames_of(tmp_path / "bag", "/b", choose=lambda count: [3, count - 1])
     assert [name for name, _ in last] == ["000003", "000009"]
-    with pytest.raises(TopicError, match=r"say which topic.*/a, /b"):
-        list(frames_of(tmp_path / "bag"))
-    with pytest.raises(TopicError, match=r"no image topic '/c'.*/a, /b"):
-        list(frames_of(tmp_path / "bag", "/c"))
+    with pytest.raises(bags.TopicError, match=r"say which topic.*/a, /b"):
+        list(bags.frames_of(tmp_path / "bag"))
+    with pytest.raises(bags.TopicError, match=r"no image topic '/c'.*/a, /b"):
+        list(bags.frames_of(tmp_path / "bag", "/c"))
 
 
 def test_recordings_are_found_as_folders_and_as_files(tmp_path):
     for name in ("whole", "other"):
         write(tmp_path / name, {"/t": [image(pixels(0))]})
     loose = storage_file(tmp_path / "other").rename(tmp_path / "loose.mcap")
-    assert find_recordings(tmp_path) == [loose, tmp_path / "whole"]
-    assert find_recordings(loose) == [loose]
+    assert bags.find_recordings(tmp_path) == [loose, tmp_path / "whole"]
+    assert bags.find_recordings(loose) == [loose]
 
 
 def test_damaged_messages_are_skipped_and_named(tmp_path):
@@ -380,7 +371,7 @@ def test_damaged_messages_are_skipped_and_named(tmp_path):
     odd = [good[:-1], colours, good[:40], nan, b"\x00\x01\x00\x00" + b"\xff" * 60]
     write(tmp_path / "bag", {"/t": [good, *odd, good]})
     skipped = []
-    found = list(frames_of(tmp_path / "bag", skipped=skipped.append))
+    found = list(bags.frames_of(tmp_path / "bag", skipped=skipped.append))
     assert [name for name, _ in found] == ["000000", "000006"]
     assert [text.split(" of ")[0] for text in skipped] == [
         f"skipped message {n}" for n in range(1, 6)
@@ -391,7 +382,7 @@ def test_damaged_messages_are_skipped_and_named(tmp_path):
 
 def test_an_output_that_came_into_being_meanwhile_is_left_alone(tmp_path):
     target = tmp_path / "out"
-    with pytest.raises(FileExistsError, match="meanwhile"), write_bag(target):
+    with pytest.raises(FileExistsError, match="meanwhile"), bags.write_bag(target):
         target.mkdir()
     assert not any(target.iterdir())
 
@@ -408,7 +399,7 @@ def test_an_interrupted_replacement_leaves_the_old_recording(tmp_path, monkeypat
         return rename(path, other)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), write_bag(target, force=True):
+    with pytest.raises(KeyboardInterrupt), bags.write_bag(target, force=True):
         pass
     assert (target / "metadata.yaml").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

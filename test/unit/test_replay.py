@@ -21,16 +21,7 @@ from thermal_bags import (
 )
 
 from difiisr_models import Camera, Stream, load_upscaler
-from difiisr_ros.bags import (
-    IMAGE_TYPE,
-    BagError,
-    Message,
-    Topic,
-    image_bytes,
-    open_bag,
-    ros_topic,
-    write_bag,
-)
+from difiisr_ros import bags
 from difiisr_ros.replay import replay
 
 SR, SR_INFO = "/cam/sr", "/cam/sr/camera_info"
@@ -70,7 +61,7 @@ def unstamped(data: bytes) -> bytes:
 
 def test_infos_and_images_without_a_stamp_go_together_by_their_times(tmp_path, bicubic):
     infos = {n: unstamped(camera_info(n, 18, 24 if n < 3 else 640)) for n in range(5)}
-    images = {n: unstamped(image_bytes(header(n), pixels(n), "mono16")) for n in range(5)}
+    images = {n: unstamped(bags.image_bytes(header(n), pixels(n), "mono16")) for n in range(5)}
     source = record(tmp_path / "in", images=images, infos=infos)
     report = replay(source, tmp_path / "out", bicubic)
     assert len(messages(tmp_path / "out", SR_INFO)) == 3
@@ -100,7 +91,7 @@ def test_what_is_cut_off_is_not_in_the_result(tmp_path, bicubic):
 def test_pixels_without_a_measurement_come_back_as_they_were(tmp_path, bicubic):
     broken = pixels(0)
     broken[5, 6] = 7
-    images = {0: image_bytes(header(0), broken, "mono16")}
+    images = {0: bags.image_bytes(header(0), broken, "mono16")}
     source = record(tmp_path / "in", images=images, frames=1)
     replay(source, tmp_path / "out", bicubic, camera=Camera(no_data="7, 65535"))
     ((_, _, data),) = messages(tmp_path / "out", SR)
@@ -145,7 +136,7 @@ def test_cut_recording_yields_what_is_readable(tmp_path, bicubic):
     assert len(messages(tmp_path / "out", SR)) == report.frames_out
     cut_before_the_first_frame = record(tmp_path / "short")
     cut(cut_before_the_first_frame, 0.02)
-    with pytest.raises(BagError):
+    with pytest.raises(bags.BagError):
         replay(cut_before_the_first_frame, tmp_path / "none", bicubic)
     assert sorted(os.listdir(tmp_path)) == ["in", "out", "short"]
 
@@ -197,11 +188,11 @@ def test_output_may_not_touch_the_input(tmp_path, bicubic):
 
 
 def test_malformed_frames_are_counted_and_named(tmp_path, bicubic):
-    good = image_bytes(header(1), pixels(1), "mono16")
+    good = bags.image_bytes(header(1), pixels(1), "mono16")
     # height and width follow the header: 4 + 8 bytes, a string of 5, padding
     size = (18).to_bytes(4, "little") + (24).to_bytes(4, "little")
     forged = good.replace(size, (40_000).to_bytes(4, "little") + size[4:])
-    tiny = image_bytes(header(3), pixels(3, 8, 8), "mono16")
+    tiny = bags.image_bytes(header(3), pixels(3, 8, 8), "mono16")
     source = record(tmp_path / "in", images={1: forged, 2: good[:30], 3: tiny})
     report = replay(source, tmp_path / "out", bicubic)
     assert (report.frames_in, report.frames_out) == (5, 2)
@@ -233,10 +224,10 @@ def test_result_topic_may_not_exist_yet(tmp_path, bicubic):
 def test_old_sqlite_recording_with_a_type_nobody_knows(tmp_path, bicubic):
     """Before rosbag2 stored definitions, a recording could not say what its types are."""
     source, data = tmp_path / "in", b"\x00\x01\x00\x00ours"
-    with write_bag(source, "sqlite3") as writer:
-        image = image_bytes(header(0), pixels(0), "mono16")
-        writer.write(Message(ros_topic(IMAGE, IMAGE_TYPE), 1, image))
-        writer.write(Message(Topic("/x", "our_msgs/msg/X"), 2, data))
+    with bags.write_bag(source, "sqlite3") as writer:
+        image = bags.image_bytes(header(0), pixels(0), "mono16")
+        writer.write(bags.Message(bags.ros_topic(IMAGE, bags.IMAGE_TYPE), 1, image))
+        writer.write(bags.Message(bags.Topic("/x", "our_msgs/msg/X"), 2, data))
     with sqlite3.connect(source / "in.db3") as database:
         database.execute("DELETE FROM message_definitions")
     replay(source, tmp_path / "out", bicubic)
@@ -253,12 +244,12 @@ def test_results_keep_the_send_times_and_qos_of_their_frames(tmp_path, bicubic):
     fields |= dict.fromkeys(("deadline", "lifespan", "liveliness_lease_duration"), never)
     qos = "\n  ".join(f"{name}: {value}" for name, value in fields.items())
     qos = f"- {qos}\n  avoid_ros_namespace_conventions: false\n"
-    camera = Topic(IMAGE, IMAGE_TYPE, metadata=(("offered_qos_profiles", qos),))
-    with write_bag(tmp_path / "in") as writer:
-        image = image_bytes(header(0), pixels(0), "mono16")
-        writer.write(Message(camera, 9, image, published=4, sequence=7))
+    camera = bags.Topic(IMAGE, bags.IMAGE_TYPE, metadata=(("offered_qos_profiles", qos),))
+    with bags.write_bag(tmp_path / "in") as writer:
+        image = bags.image_bytes(header(0), pixels(0), "mono16")
+        writer.write(bags.Message(camera, 9, image, published=4, sequence=7))
     replay(tmp_path / "in", tmp_path / "out", bicubic)
-    with open_bag(tmp_path / "out") as bag:
+    with bags.open_bag(tmp_path / "out") as bag:
         frame, result = bag.messages()
         assert frame.data == image
         assert frame[3:] == result[3:] == (4, 7)
@@ -276,7 +267,7 @@ def panning(path, frames):
 
     def view(n):
         seen = scene[:, 2 * n : 2 * n + 40] + rows + rng.normal(0, 3, (48, 40))
-        return image_bytes(header(n), seen.round().astype(np.uint16), "mono16")
+        return bags.image_bytes(header(n), seen.round().astype(np.uint16), "mono16")
 
     images = {n: view(n) for n in range(frames)} | {frames // 3: b"broken"}
     return record(path, frames=frames, images=images)
@@ -313,7 +304,7 @@ def test_a_short_warm_up_is_near_the_whole(tmp_path):
 
 def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path, bicubic):
     shown = [pixels(0), pixels(0), pixels(0) + 900, pixels(0) + 900]
-    images = {n: image_bytes(header(n), frame, "mono16") for n, frame in enumerate(shown)}
+    images = {n: bags.image_bytes(header(n), frame, "mono16") for n, frame in enumerate(shown)}
     source = record(tmp_path / "in", frames=4, images=images)
     report = replay(source, tmp_path / "all", bicubic)
     assert (report.frames_out, report.events) == (4, "2 repeat, 1 offset")
