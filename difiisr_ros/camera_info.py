@@ -51,13 +51,11 @@ def crop_camera_info(info: Any, crop: Crop) -> Any:
     across, down = max(info.binning_x, 1), max(info.binning_y, 1)
     left, right = crop.left * across, crop.right * across
     top, bottom = crop.top * down, crop.bottom * down
-    if info.roi.width or info.roi.height:
-        cropped.roi.x_offset, cropped.roi.y_offset = (
-            info.roi.x_offset + left,
-            info.roi.y_offset + top,
-        )
-        cropped.roi.width = (info.roi.width or info.width) - left - right
-        cropped.roi.height = (info.roi.height or info.height) - top - bottom
+    roi = cropped.roi
+    if roi.width or roi.height:
+        roi.x_offset, roi.y_offset = roi.x_offset + left, roi.y_offset + top
+        roi.width = (roi.width or info.width) - left - right
+        roi.height = (roi.height or info.height) - top - bottom
         return cropped
     cropped.width, cropped.height = info.width - left - right, info.height - top - bottom
     for name, columns in (("k", 3), ("p", 4)):

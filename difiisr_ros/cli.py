@@ -16,8 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from difiisr_ros.allocator import keep_freed_memory
-from difiisr_ros.interrupts import interrupts_noted
+from difiisr_ros.process_setup import interrupts_noted, keep_freed_memory
 from difiisr_ros.refusals import described
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from difiisr_models import Stream, Upscaler
-from difiisr_models.stream import StreamEvents, StreamSummary
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
@@ -131,29 +131,32 @@ def stream_values(summary: Summary) -> dict[str, str]:
     }
 
 
-def scene_values(summary: StreamSummary) -> dict[str, str]:
-    """Return what the last frame showed; temperatures are measured ones, in the camera's counts."""
+def camera_values(stream: Stream) -> dict[str, str]:
+    """Return what the stream and its last frame showed; temperatures are measured ones, in counts.
+
+    How many results are plain bicubic, and why the last is, stands there before the first frame.
+    """
+    values = {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
+    if (scene := stream.summary()) is None:
+        return values
     counts = {
-        "noise": summary.noise,
-        "span": summary.span,
-        "pattern rows": summary.pattern.rows,
-        "pattern columns": summary.pattern.columns,
-        "pattern pixels": summary.pattern.pixels,
-        "coldest measured": summary.coldest,
-        "hottest measured": summary.hottest,
-        "range from": summary.range.lo,
-        "range to": summary.range.hi,
+        "noise": scene.noise,
+        "span": scene.span,
+        "pattern rows": scene.pattern.rows,
+        "pattern columns": scene.pattern.columns,
+        "pattern pixels": scene.pattern.pixels,
+        "coldest measured": scene.coldest,
+        "hottest measured": scene.hottest,
+        "range from": scene.range.lo,
+        "range to": scene.range.hi,
     }
     return {
         **{f"{name} (counts)": f"{value:.6g}" for name, value in counts.items()},
-        "noise (% of span)": f"{summary.noise_percent:.2f}",
-        "invalid pixels": str(summary.invalid),
+        "noise (% of span)": f"{scene.noise_percent:.2f}",
+        "invalid pixels": str(scene.invalid),
+        **event_values(stream.events),
+        **values,
     }
-
-
-def fallback_values(stream: Stream) -> dict[str, str]:
-    """Return how many results are plain bicubic, and why the last is."""
-    return {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
 
 
 def event_values(events: StreamEvents) -> dict[str, str]:

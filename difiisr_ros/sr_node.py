@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import signal
 
-from difiisr_ros.interrupts import as_before, end_at_once
+from difiisr_ros.process_setup import (
+    as_before,
+    end_at_once,
+    keep_freed_memory,
+    return_freed_memory,
+)
 
 if __name__ == "__main__":  # the imports take seconds
     end_at_once(0, signal.SIGINT, signal.SIGTERM)
@@ -52,7 +57,6 @@ from difiisr_models import Runtime, Stream, Upscaler
 from difiisr_models.quickest_backend import load_quickest
 from difiisr_models.settings import Crop
 from difiisr_ros import diagnostics, image_codec
-from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
 from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.camera_state import CameraState
 from difiisr_ros.compressed_image import decompress
@@ -438,11 +442,8 @@ class SrNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
-        stream = self._camera.stream
         values = diagnostics.stream_values(summary)
-        if (scene := stream.summary()) is not None:
-            values |= diagnostics.scene_values(scene) | diagnostics.event_values(stream.events)
-        values |= diagnostics.fallback_values(stream)
+        values |= diagnostics.camera_values(self._camera.stream)
         if upscaler is not None:
             values |= diagnostics.model_values(upscaler)
         if self._fault:

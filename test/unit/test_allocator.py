@@ -15,7 +15,7 @@ FRAME = 40 << 20  # bytes: a 2560x2048 image in float32, twice
 PROCESS = f"""
 import json, resource, sys
 import numpy as np
-from difiisr_ros.allocator import keep_freed_memory, return_freed_memory
+from difiisr_ros.process_setup import keep_freed_memory, return_freed_memory
 
 def frames(count):
     for _ in range(count):
