@@ -10,9 +10,19 @@ import yaml
 import zstandard
 from mcap.reader import make_reader
 from mcap.writer import CompressionType, IndexType
-from mcap.writer import Writer as McapWriter
 from rosbags.highlevel import AnyReader
-from thermal_bags import IMAGE, INFO, STRING, WORDS, header, messages, pixels, record, storage_file
+from thermal_bags import (
+    IMAGE,
+    INFO,
+    STRING,
+    WORDS,
+    header,
+    mcap_file,
+    messages,
+    pixels,
+    record,
+    storage_file,
+)
 
 from difiisr_models import load_upscaler
 from difiisr_ros import cli
@@ -30,11 +40,8 @@ def bicubic():
 def write_mcap(path, compression, crcs=True, chunk_size=3_000, **options):
     """Images, with a word behind each, in some ten chunks."""
     times = []
-    with path.open("wb") as file:
-        writer = McapWriter(
-            file, chunk_size, compression, enable_crcs=crcs, enable_data_crcs=False, **options
-        )
-        writer.start(profile="ros2")
+    options |= {"chunk_size": chunk_size, "compression": compression, "enable_crcs": crcs}
+    with mcap_file(path, enable_data_crcs=False, **options) as writer:
         channels = {}
         for topic, kind in ((IMAGE, IMAGE_TYPE), (WORDS, STRING)):
             text, _ = STORE.generate_msgdef(kind, ros_version=2)
@@ -46,7 +53,6 @@ def write_mcap(path, compression, crcs=True, chunk_size=3_000, **options):
             for topic, content in ((IMAGE, data), (WORDS, b"\0\1\0\0\5\0\0\0word\0")):
                 times.append((topic, 1000 + 10 * n + (topic == WORDS)))
                 writer.add_message(channels[topic], times[-1][1], content, times[-1][1])
-        writer.finish()
     return times
 
 
@@ -161,11 +167,8 @@ def bomb(unpacked_size, declared):
 @pytest.mark.parametrize("declared", [1000, 1 << 50])
 def test_a_chunk_unpacks_to_what_it_declares_and_no_more(tmp_path, declared):
     file = tmp_path / "a.mcap"
-    with file.open("wb") as stream:
-        writer = McapWriter(stream)
-        writer.start(profile="ros2")
+    with mcap_file(file) as writer:
         writer.register_channel("/a", "json", 0)
-        writer.finish()
     data = file.read_bytes()
     chunk = bomb(256 << 20, declared)
     end = data.index(struct.pack("<BQ", 0x0F, 4))
@@ -227,15 +230,12 @@ def test_copies_keep_custom_data_and_are_of_the_version_asked_for(
 
 def test_damaged_attachments_and_private_records_are_named(tmp_path, bicubic):
     source = tmp_path / "a.mcap"
-    with source.open("wb") as file:
-        writer = McapWriter(file)
-        writer.start(profile="ros2")
+    with mcap_file(source) as writer:
         text, _ = STORE.generate_msgdef(IMAGE_TYPE, ros_version=2)
         schema = writer.register_schema(IMAGE_TYPE, "ros2msg", text.encode())
         channel = writer.register_channel(IMAGE, "cdr", schema)
         writer.add_message(channel, 1, image_bytes(header(0), pixels(0), "mono16"), 1)
         writer.add_attachment(1, 2, "calibration.yaml", "text/yaml", b"emissivity: 0.95\n")
-        writer.finish()
     data = source.read_bytes().replace(b"0.95", b"0.85")
     at = data.index(struct.pack("<BQ", 0x0F, 4))
     source.write_bytes(data[:at] + struct.pack("<BQ", 0x81, 3) + b"own" + data[at:])

@@ -2,10 +2,12 @@
 
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from difiisr_ros import scene
@@ -42,6 +44,16 @@ def camera_info(index: int, height: int = 18, width: int = 24) -> bytes:
 
 def word(text: str) -> bytes:
     return message_bytes(STORE.types[STRING](text))
+
+
+@contextmanager
+def mcap_file(path: Path, **options) -> Iterator[McapWriter]:
+    """A writer of an MCAP file, which ends with the block."""
+    with path.open("wb") as file:
+        writer = McapWriter(file, **options)
+        writer.start(profile="ros2")
+        yield writer
+        writer.finish()
 
 
 def record(
