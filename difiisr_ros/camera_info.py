@@ -111,15 +111,12 @@ def info_finder(recorded: Iterable[tuple[int, int, Any]]) -> Callable[[int, int]
         gives the first of that stamp (0 is none), else the last one before that time, else the
         first of all; ``None`` where there is none.
     """
-    infos, times, of_stamp = [], [], {}
-    for stamp, time, info in recorded:
-        infos.append(info)
-        times.append(time)
-        of_stamp.setdefault(stamp, info)
-    of_stamp.pop(0, None)  # no stamp
+    entries = list(recorded)
+    times = [time for _, time, _ in entries]
+    of_stamp = {stamp: info for stamp, _, info in reversed(entries) if stamp}
 
     def info_of(stamp: int, time: int) -> Any:
-        last = infos[max(bisect_right(times, time) - 1, 0)] if infos else None
+        last = entries[max(bisect_right(times, time) - 1, 0)][2] if entries else None
         return of_stamp.get(stamp, last)
 
     return info_of

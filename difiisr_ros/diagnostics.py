@@ -112,14 +112,16 @@ def verdict(found: Sequence[Finding], summary: Summary) -> tuple[bytes, str]:
 def stream_values(summary: Summary) -> dict[str, str]:
     """Return the numbers as they stand in the diagnostic message."""
     total = summary.total
-    p50, p90, p99 = (_milliseconds(seconds) for seconds in summary.latency or (None,) * 3)
+    p50, p90, p99, upscaling = (
+        f"{1e3 * seconds:.1f}" for seconds in (*summary.latency, summary.upscaling)
+    )
     return {
         "rate in (Hz)": f"{summary.rate_in:.2f}",
         "rate out (Hz)": f"{summary.rate_out:.2f}",
         "latency p50 (ms)": p50,
         "latency p90 (ms)": p90,
         "latency p99 (ms)": p99,
-        UPSCALING: _milliseconds(summary.upscaling),
+        UPSCALING: upscaling,
         "frames received": str(total["received"]),
         "frames published": str(total["published"]),
         "frames idle": str(total["idle"]),
@@ -215,7 +217,3 @@ def twin_of(node: Node, topic: str) -> str:
     if (count := node.count_publishers(topic)) > 1:
         return f"{count} nodes publish {topic}: each frame is answered {count} times; end one"
     return ""
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "nan" if seconds is None else f"{1e3 * seconds:.1f}"

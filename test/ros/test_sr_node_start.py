@@ -148,9 +148,12 @@ def test_two_cameras_of_one_process_share_a_model_and_nothing_else(make_node, tm
     log = tmp_path / "log"
     command = [sys.executable, ROOT / "scripts" / "sr_nodes", *cameras]
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
-        wait_until(lambda: all(f"[{n}]: active:" in log.read_text() for n in ("front", "rear")))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        try:
+            wait_until(lambda: all(f"[{n}]: active:" in log.read_text() for n in ("front", "rear")))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     assert "Traceback" not in log.read_text()
 
 
