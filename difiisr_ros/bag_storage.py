@@ -264,10 +264,13 @@ class McapFile(StorageFile):
         self._note("the file ends without its closing index")
 
     def _queue(self, place: _Place) -> Iterator[tuple[int, int, int, mcap.Message | None]]:
-        """Sort key and message; a chunk is read when the first time that it names has come."""
+        """Sort key and message; the place is read, or read again, when its first time has come."""
         if place.is_chunk:
             self._file.seek(place.offset + 9)
-            yield int.from_bytes(self._file.read(8), "little"), place.offset, -1, None
+            start = int.from_bytes(self._file.read(8), "little")
+        else:
+            start = min((message.log_time for message in self._messages_at(place)), default=0)
+        yield start, place.offset, -1, None
         for number, message in enumerate(self._messages_at(place)):
             yield message.log_time, place.offset, number, message
 
