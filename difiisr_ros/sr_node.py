@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import signal
 
-from difiisr_ros.process_setup import (
-    as_before,
-    end_at_once,
-    keep_freed_memory,
-    return_freed_memory,
-)
+from difiisr_ros import process_setup
 
 if __name__ == "__main__":  # the imports take seconds
-    end_at_once(0, signal.SIGINT, signal.SIGTERM)
+    process_setup.end_at_once(0, signal.SIGINT, signal.SIGTERM)
 
 import gc
 import json
@@ -282,7 +277,7 @@ class SrNode(LifecycleNode):
         self._upscaler = self._patient = None
         gc.unfreeze()
         gc.collect()
-        return_freed_memory()
+        process_setup.return_freed_memory()
         torch.cuda.empty_cache()  # nothing where no GPU is in use
 
     def _start(self) -> None:
@@ -517,7 +512,7 @@ def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -
     Returns 0; 1 when a start parameter is not allowed or build_only did not build; 2 when the
     arguments, or a file of parameters, cannot be read.
     """
-    keep_freed_memory()
+    process_setup.keep_freed_memory()
     log, nodes, failed = rclpy.logging.get_logger("sr_node"), [], False
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -525,7 +520,7 @@ def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -
         log.fatal(f"the arguments cannot be read: {' '.join(described(error).split())}")
         return 2
     try:
-        as_before()
+        process_setup.as_before()
         install_signal_handlers(SignalHandlerOptions.ALL)
         nodes = make()
         _spin(nodes)

@@ -9,14 +9,7 @@ from diagnostic_msgs.msg import DiagnosticStatus as Status
 from difiisr_models import load_upscaler
 from difiisr_models.events import Event
 from difiisr_models.stream import StreamEvents
-from difiisr_ros.diagnostics import (
-    Finding,
-    event_values,
-    findings,
-    model_values,
-    stream_values,
-    verdict,
-)
+from difiisr_ros import diagnostics
 from difiisr_ros.stream_statistics import Summary
 
 TOPIC = "/thermal/image_raw"
@@ -58,7 +51,9 @@ def recent(**fates):
 )
 def test_the_worst_trouble_sets_level_and_message(summary, level, text):
     summary = Summary(**summary)
-    found_level, message = verdict(findings(summary, TOPIC, min_rate=1.0), summary)
+    found_level, message = diagnostics.verdict(
+        diagnostics.findings(summary, TOPIC, min_rate=1.0), summary
+    )
     assert found_level == level
     assert text in message
 
@@ -68,15 +63,18 @@ def test_the_worst_trouble_sets_level_and_message(summary, level, text):
     [(2.0, None, ""), (6.0, Status.WARN, "computes for 6 s"), (31.0, Status.ERROR, "start the")],
 )
 def test_a_frame_that_computes_for_long_is_told(computing, level, text):
-    found = findings(Summary(), TOPIC, computing)
+    found = diagnostics.findings(Summary(), TOPIC, computing)
     assert [finding.level for finding in found] == ([level] if level else [])
     assert all(text in finding.text for finding in found)
 
 
 def test_all_that_is_wrong_is_told_the_worst_first():
     summary = Summary(**recent(failed=1, malformed=2))
-    found = [Finding("camera_info", Status.WARN, "no camera_info"), *findings(summary, TOPIC)]
-    level, message = verdict(found, summary)
+    found = [
+        diagnostics.Finding("camera_info", Status.WARN, "no camera_info"),
+        *diagnostics.findings(summary, TOPIC),
+    ]
+    level, message = diagnostics.verdict(found, summary)
     assert level == Status.ERROR
     assert message.startswith("1 frames failed")
     assert "2 images refused" in message
@@ -89,18 +87,18 @@ def test_the_values_a_dashboard_reads():
         latency=(0.02, 0.03, 0.5),
         upscaling=0.015,
     )
-    values = stream_values(summary)
+    values = diagnostics.stream_values(summary)
     assert values["latency p50 (ms)"] == "20.0"
     assert values["latency p99 (ms)"] == "500.0"
     assert values["upscaling p50 (ms)"] == "15.0"
     assert (values["dropped stale"], values["dropped malformed"]) == ("2", "1")
     assert values["dropped failed"] == "0"
-    idle = stream_values(Summary())
+    idle = diagnostics.stream_values(Summary())
     assert idle["latency p50 (ms)"] == idle["upscaling p50 (ms)"] == "nan"
 
 
 def test_the_backend_and_what_was_passed_over_are_told():
-    values = model_values(load_upscaler("bicubic", device="cpu", backend="onnxruntime"))
+    values = diagnostics.model_values(load_upscaler("bicubic", device="cpu", backend="onnxruntime"))
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
     assert values["passed over onnxruntime"] == "bicubic always runs in torch"
     assert 50 < float(values["memory (MB)"]) < 50_000
@@ -110,7 +108,7 @@ def test_the_state_of_the_stream_tells_event_counts_and_last_jump():
     events = StreamEvents()
     for n, event in enumerate((Event(), Event("offset", 1.0, -183.0, pause=0.8), Event())):
         events = events.then(event, 10**9 * (n + 1))
-    values = event_values(events)
+    values = diagnostics.event_values(events)
     assert (values["event"], values["event since (s)"]) == ("normal", "3.000")
     assert (values["last event"], values["last event offset (counts)"]) == ("offset", "-183")
     counts = [values[f"events {kind}"] for kind in ("offset", "pause", "cut")]
