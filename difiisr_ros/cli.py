@@ -25,42 +25,33 @@ if TYPE_CHECKING:
 EXIT_NOTHING, EXIT_LOSSES = 1, 2
 EXIT_BY_SIGNAL = 128  # and its number
 
+# verb: what it does, and the extras it needs, which a robot may lack
 VERBS = {
-    "upscale": "super-resolve images and videos in files",
-    "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
-    "info": "what a model is and what a frame costs, or what a recording shows of its camera",
-    "evaluate": "judge models on recordings and images: report.html",
-    "fleet": "replay or evaluate many recordings, on one machine or a cluster",
-    "recorded": "say what a running node really did, from its recording",
-    "video": "judge models on films: what the frames before add",
-    "bench": "time network, upscaler and node, beside other models",
-    "demo": "play a thermal stream to the node over DDS and draw what comes back",
-    "soak": "drive a node with all that may happen to it, for minutes or hours, and watch it",
-    "scene": "record the procedural thermal scene of the demo",
-    "export": "write a model as an ONNX graph",
-    "build-engine": "build a TensorRT engine for this machine",
-    "convert": "convert published checkpoints for this package",
-    "train": "train a model",
-    "adapt": "fit a model to a camera of which there is no high resolution",
-    "train-ablation": "train and compare the guidance settings of the paper",
-    "train-detector": "fine-tune the detector that judges super-resolved frames",
-    "train-segmenter": "fine-tune the segmenter that judges super-resolved frames",
-}
-
-# What a robot may lack.
-_EXTRAS = {
-    "upscale": "images",
-    "demo": "images",
-    "scene": "images",
-    "evaluate": "eval",
-    "fleet": "fleet,eval",
-    "video": "eval",
-    "train": "train",
-    "adapt": "train,images",
-    "train-ablation": "train,eval",
-    "train-detector": "train,eval,onnx",
-    "train-segmenter": "train,eval",
-    "soak": "ros",
+    "upscale": ("super-resolve images and videos in files", "images"),
+    "replay": ("super-resolve every frame of a rosbag2 recording, without ROS", ""),
+    "info": ("what a model is and what a frame costs, or what a recording shows of its camera", ""),
+    "evaluate": ("judge models on recordings and images: report.html", "eval"),
+    "fleet": ("replay or evaluate many recordings, on one machine or a cluster", "fleet,eval"),
+    "recorded": ("say what a running node really did, from its recording", ""),
+    "video": ("judge models on films: what the frames before add", "eval"),
+    "bench": ("time network, upscaler and node, beside other models", ""),
+    "demo": ("play a thermal stream to the node over DDS and draw what comes back", "images"),
+    "soak": (
+        "drive a node with all that may happen to it, for minutes or hours, and watch it",
+        "ros",
+    ),
+    "scene": ("record the procedural thermal scene of the demo", "images"),
+    "export": ("write a model as an ONNX graph", ""),
+    "build-engine": ("build a TensorRT engine for this machine", ""),
+    "convert": ("convert published checkpoints for this package", ""),
+    "train": ("train a model", "train"),
+    "adapt": ("fit a model to a camera of which there is no high resolution", "train,images"),
+    "train-ablation": ("train and compare the guidance settings of the paper", "train,eval"),
+    "train-detector": (
+        "fine-tune the detector that judges super-resolved frames",
+        "train,eval,onnx",
+    ),
+    "train-segmenter": ("fine-tune the segmenter that judges super-resolved frames", "train,eval"),
 }
 
 
@@ -110,7 +101,7 @@ def _code_of(arguments: list[str]) -> int:
         missing = error.__cause__ or error  # the former: of a verb that cannot be imported
         if not isinstance(missing, ModuleNotFoundError):
             raise
-        extras = _EXTRAS.get(arguments[0])
+        _, extras = VERBS.get(arguments[0], ("", ""))
         advice = f" (pip install '.[{extras}]' in the checkout)" if extras else ""
         print(f"difiisr: {missing}{advice}", file=sys.stderr)
         return EXIT_NOTHING
@@ -138,7 +129,7 @@ def _app() -> App:
         suppress_keyboard_interrupt=False,  # main says so and decides the code
     )
     app.register_install_completion_command()
-    for verb, text in VERBS.items():
+    for verb, (text, _) in VERBS.items():
         name = verb.replace("-", "_")
         app.command(f"difiisr_ros.commands.{name}:{name}", name=verb, help=text)
     return app
