@@ -97,7 +97,7 @@ def train(
     from difiisr_training import train as training
     from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
     from difiisr_training.networks import build_objective, export_run, starting_weights
-    from difiisr_training.recipes.begin_as_rlfn import begin
+    from difiisr_training.recipes.fitted_layers import begin
     from difiisr_training.recipes.curves import save_learning_curve
     from difiisr_training.validation import Validator
 

@@ -150,7 +150,7 @@ OLD = {"_use_new_zipfile_serialization": False}
         (save_half, "zip"),
         (save_bomb, "declares"),
         (lambda path: save_index(path, b"\x80\x02\xff\xff not a pickle"), "damaged|refuses"),
-        (save_encrypted, "encrypted"),
+        (save_encrypted, "refuses"),
         (save_endless, "dict"),
         (lambda path: torch.save([1, 2, 3], path), "list"),
         (lambda path: torch.save({"a": "text"}, path), "str"),
@@ -165,12 +165,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, write, text):
     write(tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=text):
         read_checkpoint(tmp_path / "x.pth")
-
-
-def test_old_torch_is_not_trusted(files, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
-    with pytest.raises(CheckpointError, match=r"2\.6.*2\.5\.1"):
-        read_checkpoint(files[0])
 
 
 def test_the_command_converts_and_refuses_with_exit_code_1(files, tmp_path, capsys):
@@ -354,7 +348,7 @@ def test_sizes_that_the_archive_does_not_hold(path, declared, shape, stride):
 def test_commands_are_refused_in_every_pickle_protocol(path, tmp_path, protocol):
     target = tmp_path / "made"
     write_archive(path, {"a": Command(target)}, protocol=protocol)
-    with pytest.raises(CheckpointError, match=r"mkdir|STACK_GLOBAL"):
+    with pytest.raises(CheckpointError, match="torch refuses"):
         read_checkpoint(path)
     assert not target.exists()
 
