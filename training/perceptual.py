@@ -129,7 +129,9 @@ class SamLoss(nn.Module):
     def __init__(self, sam: Sam, output: str, points_per_side: int = 4) -> None:
         """Freeze ``sam``, whose prompt points are a grid of ``points_per_side`` squared."""
         super().__init__()
-        self._sam = sam
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        self._sam, self._resize = sam, ResizeLongestSide(sam.image_encoder.img_size)
         describe = {"features": self.features, "raw_features": self.raw_features}
         self._describe = describe.get(output, self.masks)
         self._points_per_side = points_per_side
@@ -154,7 +156,11 @@ class SamLoss(nn.Module):
     def masks(self, image: Tensor) -> Tensor:
         """Mask probabilities ``(B, points, 4s, 4s)`` of ``(B, 1, H, W)`` in [-1, 1]."""
         sam, embeddings = self._sam, self.features(image)
-        points = self._prompt_points(image)
+        n, size = self._points_per_side, image.shape[-2:]
+        centres = (torch.arange(n, device=image.device) + 0.5) / n
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        grid = torch.stack([x * size[1], y * size[0]], dim=-1).reshape(n * n, 1, 2)
+        points = self._resize.apply_coords_torch(grid, size)
         labels = torch.ones(points.shape[:2], device=points.device)  # 1 = foreground
         sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
         prompts = [p.to(embeddings) for p in (sam.prompt_encoder.get_dense_pe(), sparse, dense)]
@@ -166,20 +172,9 @@ class SamLoss(nn.Module):
 
     def preprocess(self, image: Tensor) -> Tensor:
         """SAM's own, with gradient: longest side to ``img_size``, normalised, zeros to a square."""
-        size, grey = self._resized(image), (image + 1) * 127.5
-        return self._sam.preprocess(F.interpolate(grey, size, mode="bilinear", antialias=True))
-
-    def _resized(self, image: Tensor) -> tuple[int, int]:
-        scale = self._sam.image_encoder.img_size / max(image.shape[-2:])
-        return tuple(int(n * scale + 0.5) for n in image.shape[-2:])
-
-    def _prompt_points(self, image: Tensor) -> Tensor:
-        """Centres of a grid over the resized image: ``(points, 1, 2)``, x before y, in pixels."""
-        n = self._points_per_side
-        centres = (torch.arange(n, device=image.device) + 0.5) / n
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
-        height, width = self._resized(image)
-        return torch.stack([x * width, y * height], dim=-1).reshape(n * n, 1, 2)
+        size = self._resize.get_preprocess_shape(*image.shape[-2:], self._resize.target_length)
+        grey = F.interpolate((image + 1) * 127.5, size, mode="bilinear", antialias=True)
+        return self._sam.preprocess(grey)
 
 
 def load_sam(checkpoint: Path) -> Sam:

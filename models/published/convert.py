@@ -93,10 +93,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a crafted file makes torch raise is not specified
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        lines = [x for x in str(error).splitlines() if x and "weights_only" not in x]
+        reason = lines[0] if lines else type(error).__name__
         raise CheckpointError(
-            f"{path}: torch refuses to read it: {reason or type(error).__name__}. If you trust its "
-            "source, save its state dict alone"
+            f"{path}: torch refuses to read it: {reason} If you trust its source, save its state "
+            "dict alone"
         ) from error
     return _state_dict(content, path)
 
