@@ -54,10 +54,9 @@ class TrainState:
     iteration: int = 0
     interrupted: int = 0
 
-    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | None]:
+    def parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name."""
-        names = ("network", "ema", "optimiser", "scaler")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("network", "ema", "optimiser", "scaler")}
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,7 @@ def run_task(
 
             if state.iteration % config.log_every == 0:
                 mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                if not math.isfinite(mean):
-                    raise _diverged(f"the loss is {mean}", state, run)
+                _check(math.isfinite(mean), f"the loss is {mean}", state, run)
                 elapsed = time.monotonic() - started
                 speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
                 if is_main:
@@ -302,18 +300,19 @@ def _begin_or_go_on(
 
 def _save(run: Path, state: TrainState, config: RunConfig, accelerator: Accelerator) -> None:
     """Write the checkpoint, unless the weights, which all processes have, are not finite."""
-    if not all(weight.isfinite().all() for weight in state.network.parameters()):
-        raise _diverged("the weights hold NaN or infinity", state, run)
+    finite = all(weight.isfinite().all() for weight in state.network.parameters())
+    _check(finite, "the weights hold NaN or infinity", state, run)
     if accelerator.is_main_process:
         path = run / CHECKPOINT_NAME
         save_checkpoint(path, asdict(config), state.parts(), iteration=state.iteration)
 
 
-def _diverged(what: str, state: TrainState, run: Path) -> FloatingPointError:
-    return FloatingPointError(
-        f"{what} before iteration {state.iteration}; the last checkpoint in {run} is kept. "
-        "Lower the learning rate or use fp32"
-    )
+def _check(finite: bool, what: str, state: TrainState, run: Path) -> None:
+    if not finite:
+        raise FloatingPointError(
+            f"{what} before iteration {state.iteration}; the last checkpoint in {run} is kept. "
+            "Lower the learning rate or use fp32"
+        )
 
 
 def _any_process(stop: bool, accelerator: Accelerator) -> bool:
