@@ -14,11 +14,10 @@ from pydantic.dataclasses import dataclass
 from difiisr_models.compact import CompactConfig
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.published.swin_unet import SwinUNetConfig
-from difiisr_training.data.images import ImageSource
+from difiisr_training.data.images import ImageSource, Share
 from difiisr_training.data.training_pairs import CropConfig
 from difiisr_training.guidance import GuidanceConfig
 
-Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 RunName = Annotated[str, Field(pattern=r"^[\w@+-][\w.@+-]*$", max_length=100)]
 """Of a folder below runs/, and of nothing beside it."""
@@ -93,7 +92,7 @@ class TrainConfig(RunConfig):
         perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched. A
             network without that knob (the published one) has this loss alone, where it is not 0.
         begin_as: published network that a new run's weights are made of, see
-            ``recipes/fitted_layers.py``; "none" = fresh weights, or those of ``--init``.
+            ``recipes/begin_as_rlfn.py``; "none" = fresh weights, or those of ``--init``.
         iterations: length of the schedule.
         batch: samples per iteration over all processes.
         precision: of the network's convolutions and products (autocast).

@@ -31,9 +31,9 @@ from difiisr_models.model_loading import save_compact
 from difiisr_models.recurrence import no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
-from difiisr_training.config import Count, RunConfig, Share
+from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
-from difiisr_training.data.images import ImageSource, LoadFrames
+from difiisr_training.data.images import ImageSource, LoadFrames, Share
 from difiisr_training.losses import distance
 from difiisr_training.train import Task, Validate, run_task
 

@@ -27,7 +27,7 @@ from difiisr_training.evaluation import films
 from difiisr_training.evaluation.inputs import evenly, full_range
 from difiisr_training.evaluation.measures import Judge
 from difiisr_training.evaluation.metrics import psnr
-from difiisr_training.preview import save_panel
+from difiisr_training.run_pictures import save_panel
 
 _SIDE = 256  # high-resolution pixels of a validation crop
 _SHOWN = 4

@@ -39,7 +39,6 @@ from difiisr_models.weights import (
 UNET_FILE = "unet.safetensors"
 MAX_FILE_BYTES = 4 << 30
 MAX_INDEX_BYTES = 16 << 20
-MAX_TENSORS = 2000
 SCHEDULE = {
     "steps": 15,
     "kappa": 2.0,
@@ -146,8 +145,6 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
         content = next((inner for inner in inside if isinstance(inner, dict)), content)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
-    if len(content) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: {len(content)} entries, at most {MAX_TENSORS} are read")
     state: dict[str, Tensor] = {}
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):

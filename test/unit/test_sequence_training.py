@@ -9,7 +9,6 @@ import yaml
 from wave_frames import write_waves
 
 from difiisr_models import Stream, load_upscaler
-from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.motion import warp
 from difiisr_models.resample import downsample, pack
 from difiisr_ros.cli import main as difiisr
@@ -22,7 +21,6 @@ from difiisr_training.checkpoints import (
 from difiisr_training.config import from_dict, read_yaml
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, read_counts
-from difiisr_training.recipes.fitted_layers import refit_detail
 from difiisr_training.sequence_training import (
     SequenceConfig,
     export_sequence_run,
@@ -153,17 +151,3 @@ def test_wrong_settings_are_named(tmp_path):
     config.write_text(CONFIG.replace("batch: 2, frames: 3", "batch: 2, frames: 1"))
     with pytest.raises(ValueError, match=r"stages.0.frames: .*greater than or equal to 2"):
         from_dict(read_yaml(config), str(config), SequenceConfig)
-
-
-def test_the_detail_head_follows_features_that_moved(data):
-    torch.manual_seed(0)
-    config = CompactConfig(channels=8, blocks=1, time_features=16, recurrent=True)
-    teacher, network = CompactNetwork(config), CompactNetwork(config)
-    teacher.detail_head.weight.data.normal_(std=0.05)
-    network.load_state_dict(teacher.state_dict())
-    network.fuse.weight.data *= 2  # the features move, the head does not know
-    network.stem_lr.weight.data *= 2
-    network.stem_lr.bias.data *= 2
-    clips = clips_of(data, clean_share=1.0, camera_share=0.0)
-    share = refit_detail(network, teacher, (clips.draw(k, 2) for k in range(6)))
-    assert 0.5 < share <= 1

@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from difiisr_training.data.images import ImageSource, load_images
-from difiisr_training.data.sequences import LARGEST_GAP, sequence_names, validation_sequences
+from difiisr_training.data.images import (
+    LARGEST_GAP,
+    ImageSource,
+    load_images,
+    sequence_names,
+    validation_sequences,
+)
 
 
 def groups(*files):

@@ -25,7 +25,7 @@ from difiisr_training.data.images import load_images
 from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.losses import Objective, PackedSpace, TrainingLoss, distance
 from difiisr_training.networks import build_network, build_objective, load_average, starting_weights
-from difiisr_training.recipes.fitted_layers import begin
+from difiisr_training.recipes.begin_as_rlfn import begin
 from difiisr_training.train import learning_rate, train
 
 CPU = torch.device("cpu")

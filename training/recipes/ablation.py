@@ -22,7 +22,7 @@ from difiisr_training.evaluation.results import (
     read_frame,
     slug,
 )
-from difiisr_training.preview import save_panel
+from difiisr_training.run_pictures import save_panel
 
 METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")
 _CROP = 192  # pixels of a picture's crop

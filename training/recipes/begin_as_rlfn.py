@@ -1,38 +1,29 @@
-"""Layers fitted, by least squares, to what another network computes in their place.
+"""A compact network that begins as a published one: RLFN, narrowed and without its attention.
 
-``begin_as_rlfn`` makes a compact network that begins as a published one: RLFN, narrowed and without
-its attention. The blocks of the compact network are those of RLFN (Kong et al., CVPR workshops
-2022), so that what RLFN learnt from many photographs need not be learnt again. Two things differ:
-fewer channels, and no spatial attention. Channels are left out where the others say most of what
-they say, and each layer is then fitted anew to what RLFN computes in that place (channel pruning
+The blocks of the compact network are those of RLFN (Kong et al., CVPR workshops 2022), so that what
+RLFN learnt from many photographs need not be learnt again. Two things differ: fewer channels, and
+no spatial attention. Channels are left out where the others say most of what they say, and each
+layer is then fitted anew, by least squares, to what RLFN computes in that place (channel pruning
 with reconstruction; He et al., ICCV 2017). RLFN's features are homogeneous in their unit but for
 the attention, so that its 0..255 becomes -1..1 by a factor and a bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difiisr_models.compact import CompactNetwork
-from difiisr_models.consistency import noise_aware_consistency
-from difiisr_models.diffusion import exponential_schedule, latent_input_scale, prior_sample
-from difiisr_models.noise import denoise
-from difiisr_models.recurrence import no_past, past_planes
-from difiisr_models.resample import PHASES, pack, upsample
+from difiisr_models.resample import pack, upsample
 from difiisr_training.config import TrainConfig
 from difiisr_training.data.images import LoadFrames
 from difiisr_training.data.training_pairs import CropDataset
 from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.evaluation.peers import load_published_network
-
-if TYPE_CHECKING:
-    from difiisr_training.data.clips import Clip  # needs OpenCV
 
 _FITTED_ON = 96  # crops; of 48x48 they give 500 equations for each of the unknowns
 _HALF_SPAN = 127.5  # counts of RLFN's input that are 1 in network units
@@ -109,39 +100,6 @@ def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
     own = _fit(network.fuse, own, deep[:, shallow_kept]) + own_shallow
     result = rlfn.upsampler[1](_convolve(rlfn.upsampler[0], deep + shallow)).mean(1, keepdim=True)
     _fit(network.mean_head, own, pack(result - 1) - upsample(lr))
-
-
-@torch.no_grad()
-def refit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable[Clip]) -> float:
-    """Fit the detail head to what ``teacher`` adds to the same frames, in place.
-
-    Training on clips moves the features that the head reads. Returns the share of the energy that
-    is kept.
-    """
-    head, read, added = network.detail_head, [], []
-    hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    schedule, rng = exponential_schedule(), torch.Generator().manual_seed(0)
-    scale, t = latent_input_scale(schedule.steps, schedule), torch.tensor([schedule.steps - 1])
-    for clip in clips:
-        sigma, noise, before = clip.sigma.view(1, 1, 1, 1), float(clip.sigma), None
-        for lr, flow in zip(clip.lr[:, None], clip.flow[:, None], strict=True):
-            past = no_past(lr, sigma)
-            if before is not None:
-                past = past_planes(before, flow, lr, sigma)
-            eps = torch.randn(1, PHASES, *lr.shape[-2:], generator=rng)
-            for net, shown, told in (
-                (network, lr, (past,)),
-                (teacher, denoise(lr, noise), (past,) * teacher.config.recurrent),
-            ):
-                y = upsample(shown)
-                x_t = prior_sample(y, eps, schedule) * scale
-                mean, detail = net.estimates(x_t, y, shown, t, *told)
-                before = noise_aware_consistency(mean, lr, noise) if net is network else before
-            added.append(detail)  # the teacher's
-    hook.remove()
-    wanted = torch.cat(added)
-    kept = _fit(head, torch.cat(read), wanted)
-    return 1 - float((kept - wanted).square().sum() / wanted.square().sum().clamp(min=1e-12))
 
 
 def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
