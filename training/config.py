@@ -128,11 +128,9 @@ class TrainConfig(RunConfig):
                 f"guidance {guidance.kind!r} acts on the perceptual estimate, and "
                 "perceptual_weight 0 does not train that: set it above 0"
             )
-        if guidance.start_iteration >= self.iterations:
-            raise ValueError(
-                f"guidance starts at {guidance.start_iteration}, after the last of "
-                f"{self.iterations} iterations"
-            )
+        first = guidance.start_iteration
+        if first >= self.iterations:
+            raise ValueError(f"guidance starts at {first}, after the last of {self.iterations}")
         if self.stage == "distillation" and steps not in (guidance.timesteps or (steps,)):
             raise ValueError(
                 f"distillation is guided at t = {steps} alone, not at {list(guidance.timesteps)}"
@@ -140,12 +138,7 @@ class TrainConfig(RunConfig):
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a YAML file.
-
-    Raises:
-        ValueError: an unknown or missing key, or a value of the wrong type or range; the text
-            names it.
-    """
+    """Read a YAML file; ValueError that names an unknown or missing key, a wrong type or range."""
     return from_dict(read_yaml(path), str(path))
 
 
@@ -162,10 +155,8 @@ def read_yaml(path: Path) -> Any:
 def from_dict(data: Any, where: str | Path, kind: type = TrainConfig) -> Any:
     """Settings of a ``kind`` from plain data; what an earlier version did not know has its default.
 
-    Its ``image_teacher``, which is gone, is passed over where it was "none".
-
-    Raises:
-        ValueError: as :func:`load_config`; the text begins with ``where``.
+    Its ``image_teacher``, which is gone, is passed over where it was "none". Raises as
+    :func:`load_config` does; the text begins with ``where``.
     """
     if isinstance(data, dict) and data.get("image_teacher") == "none":
         data = {k: v for k, v in data.items() if k not in ("image_teacher", "teacher_weight")}

@@ -22,9 +22,7 @@ from difiisr_training.losses import LatentSpace, Objective, PackedSpace
 
 def build_network(config: TrainConfig) -> nn.Module:
     """A network with fresh weights: the compact one, or the published UNet if configured."""
-    if config.published is not None:
-        return SwinUNet(config.published)
-    return CompactNetwork(config.network)
+    return SwinUNet(config.published) if config.published else CompactNetwork(config.network)
 
 
 def build_objective(
@@ -42,15 +40,12 @@ def build_objective(
     Raises:
         ValueError: the configuration needs what is not given; the text names the option.
     """
-    space: PackedSpace | LatentSpace = PackedSpace()
-    if config.published is not None:
-        if autoencoder is None:
-            raise ValueError("the published network needs --autoencoder DIR: it works in latents")
-        space = LatentSpace(autoencoder.to(device))
-    guidance_loss = None
-    if config.guidance.kind != "none":
-        guidance_loss = GuidanceLoss(config.guidance, vgg, sam).to(device)
-    return Objective(config, space, guidance_loss)
+    if config.published is not None and autoencoder is None:
+        raise ValueError("the published network needs --autoencoder DIR: it works in latents")
+    space = LatentSpace(autoencoder.to(device)) if config.published else PackedSpace()
+    is_guided = config.guidance.kind != "none"
+    loss = GuidanceLoss(config.guidance, vgg, sam).to(device) if is_guided else None
+    return Objective(config, space, loss)
 
 
 @torch.no_grad()
@@ -68,12 +63,12 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
         ours, theirs = network.config, initial.config
         larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
         if larger and ours.time_features == theirs.time_features:
-            for block in network.blocks:
+            for place, block in enumerate(network.blocks):
                 nn.init.dirac_(block.mix.weight)
                 nn.init.zeros_(block.mix.bias)
-            for block in network.blocks[theirs.blocks :]:
-                nn.init.zeros_(block.conv3.weight)
-                nn.init.zeros_(block.conv3.bias)
+                if place >= theirs.blocks:
+                    nn.init.zeros_(block.conv3.weight)
+                    nn.init.zeros_(block.conv3.bias)
             embed(initial, network)
             return
     try:
