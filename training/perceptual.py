@@ -48,12 +48,7 @@ class PerceptualLoss(nn.Module):
     """
 
     def __init__(self, layer: str, weights: Path) -> None:
-        """Build and fill the network from the file ``weights``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file holds another network, or no weights.
-        """
+        """Fill the network from the file ``weights``; ValueError if that holds another one."""
         super().__init__()
         blocks, self._taps, self._normalised = _LAYERS[layer]
         network = _imagenet_vgg(blocks) if blocks else _normalised_vgg19()
@@ -94,8 +89,7 @@ class PerceptualLoss(nn.Module):
 
 def _imagenet_vgg(blocks: tuple[int, ...]) -> nn.Sequential:
     """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision."""
-    layers: list[nn.Module] = []
-    channels = 3
+    layers, channels = [], 3
     for width, convolutions in zip((64, 128, 256, 512, 512), blocks, strict=True):
         for _ in range(convolutions):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
@@ -180,10 +174,7 @@ class SamLoss(nn.Module):
 def load_sam(checkpoint: Path) -> Sam:
     """Build the SAM that a checkpoint belongs to (ViT-B, -L or -H, told by its width) and fill it.
 
-    Raises:
-        ModuleNotFoundError: ``segment-anything`` or torchvision is absent or does not fit torch.
-        FileNotFoundError: no such file.
-        ValueError: the file is no SAM checkpoint.
+    ModuleNotFoundError: ``segment-anything`` or torchvision is absent or does not fit torch.
     """
     try:
         from segment_anything import sam_model_registry

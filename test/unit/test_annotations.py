@@ -8,11 +8,11 @@ from PIL import Image
 
 from difiisr_training.data.annotations import (
     annotations_sha256,
+    pair_names,
     pair_with_labels,
     read_annotations,
     read_labels,
 )
-from difiisr_training.data.pairing import pair_names
 
 VOC = """<annotation><filename>other.png</filename>
 <object><name>People</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>4</xmax><ymax>6</ymax></bndbox>

@@ -85,9 +85,7 @@ data=folder)`` for image files.
 def load_images(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
     """Read one part of a source of image files; what is damaged is skipped, counted and logged.
 
-    Raises:
-        FileNotFoundError: the folder does not exist or holds no image.
-        ValueError: nothing of the training part is readable.
+    Raises as :func:`list_images` and :func:`read_part` do.
     """
     root = data / source.folder
     paths = list_images(root)
@@ -104,6 +102,8 @@ def read_part(
     read: Callable[[Path, Callable[[str], None]], Iterator[np.ndarray]],
 ) -> list[np.ndarray]:
     """Read the files of one part: whole sequences, never some frames of one.
+
+    ValueError: nothing of a training part is readable.
 
     Args:
         source: says how much is held out.
@@ -195,8 +195,7 @@ def validation_sequences(names: Sequence[str], share: float) -> set[str]:
 def list_images(folder: Path) -> list[Path]:
     """Image files in a folder and the folders below it, also behind links, sorted by path.
 
-    Raises:
-        FileNotFoundError: the folder does not exist or holds no image.
+    FileNotFoundError: the folder does not exist or holds no image.
     """
     if not folder.exists():
         raise FileNotFoundError(f"no folder {folder}")

@@ -15,9 +15,8 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from difiisr_training.data.annotations import Annotations, Boxes
+from difiisr_training.data.annotations import Annotations, Boxes, images_by_name, pair_names
 from difiisr_training.data.images import as_picture, read_counts
-from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.evaluation.detectors import MULTIPLE
 from difiisr_training.evaluation.task_scores import average_precision
 from difiisr_training.recipes.centre_network import (
