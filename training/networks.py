@@ -33,12 +33,9 @@ def build_objective(
     vgg: Path | None = None,
     sam: Path | None = None,
 ) -> Objective:
-    """What the run minimises, with what its configuration asks for.
+    """What the run minimises; ValueError that names the option if it needs what is not given.
 
     ``vgg`` and ``sam`` are files, see :class:`difiisr_training.guidance.GuidanceLoss`.
-
-    Raises:
-        ValueError: the configuration needs what is not given; the text names the option.
     """
     if config.published is not None and autoencoder is None:
         raise ValueError("the published network needs --autoencoder DIR: it works in latents")
@@ -54,10 +51,7 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
 
     A compact network may be wider and have more blocks than ``initial``: until it is trained it
     computes what ``initial`` does, which never reads the added channels and passes the added blocks
-    unchanged (Net2Net; Chen et al., ICLR 2016).
-
-    Raises:
-        ValueError: any other difference in names or shapes.
+    unchanged (Net2Net; Chen et al., ICLR 2016). ValueError: any other difference.
     """
     if isinstance(network, CompactNetwork) and isinstance(initial, CompactNetwork):
         ours, theirs = network.config, initial.config
@@ -93,11 +87,7 @@ def load_average(path: Path) -> tuple[TrainConfig, nn.Module, int]:
 
 
 def starting_weights(folder: Path) -> nn.Module:
-    """Network of a run folder (its moving average) or of a weights folder.
-
-    Raises:
-        ValueError: it was trained with another schedule than runs of this package have.
-    """
+    """Network of a run folder (its moving average) or of a weights folder of the same schedule."""
     if (folder / CHECKPOINT_NAME).is_file():
         return load_average(folder / CHECKPOINT_NAME)[1]
     parts, own = load_parts(str(folder)), exponential_schedule()

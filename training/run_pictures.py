@@ -18,11 +18,7 @@ from difiisr_training.degradations.thermal_camera import to_eight_bit
 _ROWS, _PAIRS = 6, 4
 
 
-def save_panel(
-    titles: Sequence[str],
-    rows: Sequence[Sequence[np.ndarray]],
-    out: Path,
-) -> None:
+def save_panel(titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], out: Path) -> None:
     """Draw ``(H, W)`` images, pixels as squares: one row per scene, one column per result.
 
     Args:
@@ -48,13 +44,7 @@ def save_panel(
 def save_preview(config: TrainConfig, load: LoadFrames, out: Path) -> None:
     """Draw the first training samples of a run, as its network sees them, -1 black and 1 white.
 
-    Args:
-        config: the run.
-        load: gives the frames of its sources.
-        out: image file to write, its type by its suffix; folders are made.
-
-    Raises:
-        ValueError: no frame is large enough for the configured crops.
+    ``load``: gives the frames of its sources; ``out``: see :func:`save_panel`.
     """
     samples = CropDataset(config.sources, load, config.crops, config.seed, _ROWS * _PAIRS)
     rows = [
@@ -65,12 +55,7 @@ def save_preview(config: TrainConfig, load: LoadFrames, out: Path) -> None:
 
 
 def save_learning_curve(run: Path, out: Path) -> None:
-    """Plot loss, and validation PSNR over bicubic's, against the iteration.
-
-    Args:
-        run: run folder, with statistics.
-        out: picture to write.
-    """
+    """Plot a run folder's loss, and validation PSNR over bicubic's, against the iteration."""
     statistics, validation = (read_journal(run, n) for n in (STATISTICS_NAME, VALIDATION_NAME))
     columns = 2 if validation else 1
     figure = Figure(figsize=(5 * columns, 3.6), layout="constrained")

@@ -166,8 +166,7 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
 def from_reference(state: Mapping[str, Tensor], part: Literal["unet", "autoencoder"]) -> Any:
     """The network of a reference state dict, float32, in evaluation mode.
 
-    Raises:
-        CheckpointError: with every missing name, extra name and wrong shape.
+    CheckpointError: with every missing name, extra name and wrong shape.
     """
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     network_type, _, told_config, reference_name = _NETWORKS[part]
@@ -179,16 +178,15 @@ def from_reference(state: Mapping[str, Tensor], part: Literal["unet", "autoencod
         ) from error
     with torch.device("meta"):
         network = network_type(config)
-    filled: dict[str, Tensor] = {}
-    problems: list[str] = []
+    filled, problems = {}, []
     extra = {name for name in state if not names.KNOWN_BUFFERS.search(name)}
     for own, parameter in network.state_dict().items():
-        name = reference_name(own, config)
+        name, wanted = reference_name(own, config), tuple(parameter.shape)
         extra.discard(name)
         if name not in state:
             problems.append(f"missing: {name}")
-        elif shapes[name] != tuple(parameter.shape):
-            problems.append(f"shape: {name} is {shapes[name]}, expected {tuple(parameter.shape)}")
+        elif shapes[name] != wanted:
+            problems.append(f"shape: {name} is {shapes[name]}, expected {wanted}")
         elif not _is_dense(state[name]) or not state[name].isfinite().all():
             problems.append(f"values: {name} is not a dense tensor of finite real numbers")
         else:
@@ -210,11 +208,8 @@ def _is_dense(value: Tensor) -> bool:
 def read_schedule(name: str | None) -> dict[str, float]:
     """The arguments of ``exponential_schedule`` that a checkpoint was trained with.
 
-    Args:
-        name: one of :data:`SCHEDULES`, or the path of the authors' config file (YAML).
-
-    Raises:
-        CheckpointError: neither, or a diffusion that is sampled otherwise than the published ones.
+    ``name``: one of :data:`SCHEDULES`, or the path of the authors' config file (YAML), whose
+    diffusion is sampled as the published ones are.
     """
     choices = f"{', '.join(SCHEDULES)}, or the authors' config file (.yaml)"
     if name is None:
@@ -254,26 +249,20 @@ def convert(
 ) -> dict[str, Any]:
     """Write ``out_dir`` (two safetensors files and a manifest) from two reference checkpoints.
 
-    The folder appears complete or not at all. ``schedule``: see :func:`read_schedule`.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        CheckpointError: a source file is refused; see :func:`read_checkpoint`.
-        FileExistsError: ``out_dir`` exists and ``overwrite`` is not set, or it is no weights
-            folder of ours, which is never replaced.
+    The folder appears complete or not at all. ``schedule``: see :func:`read_schedule`. Returns the
+    manifest; raises as :func:`read_checkpoint` does, and FileExistsError where ``out_dir`` exists
+    and ``overwrite`` is not set, or is no weights folder of ours, which is never replaced.
     """
     if out_dir.exists() and not overwrite:
         raise FileExistsError(f"{out_dir} exists; choose another folder or ask to overwrite it")
     if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
         raise FileExistsError(f"{out_dir} exists and holds no {MANIFEST_NAME}; it is not replaced")
-    levels = read_schedule(schedule)
+    manifest = {"kind": "published", "scale": 4, "files": {}, "parameters": {}, "sources": []}
+    manifest |= {"schedule": read_schedule(schedule), "licence": LICENCE_NOTE}
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
         built = Path(temporary) / "new"
         built.mkdir()
-        configs, counts, files, sources = {}, {}, {}, []
         for part, path in (("unet", unet_path), ("autoencoder", autoencoder_path)):
             state = read_checkpoint(path)
             try:
@@ -282,21 +271,19 @@ def convert(
                 raise CheckpointError(f"{path}: {error}") from error
             weights = built / f"{part}.safetensors"
             save_tensors(network, weights)
-            configs[part], counts[part] = asdict(network.config), parameter_count(network)
-            files[weights.name] = describe_file(weights)
-            sources.append({"part": part, "name": path.name, **describe_file(path)})
-        manifest = {"kind": "published", "scale": 4, "files": files, **configs}
-        manifest |= {"parameters": counts, "schedule": levels, "sources": sources}
-        write_manifest(built, manifest | {"licence": LICENCE_NOTE})
+            manifest[part] = asdict(network.config)
+            manifest["parameters"][part] = parameter_count(network)
+            manifest["files"][weights.name] = describe_file(weights)
+            manifest["sources"].append({"part": part, "name": path.name, **describe_file(path)})
+        write_manifest(built, manifest)
         replace_folder(built, out_dir, Path(temporary) / "old")
     return read_manifest(out_dir)
 
 
 def load_published(folder: Path) -> tuple[SwinUNet, VQAutoencoder, Schedule]:
-    """Networks (float32, CPU, evaluation mode) and schedule of a folder that `convert` wrote.
+    """Networks (float32, CPU, evaluation mode) and schedule of a folder that ``convert`` wrote.
 
-    Raises:
-        WeightsError: the folder is of another kind, damaged, or changed since.
+    WeightsError: the folder is of another kind, damaged, or changed since.
     """
     manifest = read_manifest(folder)
     if manifest.get("kind") != "published":
