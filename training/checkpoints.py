@@ -52,10 +52,8 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore ``parts`` in place from what :func:`save_checkpoint` wrote; returns the whole file.
 
-    ``completed`` gives the settings of an older file those that are new since.
-
-    Raises:
-        ValueError: the file is damaged, or was written with other settings; the text names them.
+    ``completed`` gives the settings of an older file those that are new since. ValueError: the file
+    is damaged, or was written with other settings, which the text names.
     """
     saved = read_checkpoint(path)
     theirs = completed(saved["config"])

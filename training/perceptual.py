@@ -18,13 +18,13 @@ from difiisr_training.checkpoints import read_checkpoint
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-_VGG16, _VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)  # convolutions of each block
+_VGG16, _VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)
 _LAYERS = {
-    # layer -> blocks, none: of the normalised VGG-19; indices of the feature maps; the input is
+    # layer -> convolutions of each block; indices of the feature maps; the input is
     "vgg16_relu3_3": (_VGG16, (15,), "imagenet"),
     "vgg19_relu5_4": (_VGG19, (35,), "as it is"),
-    "vgg19_relu3_1": ((), (17,), "unit"),
-    "vgg19_scales": ((), (6, 13, 17), "unit"),  # relu1_2, relu2_2 and relu3_1
+    "vgg19_relu3_1": (_VGG19, (17,), "unit"),
+    "vgg19_scales": (_VGG19, (6, 13, 17), "unit"),  # relu1_2, relu2_2 and relu3_1
 }
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DARK = 1e-4  # squared length below which features are nothing
@@ -51,8 +51,7 @@ class PerceptualLoss(nn.Module):
         """Fill the network from the file ``weights``; ValueError if that holds another one."""
         super().__init__()
         blocks, self._taps, self._normalised = _LAYERS[layer]
-        network = _imagenet_vgg(blocks) if blocks else _normalised_vgg19()
-        self._network = network[: self._taps[-1] + 1]
+        self._network = _vgg(blocks, self._normalised == "unit")[: self._taps[-1] + 1]
         state = read_checkpoint(weights)
         names = {name.removeprefix("features."): value for name, value in state.items()}
         wanted = self._network.state_dict().keys()
@@ -87,28 +86,19 @@ class PerceptualLoss(nn.Module):
         return [x / (x.square().sum(1, keepdim=True) + _DARK).sqrt() for x in found]
 
 
-def _imagenet_vgg(blocks: tuple[int, ...]) -> nn.Sequential:
-    """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision."""
-    layers, channels = [], 3
+def _vgg(blocks: tuple[int, ...], is_normalised: bool) -> nn.Sequential:
+    """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision.
+
+    The normalised one (Gatys et al. 2016) begins with colours and has padding layers.
+    """
+    layers, channels = [nn.Conv2d(3, 3, 1)] if is_normalised else [], 3
     for width, convolutions in zip((64, 128, 256, 512, 512), blocks, strict=True):
         for _ in range(convolutions):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            padding = [nn.ReflectionPad2d(1)] if is_normalised else []
+            layers += [*padding, nn.Conv2d(channels, width, 3, padding=1 - len(padding)), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
-
-
-def _normalised_vgg19() -> nn.Sequential:
-    """Normalised VGG-19 to relu3_1 (Gatys et al. 2016) with explicit padding layers."""
-
-    def convolution(channels: int, width: int) -> list[nn.Module]:
-        return [nn.ReflectionPad2d(1), nn.Conv2d(channels, width, 3), nn.ReLU()]
-
-    pool = nn.MaxPool2d(2)
-    return nn.Sequential(
-        nn.Conv2d(3, 3, 1), *convolution(3, 64), *convolution(64, 64), pool,
-        *convolution(64, 128), *convolution(128, 128), pool, *convolution(128, 256),
-    )  # fmt: skip
 
 
 class SamLoss(nn.Module):

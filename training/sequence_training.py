@@ -35,7 +35,7 @@ from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, LoadFrames, Share
 from difiisr_training.losses import distance
-from difiisr_training.train import Task, Validate, run_task
+from difiisr_training.train import TrainingTask, Validate, run_task
 
 _RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
 _FEWEST = 2  # frames of a clip
@@ -104,10 +104,7 @@ def train_on_sequences(
         initial: as of ``run_task``, like ``validate`` and ``budget_s``.
 
     Returns:
-        whether the schedule is at its end.
-
-    Raises:
-        KeyboardInterrupt: a signal ended it; all is saved.
+        whether the schedule is at its end; KeyboardInterrupt if a signal ended it. All is saved.
     """
 
     def groups(network: CompactNetwork) -> list[dict[str, Any]]:
@@ -126,7 +123,7 @@ def train_on_sequences(
             numbers = range(64 * iteration, 64 * iteration + stage.batch)
             yield [clips.draw(number, stage.frames) for number in numbers], iteration
 
-    task = Task(
+    task = TrainingTask(
         lambda: CompactNetwork(config.network), groups, partial(ClipLoss, config=config), inputs
     )
     state = run_task(config, task, run, Accelerator(cpu=True), initial, validate, budget_s)

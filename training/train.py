@@ -60,7 +60,7 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """What a loop trains: images here, clips in ``sequence_training``.
 
     Attributes:
@@ -100,10 +100,6 @@ def train(
         teacher: the frozen network to distil.
         initial: as of :func:`run_task`, like ``validate`` and ``budget_s``.
         workers: processes that load samples, per training process.
-
-    Raises:
-        ValueError: the batch cannot be shared equally by the processes, or a teacher is given or
-            missing against ``config.stage``.
     """
     if (config.stage == "distillation") != (teacher is not None):
         raise ValueError(f"stage {config.stage!r} {'has no' if teacher else 'needs a'} teacher")
@@ -132,7 +128,7 @@ def train(
             images = (x.to(device, non_blocking=True) for x in (lr, hr))
             yield *images, index[own], eps[own], guided
 
-    task = Task(
+    task = TrainingTask(
         lambda: build_network(config).to(memory_format=torch.channels_last),
         lambda network: [{"params": list(network.parameters())}],
         lambda network: TrainingLoss(network, teacher, objective),
@@ -143,7 +139,7 @@ def train(
 
 def run_task(
     config: RunConfig,
-    task: Task,
+    task: TrainingTask,
     run: Path,
     accelerator: Accelerator,
     initial: nn.Module | None = None,
@@ -164,9 +160,8 @@ def run_task(
         validate: called every ``validate_every`` iterations and at the end of the schedule.
         budget_s: wall-clock limit of this call; it ends after the iteration in which it is spent.
 
-    Raises:
-        ValueError: the checkpoint belongs to other settings.
-        FloatingPointError: the loss or the weights are not finite any more; they are not saved.
+    ValueError: the checkpoint belongs to other settings. FloatingPointError: the loss or the
+    weights are not finite any more; they are not saved.
     """
     deadline, is_main = time.monotonic() + budget_s, accelerator.is_main_process
     optimiser, every = config.optimiser, config.validate_every
@@ -226,11 +221,7 @@ def run_task(
 
 
 def make_accelerator(config: TrainConfig, device: str) -> Accelerator:
-    """Processes and precision of a run; ``device``: "auto" or "cpu".
-
-    Raises:
-        ValueError: some of the processes that were started do not train with the others.
-    """
+    """Processes and precision of a run; ``device``: "auto" or "cpu"."""
     # Processes must not wait for the gradient of the fidelity-0 head where it gets none.
     idle_head = config.stage == "diffusion" and config.perceptual_weight == 0
     accelerator = Accelerator(
@@ -274,7 +265,11 @@ def learning_rate(iteration: int, config: OptimiserConfig, iterations: int) -> f
 
 
 def _begin_or_go_on(
-    config: RunConfig, task: Task, run: Path, initial: nn.Module | None, accelerator: Accelerator
+    config: RunConfig,
+    task: TrainingTask,
+    run: Path,
+    initial: nn.Module | None,
+    accelerator: Accelerator,
 ) -> TrainState:
     """The state of the run folder's checkpoint, or that of a new run, whose folder is made."""
     torch.manual_seed(config.seed)

@@ -168,11 +168,7 @@ def detect(network: CentreDetector, picture: np.ndarray) -> Detections:
 
 @torch.no_grad()
 def export_detector(network: CentreDetector, classes: Sequence[str], path: Path) -> Path:
-    """Write a detector of these classes as ONNX, for pictures of any size, and check the file.
-
-    Raises:
-        RuntimeError: onnxruntime does not compute from it what the network does.
-    """
+    """Write a detector of these classes as ONNX, for pictures of any size, and check the file."""
     import onnxruntime
 
     network = network.cpu().eval()
