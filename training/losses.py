@@ -47,8 +47,7 @@ class PackedSpace:
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean and perceptual sample of x_0, both ``(B, C, h, w)``.
 
-        ``scaled`` is x_t / sqrt(kappa^2 eta_t + 1), ``index (B,)`` the step counted from 0. A
-        network without a fidelity knob returns the same tensor twice.
+        ``scaled`` is x_t / sqrt(kappa^2 eta_t + 1), ``index (B,)`` the step counted from 0.
         """
         mean, detail = network.estimates(scaled, y, lr, index)
         return mean, mean + detail
@@ -59,10 +58,7 @@ class PackedSpace:
 
 
 class LatentSpace:
-    """Latents of the frozen autoencoder: the published network, fed three equal channels.
-
-    Methods as those of :class:`PackedSpace`.
-    """
+    """Latents of the frozen autoencoder: the published network, fed three equal channels."""
 
     def __init__(self, autoencoder: VQAutoencoder) -> None:
         self._autoencoder = autoencoder.eval().requires_grad_(False)

@@ -47,10 +47,9 @@ def save_preview(config: TrainConfig, load: LoadFrames, out: Path) -> None:
     ``load``: gives the frames of its sources; ``out``: see :func:`save_panel`.
     """
     samples = CropDataset(config.sources, load, config.crops, config.seed, _ROWS * _PAIRS)
-    rows = [
-        [to_eight_bit(image[0].numpy(), CountRange(-1.0, 1.0)) for i in row for image in samples[i]]
-        for row in np.arange(_ROWS * _PAIRS).reshape(_ROWS, _PAIRS)
-    ]
+    images = [image[0].numpy() for i in range(_ROWS * _PAIRS) for image in samples[i]]
+    shown = [to_eight_bit(image, CountRange(-1.0, 1.0)) for image in images]
+    rows = [shown[k : k + 2 * _PAIRS] for k in range(0, len(shown), 2 * _PAIRS)]
     save_panel(["low resolution", "high resolution"] * _PAIRS, rows, out)
 
 

@@ -114,9 +114,10 @@ def train_on_sequences(
         old = [p for name, p in named.items() if not name.startswith(("stem_p", "detail"))]
         return [{"params": old, "rate": 1.0}, {"params": new, "rate": config.past_rate}]
 
+    roots = [data / folder for folder in config.recordings]
+    clips = Clips(config.stills, roots, load, config.clips, config.seed)
+
     def inputs(first: int) -> Iterator[tuple[list[Clip], int]]:
-        roots = [data / folder for folder in config.recordings]
-        clips = Clips(config.stills, roots, load, config.clips, config.seed)
         for iteration in range(first, config.iterations):
             stage = config.stage_of(iteration)
             # Numbers are not used twice: the batch of no stage is larger than 64.

@@ -110,18 +110,13 @@ def train(
             "processes"
         )
     own = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    device, guidance = accelerator.device, config.guidance
+    device, guidance, length = accelerator.device, config.guidance, config.iterations * config.batch
+    samples = CropDataset(config.sources, load, config.crops, config.seed, length)
 
     def inputs(first: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, bool]]:
-        length = config.iterations * config.batch
-        samples = CropDataset(config.sources, load, config.crops, config.seed, length)
         numbers = np.arange(first * config.batch, length).reshape(-1, config.batch)[:, own]
-        batches = DataLoader(
-            Subset(samples, numbers.ravel()),
-            share,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-        )
+        mine, pinned = Subset(samples, numbers.ravel()), device.type == "cuda"
+        batches = DataLoader(mine, share, num_workers=workers, pin_memory=pinned)
         for iteration, (lr, hr) in enumerate(batches, first):
             index, eps = draw_steps_and_noise(config, iteration, hr.shape[-2:], device)
             guided = guidance.kind != "none" and iteration >= guidance.start_iteration

@@ -144,8 +144,7 @@ def compare_decoded(autoencoder: VQAutoencoder, z: Tensor, recorded: Tensor) -> 
     pixels = z[0].flatten(1).T  # (h w, Z)
     near, index = torch.cdist(pixels.double(), codes.double()).square().topk(2, largest=False)
     ties = torch.nonzero(near[:, 1] - near[:, 0] < TIE)[:, 0].tolist()
-    width, factor = z.shape[-1], autoencoder.config.factor
-    settled = 0
+    width, factor, settled = z.shape[-1], autoencoder.config.factor, 0
     while ties and _max_abs_diff(image, recorded) > TOLERANCE:
         y, x = divmod(int((image - recorded).abs().amax(dim=(0, 1)).argmax()), image.shape[-1])
         row, column = y // factor, x // factor
