@@ -259,12 +259,11 @@ class Referee:
                 bins.add(sr, hr)
             for name, value in values.items():
                 found[name].append(value)
-        pairs = zip(bins.bins(), bins.errors(), strict=True)
         means = {name: mean_of(values) for name, values in found.items()}
         for part in ("saved", "invented"):
             share = 100 * means[part] / means["targets"] if means["targets"] else np.nan
             means[part] = mean_of([share])
-        return Measured(**means, bins=[one | errors for one, errors in pairs])
+        return Measured(**means, bins=bins.table())
 
 
 def mean_of(values: Sequence[float]) -> float | None:

@@ -365,26 +365,21 @@ class TemperatureErrors:
         error = self._radiometry.kelvin(sr).ravel() - wanted
         place = np.digitize(wanted, self._edges[1:-1])
         size = np.rint(np.abs(error) * 1000).clip(0, _LARGEST).astype(np.int64)
-        self._sums += np.bincount(place, error, minlength=len(self._sums))
-        cell, cells = np.ravel_multi_index((place, size), self._counts.shape), self._counts.size
-        self._counts += np.bincount(cell, minlength=cells).reshape(self._counts.shape)
+        np.add.at(self._sums, place, error)
+        np.add.at(self._counts, (place, size), 1)
 
-    def bins(self) -> list[dict[str, float]]:
-        """Bins with a pixel: ``low``, ``high``, their number of ``pixels``."""
-        sides = zip(self._edges, self._edges[1:], self._counts.sum(axis=1).tolist(), strict=False)
-        return [{"low": low, "high": high, "pixels": n} for low, high, n in sides if n]
-
-    def errors(self) -> list[dict[str, float]]:
-        """In each of them mean error ``bias`` and 95th percentile ``p95`` of its magnitude, kelvin.
-
-        To the millikelvin, 100 K at most.
+    def table(self) -> list[dict[str, float]]:
+        """Bins with a pixel: ``low``, ``high``, their number of ``pixels``, the mean error ``bias``
+        and the 95th percentile ``p95`` of its magnitude, kelvin, to the millikelvin, 100 K at most.
         """
-        found = []
-        for total, counts in zip(self._sums, self._counts.cumsum(axis=1), strict=True):
-            if pixels := counts[-1]:
-                p95 = np.searchsorted(counts, 0.95 * pixels) / 1000
-                found.append({"bias": float(total / pixels), "p95": float(p95)})
-        return found
+        rows = []
+        sides = zip(self._edges, self._edges[1:], strict=False)
+        for (low, high), total, counts in zip(sides, self._sums, self._counts, strict=True):
+            if pixels := int(counts.sum()):
+                p95 = np.searchsorted(counts.cumsum(), 0.95 * pixels) / 1000
+                errors = {"bias": float(total / pixels), "p95": float(p95)}
+                rows.append({"low": low, "high": high, "pixels": pixels} | errors)
+        return rows
 
 
 def bin_edges(low: float, high: float) -> list[float]:
