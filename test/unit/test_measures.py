@@ -114,12 +114,11 @@ def test_errors_are_counted_where_the_pixel_should_be():
     sr[1, 0] -= 20
     for _ in range(2):
         errors.add(sr, hr)
-    assert errors.bins() == [
-        {"low": 279, "high": 283, "pixels": 20}, {"low": 293, "high": 297, "pixels": 20},
-    ]  # fmt: skip
-    cold, hot = errors.errors()
-    assert (cold["bias"], cold["p95"]) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert (hot["bias"], hot["p95"]) == (pytest.approx(-0.2), pytest.approx(2.0))
+    half, two = pytest.approx(0.5), pytest.approx(2.0)
+    assert errors.table() == [
+        {"low": 279, "high": 283, "pixels": 20, "bias": half, "p95": half},
+        {"low": 293, "high": 297, "pixels": 20, "bias": pytest.approx(-0.2), "p95": two},
+    ]
 
 
 def texture(size, dtype=np.uint8, seed=0):

@@ -56,10 +56,8 @@ _WITHOUT_VALUE = (
 class OutputFolder:
     """Output images of a method that does not run here: ``--outputs NAME=DIR``.
 
-    Attributes:
-        name: in tables.
-        folder: holds an image per frame, named as the frame is (as the files of
-            ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
+    ``folder`` holds an image per frame, named as the frame is (as the files of
+    ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
     """
 
     name: str
@@ -108,21 +106,13 @@ class OutputFolder:
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A set whose frames lie in the results' folder, ready for every model.
-
-    Attributes:
-        source: where they are from.
-        sizes: of the low-resolution frames by their names, in order, ``(h, w)``.
-        sha256: of the frames as read.
-        edges: of the temperature bins; ``None`` without radiometry or reference.
-        flat: how many frames have no picture, see :func:`is_flat`.
-    """
+    """A set whose frames lie in the results' folder, ready for every model."""
 
     source: InputSet
-    sizes: dict[str, tuple[int, int]]
-    sha256: str
-    edges: list[float] | None
-    flat: int
+    sizes: dict[str, tuple[int, int]]  # of the low-resolution frames by name, in order, (h, w)
+    sha256: str  # of the frames as read
+    edges: list[float] | None  # of the temperature bins; None without radiometry or reference
+    flat: int  # number of frames that have no picture, see is_flat
 
 
 def judge_models(

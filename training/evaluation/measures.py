@@ -19,7 +19,6 @@ from difiisr_models.resample import SCALE
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range
 from difiisr_training.evaluation.metrics import (
-    LPIPS_BACKBONES,
     LpipsSqueeze,
     Niqe,
     consistency,
@@ -47,14 +46,11 @@ _LARGEST = 100_000  # mK; larger errors count as this one
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """How a metric is shown: its exact name, its unit ("" for a pure number), the better way.
-
-    ``"zero"``: either sign is an error.
-    """
+    """How a metric is shown."""
 
     label: str
-    unit: str
-    better: Literal["higher", "lower", "zero"]
+    unit: str  # "" for a pure number
+    better: Literal["higher", "lower", "zero"]  # zero: either sign is an error
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,7 @@ class Radiometry:
 
     @classmethod
     def parse(cls, text: str) -> Radiometry:
-        """Read ``"kelvin=0.1*counts+173.15"``; spaces are free, the offset may be absent.
-
-        Raises:
-            ValueError: another form, or a gain of 0.
-        """
+        """Read ``"kelvin=0.1*counts+173.15"``; the offset may be absent, ValueError: all else."""
         found = re.fullmatch(r"kelvin=(\S+?)\*counts([+-]\S+)?", re.sub(r"\s", "", text).lower())
         if not found or float(found[1]) == 0:
             raise ValueError(
@@ -161,14 +153,10 @@ class Flicker:
     def __call__(
         self, sr: np.ndarray, lr: np.ndarray, _: np.ndarray | None = None
     ) -> tuple[float, float]:
-        """``(flicker, flicker_counts)`` of the newest frame.
+        """``(flicker, flicker_counts)`` of the newest frame, ``sr (4h, 4w)`` of ``lr (h, w)``.
 
         Both are NaN for the first frame, after a change of size, and where less than 1 % of the
         pixels are static; ``flicker`` also where bicubic stands still.
-
-        Args:
-            sr: ``(4h, 4w)`` counts.
-            lr: ``(h, w)`` counts.
         """
         if self._window and self._window[-1].shape != lr.shape:
             self.reset()
@@ -186,11 +174,6 @@ class Flicker:
 Make = Callable[[Sequence[Path], str, "Radiometry | None"], Function]
 """Paths of a measure's network files, device and radiometry -> its function."""
 
-
-def _lpips(net: Literal["alex", "vgg"]) -> Make:
-    return lambda files, device, _: _compared(load_lpips(net, *files, device))
-
-
 MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
     "psnr": (lambda *_: _compared(psnr), ()),
     "ssim": (lambda *_: _compared(ssim), ()),
@@ -198,8 +181,14 @@ MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
         lambda files, device, _: _compared(LpipsSqueeze(*files, device)),
         (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE),
     ),
-    "lpips_alex": (_lpips("alex"), (LPIPS_BACKBONES["alex"],)),
-    "lpips_vgg": (_lpips("vgg"), (LPIPS_BACKBONES["vgg"],)),
+    "lpips_alex": (
+        lambda files, device, _: _compared(load_lpips("alex", *files, device)),
+        ("alexnet-owt-7be5be79.pth",),
+    ),
+    "lpips_vgg": (
+        lambda files, device, _: _compared(load_lpips("vgg", *files, device)),
+        ("vgg16-397923af.pth",),
+    ),
     "spectral": (lambda *_: _compared(spectral_distance), ()),
     "consistency": (lambda *_: _consistency, ()),
     "error": (lambda *_: _error(Radiometry(1, 0)), ()),
@@ -245,7 +234,7 @@ class Judge:
 
     Attributes:
         mode: with reference, or of a camera's own frames.
-        radiometry: of the counts, if known.
+        radiometry: of the counts, if known; the error in kelvin needs it.
         columns: name and description of each value, in order.
         not_run: what cannot be measured, and why.
         files: SHA-256 of each network file that was loaded, by the file's name.
@@ -261,16 +250,9 @@ class Judge:
     ) -> None:
         """Load what the metrics need.
 
-        Args:
-            mode: with reference, or of a camera's own frames.
-            metrics: some of :data:`METRICS`; ``None``: all that can be measured here.
-            weights: folder of the metrics' networks, under their authors' names.
-            device: where networks run.
-            radiometry: of the counts; the error in kelvin needs it.
-
-        Raises:
-            ValueError: a metric that is unknown in this mode, or that was asked for and cannot
-                be measured.
+        ``metrics``: some of :data:`METRICS`, ``None``: all that can be measured here. ``weights``:
+        folder of their networks, under their authors' names. ValueError: a metric that is unknown
+        in this mode, or that was asked for and cannot be measured.
         """
         self.mode, self.radiometry = mode, radiometry
         if unknown := sorted(set(metrics or ()) - set(METRICS[mode])):
@@ -314,10 +296,9 @@ class Judge:
         hr: np.ndarray | None = None,
         mask: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Measure one result; NaN where a metric has no value.
+        """Measure one result; NaN where a frame is too small for a metric, or flat.
 
-        Those are a flat frame's picture metrics (it would be perfect in each), and what a frame is
-        too small for. Flicker compares with the frame of the call before.
+        Flicker compares with the frame of the call before.
 
         Args:
             sr: ``(4h, 4w)`` counts, what the model made.

@@ -37,19 +37,14 @@ _TILE, _OVERLAP = 256, 32  # larger frames are cut, as by our own upscaler: tran
 class Peer:
     """A model under comparison.
 
-    Attributes:
-        name: as asked for, e.g. ``"safmn"`` or ``"runs/a@0.5"``.
-        upscale: ``(H, W)`` uint8, uint16 or float32 counts -> ``(4H, 4W)`` of the same dtype and
-            unit; the calls since the last ``reset`` are one stream.
-        weights_sha256: hash of its weights, "" without any.
-        parameters: number of trained values.
-        reset: forget the stream seen so far.
+    ``upscale`` makes ``(4H, 4W)`` of ``(H, W)`` uint8, uint16 or float32 counts, of the same dtype
+    and unit; the calls since the last ``reset`` are one stream.
     """
 
-    name: str
+    name: str  # as asked for, e.g. "safmn" or "runs/a@0.5"
     upscale: Callable[[np.ndarray], np.ndarray]
     weights_sha256: str = ""
-    parameters: int = 0
+    parameters: int = 0  # trained values
     reset: Callable[[], None] = lambda: None
 
     @property
