@@ -72,23 +72,32 @@ STEP = "+c"  # ends the name of a model that our consistency step follows
 class Measured(BaseModel):
     """One model, one degradation: means over the images; None where there was nothing to measure.
 
-    The span is that of the 0.2 to 99.8 % quantiles of HR. Targets are small and hot: maxima of the
-    LoG of 10 % of the span. Errors in kelvin are those of 16-bit images.
+    Attributes:
+        psnr, ssim, lpips: over the span, the 0.2 to 99.8 % quantiles of HR; dB, LPIPS-squeeze.
+        consistency: mean |D(SR) - LR|, percent of the span.
+        order: percent of pairs of 5x5 regions, near each other and 2 % of the span apart in HR or
+            more, that have swapped.
+        peak_bias, peak_error: of hot spots' maxima, mean and mean magnitude, percent of their
+            contrast.
+        targets: small hot targets in an image of HR: LoG maxima of 10 % of the span.
+        saved, invented: percent of them that are found again, and that only the result has.
+        kelvin_bias, kelvin_p95: mean error of the 16-bit images, and 95th percentile of its
+            magnitude; ``bins`` has the same by the temperature that a pixel should have.
     """
 
-    psnr: float  # dB, over the span, as all three
+    psnr: float
     ssim: float
-    lpips: float | None = None  # LPIPS-squeeze
-    consistency: float  # mean |D(SR) - LR|, percent of the span
-    order: float | None  # percent of pairs of 5x5 regions, apart in HR by 2 % of the span, swapped
-    peak_bias: float | None  # of hot spots' maxima, mean, percent of their contrast
-    peak_error: float | None  # likewise, mean magnitude
-    targets: float  # in an image of HR
-    saved: float | None  # percent of them that are found again
-    invented: float | None  # percent, that only the result has
+    lpips: float | None = None
+    consistency: float
+    order: float | None
+    peak_bias: float | None
+    peak_error: float | None
+    targets: float
+    saved: float | None
+    invented: float | None
     kelvin_bias: float | None = None
-    kelvin_p95: float | None = None  # of the magnitude
-    bins: list[dict[str, float]] = []  # both, by the temperature that a pixel should have
+    kelvin_p95: float | None = None
+    bins: list[dict[str, float]] = []
 
 
 class Contender(BaseModel):

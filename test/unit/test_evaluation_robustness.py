@@ -63,13 +63,6 @@ def test_results_within_the_input_are_refused(tmp_path):
     assert run([source], tmp_path / "input").sets[0].frames == 1  # beside it
 
 
-@pytest.mark.parametrize("name", ["hr", "lr", "HR", "truth"])
-def test_the_names_of_the_frames_and_boxes_are_no_models(tmp_path, name):
-    source = images(tmp_path / "in", a=texture((32, 32)))
-    with pytest.raises(ValueError, match=f"share the folder '{name}'; give each once"):
-        run([source], tmp_path / "out", [bicubic(), OutputFolder(name, tmp_path)])
-
-
 def test_another_network_of_a_metric_is_measured_again(tmp_path):
     source = images(tmp_path / "in", a=texture((192, 192)))
     weights, scores = tmp_path / "weights", []
@@ -81,15 +74,10 @@ def test_another_network_of_a_metric_is_measured_again(tmp_path):
 
 
 def test_in_another_environment_everything_is_measured_again(tmp_path):
-    source, calls, model = images(tmp_path / "in", a=texture((32, 32))), [], bicubic()
-
-    def upscale(counts):
-        calls.append(counts)
-        return model.upscale(counts)
-
+    source, calls = images(tmp_path / "in", a=texture((32, 32))), []
+    model = Peer("m", lambda counts: calls.append(0) or bicubic().upscale(counts))
     for version, runs in (("1", 2), ("1", 2), ("2", 4)):  # one goes before the timed one
-        environment = {"lpips": version}
-        run([source], tmp_path / "out", [Peer("m", upscale, "", 0)], environment=environment)
+        run([source], tmp_path / "out", [model], environment={"lpips": version})
         assert len(calls) == runs
 
 
@@ -127,16 +115,18 @@ def test_what_a_metric_is_too_large_for_has_no_value_and_stops_nothing(tmp_path,
     assert math.isfinite(found.sets[0].models[0].mean["ssim"])
 
 
-def test_frames_of_less_than_four_pixels_are_named(tmp_path):
-    source = images(tmp_path / "in", good=texture((32, 32)), thin=texture((3, 40)))
-    with pytest.raises(ValueError, match=r"in: frame thin has 40x3 pixels, at least 4x4"):
-        run([source], tmp_path / "out")
-
-
-def test_a_frame_that_a_degradation_fails_at_is_named(tmp_path):
-    source = images(tmp_path / "in", good=texture((64, 64)), tiny=texture((4, 4)))
-    with pytest.raises(ValueError, match=r"second_order fails at frame tiny of .*in \(4x4 pixels"):
-        run([source], tmp_path / "out", degradation="second_order")
+def test_frames_that_cannot_be_evaluated_are_named(tmp_path):
+    thin = images(tmp_path / "thin", good=texture((32, 32)), thin=texture((3, 40)))
+    with pytest.raises(ValueError, match=r"thin: frame thin has 40x3 pixels, at least 4x4"):
+        run([thin], tmp_path / "out")
+    tiny = images(tmp_path / "tiny", good=texture((64, 64)), tiny=texture((4, 4)))
+    with pytest.raises(
+        ValueError, match=r"second_order fails at frame tiny of .*tiny \(4x4 pixels"
+    ):
+        run([tiny], tmp_path / "out", degradation="second_order")
+    mixed = images(tmp_path / "mixed", a=texture((32, 32)), b=texture((32, 32), np.uint16))
+    with pytest.raises(ValueError, match="uint16, uint8"):
+        run([mixed], tmp_path / "out")
 
 
 def fails_below(least):
@@ -145,7 +135,7 @@ def fails_below(least):
             raise RuntimeError("Output size is too small")
         return bicubic().upscale(counts)
 
-    return Peer("safmn", upscale, "", 0)
+    return Peer("safmn", upscale)
 
 
 @pytest.mark.parametrize("tiny", ["a", "z"])  # the first frame also runs before the timed ones
