@@ -32,21 +32,14 @@ from difiisr_training.evaluation.results import (
 CROP_SIDE = 64
 MOST_LOOKED_AT = 48
 _LARGEST_SIDE, _QUALITY = 960, 88
-_INK = "#010203"  # replaced by the page's text colour
+_INK = "#000000"  # replaced by the page's text colour
 _COLOURS = (
     "#3b82c4", "#d9722e", "#2f9a57", "#c2498a", "#8467cf", "#a88a1e", "#2197a0", "#cf4a44",
 )  # fmt: skip
 _STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names are shown as they are
-    "font.family": "sans-serif",
-    "font.size": 11,
-    **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
-         "grid.color"), _INK,
-    ),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "svg.fonttype": "none", "text.parse_math": False,  # names are shown as they are
+    "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
+    "axes.spines.right": False, "grid.color": _INK,
 }  # fmt: skip
 
 
@@ -64,10 +57,7 @@ def colour_of(index: int) -> str:
 
 
 def gray_range(counts: np.ndarray) -> tuple[float, float]:
-    """Counts shown as black and as white: the 0.2 % and 99.8 % quantiles.
-
-    Single hot or dead pixels do not set them.
-    """
+    """Counts shown as black and as white, but for 0.2 % at either end: hot and dead pixels."""
     low, high = np.quantile(counts, (0.002, 0.998))
     return float(low), float(high) if high > low else float(low) + 1
 
@@ -205,9 +195,7 @@ def read_images(out: Path, chosen: SetResult, frame: str) -> FrameImages:
     names = [model.name for model in chosen.models]
     results = {name: read_frame(frames_folder(out, chosen.name, name), frame) for name in names}
     errors = {
-        name: pillow_resize(sr, *lr.shape) - lr.astype(np.float64)
-        if hr is None
-        else sr - hr.astype(np.float64)
+        name: pillow_resize(sr, *lr.shape) - np.float64(lr) if hr is None else sr - np.float64(hr)
         for name, sr in results.items()
     }
     return FrameImages(frame, lr, hr, results, errors)

@@ -60,11 +60,8 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
     Args:
         name: ``"bicubic"`` (plain interpolation, Pillow's); ``"safmn"``, ``"rlfn"`` or
             ``"realesrgan"``; what :func:`difiisr_models.load_upscaler` knows, as a shipped model,
-            a weights folder or ``"bicubic-consistent"``; or a file (.pth, .safetensors) of a
-            published network that spandrel knows. What the upscaler knows takes settings:
-            ``@0.5`` for the fidelity, ``@steps=15``, ``@consistency=0``, ``@seed=3``,
-            ``@pipeline=published`` for the authors' own way of reading a frame, one after
-            the other.
+            a weights folder or ``"bicubic-consistent"``, with :func:`split_settings`; or a file
+            (.pth, .safetensors) of a published network that spandrel knows.
         weights: folder of the three published peers' files; only they need it.
         device: ``"cpu"``, ``"cuda"``, ...
 
@@ -95,10 +92,9 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
 
 
 def split_settings(name: str) -> tuple[str, dict[str, float | str]]:
-    """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``.
+    """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``, else ValueError.
 
-    Raises:
-        ValueError: something else follows an ``@``.
+    ``@pipeline=published`` is the authors' own way of reading a frame.
     """
     model, settings = name, {}
     while "@" in Path(model).name and not Path(model).expanduser().exists():

@@ -259,7 +259,9 @@ def _task_section(
     is the reference and ``truth`` what was annotated. All else in it becomes notes. ``titles``: of
     sets and models, by the names of their folders.
     """
-    shown = {key: _in_words(value) for key, value in content.items()}
+    overlays, shown = content.get("overlays", {}), {k: _in_words(v) for k, v in content.items()}
+    drawn = [boxes for frames in overlays.values() for boxes in frames.values()]
+    classes = sorted({box["class"] for of in drawn for found in of.values() for box in found})
     return {
         "anchor": name,
         "title": name.capitalize(),
@@ -273,8 +275,8 @@ def _task_section(
             for chosen, models in content.get("sets", {}).items()
         ],
         "overlays": [
-            _overlay(out, chosen, frame, boxes, titles)
-            for chosen, frames in content.get("overlays", {}).items()
+            _overlay(out, chosen, frame, boxes, titles, classes)
+            for chosen, frames in overlays.items()
             for frame, boxes in list(frames.items())[:MOST_OVERLAYS]
         ],
     }
@@ -303,10 +305,8 @@ def _task_table(
         }
     columns = []
     for head, column in found.items():
-        known_numbers = {
-            m: (value, ends) for m, (value, ends) in column.items() if value is not None
-        }
-        columns.append(((head, _ARROWS["higher"]), _cells(known_numbers, "higher", digits=3)))
+        numbers = {model: one for model, one in column.items() if one[0] is not None}
+        columns.append(((head, _ARROWS["higher"]), _cells(numbers, "higher", digits=3)))
     return _table(name, columns, titles)
 
 
@@ -316,18 +316,19 @@ def _overlay(
     frame: str,
     boxes: Mapping[str, Sequence[Mapping[str, Any]]],
     titles: Mapping[str, str],
+    classes: Sequence[str],
 ) -> dict[str, Any]:
     """A frame with the boxes in each result; annotations lie on HR, or on a result without it."""
     order = sorted(boxes, key=lambda series: series != "truth")
     reference = HR_FOLDER
     if not frames_folder(out, set_slug, HR_FOLDER).is_dir():
         reference = next(series for series in order if series not in _NOT_MODELS)
-    classes = sorted({box["class"] for found in boxes.values() for box in found})
     tiles = []
     for series in order:
         folder = frames_folder(out, set_slug, reference if series in _NOT_MODELS else series)
         gray = figures.to_gray(read_frame(folder, frame))
         drawn = figures.draw_boxes(gray, boxes[series], classes)
         tiles.append((titles.get(series, series), figures.compact_picture(drawn)))
-    text = f"{titles.get(set_slug, set_slug)}. Boxes: {', '.join(classes) or 'none'}."
+    named = ", ".join(sorted({box["class"] for found in boxes.values() for box in found}))
+    text = f"{titles.get(set_slug, set_slug)}. Boxes: {named or 'none'}."
     return {"frame": frame, "text": text, "tiles": tiles}
