@@ -159,43 +159,36 @@ def counted(monkeypatch):
 
 def test_own_low_resolution_and_masks_are_used(data):
     """One's own pairs give what they show, and a hidden region costs nothing."""
-    for name, deep in (("lr", False), ("masks", True)):
-        (data / name).mkdir()
-        for path in (data / "eight").iterdir():
-            hr = np.asarray(Image.open(path))
-            lr, hr = make_pair(hr)
-            mask = np.full(hr.shape, 255, np.uint8)
-            mask[:, :32] = 0
-            Image.fromarray(mask if deep else 255 - lr).save(data / name / path.name)
-    results = evaluate(data / "eight", "--models", "bicubic", "--out", data / "own", "--metrics",
-                       "psnr,error", "--lr", data / "lr")  # fmt: skip
-    own = results.sets[0].models[0].mean
-    assert own["psnr"] < 12  # it is the negative
-    assert results.degradation == "own pairs"
-    plain = evaluate(
-        data / "eight", "--models", "bicubic", "--out", data / "plain", "--metrics", "psnr"
-    )
-    found = frames_folder(data / "plain", plain.sets[0].name, "bicubic")
-    shutil.copytree(found, data / "theirs")
+    (data / "lr").mkdir()
+    (data / "masks").mkdir()
+    for path in (data / "eight").iterdir():
+        lr, hr = make_pair(np.asarray(Image.open(path)))
+        Image.fromarray(255 - lr).save(data / "lr" / path.name)
+        mask = np.full(hr.shape, 255, np.uint8)
+        mask[:, :32] = 0
+        Image.fromarray(mask).save(data / "masks" / path.name)
+
+    def judged(name, *more):
+        found = evaluate(data / "eight", "--models", "bicubic", "--metrics", "psnr",
+                         "--out", data / name, *more)  # fmt: skip
+        return found, *(model.mean["psnr"] for model in found.sets[0].models)
+
+    own, value = judged("own", "--lr", data / "lr")
+    assert own.degradation == "own pairs"
+    assert value < 12  # it is the negative
+    found, plain = judged("plain")
+    shutil.copytree(frames_folder(data / "plain", found.sets[0].name, "bicubic"), data / "theirs")
     for path in (data / "theirs").iterdir():
         pixels = np.array(Image.open(path))
         pixels[:, :32] = 0
         Image.fromarray(pixels).save(path)
-    arguments = (data / "eight", "--models", "bicubic", "--outputs", f"theirs={data / 'theirs'}")
-    arguments += (
-        "--out",
-        data / "masked",
-        "--metrics",
-        "psnr",
-        "--masks",
-        f"{data / 'eight'}={data / 'masks'}",
-    )
-    masked = evaluate(*arguments).sets[0].models
-    assert masked[0].mean["psnr"] == pytest.approx(masked[1].mean["psnr"])
-    assert abs(masked[0].mean["psnr"] - plain.sets[0].models[0].mean["psnr"]) < 3
+    masks = ["--masks", f"{data / 'eight'}={data / 'masks'}"]
+    _, value, theirs = judged("masked", *masks, "--outputs", f"theirs={data / 'theirs'}")
+    assert value == pytest.approx(theirs)
+    assert abs(value - plain) < 3
     (data / "lr" / "02.png").unlink()
     with pytest.raises(ValueError, match="--lr has no image of frame 02"):
-        evaluate(data / "eight", "--models", "bicubic", "--out", data / "x", "--lr", data / "lr")
+        judged("x", "--lr", data / "lr")
 
 
 def test_finished_models_do_not_run_again_until_something_changes(data, counted):
@@ -237,32 +230,6 @@ def test_a_run_that_was_killed_goes_on_with_the_model_that_was_running(data, cou
     results = evaluate(*arguments)
     assert counted == ["difiisr-rt-x4"] * 6
     assert [m.name for m in results.sets[0].models] == ["bicubic", "difiisr-rt-x4"]
-
-
-def test_detector_and_segmenter_are_asked_about_every_series_of_frames(data, monkeypatch):
-    asked = []
-
-    def note(out, folder, network, file, series, *device):
-        assert (out / "frames" / folder / "hr").is_dir()
-        asked.append((network.name, file and file.name, series, *device))
-        return {"sets": {folder: {}}}
-
-    for name in ("judge_detection", "judge_segmentation"):
-        monkeypatch.setattr(judged_frames, name, note)
-    arguments = [data / "eight", "--models", "bicubic", "--metrics", "psnr", "--out", data / "out"]
-    detector, boxes, segmenter = data / "d.onnx", data / "a.json", data / "b1"
-    asks = ["--detector", detector, "--annotations", boxes, "--segmenter", segmenter]
-    with pytest.raises(FileNotFoundError, match=r"d\.onnx"):
-        evaluate(*arguments, *asks)
-    for path in (detector, boxes, segmenter):
-        path.touch()
-    with pytest.raises(ValueError, match="--detector needs --annotations"):
-        evaluate(*arguments, "--detector", detector)
-    with pytest.raises(ValueError, match="--labels needs --segmenter"):
-        evaluate(*arguments, "--labels", boxes)
-    evaluate(*arguments, *asks)
-    series = ["bicubic", "hr"]
-    assert asked == [("d.onnx", "a.json", series), ("b1", None, series, "cpu")]
 
 
 def test_outputs_of_another_method_are_judged_as_a_model_is(data):
@@ -321,9 +288,13 @@ def test_what_to_install_is_said_where_the_extra_is_absent(data, monkeypatch, ca
         (["--outputs", "lr=x"], "'lr'"),
         (["--outputs", "truth=x"], "'truth'"),
         (["--radiometry", "celsius"], "no linear radiometry"),
+        (["--detector", "eight"], "--detector needs --annotations"),
+        (["--detector", "absent.onnx"], r"absent\.onnx"),
+        (["--labels", "eight"], "--labels needs --segmenter"),
     ],
 )
-def test_the_command_says_what_is_wrong(data, changes, said):
+def test_the_command_says_what_is_wrong(data, changes, said, monkeypatch):
+    monkeypatch.chdir(data)
     options = {"--models": "bicubic", "--metrics": "psnr", changes[0]: changes[1]}
     with pytest.raises((ValueError, OSError), match=said):
         evaluate(data / "eight", "--out", data / "out", *[w for o in options.items() for w in o])
@@ -342,9 +313,11 @@ def note_judged(monkeypatch, unknown="nowhere"):
     """Judges that note folder and file of each set, and know none whose name holds ``unknown``."""
     asked = []
 
-    def judge(out, folder, network, path, *_):
+    def judge(out, folder, network, path, series, *_):
         if unknown in folder:
             raise judged_frames.NothingToJudge("nothing here")
+        assert (network.name, series) == ("network", ["bicubic", "hr"])
+        assert (out / "frames" / folder / "hr").is_dir()
         assert not (out / "detection.json").exists()
         asked.append((folder, path and path.name))
         return {"sets": {folder: {}}}
