@@ -37,7 +37,7 @@ from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import evenly, to_dtype
 from difiisr_training.evaluation.peers import Peer, load_peer, split_settings
-from difiisr_training.evaluation.results import slug, write_frame
+from difiisr_training.evaluation.results import read_frame, slug, write_frame
 
 
 class Degradation(NamedTuple):
@@ -269,8 +269,8 @@ class Runner:
         self._outputs, self._has_step = outputs, name.endswith(STEP)
         self.contender, self._times = Contender(), []
         if outputs is None:
-            self._peer = load_own(name) if is_ours(name) else None
-            self._peer = self._peer or load_peer(name.removesuffix(STEP), weights, "cpu")
+            model = name.removesuffix(STEP)
+            self._peer = load_own(name) if is_ours(name) else load_peer(model, weights, "cpu")
             self.contender.weights_sha256 = self._peer.weights_sha256
 
     def reset(self) -> None:
@@ -280,9 +280,9 @@ class Runner:
             self._peer.reset()
 
     def __call__(self, lr: np.ndarray, place: Path) -> np.ndarray:
-        """``(4h, 4w)`` of the dtype of ``lr``; ``place``: of its result, below a folder."""
+        """``(4h, 4w)`` of the dtype of ``lr``; ``place``: of its result, without suffix."""
         if self._outputs is not None:
-            return read_counts(self._outputs / place)
+            return read_frame(self._outputs / place.parent, place.name)
         begun = np.array([time.process_time(), joules()])
         sr = self._peer.upscale(lr)
         if self._has_step:
@@ -369,34 +369,32 @@ def measure(
             runners[one] = Runner(one, weights)
     for name, _, folder in (text.partition("=") for text in outputs):
         runners[name] = Runner(name, None, Path(folder))
-    lrs = {
-        slug(row): [degraded(scene, how, seed + number) for number, scene in enumerate(scenes)]
-        for row, how in ROWS.items()
-    }
-    names = [scene.name for scene in scenes]
     small = height // SCALE, width // SCALE
     film = list_images(sequence)[:frames] if sequence else []
-    lrs["sequence"] = [middle(read_counts(path), *small, path) for path in film]
-    for row, of_row in lrs.items():
-        for name, lr in zip(
-            names if row != "sequence" else [p.stem for p in film], of_row, strict=True
-        ):
-            write_frame(out / "lr" / row, name, lr)
+    seen = {
+        Path(slug(row), scene.name): degraded(scene, how, seed + number)
+        for row, how in ROWS.items()
+        for number, scene in enumerate(scenes)
+    }
+    shots = {Path("sequence", p.stem): middle(read_counts(p), *small, p) for p in film}
+    for place, lr in (seen | shots).items():
+        write_frame(out / "lr" / place.parent, place.name, lr)
     for runner in tqdm(runners.values(), disable=None):
         for row in ROWS:
             made = []
-            for scene, lr in zip(scenes, lrs[slug(row)], strict=True):
+            for scene in scenes:
                 runner.reset()
-                made.append((scene, lr, runner(lr, Path(slug(row), f"{scene.name}.png"))))
+                place = Path(slug(row), scene.name)
+                made.append((scene, seen[place], runner(seen[place], place)))
             runner.contender.rows[row] = judge(made, seed)
         runner.note_cost(small)
         runner.reset()
-        flicker, given = measures.Flicker(), zip(film, lrs["sequence"], strict=True)
-        found = [flicker(runner(lr, Path("sequence", p.name)), lr)[0] for p, lr in given]
+        flicker = measures.Flicker()
+        found = [flicker(runner(lr, place), lr)[0] for place, lr in shots.items()]
         runner.contender.flicker = mean_of(found)
     report = Report(
-        seed=seed, crop=(height, width), torch=torch.__version__,
-        images=names, sequence=[path.name for path in film], radiometry=radiometry,
+        seed=seed, crop=(height, width), torch=torch.__version__, radiometry=radiometry,
+        images=[scene.name for scene in scenes], sequence=[path.name for path in film],
         energy="not readable" if np.isnan(joules()) else "RAPL",
         models={name: runner.contender for name, runner in runners.items()},
     )  # fmt: skip

@@ -101,22 +101,19 @@ def judge_film(
     """
     _, span = full_range(film[0])
     shown, flicker = robust_range(film[0]), Flicker()
-    values, flickers, moved, true, wake, before = [], [], [], [], [], None
-    clean = low_resolution(film, 0)
-    pictures = [picture_for_motion(shown.normalise(x), 0.0) for x in clean]
-    for t, (hr, lr) in enumerate(zip(film, seen, strict=True)):
-        sr = upscale(lr)
-        values.append(psnr(sr, hr, span))
-        flickers.append(flicker(sr, lr)[0])
-        if t >= max(1, first):
-            flow = dense_flow(pictures[t], pictures[t - 1], 0.0)
-            truth = hr - _warped(film[t - 1], flow)
-            steady = np.abs(truth) < _EXPLAINED * shown.span
-            moved.append(np.square(sr - _warped(before, flow))[steady].mean())
-            true.append(np.square(truth)[steady].mean())
-            if wakes is not None and wakes[t].any():
-                wake.append(psnr(sr[wakes[t]], hr[wakes[t]], span))
-        before = sr
+    results = [upscale(lr) for lr in seen]
+    values = [psnr(sr, hr, span) for sr, hr in zip(results, film, strict=True)]
+    flickers = [flicker(sr, lr)[0] for sr, lr in zip(results, seen, strict=True)]
+    pictures = [picture_for_motion(shown.normalise(x), 0.0) for x in low_resolution(film, 0)]
+    moved, true, wake = [], [], []
+    for t in range(max(1, first), len(film)):
+        flow = dense_flow(pictures[t], pictures[t - 1], 0.0)
+        truth = film[t] - _warped(film[t - 1], flow)
+        steady = np.abs(truth) < _EXPLAINED * shown.span
+        moved.append(np.square(results[t] - _warped(results[t - 1], flow))[steady].mean())
+        true.append(np.square(truth)[steady].mean())
+        if wakes is not None and wakes[t].any():
+            wake.append(psnr(results[t][wakes[t]], film[t][wakes[t]], span))
     settled = flickers[first:]
     return FilmScore(
         values,

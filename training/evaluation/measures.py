@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +32,7 @@ from difiisr_training.evaluation.metrics import (
 )
 
 SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth"
-NIQE_FILE, CLIP_FILE = "niqe_pris_params.npz", "RN50.pt"
-MUSIQ_FILE = "musiq_koniq_ckpt-e95806b9.pth"
+NIQE_FILE = "niqe_pris_params.npz"
 
 Mode = Literal["reference", "camera"]
 Function = Callable[[np.ndarray, np.ndarray, "np.ndarray | None"], "float | Sequence[float]"]
@@ -174,28 +174,25 @@ class Flicker:
 Make = Callable[[Sequence[Path], str, "Radiometry | None"], Function]
 """Paths of a measure's network files, device and radiometry -> its function."""
 
+
+def _by(load: Callable[..., Callable], shown: Callable[[Callable], Function]) -> Make:
+    """Of a network: how its files are read, and how it is shown images."""
+    return lambda files, device, _: shown(load(*files, device))
+
+
 MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
     "psnr": (lambda *_: _compared(psnr), ()),
     "ssim": (lambda *_: _compared(ssim), ()),
-    "lpips_squeeze": (
-        lambda files, device, _: _compared(LpipsSqueeze(*files, device)),
-        (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE),
-    ),
-    "lpips_alex": (
-        lambda files, device, _: _compared(load_lpips("alex", *files, device)),
-        ("alexnet-owt-7be5be79.pth",),
-    ),
-    "lpips_vgg": (
-        lambda files, device, _: _compared(load_lpips("vgg", *files, device)),
-        ("vgg16-397923af.pth",),
-    ),
+    "lpips_squeeze": (_by(LpipsSqueeze, _compared), (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE)),
+    "lpips_alex": (_by(partial(load_lpips, "alex"), _compared), ("alexnet-owt-7be5be79.pth",)),
+    "lpips_vgg": (_by(partial(load_lpips, "vgg"), _compared), ("vgg16-397923af.pth",)),
     "spectral": (lambda *_: _compared(spectral_distance), ()),
     "consistency": (lambda *_: _consistency, ()),
     "error": (lambda *_: _error(Radiometry(1, 0)), ()),
     "kelvin": (lambda _files, _device, radiometry: _error(radiometry), ()),
     "niqe": (lambda files, *_: _rated(Niqe(*files)), (NIQE_FILE,)),
-    "clip_iqa": (lambda files, device, _: _rated(load_clip_iqa(*files, device)), (CLIP_FILE,)),
-    "musiq": (lambda files, device, _: _rated(load_musiq(*files, device)), (MUSIQ_FILE,)),
+    "clip_iqa": (_by(load_clip_iqa, _rated), ("RN50.pt",)),
+    "musiq": (_by(load_musiq, _rated), ("musiq_koniq_ckpt-e95806b9.pth",)),
     "flicker": (lambda *_: Flicker(), ()),
 }
 """What ``--metrics NAME`` asks for: how its function is made, and the files that it needs."""
