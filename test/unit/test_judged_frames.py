@@ -10,6 +10,7 @@ from PIL import Image
 pytest.importorskip("pycocotools")
 pytest.importorskip("onnxruntime")
 
+from difiisr_training.data.images import read_counts
 from difiisr_training.evaluation import judged_frames, segformer
 from difiisr_training.evaluation.detectors import Detections, OnnxDetector
 from difiisr_training.evaluation.judged_frames import (
@@ -130,8 +131,6 @@ def test_fastestdet_finds_the_car_of_a_thermal_street(shared_data):
     path = shared_data.parent / "weights" / "fastestdet_coco.onnx"
     if not path.is_file():
         pytest.skip(f"no {path.name}")
-    from difiisr_training.data.images import read_counts
-
     detector = OnnxDetector(path)
     assert detector.input_size == (352, 352)
     found = detector(read_counts(shared_data / "roadscene" / "train" / "FLIR_04285.png"))

@@ -186,14 +186,17 @@ def test_peers_of_another_scale_or_another_kind_are_refused(architectures, tmp_p
         load_peer(str(tmp_path / "code.pth"), None, "cpu")
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path, folder):
-    with pytest.raises(ValueError, match=r"rlfn_x4\.pth"):
-        load_peer("rlfn", None, "cpu")
-    with pytest.raises(FileNotFoundError, match=r"rlfn_x4\.pth"):
-        load_peer("rlfn", tmp_path, "cpu")
-    with pytest.raises(FileNotFoundError, match="absent"):
-        load_peer(str(tmp_path / "absent"), None, "cpu")
-    with pytest.raises(FileNotFoundError, match=r"swinir\.pth"):
-        load_peer(str(tmp_path / "swinir.pth"), None, "cpu")
-    with pytest.raises(ValueError, match="fidelity"):
-        load_peer(f"{folder}@2", None, "cpu")
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("rlfn", ValueError, r"rlfn_x4\.pth"),
+        ("absent", FileNotFoundError, "absent"),
+        ("swinir.pth", FileNotFoundError, r"swinir\.pth"),
+        ("small@2", ValueError, "fidelity"),
+        ("small@speed=2", ValueError, "no setting 'speed=2'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(folder, monkeypatch, name, error, said):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(error, match=said):
+        load_peer(name, None, "cpu")
