@@ -154,6 +154,7 @@ def judge_models(
         if isinstance(model, OutputFolder):  # a missing image is said before hours of work
             model.images(one.source.name, one.sizes)
     protocol = {
+        "layout": 2,  # of what is finished
         "mode": judge.mode,
         "degradation": degradation,
         "radiometry": judge.radiometry and asdict(judge.radiometry),
@@ -381,9 +382,8 @@ def _means(values: pd.DataFrame, metrics: Iterable[str]) -> dict[str, dict[str, 
 
 def _check_names(names: Sequence[str]) -> None:
     """Names must stay apart as names of folders."""
-    folders = Counter(map(slug, names))
-    (folder, count), *_ = folders.most_common(1)
-    if count > 1:
+    shared = [folder for folder, count in Counter(map(slug, names)).items() if count > 1]
+    if shared:
         raise ValueError(
-            f"two would share the folder {folder!r}; give each once and under another name"
+            f"two would share the folder {shared[0]!r}; give each once and under another name"
         )
