@@ -18,7 +18,7 @@ from difiisr_models import Runtime
 from difiisr_models.files import write_json
 from difiisr_ros.commands.fleet import Replay
 from difiisr_ros.commands.fleet_work import Cluster, do_all
-from difiisr_ros.fleet import FleetFolder, find_jobs
+from difiisr_ros.fleet_jobs import FleetFolder, find_jobs
 from difiisr_ros.scene import write_scene_bag
 
 

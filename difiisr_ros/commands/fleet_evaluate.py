@@ -14,7 +14,7 @@ from difiisr_models.backends.selection import resolve_device
 from difiisr_ros.commands.evaluate import environment, recorded_set
 from difiisr_ros.commands.fleet_report import write_picture
 from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all
-from difiisr_ros.fleet import Job, find_jobs
+from difiisr_ros.fleet_jobs import Job, find_jobs
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.inputs import Selection
@@ -63,8 +63,8 @@ class Evaluate:
         """All that a result depends on, for a job's name."""
         models, judge = self._networks()
         hashes = {model.name: model.weights_sha256 for model in models}
-        own = asdict(self) | {"weights": None}
-        return {"verb": "evaluate", **own, "hashes": hashes, "metric_files": judge.files}
+        own = asdict(self) | {"weights": None, "hashes": hashes, "metric_files": judge.files}
+        return {"verb": "evaluate", **own}
 
     def load(self) -> Make:
         """Load models and metrics."""

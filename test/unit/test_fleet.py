@@ -26,7 +26,7 @@ pytest.importorskip("matplotlib", reason="needs the extra fleet")
 from difiisr_ros.commands.fleet import Replay, report
 from difiisr_ros.commands.fleet_report import fleet_page
 from difiisr_ros.commands.fleet_work import write_result
-from difiisr_ros.fleet import FleetFolder, find_jobs
+from difiisr_ros.fleet_jobs import FleetFolder, find_jobs
 
 BICUBIC = Replay("bicubic", runtime=Runtime(device="cpu", threads=1))
 SEED = int(os.environ.get("FLEET_SEED", "23"))
@@ -95,7 +95,7 @@ def test_a_jobs_name_tells_all_that_its_result_depends_on(recordings, monkeypatc
         replace(job, frames=5).name(BICUBIC.product()),
     ]
     assert names[0] == job.name(BICUBIC.product())
-    monkeypatch.setattr("difiisr_ros.fleet.version", lambda package: "another")
+    monkeypatch.setattr("difiisr_ros.fleet_jobs.version", lambda package: "another")
     names.append(job.name(BICUBIC.product()))
     monkeypatch.undo()
     os.utime(recordings / "b" / "b.db3", ns=(1, 1))
