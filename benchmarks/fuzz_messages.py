@@ -8,7 +8,6 @@ the second must be right. The numbers of the part that is done are written again
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 from collections import Counter
@@ -16,11 +15,13 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import cyclopts
 import numpy as np
 import torch
 from PIL import Image as Picture
 
 from difiisr_models import Stream, load_upscaler
+from difiisr_models.files import write_json
 from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.commands.hostile_messages import (
     SIDE,
@@ -34,7 +35,7 @@ from difiisr_ros.image_codec import ImageCodecError, check_megapixels, image_to_
 MOST_MEGAPIXELS = 2.0  # the node's default
 GROUP = 8  # hostile messages, then two good frames
 REPORT = 10_000  # cases between two writings
-_TOLERANCE = 0.5  # kelvin
+_TOLERANCE = 0.5  # kelvin, of a pixel and the mean of the 4x4 that were made of it
 
 
 def good_frame(rng: np.random.Generator) -> np.ndarray:
@@ -44,13 +45,11 @@ def good_frame(rng: np.random.Generator) -> np.ndarray:
     return (300 + 0.02 * x + body + rng.normal(0, 0.03, (SIDE, SIDE))).astype(np.float32)
 
 
-def error_of(result: np.ndarray, frame: np.ndarray) -> float:
-    """The largest difference of a pixel to the mean of the 4x4 that were made of it."""
-    means = result.astype(np.float64).reshape(SIDE, 4, SIDE, 4).mean((1, 3))
-    return float(np.abs(means - frame).max())
+def _memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def fuzz(cases: int, seed: int, out: Path | None = None) -> dict[str, object]:
+def fuzz(cases: int = 1_000_000, seed: int = 1, out: Path | None = None) -> dict[str, object]:
     """Counts of what became of the cases, the exceptions that escaped, and good frames gone wrong.
 
     ``out``: file that they are written to on the way.
@@ -90,25 +89,20 @@ def fuzz(cases: int, seed: int, out: Path | None = None) -> dict[str, object]:
             for _ in range(2):
                 frame = good_frame(rng)
                 result = up(frame, stream, case)
-            good, wrong = good + 1, wrong + (error_of(result, frame) > _TOLERANCE)
+            means = result.astype(np.float64).reshape(SIDE, 4, SIDE, 4).mean((1, 3))
+            good, wrong = good + 1, wrong + int(np.abs(means - frame).max() > _TOLERANCE)
         if case == min(2000, cases // 2):
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            memory = _memory()
         if case % REPORT == REPORT - 1 or case == cases - 1:
-            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             report = {
                 "cases": case + 1, "seed": seed, "fates": dict(fates), "escaped": escaped[:20],
                 "exceptions": len(escaped), "good_frames": good, "wrong_after_the_next": wrong,
-                "memory_growth_mb": round((most - memory) / 1024, 1),
+                "memory_growth_mb": round((_memory() - memory) / 1024, 1),
             }  # fmt: skip
             if out is not None:
-                out.write_text(json.dumps(report, indent=1) + "\n")
+                write_json(out, report)
     return report
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/fuzz.json"))
-    asked = parser.parse_args()
-    print(json.dumps(fuzz(asked.cases, asked.seed, asked.out), indent=1))
+    print(json.dumps(cyclopts.run(fuzz), indent=1))

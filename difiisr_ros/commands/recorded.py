@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
 from difiisr_models.files import replaced, write_json, write_text
 from difiisr_ros.commands.arguments import (
     CameraName,
@@ -20,10 +19,13 @@ from difiisr_ros.commands.arguments import (
     as_asked,
     camera_as_asked,
 )
+from difiisr_ros.commands.html_page import fill_template, svg_of
+from difiisr_ros.commands.recorded_frames import read_recording
+from difiisr_ros.commands.recorded_measures import GAP, MEASURES, shares_clock
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _CAMERA, _RESULT, _BAD = "#4477aa", "#228833", "#cc3311"
 
@@ -98,22 +100,16 @@ def judge_recording(
     Args:
         topics: of camera, results and detections; ``None``: chosen by name and type.
         model: ``None``: no offline run.
-        camera: as the node had it.
 
     Returns:
-        what ``recorded.json`` holds: ``bag``, ``camera_bag``, ``topics``, what
-        ``recorded_measures.MEASURES`` gives, ``notes`` (what limits these numbers), ``fault``
-        (what is wrong with the recording, or ""); and ``recorded_frames.Recording.frames``.
+        what ``recorded.json`` holds: ``MEASURES``, ``notes`` (what limits these numbers), ``fault``
+        (what is wrong with the recording, or ""); and ``Recording.frames``.
 
     Raises:
         FileNotFoundError: there is no recording.
         ValueError: nothing in it is readable, a topic is not there or not clear, a setting not
             allowed.
     """
-    from difiisr_models import load_upscaler
-    from difiisr_ros.commands.recorded_frames import read_recording
-    from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
-
     upscaler = load_upscaler(model, runtime=runtime, settings=settings) if model else None
     recording = read_recording(bag, camera_bag, topics, upscaler, camera)
     values = {
@@ -214,67 +210,46 @@ def _summary(values: dict[str, Any]) -> Iterator[str]:
 
 def _page(values: dict[str, Any], frames: pd.DataFrame) -> str:
     """``recorded.html``: opens offline, alone; the same report gives the same bytes."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {
+    filters = {
         "number": lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
         "counts": lambda value: "-" if value is None else f"{value:.3g}",
     }
-    template = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(report=values, plots=_plots(values, frames))
+    plots = {title: svg_of(figure, title) for title, figure in _plots(values, frames).items()}
+    return fill_template("recorded", filters, report=values, plots=plots)
 
 
-def _plots(values: dict[str, Any], frames: pd.DataFrame) -> dict[str, str]:
-    """Title -> picture as SVG."""
-    from difiisr_ros.commands.recorded_measures import GAP
-
-    line, stamps = {"lw": 0.8, "ms": 4}, frames.index
-    seconds = (stamps - stamps.min()) / 1e9
-    plots = {}
-    if values["latency_ms"]:
-        latency = ((frames.sr_logged - frames.camera_logged) / 1e6).dropna().astype(float)
-        answered, dropped = seconds[stamps.isin(latency.index)], seconds[frames.sr_logged.isna()]
-        axes = plots["Latency over time"] = _axes("header stamp, s after the first", "ms")
-        axes.plot(answered, latency, ".-", color=_RESULT, **line)
-        label = f"dropped ({len(dropped)})" if len(dropped) else None
-        axes.plot(dropped, [0] * len(dropped), "|", color=_BAD, ms=14, mew=2, label=label)
-
-    axes = plots["Intervals"] = _axes("header stamp, s after the first", "ms between stamps")
-    for name, column, color in (
-        ("camera", "camera_logged", _CAMERA),
-        ("result", "sr_logged", _RESULT),
-    ):
-        there = frames[column].notna()
-        between = stamps[there].to_series().diff()[1:] / 1e6
-        axes.plot(seconds[there][1:], between, ".-", color=color, label=name, **line)
-        if len(between) and name == "camera":
-            limit = GAP * between.median()
-            label = f"gap: above {limit:.0f} ms"
-            axes.axhline(limit, color=_BAD, lw=1, ls="--", label=label)
-    return {title: _svg(axes, title) for title, axes in plots.items()}
-
-
-def _axes(xlabel: str, ylabel: str) -> Axes:
+def _plots(values: dict[str, Any], frames: pd.DataFrame) -> dict[str, Figure]:
+    """Title -> latency, and time between stamps, over time."""
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(9, 2.9), layout="constrained").add_subplot()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.margins(y=0.18)
-    return axes
-
-
-def _svg(axes: Axes, salt: str) -> str:
-    import matplotlib
-
-    axes.set_ylim(bottom=0)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), frameon=False, ncols=3)
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
-        axes.figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    titles = ["Latency over time"] * bool(values["latency_ms"]) + ["Intervals"]
+    figures = {title: Figure(figsize=(9, 2.9), layout="constrained") for title in titles}
+    line, stamps = {"lw": 0.8, "ms": 4}, frames.index
+    seconds = (stamps - stamps.min()) / 1e9
+    for title, figure in figures.items():
+        axes = figure.add_subplot()
+        axes.set_xlabel("header stamp, s after the first")
+        axes.grid(alpha=0.25)
+        axes.margins(y=0.18)
+        if title == "Intervals":
+            axes.set_ylabel("ms between stamps")
+            for name, color in (("camera", _CAMERA), ("sr", _RESULT)):
+                there = frames[f"{name}_logged"].notna()
+                between = stamps[there].to_series().diff()[1:] / 1e6
+                label = {"sr": "result"}.get(name, name)
+                axes.plot(seconds[there][1:], between, ".-", color=color, label=label, **line)
+                if len(between) and name == "camera":
+                    limit = GAP * between.median()
+                    label = f"gap: above {limit:.0f} ms"
+                    axes.axhline(limit, color=_BAD, lw=1, ls="--", label=label)
+        else:
+            axes.set_ylabel("ms")
+            latency = ((frames.sr_logged - frames.camera_logged) / 1e6).dropna().astype(float)
+            dropped = seconds[frames.sr_logged.isna()]
+            axes.plot(seconds[stamps.isin(latency.index)], latency, ".-", color=_RESULT, **line)
+            label = f"dropped ({len(dropped)})" if len(dropped) else None
+            axes.plot(dropped, [0] * len(dropped), "|", color=_BAD, ms=14, mew=2, label=label)
+        axes.set_ylim(bottom=0)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), frameon=False, ncols=3)
+    return figures
