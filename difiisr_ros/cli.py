@@ -47,7 +47,13 @@ VERBS = {
     "train-segmenter": "fine-tune the segmenter that judges super-resolved frames",
 }
 
-_HEIGHT_FIRST = ("--input-size", "--profile")  # options of before
+# Verbs in files that are not called as they are.
+_FILES = {
+    "replay": "replay_recording",
+    "scene": "demo",
+    **dict.fromkeys(("export", "build-engine", "convert"), "model_files"),
+    **dict.fromkeys(("train-detector", "train-segmenter"), "train_readers"),
+}
 
 # What a robot may lack.
 _EXTRAS = {
@@ -55,6 +61,7 @@ _EXTRAS = {
     "demo": "images",
     "scene": "images",
     "evaluate": "eval",
+    "recorded": "eval",
     "fleet": "fleet,eval",
     "video": "eval",
     "train": "train",
@@ -68,9 +75,11 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
+    if argv is not None:
+        sys.argv[1:] = argv  # what is written names its command
     with interrupts_noted() as interrupts:
         try:
-            code = _code_of(list(sys.argv[1:] if argv is None else argv))
+            code = _code_of(sys.argv[1:])
         except BaseException:
             if not interrupts:  # else an import made an error of its own of it
                 raise
@@ -95,9 +104,6 @@ def _code_of(arguments: list[str]) -> int:
     try:
         if not arguments:
             _app().help_print([])
-            return EXIT_LOSSES
-        if advice := _renamed(arguments):
-            print(f"difiisr: {advice}", file=sys.stderr)
             return EXIT_LOSSES
         if not arguments[0].startswith("-") and arguments[0] not in VERBS:
             known = ", ".join(VERBS)
@@ -126,7 +132,8 @@ def _code_of(arguments: list[str]) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-        print(f"difiisr: {str(error) or _without_words(error)}", file=sys.stderr)
+        memory = ": there is not enough memory" * isinstance(error, MemoryError)
+        print(f"difiisr: {str(error) or type(error).__name__ + memory}", file=sys.stderr)
         return EXIT_NOTHING
 
 
@@ -149,22 +156,9 @@ def _app() -> App:
     app.register_install_completion_command()
     for verb, text in VERBS.items():
         name = verb.replace("-", "_")
-        app.command(f"difiisr_ros.commands.{name}:{name}", name=verb, help=text)
+        file = _FILES.get(verb, name)
+        app.command(f"difiisr_ros.commands.{file}:{name}", name=verb, help=text)
     return app
-
-
-def _renamed(arguments: Sequence[str]) -> str:
-    """What to write instead of an option of before, "" where there is none."""
-    for place, word in enumerate(arguments):
-        name, _, value = word.partition("=")
-        if name in _HEIGHT_FIRST:
-            value = value or "".join(arguments[place + 1 : place + 2])
-            size = re.fullmatch(r"(\d+)x(\d+)", value)
-            now = f"--size {size[2]}x{size[1]}" if size else "--size WIDTHxHEIGHT"
-            return f"{name} HEIGHTxWIDTH is now --size WIDTHxHEIGHT: write {now}"
-        if name == "--sizes":
-            return "--sizes is now --size, which takes several as before"
-    return ""
 
 
 def _in_one_line(error: CycloptsError) -> str:
@@ -176,16 +170,10 @@ def _in_one_line(error: CycloptsError) -> str:
     return " ".join(line for line in lines if line)
 
 
-def _without_words(error: Exception) -> str:
-    name = type(error).__name__
-    return f"{name}: there is not enough memory" if isinstance(error, MemoryError) else name
-
-
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError, OverflowError)):
-        return True
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch
+    users = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
+    if isinstance(error, users) or "can't allocate memory" in str(error):  # the latter: torch
         return True
     reader = sys.modules.get("rosbags.rosbag2")
     return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))

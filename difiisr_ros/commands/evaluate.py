@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isnan
 from pathlib import Path
@@ -119,7 +119,6 @@ def evaluate(
         device: auto, cpu, cuda, cuda:N.
         no_report: write no report.html.
     """
-    command = _as_typed(dict(locals()))
     for option, given, reader, network in (
         ("--annotations", annotations, "--detector", detector),
         ("--labels", labels, "--segmenter", segmenter),
@@ -140,20 +139,20 @@ def evaluate(
     selection = Selection(every, last, limit, spread=mode == "reference")
     sets = resolve_inputs(inputs, data, topic, selection, known)
     names = [chosen.name for chosen in sets]
-    own, hidden = files_of_sets("--lr", lr, names), files_of_sets("--masks", masks, names)
+    own, hidden = _files_of_sets("--lr", lr, names), _files_of_sets("--masks", masks, names)
     if (own or hidden) and mode != "reference":
         raise ValueError("--lr and --masks are for --mode reference")
     for place, chosen in enumerate(sets):
         pairs, parts = (_images_of(files, chosen.name) for files in (own, hidden))
         sets[place] = replace(chosen, lr=pairs, masks=parts)
-    boxes = files_of_sets("--annotations", annotations, names)
-    maps = files_of_sets("--labels", labels, names)
+    boxes = _files_of_sets("--annotations", annotations, names)
+    maps = _files_of_sets("--labels", labels, names)
     judge = Judge(mode, metrics.split(",") if metrics else None, weights, device, scale)
     compared = [load_peer(name, weights, device) for name in models.split(",")]
     compared += [OutputFolder.parse(text) for text in outputs]
     out.mkdir(parents=True, exist_ok=True)
     results = judge_models(sets, compared, judge, out, degradation, environment(device))
-    results.command = command
+    results.command = ["difiisr", *sys.argv[1:]]
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared] + [HR_FOLDER] * (mode == "reference")
     for part in ("detection", "segmentation"):  # the sets of an older run do not join this one's
@@ -172,7 +171,7 @@ def evaluate(
             ),
         )  # fmt: skip
     write_results(results, out)
-    print_tables(results)
+    _print_tables(results)
     for name, reason in results.not_run.items():
         print(f"not run: {name}: {reason}")
     print(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
@@ -190,15 +189,7 @@ def resolve_inputs(
     selection: Selection,
     camera: Camera = Camera(),
 ) -> list[InputSet]:
-    """The sets that a command line names.
-
-    Args:
-        given: folders of images, recordings (mcap, sqlite3), folders of recordings; or names of
-            held-out sets or folders below ``data``.
-        data: root of the sets' folders.
-        topic: image topic of the recordings.
-        selection: of the frames of each set.
-        camera: of the recordings.
+    """The sets that a command line names; arguments as of :func:`evaluate`.
 
     Raises:
         FileNotFoundError: there is no such file, folder or set.
@@ -226,11 +217,7 @@ def resolve_inputs(
 
 
 def recorded_set(
-    name: str,
-    recording: Path,
-    topic: str | None,
-    selection: Selection,
-    camera: Camera = Camera(),
+    name: str, recording: Path, topic: str | None, selection: Selection, camera: Camera = Camera()
 ) -> InputSet:
     """A recording as a set; its messages keep their numbers as names."""
     with open_bag(recording) as bag:
@@ -239,13 +226,10 @@ def recorded_set(
     return InputSet(name, recording, "bag", read, chosen)
 
 
-def files_of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dict[str | None, Path]:
-    """Read ``SET=FILE`` and ``FILE``: the file of each named set, and of ``None`` the other.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder, nor set.
-        ValueError: two files are given for one set.
-    """
+def _files_of_sets(
+    option: str, given: Sequence[str], sets: Sequence[str]
+) -> dict[str | None, Path]:
+    """Read ``SET=FILE`` and ``FILE``: the file of each named set, and of ``None`` the other."""
     files: dict[str | None, Path] = {}
     for text in given:
         fitting = [name for name in sets if text.startswith(f"{name}=")]
@@ -304,7 +288,7 @@ def _judge_sets(
     return found
 
 
-def print_tables(results: Results) -> None:
+def _print_tables(results: Results) -> None:
     """Print a table for each set: a row per metric, and mAP where a detector judged."""
     judged = (results.detection or {"sets": {}})["sets"]
     titles = short_names([chosen.name for chosen in results.sets])
@@ -336,25 +320,3 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def _as_typed(given: dict[str, Any]) -> list[str]:
-    """The command line that gives these arguments; defaults are left out."""
-    words = ["difiisr", "evaluate", *given.pop("inputs")]
-    own = asdict(given.pop("camera_settings"))
-    words += [
-        word
-        for name, value in own.items()
-        if value != getattr(Camera(), name)
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        if value == inspect.signature(evaluate).parameters[name].default:
-            continue
-        if value is True:
-            words.append(option)
-            continue
-        for one in value if isinstance(value, list) else [value]:
-            words += [option, str(one)]
-    return words

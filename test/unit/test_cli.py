@@ -98,12 +98,6 @@ def test_bad_usage_exits_with_2(arguments, capsys):
     assert "Traceback" not in output.err
 
 
-@pytest.mark.parametrize("option", [["--profile", "120x160"], ["--input-size=120x160"]])
-def test_an_option_of_before_is_refused_with_the_new_spelling(option, capsys):
-    assert cli.main(["info", "bicubic", *option]) == 2
-    assert "write --size 160x120" in capsys.readouterr().err
-
-
 def test_version_json_and_completion(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == difiisr_ros.__version__

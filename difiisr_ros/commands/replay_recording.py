@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
 from difiisr_ros.commands.arguments import (
     CameraName,
     CameraOptions,
@@ -16,6 +16,7 @@ from difiisr_ros.commands.arguments import (
     as_asked,
     camera_as_asked,
 )
+from difiisr_ros.replay import replay as replay_bag
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
@@ -58,35 +59,24 @@ def replay(
     Returns:
         0: all frames; 1: none; 2: some, or those of a recording that is damaged.
     """
-    from difiisr_models import load_upscaler
-    from difiisr_ros.replay import replay as replay_bag
 
     upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
     report = replay_bag(
-        in_bag,
-        out_bag,
-        upscaler,
-        image_topic=image_topic,
-        info_topic=camera_info_topic,
-        sr_topic=sr_topic,
-        only_sr=only_sr,
-        compressed=compressed,
-        force=force,
-        rosbag2_version=rosbag2_version,
-        camera=camera_as_asked(camera, camera_settings),
-    )
+        in_bag, out_bag, upscaler, image_topic=image_topic, info_topic=camera_info_topic,
+        sr_topic=sr_topic, only_sr=only_sr, compressed=compressed, force=force,
+        camera=camera_as_asked(camera, camera_settings), rosbag2_version=rosbag2_version,
+    )  # fmt: skip
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
     if json:
         facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
-        facts |= {"topic": report.sr_topic, "refused": report.malformed}
-        facts |= {"faults": [str(fault) for fault in report.faults]}
+        facts |= {"topic": report.sr_topic, "refused": report.malformed, "faults": report.faults}
         print(json_format.dumps(facts, indent=2))
     else:
+        repeated = f", {report.repeated} repeated" if report.repeated else ""
         print(
             f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
-            f"on {report.sr_topic}, {len(report.malformed)} refused"
-            f"{f', {report.repeated} repeated' if report.repeated else ''}; "
+            f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; "
             f"events: {report.events}"
         )
     for fault in report.faults:
