@@ -62,6 +62,7 @@ _EXTRAS = {
     "scene": "images",
     "evaluate": "eval",
     "recorded": "eval",
+    "bench": "eval",
     "fleet": "fleet,eval",
     "video": "eval",
     "train": "train",

@@ -15,7 +15,6 @@ from difiisr_ros import cli
 from difiisr_ros.commands.bench import markdown
 from difiisr_ros.commands.bench_calls import (
     Bench,
-    measure_ceiling,
     network_calls,
     network_flop,
 )
@@ -150,10 +149,9 @@ def test_what_cannot_be_timed_is_bad_usage(capsys, option, value):
     assert option in capsys.readouterr().err
 
 
-def test_cost_of_a_convolution_and_ceiling_of_this_machine():
+def test_cost_of_a_convolution():
     network, image = nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(1, 3, 16, 16)
     assert network_flop(network, (image,)) == 2 * 3 * 8 * 9 * 256
-    assert measure_ceiling(CPU, "fp32") > 1e8
 
 
 def test_backend_and_precision_are_those_of_our_models(tmp_path):
@@ -167,8 +165,7 @@ def test_backend_and_precision_are_those_of_our_models(tmp_path):
     ]
     network = rows[0]
     assert network["flops"] == pytest.approx(network["flop"] / network["p50"])
-    assert network["roofline"] == pytest.approx(network["flops"] / network["ceiling_flops"])
-    assert "roofline" in (tmp_path / "bench.md").read_text()
+    assert "flops" in (tmp_path / "bench.md").read_text()
 
 
 def test_peers_are_named_by_their_hash_and_run_in_both_runtimes(tmp_path):
