@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isnan
 from pathlib import Path
@@ -31,7 +31,7 @@ from difiisr_training.evaluation import judged_frames
 from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
 from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set
 from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
-from difiisr_training.evaluation.peers import load_peer
+from difiisr_training.evaluation.peers import Peer, load_peer
 from difiisr_training.evaluation.results import (
     HR_FOLDER,
     PER_FRAME_FILE,
@@ -48,32 +48,72 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """By what models are judged.
+
+    Attributes:
+        models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
+            published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
+            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
+        mode: reference: the input is high resolution, and low resolution is made of it; camera:
+            the input is super-resolved as it is, and judged without reference.
+        degradation: how low resolution is made, with reference.
+        every: use the first of each so many frames.
+        limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
+        weights: folder of the metrics' and peers' networks.
+        metrics: comma-separated, by default all that can be measured. reference: psnr, ssim,
+            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, niqe,
+            clip_iqa, musiq; camera: niqe, clip_iqa, musiq, flicker, consistency.
+        radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
+        device: auto, cpu, cuda, cuda:N.
+    """
+
+    models: str = "bicubic,difiisr-rt-x4"
+    mode: Mode = "reference"
+    degradation: Kind = "bicubic"
+    every: Annotated[int, Ge(1)] = 1
+    limit: Annotated[int, Ge(1)] | None = None
+    weights: Path | None = None
+    metrics: str | None = None
+    radiometry: str | None = None
+    device: str = "auto"
+
+    def selection(self, last: int = 0) -> Selection:
+        """Of the frames of each set; ``last``: so many at the end, 0: all."""
+        return Selection(self.every, last, self.limit, spread=self.mode == "reference")
+
+    def networks(self, camera: Camera = Camera()) -> tuple[list[Peer], Judge]:
+        """The models, and what judges them; ``camera`` says what counts are without radiometry."""
+        torch.backends.cudnn.deterministic = True
+        device = str(resolve_device(self.device))
+        scale = Radiometry.parse(self.radiometry) if self.radiometry else None
+        if scale is None and camera.unit != "counts":
+            shift = ZERO_CELSIUS if camera.unit == "celsius" else 0.0
+            scale = Radiometry(camera.scale, camera.offset + shift)
+        metrics = self.metrics.split(",") if self.metrics else None
+        judge = Judge(self.mode, metrics, self.weights, device, scale)
+        return [load_peer(name, self.weights, device) for name in self.models.split(",")], judge
+
+
 def evaluate(
     inputs: list[str],
     /,
     *,
     out: Path,
-    models: str = "bicubic,difiisr-rt-x4",
+    judged_by: Annotated[Judgement, Parameter(name="*")] = Judgement(),
     outputs: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
-    mode: Mode = "reference",
-    degradation: Kind = "bicubic",
     lr: list[str] = [],  # noqa: B006
     masks: list[str] = [],  # noqa: B006
     topic: str | None = None,
     camera: CameraName = None,
     camera_settings: CameraOptions = Camera(),
     data: Path | None = None,
-    every: Annotated[int, Ge(1)] = 1,
     last: Annotated[int, Ge(0)] = 0,
-    limit: Annotated[int, Ge(1)] | None = None,
-    weights: Path | None = None,
-    metrics: str | None = None,
-    radiometry: str | None = None,
     detector: Path | None = None,
     annotations: list[str] = [],  # noqa: B006
     segmenter: Path | None = None,
     labels: list[str] = [],  # noqa: B006
-    device: str = "auto",
     no_report: bool = False,
 ) -> Results:
     """Judge models on recordings and images.
@@ -86,13 +126,7 @@ def evaluate(
         inputs: folders of images (8 or 16 bit), rosbag2 recordings, or sets below --data, as
             hit_uav/test, msrs/test, roadscene/last20.
         out: folder to write.
-        models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
-            published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
-            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
         outputs: NAME=DIR, results of other methods: an image per frame, under the frame's name.
-        mode: reference: the input is high resolution, and low resolution is made of it; camera:
-            the input is super-resolved as it is, and judged without reference.
-        degradation: how low resolution is made, with reference.
         lr: [SET=]DIR, your own low resolution instead: an image per frame, under the frame's name,
             a quarter of its size; repeatable.
         masks: [SET=]DIR, likewise: images that are 0 where a result is not judged (it counts as
@@ -101,14 +135,7 @@ def evaluate(
         camera: of the recordings: name of a camera (docs/cameras.md) or a YAML file, under the
             options below.
         data: root of the sets' folders.
-        every: use the first of each so many frames.
         last: use so many at the end (0: all).
-        limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
-        weights: folder of the metrics' and peers' networks.
-        metrics: comma-separated, by default all that can be measured. reference: psnr, ssim,
-            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, niqe,
-            clip_iqa, musiq; camera: niqe, clip_iqa, musiq, flicker, consistency.
-        radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
         detector: an ONNX file; judge by detections too, see --annotations.
         annotations: [SET=]FILE, boxes in the frames: COCO or HIT-UAV JSON, or a folder of Pascal
             VOC files; SET is the INPUT that they belong to, which may be left out if they fit one
@@ -116,7 +143,6 @@ def evaluate(
         segmenter: a folder; judge by segmentation too.
         labels: [SET=]DIR, label maps of the frames, likewise; without: agreement with the
             segmentation of HR.
-        device: auto, cpu, cuda, cuda:N.
         no_report: write no report.html.
     """
     for option, given, reader, network in (
@@ -129,15 +155,9 @@ def evaluate(
             raise FileNotFoundError(f"no file or folder {network}")
     if detector and not annotations:
         raise ValueError("--detector needs --annotations, the boxes in the frames")
-    torch.backends.cudnn.deterministic = True
-    device = str(resolve_device(device))
+    device, mode = str(resolve_device(judged_by.device)), judged_by.mode
     known = camera_as_asked(camera, camera_settings)
-    scale = Radiometry.parse(radiometry) if radiometry else None
-    if scale is None and known.unit != "counts":
-        shift = ZERO_CELSIUS if known.unit == "celsius" else 0.0
-        scale = Radiometry(known.scale, known.offset + shift)
-    selection = Selection(every, last, limit, spread=mode == "reference")
-    sets = resolve_inputs(inputs, data, topic, selection, known)
+    sets = resolve_inputs(inputs, data, topic, judged_by.selection(last), known)
     names = [chosen.name for chosen in sets]
     own, hidden = _files_of_sets("--lr", lr, names), _files_of_sets("--masks", masks, names)
     if (own or hidden) and mode != "reference":
@@ -147,11 +167,11 @@ def evaluate(
         sets[place] = replace(chosen, lr=pairs, masks=parts)
     boxes = _files_of_sets("--annotations", annotations, names)
     maps = _files_of_sets("--labels", labels, names)
-    judge = Judge(mode, metrics.split(",") if metrics else None, weights, device, scale)
-    compared = [load_peer(name, weights, device) for name in models.split(",")]
+    compared, judge = judged_by.networks(known)
     compared += [OutputFolder.parse(text) for text in outputs]
     out.mkdir(parents=True, exist_ok=True)
-    results = judge_models(sets, compared, judge, out, degradation, environment(device))
+    made = judged_by.degradation
+    results = judge_models(sets, compared, judge, out, made, environment(device))
     results.command = ["difiisr", *sys.argv[1:]]
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared] + [HR_FOLDER] * (mode == "reference")

@@ -37,7 +37,6 @@ def recorded(
     out: Path,
     topic: str | None = None,
     sr_topic: str | None = None,
-    detections_topic: str | None = None,
     camera_bag: Path | None = None,
     model: Annotated[str, Parameter(name=("--model", "--models"))] = "difiisr-rt-x4",
     runtime: RuntimeOptions = Runtime(),
@@ -55,8 +54,6 @@ def recorded(
         out: folder for the three files.
         topic: camera topic; by default the only image topic that is no result.
         sr_topic: result topic; by default the only one named .../sr or .../sr/image_raw.
-        detections_topic: detections on the results, any topic with a header; by default the only
-            Detection2DArray topic.
         camera_bag: the recording that holds the camera, where BAG does not; latency cannot be
             measured then.
         model: of the offline run, name or path; none leaves it out.
@@ -67,7 +64,7 @@ def recorded(
     """
     values, frames = judge_recording(
         bag,
-        topics=(topic, sr_topic, detections_topic),
+        topics=(topic, sr_topic),
         camera_bag=camera_bag,
         model=None if model == "none" else model,
         runtime=as_asked(runtime),
@@ -88,7 +85,7 @@ def recorded(
 def judge_recording(
     bag: Path,
     *,
-    topics: tuple[str | None, str | None, str | None] = (None, None, None),
+    topics: tuple[str | None, str | None] = (None, None),
     camera_bag: Path | None = None,
     model: str | None = "difiisr-rt-x4",
     runtime: Runtime = Runtime(),
@@ -98,7 +95,7 @@ def judge_recording(
     """Measure a recording; arguments as of :func:`recorded`.
 
     Args:
-        topics: of camera, results and detections; ``None``: chosen by name and type.
+        topics: of camera and results; ``None``: chosen by name and type.
         model: ``None``: no offline run.
 
     Returns:

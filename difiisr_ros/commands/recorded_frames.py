@@ -32,7 +32,6 @@ from difiisr_ros.bags import (
 from difiisr_ros.image_codec import image_to_array, result_encoding
 from difiisr_training.evaluation.metrics import consistency
 
-DETECTIONS_TYPE = "vision_msgs/msg/Detection2DArray"
 NODE_STATUS = "super-resolution"  # in the name of the node's own diagnostic status
 
 _PARSED = (CAMERA_INFO_TYPE, DIAGNOSTICS_TYPE)  # of all others the times are enough
@@ -63,14 +62,13 @@ class Recording:
     """All that is read of a recording.
 
     Attributes:
-        topics: names of ``image``, ``sr``, ``image_info``, ``sr_info`` and ``detections``;
-            ``None`` where the recording has none of that kind.
+        topics: names of ``image``, ``sr``, ``image_info`` and ``sr_info``; ``None`` where the
+            recording has none of that kind.
         tables: of each kind, its messages in recorded order: ``stamp`` and ``logged``, int64 ns,
             and, of camera_info, the messages themselves in ``content``.
         node: the node's own last diagnostics, if recorded.
         frames: a line for each camera frame and each result without, by ``stamp``;
-            ``camera_logged``, ``sr_logged`` and ``detections_logged``: log time of the first
-            message with that stamp, ns;
+            ``camera_logged`` and ``sr_logged``: log time of the first message with that stamp, ns;
             ``consistency_mean`` and ``consistency_max``: of |D(SR) - LR|, counts;
             ``exact``: whether the result has the very pixels of the offline run;
             ``difference_mean`` and ``difference_max``: of |SR - offline SR|, counts;
@@ -95,7 +93,7 @@ class Recording:
 def read_recording(
     bag: Path,
     camera_bag: Path | None,
-    topics: tuple[str | None, str | None, str | None],
+    topics: tuple[str | None, str | None],
     upscaler: Upscaler | None,
     camera: Camera = Camera(),
 ) -> Recording:
@@ -141,7 +139,7 @@ def read_recording(
 
 
 def _choose_topics(
-    cameras: Bag, results: Bag, image: str | None, sr: str | None, detections: str | None
+    cameras: Bag, results: Bag, image: str | None, sr: str | None
 ) -> dict[str, str | None]:
     """``Recording.topics``: those given, the others by name and type."""
     made, seen = image_topics(results), image_topics(cameras)
@@ -149,11 +147,7 @@ def _choose_topics(
     camera = [name for name in seen if name not in likely]
     sr = _choose("--sr-topic", sr, likely, made, "`difiisr replay` makes results")
     image = _choose("--topic", image, camera, seen, "--camera-bag may give the camera's recording")
-    found = topics_of(results, DETECTIONS_TYPE)
-    if detections is not None or found:
-        every = sorted({topic.name for topic in results.topics})
-        detections = _choose("--detections-topic", detections, found, every, "or leave them out")
-    names = {"image": image, "sr": sr, "detections": detections}
+    names = {"image": image, "sr": sr}
     for kind, bag, topic in (
         ("image_info", cameras, info_topic_beside(image)),
         ("sr_info", results, f"{raw_topic(sr).removesuffix('/image_raw')}/camera_info"),
@@ -336,7 +330,7 @@ def _frame_table(tables: dict[str, pd.DataFrame], compared: dict[int, dict]) -> 
     """``Recording.frames`` of the messages' times and of :func:`_compare_frames`."""
     logged = {
         f"{column}_logged": tables[kind].drop_duplicates("stamp").set_index("stamp").logged
-        for column, kind in (("camera", "image"), ("sr", "sr"), ("detections", "detections"))
+        for column, kind in (("camera", "image"), ("sr", "sr"))
     }
     frames = pd.DataFrame({name: times.astype("Int64") for name, times in logged.items()})
     frames = frames.dropna(subset=["camera_logged", "sr_logged"], how="all")

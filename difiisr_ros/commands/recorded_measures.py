@@ -85,13 +85,10 @@ def _drops(recording: Recording) -> dict[str, int]:
     }
 
 
-def _latency(recording: Recording, earlier: str, later: str) -> dict[str, float] | None:
-    """From one log time to another, ms: of camera, sr or detections, where a frame has both."""
-    if not recording.one_bag and earlier == "camera":
-        return None
-    frames = recording.frames
-    apart = (frames[f"{later}_logged"] - frames[f"{earlier}_logged"]).dropna()
-    return _spread(apart.to_numpy(np.int64) / 1e6)
+def _latency(recording: Recording) -> dict[str, float] | None:
+    """From the log time of a camera frame to that of its result, ms."""
+    apart = (recording.frames.sr_logged - recording.frames.camera_logged).dropna()
+    return _spread(apart.to_numpy(np.int64) / 1e6) if recording.one_bag else None
 
 
 def _stamp_to_log(recording: Recording, kind: str) -> dict[str, float] | None:
@@ -141,19 +138,6 @@ def _offline(recording: Recording) -> dict[str, Any] | None:
     }
 
 
-def _detections(recording: Recording) -> dict[str, Any] | None:
-    """Detections on the results, by stamp; ``missing``: results without detections."""
-    if recording.topics["detections"] is None:
-        return None
-    frames = recording.frames
-    return {
-        "timing": _stream_timing(recording.tables["detections"]),
-        "missing": int((frames.sr_logged.notna() & frames.detections_logged.isna()).sum()),
-        "after_sr_ms": _latency(recording, "sr", "detections"),
-        "after_camera_ms": _latency(recording, "camera", "detections"),
-    }
-
-
 def _camera_infos(recording: Recording) -> dict[str, Any] | None:
     """Each result's camera_info against the camera's of its stamp, else the last before it."""
     own, scaled = recording.tables["image_info"], recording.tables["sr_info"]
@@ -191,7 +175,7 @@ MEASURES: dict[str, Callable[[Recording], Any]] = {
     "camera": lambda recording: _stream_timing(recording.tables["image"]),
     "sr": lambda recording: _stream_timing(recording.tables["sr"]),
     "drops": _drops,
-    "latency_ms": lambda recording: _latency(recording, "camera", "sr"),
+    "latency_ms": _latency,
     "stamp_latency_ms": lambda recording: (
         _stamp_to_log(recording, "sr") if recording.one_bag and shares_clock(recording) else None
     ),
@@ -200,7 +184,6 @@ MEASURES: dict[str, Callable[[Recording], Any]] = {
     "offline": _offline,
     "mismatches": lambda recording: dict(Counter(" ".join(recording.frames.faults).split())),
     "camera_info": _camera_infos,
-    "detections": _detections,
     "node": lambda recording: recording.node,
 }
 """Key in ``recorded.json`` -> what gives its value."""

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from difiisr_models.files import write_json
 from difiisr_models.model_loading import save_compact
 from difiisr_ros.commands.arguments import Count, Duration, Threads
-from difiisr_ros.commands.evaluate import evaluate, resolve_inputs
+from difiisr_ros.commands.evaluate import Judgement, evaluate, resolve_inputs
 from difiisr_ros.commands.train import train
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
 from difiisr_training.config import load_config
@@ -97,9 +97,12 @@ def train_ablation(
             print(f"{name}: stopped before its last iteration; the same command goes on")
             return 1
     models = ["bicubic", *(f"{out / name}@0" for name in chosen)]
+    judged_by = Judgement(
+        models=",".join(models), weights=weights, metrics=",".join(ablation.METRICS), limit=limit,
+        device=device,
+    )  # fmt: skip
     results = evaluate(
-        list(sets), data=data, out=out / "evaluation", models=",".join(models), weights=weights,
-        metrics=",".join(ablation.METRICS), limit=limit, detector=detector, device=device,
+        list(sets), data=data, out=out / "evaluation", judged_by=judged_by, detector=detector,
         annotations=[str(annotations)] if annotations else [],
     )  # fmt: skip
     table = ablation.write_table(base, results, out)

@@ -28,7 +28,7 @@ def usual_signals():
 
 @pytest.mark.parametrize(
     ("verb", "number"),
-    [("replay", signal.SIGTERM), ("replay", signal.SIGHUP), ("scene", signal.SIGINT)],
+    [("replay", signal.SIGINT), ("replay", signal.SIGTERM), ("scene", signal.SIGHUP)],
 )
 def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, number):
     older = record(tmp_path / "out", frames=1)
