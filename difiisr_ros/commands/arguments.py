@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
@@ -73,16 +73,29 @@ FrameOptions = Annotated[FrameSettings, Parameter(name="*")]
 CameraOptions = Annotated[Camera, Parameter(name="*")]
 """The fields of :class:`difiisr_models.Camera` as options of their own."""
 
-CameraName = Annotated[str | None, Parameter(name="--camera")]
-"""A camera of config/cameras, or a YAML file like those."""
+
+@dataclass(frozen=True)
+class AskedCamera(Camera):
+    """A camera by its name, or by its settings alone.
+
+    Attributes:
+        camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
+    """
+
+    camera: str | None = None
+
+    @property
+    def known(self) -> Camera:
+        """What the file of the camera says, under the options that are given."""
+        given = {n: v for n, v in asdict(self).items() if n != "camera"}
+        if self.camera is None:
+            return Camera(**given)
+        own = {name: value for name, value in given.items() if value != getattr(Camera(), name)}
+        return replace(read_camera_file(self.camera).camera, **own)
 
 
-def camera_as_asked(name: str | None, given: Camera) -> Camera:
-    """What the file of the camera says, under the options that are ``given``."""
-    if name is None:
-        return given
-    own = {k: value for k, value in asdict(given).items() if value != getattr(Camera(), k)}
-    return replace(read_camera_file(name).camera, **own)
+KnownCamera = Annotated[AskedCamera, Parameter(name="*")]
+"""The fields of :class:`AskedCamera` as options of their own."""
 
 
 def as_asked(runtime: Runtime) -> Runtime:

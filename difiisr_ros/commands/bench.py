@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,12 +24,12 @@ from difiisr_models.settings import Runtime
 from difiisr_models.upscaler import BICUBIC
 from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
 from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, Row, network_rows, upscaler_rows
+from difiisr_ros.commands.evaluate import environment
 from difiisr_ros.node_process import missing_ros
 
 Stage = Literal["network", "upscaler", "node"]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 STAGES: tuple[Stage, ...] = ("network", "upscaler", "node")
-_PACKAGES = "difiisr_ros", "torch", "onnxruntime", "numpy", "ros-rclpy", "tensorrt", "tensorrt-rtx"
 _TIMES = ("p50", "p90", "p99", "jitter")
 _COLUMNS = (
     "stage", "size", "model", "runtime", "backend", "precision", "rate", "search", *_TIMES, "fps",
@@ -119,23 +118,18 @@ def bench(
 
 def _describe_machine(device: torch.device) -> dict[str, object]:
     """Processor, cores, GPU, versions and commit; what cannot be found out is left out."""
-    packages = {found.name: found.version for found in distributions()}
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    with suppress(OSError):
-        packages["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    return {
+    found = environment(str(device)) | {
         "processor": named[1] if named else platform.processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": {name: packages[name] for name in _PACKAGES if name in packages},
-        "commit": packages.get("commit"),
     }
+    with suppress(OSError):
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        found["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return found
 
 
 def markdown(rows: Sequence[Row], own: str) -> str:

@@ -9,22 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from cyclopts import Parameter
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from tabulate import tabulate
 
 from difiisr_models import Camera
 from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
-from difiisr_ros.commands.arguments import CameraName, CameraOptions, camera_as_asked
+from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
 from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
@@ -43,8 +40,8 @@ from difiisr_training.evaluation.results import (
 )
 
 _PACKAGES = (
-    "difiisr_ros", "lpips", "numpy", "onnxruntime", "pillow", "pycocotools", "pyiqa", "rosbags",
-    "scikit-image", "spandrel", "torch", "transformers",
+    "difiisr_ros", "lpips", "numpy", "onnxruntime", "pillow", "pycocotools", "pyiqa", "ros-rclpy",
+    "rosbags", "scikit-image", "spandrel", "tensorrt", "tensorrt-rtx", "torch", "transformers",
 )  # fmt: skip
 
 
@@ -106,8 +103,7 @@ def evaluate(
     lr: list[str] = [],  # noqa: B006
     masks: list[str] = [],  # noqa: B006
     topic: str | None = None,
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
     data: Path | None = None,
     last: Annotated[int, Ge(0)] = 0,
     detector: Path | None = None,
@@ -132,8 +128,7 @@ def evaluate(
         masks: [SET=]DIR, likewise: images that are 0 where a result is not judged (it counts as
             right there, and PSNR is of the other pixels).
         topic: of a recording; by default its only images.
-        camera: of the recordings: name of a camera (docs/cameras.md) or a YAML file, under the
-            options below.
+        camera: of the recordings.
         data: root of the sets' folders.
         last: use so many at the end (0: all).
         detector: an ONNX file; judge by detections too, see --annotations.
@@ -156,8 +151,7 @@ def evaluate(
     if detector and not annotations:
         raise ValueError("--detector needs --annotations, the boxes in the frames")
     device, mode = str(resolve_device(judged_by.device)), judged_by.mode
-    known = camera_as_asked(camera, camera_settings)
-    sets = resolve_inputs(inputs, data, topic, judged_by.selection(last), known)
+    sets = resolve_inputs(inputs, data, topic, judged_by.selection(last), camera.known)
     names = [chosen.name for chosen in sets]
     own, hidden = _files_of_sets("--lr", lr, names), _files_of_sets("--masks", masks, names)
     if (own or hidden) and mode != "reference":
@@ -167,7 +161,7 @@ def evaluate(
         sets[place] = replace(chosen, lr=pairs, masks=parts)
     boxes = _files_of_sets("--annotations", annotations, names)
     maps = _files_of_sets("--labels", labels, names)
-    compared, judge = judged_by.networks(known)
+    compared, judge = judged_by.networks(camera.known)
     compared += [OutputFolder.parse(text) for text in outputs]
     out.mkdir(parents=True, exist_ok=True)
     made = judged_by.degradation
@@ -313,18 +307,16 @@ def _print_tables(results: Results) -> None:
     judged = (results.detection or {"sets": {}})["sets"]
     titles = short_names([chosen.name for chosen in results.sets])
     for title, chosen in zip(titles, results.sets, strict=True):
-        table = Table("", title=f"{title}, {chosen.frames} frames", box=box.SIMPLE_HEAD)
-        for model in chosen.models:
-            table.add_column(model.title, justify="right", overflow="fold")
-        rows = {name: [model.mean[name] for model in chosen.models] for name in results.metrics}
-        found = judged.get(slug(chosen.name), {})
-        if found:
-            for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")):
-                rows[name] = [found[slug(model.name)][key] for model in chosen.models]
-        rows["seconds a frame"] = [model.seconds_per_frame for model in chosen.models]
-        for name, values in rows.items():
-            table.add_row(name, *("-" if isnan(value) else f"{value:.4g}" for value in values))
-        Console().print(table)
+        models, found = chosen.models, judged.get(slug(chosen.name), {})
+        rows = [[name, *(model.mean[name] for model in models)] for name in results.metrics]
+        for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")) if found else ():
+            rows.append([name, *(found[slug(model.name)][key] for model in models)])
+        rows.append(["seconds a frame", *(model.seconds_per_frame for model in models)])
+        shown = [["-" if value != value else value for value in row] for row in rows]  # NaN
+        heads = ["", *(model.title for model in models)]
+        print(
+            f"\n{title}, {chosen.frames} frames", tabulate(shown, heads, floatfmt=".4g"), sep="\n"
+        )
 
 
 def environment(device: str) -> dict[str, Any]:

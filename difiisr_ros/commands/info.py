@@ -29,12 +29,11 @@ from difiisr_ros.bags import (
     topics_of,
 )
 from difiisr_ros.commands.arguments import (
-    CameraName,
-    CameraOptions,
+    AskedCamera,
     ImageSize,
+    KnownCamera,
     RuntimeOptions,
     as_asked,
-    camera_as_asked,
 )
 from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
 
@@ -53,8 +52,7 @@ def info(
     *,
     bag: Path | None = None,
     topic: str | None = None,
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
     runtime: RuntimeOptions = Runtime(),
     size: ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
@@ -67,7 +65,7 @@ def info(
         model: model name, or path of weights.
         bag: recording, rosbag2 folder or storage file: say what its first frames show.
         topic: of its images; default: the only one.
-        camera: name of a camera (docs/cameras.md) or a YAML file; default: it is guessed.
+        camera: default: it is guessed.
         size: also time each stage of mono16 frames of this size, WIDTHxHEIGHT as in 160x120.
         parity: also compare the published network of this size with the reference's outputs.
         parity_data: folder of the recorded outputs, tiny_expected.safetensors, ...; they are not
@@ -83,7 +81,7 @@ def info(
         raise ValueError("--parity needs --parity-data DIR, the reference's recorded outputs")
     facts: dict[str, Any] = {}
     if bag is not None:
-        facts |= _recording(bag, topic, camera, camera_as_asked(camera, camera_settings))
+        facts |= _recording(bag, topic, camera.camera, camera.known)
     if model is not None:
         facts |= _model(model, runtime, size)
     if parity:
@@ -156,7 +154,7 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
     words += [f"transport:={topic.rpartition('/')[2]}"] if topic != raw_topic(topic) else []
     words += [f"camera:={name}"] if name else []
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
-    known = asdict(camera_as_asked(name, Camera()))
+    known = asdict(AskedCamera(camera=name).known)
     words += [f"{key}:={given}" for key, given in asdict(camera).items() if given != known[key]]
     facts = {
         "topic": f"{topic}, {count} images",

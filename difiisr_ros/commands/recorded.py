@@ -12,22 +12,21 @@ from cyclopts import Parameter
 from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
 from difiisr_models.files import replaced, write_json, write_text
 from difiisr_ros.commands.arguments import (
-    CameraName,
-    CameraOptions,
+    AskedCamera,
     FrameOptions,
+    KnownCamera,
     RuntimeOptions,
     as_asked,
-    camera_as_asked,
 )
 from difiisr_ros.commands.html_page import fill_template, svg_of
 from difiisr_ros.commands.recorded_frames import read_recording
-from difiisr_ros.commands.recorded_measures import GAP, MEASURES, shares_clock
+from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_CAMERA, _RESULT, _BAD = "#4477aa", "#228833", "#cc3311"
+_RESULT, _BAD = "#228833", "#cc3311"
 
 
 def recorded(
@@ -41,8 +40,7 @@ def recorded(
     model: Annotated[str, Parameter(name=("--model", "--models"))] = "difiisr-rt-x4",
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
 ) -> int:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
@@ -59,8 +57,7 @@ def recorded(
         model: of the offline run, name or path; none leaves it out.
         runtime: of the offline run.
         settings: as the node had them.
-        camera: as the node had it: name of a camera (docs/cameras.md) or a YAML file, under the
-            options below.
+        camera: as the node had it.
     """
     values, frames = judge_recording(
         bag,
@@ -69,7 +66,7 @@ def recorded(
         model=None if model == "none" else model,
         runtime=as_asked(runtime),
         settings=settings,
-        camera=camera_as_asked(camera, camera_settings),
+        camera=camera.known,
     )
     write_json(out / "recorded.json", values)
     with replaced(out / "recorded_per_frame.csv") as beside:
@@ -211,42 +208,25 @@ def _page(values: dict[str, Any], frames: pd.DataFrame) -> str:
         "number": lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
         "counts": lambda value: "-" if value is None else f"{value:.3g}",
     }
-    plots = {title: svg_of(figure, title) for title, figure in _plots(values, frames).items()}
-    return fill_template("recorded", filters, report=values, plots=plots)
+    return fill_template("recorded", filters, report=values, plot=svg_of(_plot(frames), "recorded"))
 
 
-def _plots(values: dict[str, Any], frames: pd.DataFrame) -> dict[str, Figure]:
-    """Title -> latency, and time between stamps, over time."""
+def _plot(frames: pd.DataFrame) -> Figure:
+    """Latency and the time between stamps over time; a dropped frame is a mark at the bottom."""
     from matplotlib.figure import Figure
 
-    titles = ["Latency over time"] * bool(values["latency_ms"]) + ["Intervals"]
-    figures = {title: Figure(figsize=(9, 2.9), layout="constrained") for title in titles}
-    line, stamps = {"lw": 0.8, "ms": 4}, frames.index
-    seconds = (stamps - stamps.min()) / 1e9
-    for title, figure in figures.items():
-        axes = figure.add_subplot()
-        axes.set_xlabel("header stamp, s after the first")
+    seconds = ((frames.index - frames.index.min()) / 1e9).to_series(frames.index)
+    logged = {"camera": frames.camera_logged, "result": frames.sr_logged}
+    shown = {"latency, ms": (logged["result"] - logged["camera"]).dropna() / 1e6}
+    for name, times in logged.items():
+        shown[f"between {name}s, ms"] = 1e3 * seconds[times.notna()].diff().dropna()
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes, (label, values) in zip(figure.subplots(3, sharex=True), shown.items(), strict=True):
+        axes.plot(seconds[values.index], values.astype(float), ".-", color=_RESULT, lw=0.8, ms=4)
+        axes.set_ylabel(label)
         axes.grid(alpha=0.25)
-        axes.margins(y=0.18)
-        if title == "Intervals":
-            axes.set_ylabel("ms between stamps")
-            for name, color in (("camera", _CAMERA), ("sr", _RESULT)):
-                there = frames[f"{name}_logged"].notna()
-                between = stamps[there].to_series().diff()[1:] / 1e6
-                label = {"sr": "result"}.get(name, name)
-                axes.plot(seconds[there][1:], between, ".-", color=color, label=label, **line)
-                if len(between) and name == "camera":
-                    limit = GAP * between.median()
-                    label = f"gap: above {limit:.0f} ms"
-                    axes.axhline(limit, color=_BAD, lw=1, ls="--", label=label)
-        else:
-            axes.set_ylabel("ms")
-            latency = ((frames.sr_logged - frames.camera_logged) / 1e6).dropna().astype(float)
-            dropped = seconds[frames.sr_logged.isna()]
-            axes.plot(seconds[stamps.isin(latency.index)], latency, ".-", color=_RESULT, **line)
-            label = f"dropped ({len(dropped)})" if len(dropped) else None
-            axes.plot(dropped, [0] * len(dropped), "|", color=_BAD, ms=14, mew=2, label=label)
         axes.set_ylim(bottom=0)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), frameon=False, ncols=3)
-    return figures
+    dropped = seconds[frames.sr_logged.isna()]
+    figure.axes[0].plot(dropped, 0 * dropped, "|", color=_BAD, ms=14, mew=2)
+    axes.set_xlabel("header stamp, s after the first")
+    return figure

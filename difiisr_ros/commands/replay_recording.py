@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
+from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_ros.commands.arguments import (
-    CameraName,
-    CameraOptions,
+    AskedCamera,
     FrameOptions,
+    KnownCamera,
     RuntimeOptions,
     as_asked,
-    camera_as_asked,
 )
 from difiisr_ros.replay import replay as replay_bag
 
@@ -37,8 +36,7 @@ def replay(
     rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
 ) -> int:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -52,7 +50,6 @@ def replay(
         only_sr: do not copy the other topics.
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
-        camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
         json: print the summary as JSON.
         rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
@@ -64,7 +61,7 @@ def replay(
     report = replay_bag(
         in_bag, out_bag, upscaler, image_topic=image_topic, info_topic=camera_info_topic,
         sr_topic=sr_topic, only_sr=only_sr, compressed=compressed, force=force,
-        camera=camera_as_asked(camera, camera_settings), rosbag2_version=rosbag2_version,
+        camera=camera.known, rosbag2_version=rosbag2_version,
     )  # fmt: skip
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)

@@ -16,14 +16,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from difiisr_models import Camera
 from difiisr_models.compact import parameter_count
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.motion import require_opencv
 from difiisr_models.published.convert import load_published
 from difiisr_models.weights import MANIFEST_NAME, share_dir
 from difiisr_ros.bags import find_recordings, frames_of
-from difiisr_ros.commands.arguments import Duration, Threads, camera_as_asked
+from difiisr_ros.commands.arguments import AskedCamera, Duration, Threads
 from difiisr_training import train as training
 from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
 from difiisr_training.config import TrainConfig, from_dict, load_config, read_yaml
@@ -224,7 +223,7 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
             f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
             "make folders, and sources, of their own of them"
         )
-    camera = camera_as_asked(source.camera, Camera())
+    camera = AskedCamera(camera=source.camera).known
 
     def read(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
         frames = frames_of(path, source.topic, source.every, skipped=skipped, camera=camera)
