@@ -75,7 +75,7 @@ CameraOptions = Annotated[Camera, Parameter(name="*")]
 
 
 @dataclass(frozen=True)
-class AskedCamera(Camera):
+class AskedCamera:
     """A camera by its name, or by its settings alone.
 
     Attributes:
@@ -83,14 +83,15 @@ class AskedCamera(Camera):
     """
 
     camera: str | None = None
+    settings: CameraOptions = Camera()
 
     @property
     def known(self) -> Camera:
         """What the file of the camera says, under the options that are given."""
-        given = {n: v for n, v in asdict(self).items() if n != "camera"}
         if self.camera is None:
-            return Camera(**given)
-        own = {name: value for name, value in given.items() if value != getattr(Camera(), name)}
+            return self.settings
+        given, usual = asdict(self.settings), asdict(Camera())
+        own = {name: value for name, value in given.items() if value != usual[name]}
         return replace(read_camera_file(self.camera).camera, **own)
 
 

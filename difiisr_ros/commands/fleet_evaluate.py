@@ -26,7 +26,7 @@ from difiisr_training.evaluation.results import (
 
 
 @dataclass(frozen=True)
-class Evaluate(Judgement):
+class Evaluate:
     """What is measured of each recording; every worker gets it.
 
     Attributes:
@@ -34,28 +34,34 @@ class Evaluate(Judgement):
         threads: CPU threads of a worker.
     """
 
+    by: Annotated[Judgement, Parameter(name="*")] = Judgement()
     image_topic: str | None = None
     threads: Annotated[int, Ge(1)] = 1
+
+    @property
+    def device(self) -> str:
+        """As asked for."""
+        return self.by.device
 
     def product(self) -> dict[str, Any]:
         """All that a result depends on, for a job's name."""
         torch.set_num_threads(self.threads)
-        models, judge = self.networks()
+        models, judge = self.by.networks()
         hashes = {model.name: model.weights_sha256 for model in models}
-        own = asdict(self) | {"weights": None, "hashes": hashes, "metric_files": judge.files}
-        return {"verb": "evaluate", **own}
+        own = asdict(replace(self, by=replace(self.by, weights=None)))
+        return {"verb": "evaluate", **own, "hashes": hashes, "metric_files": judge.files}
 
     def load(self) -> Make:
         """Load models and metrics."""
         torch.set_num_threads(self.threads)
-        models, judge = self.networks()
+        models, judge = self.by.networks()
         device = str(resolve_device(self.device))
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
             folder.mkdir()
-            chosen = recorded_set(source.name, source, self.image_topic, self.selection())
+            chosen = recorded_set(source.name, source, self.image_topic, self.by.selection())
             told = environment(device)
-            results = judge_models([chosen], models, judge, folder, self.degradation, told)
+            results = judge_models([chosen], models, judge, folder, self.by.degradation, told)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
             write_results(results, folder)
             write_report(results, folder)
@@ -74,7 +80,7 @@ class Evaluate(Judgement):
                     for name, value in model.mean.items()
                 },
                 "notes": [f"{name}: {reason}" for name, reason in results.not_run.items()],
-                "model": self.models,
+                "model": self.by.models,
                 "device": device,
             }
 
@@ -98,5 +104,5 @@ def fleet_evaluate(
     Returns:
         0: all recordings; 1: none; 2: some.
     """
-    task = replace(task, weights=task.weights and task.weights.resolve())
-    return do_all(find_jobs(inputs, out), out, task, cluster)
+    by = replace(task.by, weights=task.by.weights and task.by.weights.resolve())
+    return do_all(find_jobs(inputs, out), out, replace(task, by=by), cluster)

@@ -336,9 +336,10 @@ def test_the_cluster_file_is_one_that_ray_takes():
 
 def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
     pytest.importorskip("torchmetrics", reason="needs the extra eval")
+    from difiisr_ros.commands.evaluate import Judgement
     from difiisr_ros.commands.fleet_evaluate import Evaluate
 
-    task = Evaluate("bicubic", limit=2, metrics="psnr", device="cpu")
+    task = Evaluate(Judgement("bicubic", limit=2, metrics="psnr", device="cpu"))
     inputs = [str(recordings / name) for name in ("b", "empty.mcap")]
     rows = do_here(inputs, str(tmp_path), task).values()
     good, bad = sorted(rows, key=lambda row: row["input"])
