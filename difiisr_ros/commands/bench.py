@@ -24,7 +24,7 @@ from difiisr_models.settings import Runtime
 from difiisr_models.upscaler import BICUBIC
 from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
 from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, Row, network_rows, upscaler_rows
-from difiisr_ros.commands.evaluate import environment
+from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
 
 Stage = Literal["network", "upscaler", "node"]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +19,7 @@ from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
 from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
+from difiisr_ros.commands.environment import environment
 from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
@@ -38,11 +36,6 @@ from difiisr_training.evaluation.results import (
     slug,
     write_results,
 )
-
-_PACKAGES = (
-    "difiisr_ros", "lpips", "numpy", "onnxruntime", "pillow", "pycocotools", "pyiqa", "ros-rclpy",
-    "rosbags", "scikit-image", "spandrel", "tensorrt", "tensorrt-rtx", "torch", "transformers",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -317,18 +310,3 @@ def _print_tables(results: Results) -> None:
         print(
             f"\n{title}, {chosen.frames} frames", tabulate(shown, heads, floatfmt=".4g"), sep="\n"
         )
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What the numbers and times were taken with; packages that are absent are left out."""
-    versions = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    named = f"{platform.processor() or platform.machine()}, {platform.system()}"
-    return {
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else named,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
