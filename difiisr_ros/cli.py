@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from difiisr_ros.allocator import keep_freed_memory
-from difiisr_ros.interrupts import interrupts_noted
+from difiisr_ros.process_setup import interrupts_noted, keep_freed_memory
+from difiisr_ros.refusals import described
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 EXIT_NOTHING, EXIT_LOSSES = 1, 2
 EXIT_BY_SIGNAL = 128  # and its number
 
+# verb: what it does, and the extras it needs, which a robot may lack
 VERBS = {
+<<<<<<< HEAD
     "upscale": "super-resolve images and videos in files",
     "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
     "info": "what a model is and what a frame costs, or what a recording shows of its camera",
@@ -71,6 +73,33 @@ _EXTRAS = {
     "train-detector": "train,eval,onnx",
     "train-segmenter": "train,eval",
     "soak": "ros",
+=======
+    "upscale": ("super-resolve images and videos in files", "images"),
+    "replay": ("super-resolve every frame of a rosbag2 recording, without ROS", ""),
+    "info": ("what a model is and what a frame costs, or what a recording shows of its camera", ""),
+    "evaluate": ("judge models on recordings and images: report.html", "eval"),
+    "fleet": ("replay or evaluate many recordings, on one machine or a cluster", "fleet,eval"),
+    "recorded": ("say what a running node really did, from its recording", ""),
+    "video": ("judge models on films: what the frames before add", "eval"),
+    "bench": ("time network, upscaler and node, beside other models", ""),
+    "demo": ("play a thermal stream to the node over DDS and draw what comes back", "images"),
+    "soak": (
+        "drive a node with all that may happen to it, for minutes or hours, and watch it",
+        "ros",
+    ),
+    "scene": ("record the procedural thermal scene of the demo", "images"),
+    "export": ("write a model as an ONNX graph", ""),
+    "build-engine": ("build a TensorRT engine for this machine", ""),
+    "convert": ("convert published checkpoints for this package", ""),
+    "train": ("train a model", "train"),
+    "adapt": ("fit a model to a camera of which there is no high resolution", "train,images"),
+    "train-ablation": ("train and compare the guidance settings of the paper", "train,eval"),
+    "train-detector": (
+        "fine-tune the detector that judges super-resolved frames",
+        "train,eval,onnx",
+    ),
+    "train-segmenter": ("fine-tune the segmenter that judges super-resolved frames", "train,eval"),
+>>>>>>> main
 }
 
 
@@ -106,10 +135,13 @@ def _code_of(arguments: list[str]) -> int:
         if not arguments:
             _app().help_print([])
             return EXIT_LOSSES
+<<<<<<< HEAD
         if not arguments[0].startswith("-") and arguments[0] not in VERBS:
             known = ", ".join(VERBS)
             print(f"difiisr: no command {arguments[0]!r}; there are {known}", file=sys.stderr)
             return EXIT_LOSSES
+=======
+>>>>>>> main
         result = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -126,15 +158,19 @@ def _code_of(arguments: list[str]) -> int:
         missing = error.__cause__ or error  # the former: of a verb that cannot be imported
         if not isinstance(missing, ModuleNotFoundError):
             raise
-        extras = _EXTRAS.get(arguments[0])
+        _, extras = VERBS.get(arguments[0], ("", ""))
         advice = f" (pip install '.[{extras}]' in the checkout)" if extras else ""
         print(f"difiisr: {missing}{advice}", file=sys.stderr)
         return EXIT_NOTHING
     except Exception as error:
         if not _is_users_error(error):
             raise
+<<<<<<< HEAD
         memory = ": there is not enough memory" * isinstance(error, MemoryError)
         print(f"difiisr: {str(error) or type(error).__name__ + memory}", file=sys.stderr)
+=======
+        print(f"difiisr: {str(error) or described(error)}", file=sys.stderr)
+>>>>>>> main
         return EXIT_NOTHING
 
 
@@ -155,7 +191,7 @@ def _app() -> App:
         suppress_keyboard_interrupt=False,  # main says so and decides the code
     )
     app.register_install_completion_command()
-    for verb, text in VERBS.items():
+    for verb, (text, _) in VERBS.items():
         name = verb.replace("-", "_")
         file = _FILES.get(verb, name)
         app.command(f"difiisr_ros.commands.{file}:{name}", name=verb, help=text)
@@ -173,11 +209,16 @@ def _in_one_line(error: CycloptsError) -> str:
 
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
+<<<<<<< HEAD
     users = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
     if isinstance(error, users) or "can't allocate memory" in str(error):  # the latter: torch
         return True
     reader = sys.modules.get("rosbags.rosbag2")
     return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))
+=======
+    known = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
+    return isinstance(error, known) or "can't allocate memory" in str(error)  # the latter: torch
+>>>>>>> main
 
 
 if __name__ == "__main__":

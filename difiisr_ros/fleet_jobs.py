@@ -193,18 +193,16 @@ class FleetFolder:
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Rows of the jobs that are done, by name; those whose folder was deleted are not."""
-        kept, rows = (
-            {info.base_name for info in self._system.get_file_info(selector)}
-            for selector in (
-                pa.fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True)
-                for folder in (_BAGS, _ROWS)
-            )
-        )
-        if not rows:
+        kept = self._names(_BAGS)
+        if not self._names(_ROWS):
             return {}
         source = pa.dataset.dataset(f"{self._path}/{_ROWS}", SCHEMA, filesystem=self._system)
         found = source.to_table().to_pylist()
         return {row["job"]: row for row in found if row["job"] in kept or not row["folder"]}
+
+    def _names(self, folder: str) -> set[str]:
+        selector = pa.fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True)
+        return {info.base_name for info in self._system.get_file_info(selector)}
 
     def result(self) -> list[dict[str, Any]]:
         """Rows of the last run's ``fleet.parquet``; FileNotFoundError without one."""

@@ -83,7 +83,6 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--sharpness", "3"],
         ["info", "bicubic", "--threads", "9999"],
         ["info", "bicubic", "--size", "200000x200000"],
-        ["info", "bicubic", "--profile", "120x160"],
         ["export", "difiisr-rt-x4", "x.onnx", "--input-size=120x160"],
         ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
     ],
