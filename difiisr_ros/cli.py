@@ -27,61 +27,14 @@ EXIT_BY_SIGNAL = 128  # and its number
 
 # verb: what it does, and the extras it needs, which a robot may lack
 VERBS = {
-<<<<<<< HEAD
-    "upscale": "super-resolve images and videos in files",
-    "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
-    "info": "what a model is and what a frame costs, or what a recording shows of its camera",
-    "evaluate": "judge models on recordings and images: report.html",
-    "fleet": "replay or evaluate many recordings, on one machine or a cluster",
-    "recorded": "say what a running node really did, from its recording",
-    "video": "judge models on films: what the frames before add",
-    "bench": "time network, upscaler and node, beside other models",
-    "demo": "play a thermal stream to the node over DDS and draw what comes back",
-    "soak": "drive a node with all that may happen to it, for minutes or hours, and watch it",
-    "scene": "record the procedural thermal scene of the demo",
-    "export": "write a model as an ONNX graph",
-    "build-engine": "build a TensorRT engine for this machine",
-    "convert": "convert published checkpoints for this package",
-    "train": "train a model",
-    "adapt": "fit a model to a camera of which there is no high resolution",
-    "train-ablation": "train and compare the guidance settings of the paper",
-    "train-detector": "fine-tune the detector that judges super-resolved frames",
-    "train-segmenter": "fine-tune the segmenter that judges super-resolved frames",
-}
-
-# Verbs in files that are not called as they are.
-_FILES = {
-    "replay": "replay_recording",
-    "scene": "demo",
-    **dict.fromkeys(("export", "build-engine", "convert"), "model_files"),
-    **dict.fromkeys(("train-detector", "train-segmenter"), "train_readers"),
-}
-
-# What a robot may lack.
-_EXTRAS = {
-    "upscale": "images",
-    "demo": "images",
-    "scene": "images",
-    "evaluate": "eval",
-    "recorded": "eval",
-    "bench": "eval",
-    "fleet": "fleet,eval",
-    "video": "eval",
-    "train": "train",
-    "adapt": "train,images",
-    "train-ablation": "train,eval",
-    "train-detector": "train,eval,onnx",
-    "train-segmenter": "train,eval",
-    "soak": "ros",
-=======
     "upscale": ("super-resolve images and videos in files", "images"),
     "replay": ("super-resolve every frame of a rosbag2 recording, without ROS", ""),
     "info": ("what a model is and what a frame costs, or what a recording shows of its camera", ""),
     "evaluate": ("judge models on recordings and images: report.html", "eval"),
     "fleet": ("replay or evaluate many recordings, on one machine or a cluster", "fleet,eval"),
-    "recorded": ("say what a running node really did, from its recording", ""),
+    "recorded": ("say what a running node really did, from its recording", "eval"),
     "video": ("judge models on films: what the frames before add", "eval"),
-    "bench": ("time network, upscaler and node, beside other models", ""),
+    "bench": ("time network, upscaler and node, beside other models", "eval"),
     "demo": ("play a thermal stream to the node over DDS and draw what comes back", "images"),
     "soak": (
         "drive a node with all that may happen to it, for minutes or hours, and watch it",
@@ -99,7 +52,14 @@ _EXTRAS = {
         "train,eval,onnx",
     ),
     "train-segmenter": ("fine-tune the segmenter that judges super-resolved frames", "train,eval"),
->>>>>>> main
+}
+
+# Verbs in files that are not called as they are.
+_FILES = {
+    "replay": "replay_recording",
+    "scene": "demo",
+    **dict.fromkeys(("export", "build-engine", "convert"), "model_files"),
+    **dict.fromkeys(("train-detector", "train-segmenter"), "train_readers"),
 }
 
 
@@ -135,13 +95,6 @@ def _code_of(arguments: list[str]) -> int:
         if not arguments:
             _app().help_print([])
             return EXIT_LOSSES
-<<<<<<< HEAD
-        if not arguments[0].startswith("-") and arguments[0] not in VERBS:
-            known = ", ".join(VERBS)
-            print(f"difiisr: no command {arguments[0]!r}; there are {known}", file=sys.stderr)
-            return EXIT_LOSSES
-=======
->>>>>>> main
         result = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -165,12 +118,7 @@ def _code_of(arguments: list[str]) -> int:
     except Exception as error:
         if not _is_users_error(error):
             raise
-<<<<<<< HEAD
-        memory = ": there is not enough memory" * isinstance(error, MemoryError)
-        print(f"difiisr: {str(error) or type(error).__name__ + memory}", file=sys.stderr)
-=======
         print(f"difiisr: {str(error) or described(error)}", file=sys.stderr)
->>>>>>> main
         return EXIT_NOTHING
 
 
@@ -209,16 +157,8 @@ def _in_one_line(error: CycloptsError) -> str:
 
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-<<<<<<< HEAD
-    users = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
-    if isinstance(error, users) or "can't allocate memory" in str(error):  # the latter: torch
-        return True
-    reader = sys.modules.get("rosbags.rosbag2")
-    return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))
-=======
     known = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
     return isinstance(error, known) or "can't allocate memory" in str(error)  # the latter: torch
->>>>>>> main
 
 
 if __name__ == "__main__":

@@ -18,14 +18,9 @@ from difiisr_models import Camera
 from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
-<<<<<<< HEAD
 from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
 from difiisr_ros.commands.environment import environment
-from difiisr_training.data.pairing import images_by_name
-=======
-from difiisr_ros.commands.arguments import CameraName, CameraOptions, camera_as_asked
 from difiisr_training.data.annotations import images_by_name
->>>>>>> main
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
 from difiisr_training.evaluation.evaluate import OutputFolder, judge_models

@@ -40,9 +40,8 @@ from difiisr_training.networks import (
     export_run,
     starting_weights,
 )
-from difiisr_training.preview import save_preview
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.recipes.curves import save_learning_curve
+from difiisr_training.run_pictures import save_learning_curve, save_preview
 from difiisr_training.validation import FilmValidator, Validator
 
 OWN_CAMERA = "own_camera"
@@ -109,30 +108,11 @@ def train(
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     load = partial(load_source, data=data)
-<<<<<<< HEAD
     if preview and not is_recurrent:
-=======
-    if preview:
-        from difiisr_training.run_pictures import save_preview
-
->>>>>>> main
         save_preview(settings, load, preview)
         print(f"{preview}: samples of the configured degradations")
         return
 
-<<<<<<< HEAD
-=======
-    import torch
-
-    from difiisr_models.published.convert import load_published
-    from difiisr_training import train as training
-    from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
-    from difiisr_training.networks import build_objective, export_run, starting_weights
-    from difiisr_training.recipes.begin_as_rlfn import begin
-    from difiisr_training.run_pictures import save_learning_curve
-    from difiisr_training.validation import Validator
-
->>>>>>> main
     if export:
         _check_export(export)
     if threads:
@@ -188,7 +168,6 @@ def _beginning(
     config: TrainConfig,
     run: Path,
     init: Path | None,
-<<<<<<< HEAD
     teacher: tuple[Path | None, nn.Module | None],
     peers: Path | None,
     load: LoadFrames,
@@ -208,52 +187,6 @@ def _beginning(
     if teacher[1]:
         return teacher[1], f"beginning with the weights of {teacher[0]}"
     return None, "beginning with fresh weights; --init DIR begins with those of another run"
-=======
-    budget: float,
-    threads: int,
-    export: Path | None,
-    dry_run: bool,
-) -> None:
-    """Train a recurrent network; arguments as of :func:`train`."""
-    import json
-
-    import torch
-
-    from difiisr_models.motion import require_opencv
-
-    require_opencv()
-    from difiisr_training import sequence_training as training
-    from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
-    from difiisr_training.config import from_dict, read_yaml
-    from difiisr_training.networks import starting_weights
-    from difiisr_training.run_pictures import save_learning_curve
-    from difiisr_training.validation import FilmValidator
-
-    settings = from_dict(read_yaml(config), str(config), training.SequenceConfig)
-    if dry_run:
-        print(json.dumps(asdict(settings), indent=2))
-        return
-    if data is None:
-        raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
-    if export:
-        _check_export(export)
-    if threads:
-        torch.set_num_threads(threads)
-    run, load = run or Path("runs") / settings.name, partial(load_source, data=data)
-    validate = FilmValidator(settings.stills, load) if settings.validate_every else None
-    is_over = training.train_on_sequences(
-        settings, data, load, run, initial=starting_weights(init) if init else None,
-        validate=validate, budget_s=budget,
-    )  # fmt: skip
-    print(
-        f"{run / CHECKPOINT_NAME}: {'the schedule is at its end' if is_over else 'to be resumed'}"
-    )
-    if export:
-        training.export_sequence_run(run, export)
-        print(f"{export}: weights of the moving average, ready for load_upscaler")
-    if (run / STATISTICS_NAME).is_file():
-        save_learning_curve(run, run / "learning_curve.png")
->>>>>>> main
 
 
 def preset_or_file(name: str) -> Path:

@@ -85,26 +85,8 @@ def test_sets_are_judged_with_reference(data, capsys):
     rows = rows_of(out)
     assert list(rows[0])[:4] == ["set", "frame", "model", "psnr"]
     content = json.loads((out / "results.json").read_text())
-<<<<<<< HEAD
-    entry = content["sets"][0]["models"][0]
-    assert entry["mean"]["psnr"] == pytest.approx(np.mean([float(r["psnr"]) for r in rows]))
-    frames = out / "frames" / slug(str(data / "deep"))
-    for row in rows:
-        sr, hr = (
-            np.asarray(Image.open(frames / series / f"{row['frame']}.png")).astype(np.float64)
-            for series in ("bicubic", "hr")
-        )
-        span = hr.max() - hr.min()
-        assert float(row["psnr"]) == pytest.approx(psnr(sr, hr, span))
-        assert float(row["error_bias"]) == pytest.approx((sr - hr).mean())
-        lr = np.asarray(Image.open(frames / "lr" / f"{row['frame']}.png"))
-        assert np.array_equal(lr, make_pair(hr.astype(np.uint16))[0])
-    assert content["version"] == 1
-    assert content["command"][0] == "difiisr"
-=======
     assert content["sets"][1]["models"][0]["mean"]["psnr"] == plain.mean["psnr"]
-    assert (content["version"], content["command"][:2]) == (1, ["difiisr", "evaluate"])
->>>>>>> main
+    assert (content["version"], content["command"][0]) == (1, "difiisr")
     assert {"device", "threads", "versions"} <= content["environment"].keys()
     rows = [r for r in rows if r["set"].endswith("deep") and r["model"] == "bicubic"]
     assert plain.mean["psnr"] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
