@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from difiisr_models.files import write_json
 from difiisr_models.resample import SCALE
+from difiisr_training.data.annotations import images_by_name
 from difiisr_training.data.images import read_counts
-from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.inputs import InputSet
 from difiisr_training.evaluation.measures import Judge, Mode, TemperatureErrors, bin_edges, is_flat

@@ -17,11 +17,12 @@ from difiisr_models.resample import SCALE
 from difiisr_training.data.annotations import (
     Boxes,
     annotations_sha256,
+    images_by_name,
+    pair_names,
     read_annotations,
     read_labels,
 )
 from difiisr_training.data.images import list_images
-from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.evaluation.detectors import Detections, OnnxDetector
 from difiisr_training.evaluation.inputs import evenly
 from difiisr_training.evaluation.results import (
