@@ -3,7 +3,6 @@
 python benchmarks/bench_fleet.py [--workers 2] [--frames 20] [--bags 40]
 """
 
-import argparse
 import os
 import platform
 import tempfile
@@ -12,13 +11,14 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+import cyclopts
 import ray
 
 from difiisr_models import Runtime
 from difiisr_models.files import write_json
 from difiisr_ros.commands.fleet import Replay
 from difiisr_ros.commands.fleet_work import Cluster, do_all
-from difiisr_ros.fleet import FleetFolder, find_jobs
+from difiisr_ros.fleet_jobs import FleetFolder, find_jobs
 from difiisr_ros.scene import write_scene_bag
 
 
@@ -31,21 +31,14 @@ def fleet(inputs: Path, out: Path, task: Replay, workers: int) -> tuple[list[dic
     return FleetFolder(str(out)).result(), times[0] - started, each
 
 
-def main() -> None:
+def main(*, workers: int = 2, frames: int = 20, bags: int = 40) -> None:
     """Measure, and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--frames", type=int, default=20)
-    parser.add_argument("--bags", type=int, default=40)
-    given = parser.parse_args()
-    workers = given.workers
-    one = Runtime(device="cpu", threads=1)
-    task = Replay(runtime=one)
+    task = Replay(runtime=Runtime(device="cpu", threads=1))
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
         top = Path(folder)
         for n in range(workers):
-            write_scene_bag(top / "long" / f"{n}", given.frames, seed=n)
-        for n in range(given.bags):
+            write_scene_bag(top / "long" / f"{n}", frames, seed=n)
+        for n in range(bags):
             write_scene_bag(top / "short" / f"{n:03}", 1, seed=n)
         plain = replace(task, runtime=Runtime(device="cpu", threads=workers)).load()
         started = time.perf_counter()
@@ -59,26 +52,22 @@ def main() -> None:
             long, _, _ = fleet(top / "long", top / "a", task, workers)
             bicubic = replace(task, model="bicubic")
             short, first, each = fleet(top / "short", top / "b", bicubic, workers)
-    frames = workers * given.frames
     fleet_seconds = sum(row["seconds"] for row in long) / workers
-    inside = sum(row["seconds"] for row in short) / len(short)
-    write_json(
-        Path(__file__).with_name("fleet.json"),
-        {
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-            "load_of_the_machine": os.getloadavg()[0],
-            "workers": workers,
-            "plain_frames_per_second": frames / plain_seconds,
-            "fleet_frames_per_second": frames / fleet_seconds,
-            "ratio": plain_seconds / fleet_seconds,
-            "ray_start_seconds": start_seconds,
-            "seconds_to_the_first_result": first,
-            "bag_of_one_frame_seconds": each,
-            "of_these_in_the_job": inside / workers,
-            "memory_mb_per_worker": max(row["memory_mb"] for row in long),
-        },
-    )
+    found = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "load_of_the_machine": os.getloadavg()[0],
+        "workers": workers,
+        "plain_frames_per_second": workers * frames / plain_seconds,
+        "fleet_frames_per_second": workers * frames / fleet_seconds,
+        "ratio": plain_seconds / fleet_seconds,
+        "ray_start_seconds": start_seconds,
+        "seconds_to_the_first_result": first,
+        "bag_of_one_frame_seconds": each,
+        "of_these_in_the_job": sum(row["seconds"] for row in short) / len(short) / workers,
+        "memory_mb_per_worker": max(row["memory_mb"] for row in long),
+    }
+    write_json(Path(__file__).with_name("fleet.json"), found)
 
 
 if __name__ == "__main__":
-    main()
+    cyclopts.run(main)

@@ -32,9 +32,9 @@ VERBS = {
     "info": ("what a model is and what a frame costs, or what a recording shows of its camera", ""),
     "evaluate": ("judge models on recordings and images: report.html", "eval"),
     "fleet": ("replay or evaluate many recordings, on one machine or a cluster", "fleet,eval"),
-    "recorded": ("say what a running node really did, from its recording", ""),
+    "recorded": ("say what a running node really did, from its recording", "eval"),
     "video": ("judge models on films: what the frames before add", "eval"),
-    "bench": ("time network, upscaler and node, beside other models", ""),
+    "bench": ("time network, upscaler and node, beside other models", "eval"),
     "demo": ("play a thermal stream to the node over DDS and draw what comes back", "images"),
     "soak": (
         "drive a node with all that may happen to it, for minutes or hours, and watch it",
@@ -54,12 +54,22 @@ VERBS = {
     "train-segmenter": ("fine-tune the segmenter that judges super-resolved frames", "train,eval"),
 }
 
+# Verbs in files that are not called as they are.
+_FILES = {
+    "replay": "replay_recording",
+    "scene": "demo",
+    **dict.fromkeys(("export", "build-engine", "convert"), "model_files"),
+    **dict.fromkeys(("train-detector", "train-segmenter"), "train_readers"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
+    if argv is not None:
+        sys.argv[1:] = argv  # what is written names its command
     with interrupts_noted() as interrupts:
         try:
-            code = _code_of(list(sys.argv[1:] if argv is None else argv))
+            code = _code_of(sys.argv[1:])
         except BaseException:
             if not interrupts:  # else an import made an error of its own of it
                 raise
@@ -131,7 +141,8 @@ def _app() -> App:
     app.register_install_completion_command()
     for verb, (text, _) in VERBS.items():
         name = verb.replace("-", "_")
-        app.command(f"difiisr_ros.commands.{name}:{name}", name=verb, help=text)
+        file = _FILES.get(verb, name)
+        app.command(f"difiisr_ros.commands.{file}:{name}", name=verb, help=text)
     return app
 
 

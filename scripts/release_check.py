@@ -24,18 +24,11 @@ NEEDED = (
     ".data/data/lib/difiisr_ros/sr_node",
     "LICENSE",
 )
-
-
-def versions() -> dict[str, str]:
-    """What each file says the version is."""
-    found = {}
-    for name, pattern in (
-        ("setup.py", r'version="([^"]+)"'),
-        ("package.xml", r"<version>([^<]+)</version>"),
-        ("CITATION.cff", r"(?m)^version: (\S+)"),
-    ):
-        found[name] = re.search(pattern, (HOUSE / name).read_text()).group(1)
-    return found
+VERSIONS = {
+    "setup.py": r'version="([^"]+)"',
+    "package.xml": r"<version>([^<]+)</version>",
+    "CITATION.cff": r"(?m)^version: (\S+)",
+}
 
 
 def run(*command: str | Path, cwd: Path = HOUSE) -> str:
@@ -48,7 +41,10 @@ def run(*command: str | Path, cwd: Path = HOUSE) -> str:
 
 def main() -> None:
     """Check, and print a line for each thing that is right."""
-    found = versions()
+    found = {
+        name: re.search(pattern, (HOUSE / name).read_text()).group(1)
+        for name, pattern in VERSIONS.items()
+    }
     if len(set(found.values())) != 1:
         raise SystemExit(f"versions differ: {found}")
     version = next(iter(found.values()))
@@ -70,16 +66,13 @@ def main() -> None:
         # With this environment's own dependencies, away from the checkout.
         run(*pip, "install", *options, "--target", out / "site", wheel)
         code = (
-            "import sys; sys.path.insert(0, 'site'); import difiisr_models as m; print(m.__file__)"
-        )
-        place = run(sys.executable, "-c", code, cwd=out)
-        if "site" not in place:
-            raise SystemExit(f"the wheel's package is not what is imported: {place}")
-        code = (
-            "import sys; sys.path.insert(0, 'site'); "
+            "import sys; sys.path.insert(0, 'site'); import difiisr_models as m; print(m.__file__);"
             "from difiisr_ros.cli import main; main(['--help'])"
         )
-        if "replay" not in run(sys.executable, "-c", code, cwd=out):
+        said = run(sys.executable, "-c", code, cwd=out)
+        if "site" not in said.splitlines()[0]:
+            raise SystemExit(f"the wheel's package is not what is imported: {said}")
+        if "replay" not in said:
             raise SystemExit("the installed command does not show its verbs")
         print("installed; difiisr --help runs")
 

@@ -7,8 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
+from difiisr_models.files import write_json
 from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.train import OWN_CAMERA, load_source, preset_or_file
+from difiisr_training import train as training
+from difiisr_training.config import load_config
+from difiisr_training.data.images import ImageSource
+from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
+from difiisr_training.networks import build_objective, export_run, starting_weights
+from difiisr_training.validation import upscaler_of
 
 _HELD_OUT, _FEWEST, _MOST = 0.2, 16, 48  # share and numbers of frames, at the end
 _FEWEST_PAIRS = 8  # of neighbours, between which the scene moved
@@ -51,16 +60,6 @@ def adapt(
         device: auto takes a GPU.
         threads: CPU threads; 0 leaves the default.
     """
-    import torch
-
-    from difiisr_models.files import write_json
-    from difiisr_training import train as training
-    from difiisr_training.config import load_config
-    from difiisr_training.data.images import ImageSource
-    from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
-    from difiisr_training.networks import build_objective, export_run, starting_weights
-    from difiisr_training.validation import upscaler_of
-
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty")
     if threads:

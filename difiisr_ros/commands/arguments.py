@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
@@ -18,23 +16,21 @@ from difiisr_models.camera_files import read_camera_file
 _LONGEST_SIDE = 16_384  # pixels
 
 
-def _sides(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
-    sides = tuple(map(int, found.groups())) if found else ()
-    if not found or max(sides) > _LONGEST_SIDE:
-        raise ValueError(
-            f"{text!r} is no size: write WIDTHxHEIGHT, as in 640x512, no side longer than "
-            f"{_LONGEST_SIDE}"
-        )
-    return sides
+def _sizes(_: Any, tokens: Sequence[Token]) -> tuple[tuple[int, int], ...]:
+    sizes = []
+    for text in (token.value for token in tokens):
+        found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
+        sizes.append((int(found[2]), int(found[1])) if found else ())
+        if not found or max(sizes[-1]) > _LONGEST_SIDE:
+            raise ValueError(
+                f"{text!r} is no size: write WIDTHxHEIGHT, as in 640x512, no side longer than "
+                f"{_LONGEST_SIDE}"
+            )
+    return tuple(sizes)
 
 
 def _one_size(_: Any, tokens: Sequence[Token]) -> tuple[int, int]:
-    return _width_first(_, tokens)[0]
-
-
-def _width_first(_: Any, tokens: Sequence[Token]) -> tuple[tuple[int, int], ...]:
-    return tuple(_sides(token.value)[::-1] for token in tokens)
+    return _sizes(_, tokens)[0]
 
 
 def _seconds(_: Any, tokens: Sequence[Token]) -> float:
@@ -51,7 +47,7 @@ ImageSize = Annotated[tuple[int, int], Parameter(converter=_one_size, n_tokens=1
 CameraSizes = Annotated[
     tuple[tuple[int, int], ...],
     Parameter(
-        converter=_width_first,
+        converter=_sizes,
         n_tokens=-1,
         consume_multiple=True,
         show_default=lambda sizes: " ".join(f"{width}x{height}" for height, width in sizes),
@@ -78,16 +74,29 @@ CameraOptions = Annotated[Camera, Parameter(name="*")]
 """The fields of :class:`difiisr_models.Camera` as options of their own."""
 
 
-CameraName = Annotated[str | None, Parameter(name="--camera")]
-"""A camera of config/cameras, or a YAML file like those."""
+@dataclass(frozen=True)
+class AskedCamera:
+    """A camera by its name, or by its settings alone.
+
+    Attributes:
+        camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
+    """
+
+    camera: str | None = None
+    settings: CameraOptions = Camera()
+
+    @property
+    def known(self) -> Camera:
+        """What the file of the camera says, under the options that are given."""
+        if self.camera is None:
+            return self.settings
+        given, usual = asdict(self.settings), asdict(Camera())
+        own = {name: value for name, value in given.items() if value != usual[name]}
+        return replace(read_camera_file(self.camera).camera, **own)
 
 
-def camera_as_asked(name: str | None, given: Camera) -> Camera:
-    """What the file of the camera says, under the options that are ``given``."""
-    if name is None:
-        return given
-    own = {k: value for k, value in asdict(given).items() if value != getattr(Camera(), k)}
-    return replace(read_camera_file(name).camera, **own)
+KnownCamera = Annotated[AskedCamera, Parameter(name="*")]
+"""The fields of :class:`AskedCamera` as options of their own."""
 
 
 def as_asked(runtime: Runtime) -> Runtime:
@@ -99,22 +108,3 @@ def as_asked(runtime: Runtime) -> Runtime:
         return runtime
     backend = "tensorrt" if runtime.backend == "auto" else runtime.backend
     return replace(runtime, backend=backend, engine_mismatch="fail")
-
-
-def check_target(target: Path, force: bool) -> None:
-    """Raise an OSError unless the file ``target`` may be written; call it before the work."""
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder: name a file")
-    if (target.exists() or target.is_symlink()) and not force:
-        raise FileExistsError(f"{target} exists; --force replaces it")
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise PermissionError(f"{target} cannot be written: {folder} is no folder to write in")
-
-
-def check_run(folder: Path, resume: bool) -> None:
-    """Raise a ValueError where ``folder`` holds a training run that nobody asked to resume."""
-    from difiisr_training.checkpoints import CHECKPOINT_NAME
-
-    if (folder / CHECKPOINT_NAME).exists() and not resume:
-        raise ValueError(f"{folder} holds a run: --resume goes on with it, or choose another")

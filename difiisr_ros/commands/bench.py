@@ -10,36 +10,35 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import torch
 from annotated_types import Gt, Lt
 from cyclopts import Parameter
+from tabulate import tabulate
 
+from difiisr_models.backends.selection import check_precision, resolve_device
 from difiisr_models.files import write_json, write_text
 from difiisr_models.settings import Runtime
+from difiisr_models.upscaler import BICUBIC
 from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
+from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, Row, network_rows, upscaler_rows
+from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
-
-if TYPE_CHECKING:
-    import torch
-
-    from difiisr_ros.commands.bench_calls import Row
 
 Stage = Literal["network", "upscaler", "node"]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 STAGES: tuple[Stage, ...] = ("network", "upscaler", "node")
-_PACKAGES = "difiisr_ros", "torch", "onnxruntime", "numpy", "ros-rclpy", "tensorrt", "tensorrt-rtx"
 _TIMES = ("p50", "p90", "p99", "jitter")
 _COLUMNS = (
     "stage", "size", "model", "runtime", "backend", "precision", "rate", "search", *_TIMES, "fps",
-    "loss", "flop", "flops", "roofline", "ratio", "cpu", "memory_mib", "no_result",
+    "loss", "flop", "flops", "ratio", "cpu", "memory_mib", "no_result",
 )  # fmt: skip
 _NOTES = """\
 Columns are those of bench.json, SI units but where named otherwise. ratio: p50 over that of the \
 first network in the same runtime. flop: convolutions and matrix products of one call, a \
-multiply-add being two. roofline: flops over those of a large matrix product in the same run."""
+multiply-add being two."""
 
 
 def bench(
@@ -74,12 +73,6 @@ def bench(
         out: folder for bench.json and bench.md.
         runtime: what runs our models; backend auto compares torch with the fastest that works.
     """
-    import torch
-
-    from difiisr_models.backends.selection import check_precision, resolve_device
-    from difiisr_models.upscaler import BICUBIC
-    from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, network_rows, upscaler_rows
-
     if quick:
         sizes, rates, runs, seconds = ((120, 160),), (9.0,), 1, 1.0
     if runtime.threads:
@@ -89,7 +82,7 @@ def bench(
     named = tuple(PUBLISHED if name == "published" else name for name in models.split(","))
     own = next((name for name in named if name not in (*BICUBIC, PUBLISHED)), named[0])
     plan = Bench(named, weights, sizes, device, runtime, runs, seconds)
-    machine, rows = describe_machine(device), []
+    machine, rows = _describe_machine(device), []
 
     def all_rows() -> Iterator[Row]:
         if "network" in only:
@@ -123,22 +116,15 @@ def bench(
     print(f"{out}: bench.json, bench.md")
 
 
-def describe_machine(device: torch.device) -> dict[str, object]:
+def _describe_machine(device: torch.device) -> dict[str, object]:
     """Processor, cores, GPU, versions and commit; what cannot be found out is left out."""
-    import torch
-
-    packages = {found.name: found.version for found in distributions()}
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    found = {
+    found = environment(str(device)) | {
         "processor": named[1] if named else platform.processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": {name: packages[name] for name in _PACKAGES if name in packages},
     }
     with suppress(OSError):
         git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
@@ -148,7 +134,6 @@ def describe_machine(device: torch.device) -> dict[str, object]:
 
 def markdown(rows: Sequence[Row], own: str) -> str:
     """A table of the calls and one of the node, of the columns that hold anything."""
-    from tabulate import tabulate
 
     def place(row: Row) -> tuple:
         return row["stage"], row["size"], row.get("runtime")

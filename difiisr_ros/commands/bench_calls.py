@@ -1,4 +1,4 @@
-"""Times bare networks and whole upscalers, in turns; what they cost at least."""
+"""Times bare networks and whole upscalers, in turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer, timer
+from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -23,7 +23,6 @@ from difiisr_models.backends.selection import select_backend
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.model_loading import load_parts
-from difiisr_models.precision import PRECISIONS, tf32_products
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -32,8 +31,6 @@ from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_p
 
 PUBLISHED = "published (random weights)"
 _TILE = 16  # networks are timed on tiles of whole multiples, which every peer's graph takes
-# Short enough that some calls are never interrupted on a CPU, large enough to fill a GPU.
-_MATMUL_SIDE = {"cpu": 512, "cuda": 8192}
 
 Row = dict[str, Any]
 """Columns of ``bench.json``: one measurement; with ``no_result``, a reason, where there is none."""
@@ -57,14 +54,12 @@ class Bench(NamedTuple):
 
 def network_rows(bench: Bench) -> Iterator[Row]:
     """Bare networks on one tile. bicubic has none, the published one is timed as an upscaler."""
-    ceilings = {p: measure_ceiling(bench.device, p) for p in ("fp32", bench.runtime.precision)}
     models = [model for model in bench.models if model not in (*BICUBIC, PUBLISHED)]
-    for height, width in bench.sizes:
-        size = -(-height // _TILE) * _TILE, -(-width // _TILE) * _TILE
-        calls = [call for model in models for call in network_calls(bench, model, size)]
+    for size in bench.sizes:
+        tile = tuple(-(-side // _TILE) * _TILE for side in size)
+        calls = [call for model in models for call in network_calls(bench, model, tile)]
         for row in time_in_turns(calls, bench.runs, bench.seconds / 4):
-            flops, ceiling = row["flop"] / row["p50"], ceilings[row["precision"]]
-            yield row | {"flops": flops, "ceiling_flops": ceiling, "roofline": flops / ceiling}
+            yield row | {"flops": row["flop"] / row["p50"]}
 
 
 def upscaler_rows(bench: Bench) -> Iterator[Row]:
@@ -101,13 +96,9 @@ def percentiles(samples: Sequence[float]) -> Row:
 def time_in_turns(calls: Sequence[tuple[Row, Call]], runs: int, seconds: float) -> list[Row]:
     """Time functions in turns, A B C A B C, so that whatever else the machine does hits all alike.
 
-    Args:
-        calls: each with the row that its times are for; a GPU's is waited for.
-        runs: turns of each; best and worst are dropped, as ros2_benchmark does.
-        seconds: that a turn of one function takes about; at least one call.
-
-    Returns:
-        the rows with ``calls`` that are kept, ``fps``, and seconds: ``p50`` to ``p99``, ``jitter``.
+    Best and worst of the ``runs``, of about ``seconds`` each, are dropped, as ros2_benchmark does;
+    a GPU is waited for. Returns the rows of the calls with ``calls`` that are kept, ``fps``, and in
+    seconds ``p50`` to ``p99`` and ``jitter``.
     """
     counts = []
     for _, call in calls:
@@ -131,16 +122,6 @@ def network_flop(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         meta(*(value.to("meta") for value in inputs))
     return counter.get_total_flops()
-
-
-def measure_ceiling(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product; in float32 a GPU uses TF32, as for its convolutions."""
-    side = _MATMUL_SIDE[device.type]
-    factor = torch.randn(side, side, device=device).to(PRECISIONS[precision] or torch.float32)
-    timed = {"stmt": "factor @ factor", "globals": {"factor": factor}}
-    with tf32_products(True):
-        watch = Timer(**timed, num_threads=torch.get_num_threads())
-        return 2 * side**3 / min(watch.blocked_autorange(min_run_time=0.4).times)
 
 
 def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
@@ -184,8 +165,12 @@ def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, 
         told = _identity(device, "torch", "fp32", peer.parameters, peer.weights_sha256)
         yield described | told, _in_turns(peer.upscale, frames)
         return
-    if model == PUBLISHED:
-        loaded = [Upscaler(PUBLISHED, published_model(device), device=device)]
+    if model == PUBLISHED:  # its weights do not change what it costs
+        torch.manual_seed(0)
+        unet = SwinUNet(SwinUNetConfig()).eval().requires_grad_(False).to(device)
+        coder = VQAutoencoder(VQConfig()).eval().requires_grad_(False).to(device)
+        published = PublishedModel(unet, coder, exponential_schedule())
+        loaded = [Upscaler(PUBLISHED, published, device=device)]
     elif model in BICUBIC:
         loaded = [load_upscaler(model, device=str(device))]
     else:
@@ -210,14 +195,6 @@ def _backends(bench: Bench) -> tuple[str, ...]:
     if bench.device.type != "cpu":
         return "torch", "auto"
     return ("torch", "onnxruntime") if bench.runtime.precision == "fp32" else ("torch",)
-
-
-def published_model(device: torch.device) -> PublishedModel:
-    """The published network with random weights: they do not change what it costs."""
-    torch.manual_seed(0)
-    unet = SwinUNet(SwinUNetConfig()).eval().requires_grad_(False).to(device)
-    coder = VQAutoencoder(VQConfig()).eval().requires_grad_(False).to(device)
-    return PublishedModel(unet, coder, exponential_schedule())
 
 
 def _onnx_runner(network: nn.Module, image: Tensor) -> Callable[[Tensor], list[np.ndarray]]:

@@ -63,10 +63,8 @@ def node_rows(bench: Bench, rates: Sequence[float], logs: Path) -> Iterator[Row]
         try:
             with node_under_test(bench, model, size, logs) as node:
                 told = node.peer.identity
-                described |= {
-                    "backend": told["backend"], "device": told["device"].partition(":")[0],
-                    "weights_sha256": told["weights sha256"],
-                }  # fmt: skip
+                described |= {"backend": told["backend"], "weights_sha256": told["weights sha256"]}
+                described |= {"device": told["device"].partition(":")[0]}
                 for row in stream_rows(node.run, rates, bench.runs, bench.seconds):
                     yield described | row
         except ProcessFailed as error:
@@ -187,24 +185,20 @@ def stream_rows(
 def _stream_row(rate: float, runs: Sequence[Row]) -> Row:
     """All columns from the same kept runs: a run without any result is the worst."""
     kept = kept_runs(runs, lambda r: np.mean(r["latencies"]) if r["latencies"] else math.inf)
-    names = ("sent", "received", "latencies", "intervals")
-    sent, received, latencies, intervals = ([run[name] for run in kept] for name in names)
-    row = {"rate": rate, "sent": sum(sent), "received": sum(received)}
+    columns = {name: [run[name] for run in kept] for name in kept[0]}
+    row = {"rate": rate, "sent": sum(columns["sent"]), "received": sum(columns["received"])}
     row["loss"] = 1 - row["received"] / row["sent"]
     if not row["received"]:
         return row | {"no_result": f"no result of {row['sent']} frames at {rate:g} Hz"}
-
-    def over(function: Callable, name: str) -> float | None:
-        values = [run[name] for run in kept if run[name] is not None]
-        return float(function(values)) if values else None
-
-    between = np.concatenate(intervals)
+    between = np.concatenate(columns["intervals"])
+    upscaling = [value for value in columns["upscaling"] if value is not None]
     return row | {
-        "rate": over(np.mean, "rate"),
+        "rate": float(np.mean(columns["rate"])),
         # Results over the time between them: None of a single one.
         "fps": len(between) / float(between.sum()) if len(between) else None,
-        **percentiles(np.concatenate(latencies)),
+        **percentiles(np.concatenate(columns["latencies"])),
         "jitter": float(between.std()) if len(between) else 0.0,
-        "upscaling_p50": over(np.median, "upscaling"), "cpu": over(np.mean, "cpu"),
-        "memory_mib": over(max, "memory_mib"),
-    }  # fmt: skip
+        "upscaling_p50": float(np.median(upscaling)) if upscaling else None,
+        "cpu": float(np.mean(columns["cpu"])),
+        "memory_mib": max(columns["memory_mib"]),
+    }

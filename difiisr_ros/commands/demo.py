@@ -1,4 +1,6 @@
-"""``difiisr demo``: a thermal stream played through DDS, super-resolved, recorded and shown."""
+"""``difiisr demo``: a thermal stream played through DDS, super-resolved, recorded and shown; and
+``difiisr scene``: that stream alone.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from numpy.typing import NDArray
 
+from difiisr_models import Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
 from difiisr_ros import bags
 from difiisr_ros.commands.arguments import Count
@@ -31,9 +34,19 @@ from difiisr_ros.node_process import (
     own_domain,
     ros_arguments,
 )
+from difiisr_ros.replay import replay
+from difiisr_ros.scene import (
+    FRAME_RATE,
+    HEIGHT,
+    IMAGE_TOPIC,
+    KELVIN_PER_COUNT,
+    WIDTH,
+    Scene,
+    frame_of_stamp,
+    write_scene_bag,
+)
 
 if TYPE_CHECKING:
-    from difiisr_models import Upscaler
     from difiisr_ros.node_peer import NodePeer
 
 SR_TOPIC = "/thermal/sr"
@@ -75,8 +88,6 @@ def demo(
         frames: play only the first so many.
         out: folder for the picture, the recording and the logs.
     """
-    from difiisr_ros.scene import write_scene_bag
-
     out.mkdir(parents=True, exist_ok=True)
     is_scene = bag is None
     if is_scene:
@@ -104,8 +115,8 @@ def demo(
             f"and import {where / 'foxglove.json'} in Foxglove",
             flush=True,
         )
-        name = model or upscaler.name
-        sent, latencies, backend = _played(bag, topic, name, device, frames, speed, out)
+        parameters = {"model": model or upscaler.name, "device": device}
+        sent, latencies, backend = _played(bag, topic, parameters, frames, speed, out)
         way = "over DDS"
     _draw(bag, topic, out, upscaler.name, sent, is_scene)
     p50, p90, p99 = 1e3 * np.percentile(latencies, (50, 90, 99))
@@ -118,18 +129,31 @@ def demo(
     print(NEXT)
 
 
+def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = False) -> None:
+    """Record the procedural thermal scene of the demo.
+
+    Args:
+        out_bag: rosbag2 folder to make.
+        frames: number of frames, at 9 Hz.
+        seed: another seed, another scene.
+        force: replace an existing OUT_BAG.
+    """
+    write_scene_bag(out_bag, frames, seed, force)
+    print(
+        f"{out_bag}: {frames} frames, {WIDTH}x{HEIGHT} mono16 at {FRAME_RATE:g} Hz "
+        f"on {IMAGE_TOPIC}; kelvin = 0.01 x counts"
+    )
+
+
 def _choose(
     bag: Path, topic: str, models: Sequence[str], device: str, rate: float | None
 ) -> tuple[Upscaler, float]:
     """The first of the models that holds the rate, and the speed to play at; says so."""
-    from difiisr_models import load_upscaler
-
     with bags.open_bag(bag) as reader:
         messages = list(islice(reader.messages({topic}), 10))
     if not messages:
         raise ValueError(f"{bag} has no image on {topic}")
-    images = (bags.parse_message(message.data, bags.IMAGE_TYPE) for message in messages)
-    frames = [image_to_array(image) for image in islice(images, 4)]
+    frames = [image_to_array(bags.parse_message(m.data, bags.IMAGE_TYPE)) for m in messages[:4]]
     periods = np.diff([message.time for message in messages])
     own = 1e9 / max(np.median(periods), 1) if len(periods) else 1.0
     for name in models:
@@ -155,8 +179,6 @@ def _replayed(
     bag: Path, topic: str, upscaler: Upscaler, frames: int | None, out: Path
 ) -> tuple[int, list[float], str]:
     """Frames in, the seconds that each answer took, and the backend, of the offline replay."""
-    from difiisr_ros.replay import replay
-
     report = replay(
         bag, out / "sr", upscaler,
         image_topic=topic, sr_topic=SR_TOPIC, only_sr=True, force=True, frames=frames,
@@ -169,13 +191,7 @@ def _replayed(
 
 
 def _played(
-    bag: Path,
-    topic: str,
-    model: str,
-    device: str,
-    frames: int | None,
-    speed: float,
-    out: Path,
+    bag: Path, topic: str, parameters: dict[str, str], frames: int | None, speed: float, out: Path
 ) -> tuple[int, list[float], str]:
     """The same of a node in a process of its own; ProcessFailed where it answers nothing."""
     os.environ.update(dds_environment())
@@ -202,7 +218,7 @@ def _played(
             "sr/image_raw": SR_TOPIC,
             "sr/camera_info": f"{SR_TOPIC}/camera_info",
         }
-        arguments = ros_arguments({"autostart": "true", "model": model, "device": device}, remaps)
+        arguments = ros_arguments({"autostart": "true"} | parameters, remaps)
         node = stack.enter_context(NodeProcess(out / "node.log", *arguments))
         node.wait_until(peer.is_connected, START_PATIENCE, "its topics")
         begin = None
@@ -239,9 +255,6 @@ def _draw(bag: Path, topic: str, out: Path, model: str, sent: int, is_scene: boo
 
     That of the scene is in degrees Celsius, and shows its truth beside.
     """
-    from difiisr_models import load_upscaler
-    from difiisr_ros.scene import KELVIN_PER_COUNT, Scene, frame_of_stamp
-
     with bags.open_bag(bag) as reader:
         played = islice(reader.messages({topic}), min(sent, SHOWN))
         wanted = [bags.stamp_of(message.data) for message in played][-1]
@@ -263,8 +276,7 @@ def _draw(bag: Path, topic: str, out: Path, model: str, sent: int, is_scene: boo
             rmse = np.sqrt(np.mean((values - truth) ** 2))
             title += f", {20 * np.log10(np.ptp(truth) / rmse):.2f} dB"
         images.append((title, values))
-    if truth is not None:
-        images.append(("truth", truth))
+    images += [] if truth is None else [("truth", truth)]
     draw_panel(out / "panel.png", images, "\N{DEGREE SIGN}C" if is_scene else "counts")
 
 

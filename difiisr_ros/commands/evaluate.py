@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
-from math import isnan
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from cyclopts import Parameter
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from tabulate import tabulate
 
 from difiisr_models import Camera
 from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
-from difiisr_ros.commands.arguments import CameraName, CameraOptions, camera_as_asked
+from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
+from difiisr_ros.commands.environment import environment
 from difiisr_training.data.annotations import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
 from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
 from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set
 from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
-from difiisr_training.evaluation.peers import load_peer
+from difiisr_training.evaluation.peers import Peer, load_peer
 from difiisr_training.evaluation.results import (
     HR_FOLDER,
     PER_FRAME_FILE,
@@ -42,10 +37,53 @@ from difiisr_training.evaluation.results import (
     write_results,
 )
 
-_PACKAGES = (
-    "difiisr_ros", "lpips", "numpy", "onnxruntime", "pillow", "pycocotools", "pyiqa", "rosbags",
-    "scikit-image", "spandrel", "torch", "transformers",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class Judgement:
+    """By what models are judged.
+
+    Attributes:
+        models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
+            published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
+            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
+        mode: reference: the input is high resolution, and low resolution is made of it; camera:
+            the input is super-resolved as it is, and judged without reference.
+        degradation: how low resolution is made, with reference.
+        every: use the first of each so many frames.
+        limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
+        weights: folder of the metrics' and peers' networks.
+        metrics: comma-separated, by default all that can be measured. reference: psnr, ssim,
+            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, niqe,
+            clip_iqa, musiq; camera: niqe, clip_iqa, musiq, flicker, consistency.
+        radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
+        device: auto, cpu, cuda, cuda:N.
+    """
+
+    models: str = "bicubic,difiisr-rt-x4"
+    mode: Mode = "reference"
+    degradation: Kind = "bicubic"
+    every: Annotated[int, Ge(1)] = 1
+    limit: Annotated[int, Ge(1)] | None = None
+    weights: Path | None = None
+    metrics: str | None = None
+    radiometry: str | None = None
+    device: str = "auto"
+
+    def selection(self, last: int = 0) -> Selection:
+        """Of the frames of each set; ``last``: so many at the end, 0: all."""
+        return Selection(self.every, last, self.limit, spread=self.mode == "reference")
+
+    def networks(self, camera: Camera = Camera()) -> tuple[list[Peer], Judge]:
+        """The models, and what judges them; ``camera`` says what counts are without radiometry."""
+        torch.backends.cudnn.deterministic = True
+        device = str(resolve_device(self.device))
+        scale = Radiometry.parse(self.radiometry) if self.radiometry else None
+        if scale is None and camera.unit != "counts":
+            shift = ZERO_CELSIUS if camera.unit == "celsius" else 0.0
+            scale = Radiometry(camera.scale, camera.offset + shift)
+        metrics = self.metrics.split(",") if self.metrics else None
+        judge = Judge(self.mode, metrics, self.weights, device, scale)
+        return [load_peer(name, self.weights, device) for name in self.models.split(",")], judge
 
 
 def evaluate(
@@ -53,27 +91,18 @@ def evaluate(
     /,
     *,
     out: Path,
-    models: str = "bicubic,difiisr-rt-x4",
+    judged_by: Annotated[Judgement, Parameter(name="*")] = Judgement(),
     outputs: Annotated[list[str], Parameter(consume_multiple=True)] = [],  # noqa: B006
-    mode: Mode = "reference",
-    degradation: Kind = "bicubic",
     lr: list[str] = [],  # noqa: B006
     masks: list[str] = [],  # noqa: B006
     topic: str | None = None,
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
     data: Path | None = None,
-    every: Annotated[int, Ge(1)] = 1,
     last: Annotated[int, Ge(0)] = 0,
-    limit: Annotated[int, Ge(1)] | None = None,
-    weights: Path | None = None,
-    metrics: str | None = None,
-    radiometry: str | None = None,
     detector: Path | None = None,
     annotations: list[str] = [],  # noqa: B006
     segmenter: Path | None = None,
     labels: list[str] = [],  # noqa: B006
-    device: str = "auto",
     no_report: bool = False,
 ) -> Results:
     """Judge models on recordings and images.
@@ -86,29 +115,15 @@ def evaluate(
         inputs: folders of images (8 or 16 bit), rosbag2 recordings, or sets below --data, as
             hit_uav/test, msrs/test, roadscene/last20.
         out: folder to write.
-        models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
-            published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
-            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
         outputs: NAME=DIR, results of other methods: an image per frame, under the frame's name.
-        mode: reference: the input is high resolution, and low resolution is made of it; camera:
-            the input is super-resolved as it is, and judged without reference.
-        degradation: how low resolution is made, with reference.
         lr: [SET=]DIR, your own low resolution instead: an image per frame, under the frame's name,
             a quarter of its size; repeatable.
         masks: [SET=]DIR, likewise: images that are 0 where a result is not judged (it counts as
             right there, and PSNR is of the other pixels).
         topic: of a recording; by default its only images.
-        camera: of the recordings: name of a camera (docs/cameras.md) or a YAML file, under the
-            options below.
+        camera: of the recordings.
         data: root of the sets' folders.
-        every: use the first of each so many frames.
         last: use so many at the end (0: all).
-        limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
-        weights: folder of the metrics' and peers' networks.
-        metrics: comma-separated, by default all that can be measured. reference: psnr, ssim,
-            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, niqe,
-            clip_iqa, musiq; camera: niqe, clip_iqa, musiq, flicker, consistency.
-        radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
         detector: an ONNX file; judge by detections too, see --annotations.
         annotations: [SET=]FILE, boxes in the frames: COCO or HIT-UAV JSON, or a folder of Pascal
             VOC files; SET is the INPUT that they belong to, which may be left out if they fit one
@@ -116,10 +131,8 @@ def evaluate(
         segmenter: a folder; judge by segmentation too.
         labels: [SET=]DIR, label maps of the frames, likewise; without: agreement with the
             segmentation of HR.
-        device: auto, cpu, cuda, cuda:N.
         no_report: write no report.html.
     """
-    command = _as_typed(dict(locals()))
     for option, given, reader, network in (
         ("--annotations", annotations, "--detector", detector),
         ("--labels", labels, "--segmenter", segmenter),
@@ -130,30 +143,23 @@ def evaluate(
             raise FileNotFoundError(f"no file or folder {network}")
     if detector and not annotations:
         raise ValueError("--detector needs --annotations, the boxes in the frames")
-    torch.backends.cudnn.deterministic = True
-    device = str(resolve_device(device))
-    known = camera_as_asked(camera, camera_settings)
-    scale = Radiometry.parse(radiometry) if radiometry else None
-    if scale is None and known.unit != "counts":
-        shift = ZERO_CELSIUS if known.unit == "celsius" else 0.0
-        scale = Radiometry(known.scale, known.offset + shift)
-    selection = Selection(every, last, limit, spread=mode == "reference")
-    sets = resolve_inputs(inputs, data, topic, selection, known)
+    device, mode = str(resolve_device(judged_by.device)), judged_by.mode
+    sets = resolve_inputs(inputs, data, topic, judged_by.selection(last), camera.known)
     names = [chosen.name for chosen in sets]
-    own, hidden = files_of_sets("--lr", lr, names), files_of_sets("--masks", masks, names)
+    own, hidden = _files_of_sets("--lr", lr, names), _files_of_sets("--masks", masks, names)
     if (own or hidden) and mode != "reference":
         raise ValueError("--lr and --masks are for --mode reference")
     for place, chosen in enumerate(sets):
         pairs, parts = (_images_of(files, chosen.name) for files in (own, hidden))
         sets[place] = replace(chosen, lr=pairs, masks=parts)
-    boxes = files_of_sets("--annotations", annotations, names)
-    maps = files_of_sets("--labels", labels, names)
-    judge = Judge(mode, metrics.split(",") if metrics else None, weights, device, scale)
-    compared = [load_peer(name, weights, device) for name in models.split(",")]
+    boxes = _files_of_sets("--annotations", annotations, names)
+    maps = _files_of_sets("--labels", labels, names)
+    compared, judge = judged_by.networks(camera.known)
     compared += [OutputFolder.parse(text) for text in outputs]
     out.mkdir(parents=True, exist_ok=True)
-    results = judge_models(sets, compared, judge, out, degradation, environment(device))
-    results.command = command
+    made = judged_by.degradation
+    results = judge_models(sets, compared, judge, out, made, environment(device))
+    results.command = ["difiisr", *sys.argv[1:]]
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared] + [HR_FOLDER] * (mode == "reference")
     for part in ("detection", "segmentation"):  # the sets of an older run do not join this one's
@@ -172,7 +178,7 @@ def evaluate(
             ),
         )  # fmt: skip
     write_results(results, out)
-    print_tables(results)
+    _print_tables(results)
     for name, reason in results.not_run.items():
         print(f"not run: {name}: {reason}")
     print(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
@@ -190,15 +196,7 @@ def resolve_inputs(
     selection: Selection,
     camera: Camera = Camera(),
 ) -> list[InputSet]:
-    """The sets that a command line names.
-
-    Args:
-        given: folders of images, recordings (mcap, sqlite3), folders of recordings; or names of
-            held-out sets or folders below ``data``.
-        data: root of the sets' folders.
-        topic: image topic of the recordings.
-        selection: of the frames of each set.
-        camera: of the recordings.
+    """The sets that a command line names; arguments as of :func:`evaluate`.
 
     Raises:
         FileNotFoundError: there is no such file, folder or set.
@@ -226,11 +224,7 @@ def resolve_inputs(
 
 
 def recorded_set(
-    name: str,
-    recording: Path,
-    topic: str | None,
-    selection: Selection,
-    camera: Camera = Camera(),
+    name: str, recording: Path, topic: str | None, selection: Selection, camera: Camera = Camera()
 ) -> InputSet:
     """A recording as a set; its messages keep their numbers as names."""
     with open_bag(recording) as bag:
@@ -239,13 +233,10 @@ def recorded_set(
     return InputSet(name, recording, "bag", read, chosen)
 
 
-def files_of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dict[str | None, Path]:
-    """Read ``SET=FILE`` and ``FILE``: the file of each named set, and of ``None`` the other.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder, nor set.
-        ValueError: two files are given for one set.
-    """
+def _files_of_sets(
+    option: str, given: Sequence[str], sets: Sequence[str]
+) -> dict[str | None, Path]:
+    """Read ``SET=FILE`` and ``FILE``: the file of each named set, and of ``None`` the other."""
     files: dict[str | None, Path] = {}
     for text in given:
         fitting = [name for name in sets if text.startswith(f"{name}=")]
@@ -304,57 +295,18 @@ def _judge_sets(
     return found
 
 
-def print_tables(results: Results) -> None:
+def _print_tables(results: Results) -> None:
     """Print a table for each set: a row per metric, and mAP where a detector judged."""
     judged = (results.detection or {"sets": {}})["sets"]
     titles = short_names([chosen.name for chosen in results.sets])
     for title, chosen in zip(titles, results.sets, strict=True):
-        table = Table("", title=f"{title}, {chosen.frames} frames", box=box.SIMPLE_HEAD)
-        for model in chosen.models:
-            table.add_column(model.title, justify="right", overflow="fold")
-        rows = {name: [model.mean[name] for model in chosen.models] for name in results.metrics}
-        found = judged.get(slug(chosen.name), {})
-        if found:
-            for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")):
-                rows[name] = [found[slug(model.name)][key] for model in chosen.models]
-        rows["seconds a frame"] = [model.seconds_per_frame for model in chosen.models]
-        for name, values in rows.items():
-            table.add_row(name, *("-" if isnan(value) else f"{value:.4g}" for value in values))
-        Console().print(table)
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What the numbers and times were taken with; packages that are absent are left out."""
-    versions = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    named = f"{platform.processor() or platform.machine()}, {platform.system()}"
-    return {
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else named,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _as_typed(given: dict[str, Any]) -> list[str]:
-    """The command line that gives these arguments; defaults are left out."""
-    words = ["difiisr", "evaluate", *given.pop("inputs")]
-    own = asdict(given.pop("camera_settings"))
-    words += [
-        word
-        for name, value in own.items()
-        if value != getattr(Camera(), name)
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    for name, value in given.items():
-        option = f"--{name.replace('_', '-')}"
-        if value == inspect.signature(evaluate).parameters[name].default:
-            continue
-        if value is True:
-            words.append(option)
-            continue
-        for one in value if isinstance(value, list) else [value]:
-            words += [option, str(one)]
-    return words
+        models, found = chosen.models, judged.get(slug(chosen.name), {})
+        rows = [[name, *(model.mean[name] for model in models)] for name in results.metrics]
+        for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")) if found else ():
+            rows.append([name, *(found[slug(model.name)][key] for model in models)])
+        rows.append(["seconds a frame", *(model.seconds_per_frame for model in models)])
+        shown = [["-" if value != value else value for value in row] for row in rows]  # NaN
+        heads = ["", *(model.title for model in models)]
+        print(
+            f"\n{title}, {chosen.frames} frames", tabulate(shown, heads, floatfmt=".4g"), sep="\n"
+        )

@@ -17,14 +17,8 @@ from difiisr_models.weights import find_weights_folder, read_manifest
 from difiisr_ros.bags import frames_of
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
 from difiisr_ros.commands.fleet_report import fleet_page, write_picture
-from difiisr_ros.commands.fleet_work import (
-    Cluster,
-    ClusterOptions,
-    Make,
-    do_all,
-    write_result,
-)
-from difiisr_ros.fleet import FleetFolder, Job, find_jobs
+from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all, write_result
+from difiisr_ros.fleet_jobs import FleetFolder, Job, find_jobs
 from difiisr_ros.replay import replay as replay_bag
 
 _NOTES = 10  # of a job
@@ -74,9 +68,8 @@ class Replay:
         files = {}
         if self.model not in BICUBIC:
             files = read_manifest(find_weights_folder(self.model))["files"]
-        engine = sha256_file(Path(self.runtime.engine)) if self.runtime.engine else ""
-        known = self.camera.calibration and sha256_file(Path(self.camera.calibration))
-        hashes = {"engine_sha256": engine, "calibration_sha256": known}
+        named = {"engine": self.runtime.engine, "calibration": self.camera.calibration}
+        hashes = {f"{k}_sha256": path and sha256_file(Path(path)) for k, path in named.items()}
         return {"verb": "replay", **asdict(self), "files": files, **hashes}
 
     def load(self) -> Make:
@@ -114,16 +107,6 @@ class Replay:
         return make
 
 
-def _for_workers(task: Replay) -> Replay:
-    """The same with one thread where none is asked for, and paths that hold in any folder."""
-    engine = task.runtime.engine and os.path.abspath(task.runtime.engine)
-    known = task.camera.calibration and os.path.abspath(task.camera.calibration)
-    camera = replace(task.camera, calibration=known)
-    model = os.path.abspath(os.path.expanduser(task.model)) if os.sep in task.model else task.model
-    runtime = as_asked(replace(task.runtime, engine=engine, threads=task.runtime.threads or 1))
-    return replace(task, model=model, runtime=runtime, camera=camera)
-
-
 @fleet.command
 def replay(
     inputs: list[str],
@@ -146,7 +129,18 @@ def replay(
     Returns:
         0: all frames; 1: none; 2: some.
     """
-    return do_all(find_jobs(inputs, out), out, _for_workers(task), cluster, slice_frames)
+    # Workers have one thread where none is asked for, and paths that hold in any folder
+    runtime, known = task.runtime, task.camera.calibration
+    engine = runtime.engine and os.path.abspath(runtime.engine)
+    task = replace(
+        task,
+        model=os.path.abspath(os.path.expanduser(task.model))
+        if os.sep in task.model
+        else task.model,
+        runtime=as_asked(replace(runtime, engine=engine, threads=runtime.threads or 1)),
+        camera=replace(task.camera, calibration=known and os.path.abspath(known)),
+    )
+    return do_all(find_jobs(inputs, out), out, task, cluster, slice_frames)
 
 
 @fleet.command

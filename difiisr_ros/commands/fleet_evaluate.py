@@ -11,15 +11,12 @@ from annotated_types import Ge
 from cyclopts import Parameter
 
 from difiisr_models.backends.selection import resolve_device
-from difiisr_ros.commands.evaluate import environment, recorded_set
+from difiisr_ros.commands.environment import environment
+from difiisr_ros.commands.evaluate import Judgement, recorded_set
 from difiisr_ros.commands.fleet_report import write_picture
 from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all
-from difiisr_ros.fleet import Job, find_jobs
-from difiisr_training.degradations.mix import Kind
+from difiisr_ros.fleet_jobs import Job, find_jobs
 from difiisr_training.evaluation.evaluate import judge_models
-from difiisr_training.evaluation.inputs import Selection
-from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
-from difiisr_training.evaluation.peers import Peer, load_peer
 from difiisr_training.evaluation.report import write_report
 from difiisr_training.evaluation.results import (
     frame_names,
@@ -31,52 +28,41 @@ from difiisr_training.evaluation.results import (
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What is measured of each recording, as of ``difiisr evaluate``; every worker gets it.
+    """What is measured of each recording; every worker gets it.
 
     Attributes:
-        models: comma-separated.
-        mode: reference: the input is high resolution; camera: it is super-resolved as it is.
-        degradation: how low resolution is made, with reference.
         image_topic: default: the only image topic.
-        every: use the first of each so many frames.
-        limit: frames of a recording.
-        weights: folder of the metrics' and peers' networks.
-        metrics: comma-separated, by default all that can be measured.
-        radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
-        device: auto, cpu, cuda, cuda:N.
         threads: CPU threads of a worker.
     """
 
-    models: str = "bicubic,difiisr-rt-x4"
-    mode: Mode = "reference"
-    degradation: Kind = "bicubic"
+    by: Annotated[Judgement, Parameter(name="*")] = Judgement()
     image_topic: str | None = None
-    every: Annotated[int, Ge(1)] = 1
-    limit: Annotated[int, Ge(1)] | None = None
-    weights: Path | None = None
-    metrics: str | None = None
-    radiometry: str | None = None
-    device: str = "auto"
     threads: Annotated[int, Ge(1)] = 1
+
+    @property
+    def device(self) -> str:
+        """As asked for."""
+        return self.by.device
 
     def product(self) -> dict[str, Any]:
         """All that a result depends on, for a job's name."""
-        models, judge = self._networks()
+        torch.set_num_threads(self.threads)
+        models, judge = self.by.networks()
         hashes = {model.name: model.weights_sha256 for model in models}
-        own = asdict(self) | {"weights": None}
+        own = asdict(replace(self, by=replace(self.by, weights=None)))
         return {"verb": "evaluate", **own, "hashes": hashes, "metric_files": judge.files}
 
     def load(self) -> Make:
         """Load models and metrics."""
-        models, judge = self._networks()
+        torch.set_num_threads(self.threads)
+        models, judge = self.by.networks()
         device = str(resolve_device(self.device))
-        selection = Selection(self.every, 0, self.limit, spread=self.mode == "reference")
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
             folder.mkdir()
-            chosen = recorded_set(source.name, source, self.image_topic, selection)
+            chosen = recorded_set(source.name, source, self.image_topic, self.by.selection())
             told = environment(device)
-            results = judge_models([chosen], models, judge, folder, self.degradation, told)
+            results = judge_models([chosen], models, judge, folder, self.by.degradation, told)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
             write_results(results, folder)
             write_report(results, folder)
@@ -95,20 +81,11 @@ class Evaluate:
                     for name, value in model.mean.items()
                 },
                 "notes": [f"{name}: {reason}" for name, reason in results.not_run.items()],
-                "model": self.models,
+                "model": self.by.models,
                 "device": device,
             }
 
         return make
-
-    def _networks(self) -> tuple[list[Peer], Judge]:
-        torch.set_num_threads(self.threads)
-        torch.backends.cudnn.deterministic = True
-        device = str(resolve_device(self.device))
-        scale = Radiometry.parse(self.radiometry) if self.radiometry else None
-        metrics = self.metrics.split(",") if self.metrics else None
-        judge = Judge(self.mode, metrics, self.weights, device, scale)
-        return [load_peer(name, self.weights, device) for name in self.models.split(",")], judge
 
 
 def fleet_evaluate(
@@ -128,5 +105,5 @@ def fleet_evaluate(
     Returns:
         0: all recordings; 1: none; 2: some.
     """
-    task = replace(task, weights=task.weights and task.weights.resolve())
-    return do_all(find_jobs(inputs, out), out, task, cluster)
+    by = replace(task.by, weights=task.by.weights and task.by.weights.resolve())
+    return do_all(find_jobs(inputs, out), out, replace(task, by=by), cluster)

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from difiisr_ros.fleet import SCHEMA
+from difiisr_ros.commands.html_page import fill_template, svg_of
+from difiisr_ros.fleet_jobs import SCHEMA
 
 _PICTURE = 480  # pixels on a side, most
 _WORST = 3  # of each measure
 _LISTED = 2_000  # rows; fleet.parquet has all
 _LOWER_IS_WORSE = ("psnr", "ssim", "clip_iqa", "musiq")  # begin their names
+_COLUMNS = 3  # of histograms
 
 
 def fleet_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """HTML about rows as of ``fleet.SCHEMA``; of a single one, all that is known of it.
+    """HTML about rows as of ``fleet_jobs.SCHEMA``; of a single one, all that is known of it.
 
     Pictures and reports are looked for in the rows' ``folder``. The same rows give the same text.
     """
     table = pd.DataFrame(list(rows), columns=SCHEMA.names)
     measures = _measures(table)
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = lambda value: f"{value:,.4g}" if pd.notna(value) else "-"
-    template = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return fill_template(
+        "fleet_report",
+        {"number": lambda value: f"{value:,.4g}" if pd.notna(value) else "-"},
         rows=table.head(_LISTED).to_dict("records"),
         unusable=table[table.fault.fillna("") != ""].head(_LISTED).to_dict("records"),
         total=table[["frames_in", "frames_out", "refused", "seconds"]].sum().to_dict(),
@@ -60,22 +57,20 @@ def write_picture(folder: Path, frames: Sequence[np.ndarray]) -> None:
 
 def _measures(table: pd.DataFrame) -> pd.DataFrame:
     """What recordings are compared by, a column each; those without a value are left out."""
-    frames = table[["frames_in", "frames_out"]].astype(float)
-    found = pd.DataFrame(
-        {
-            "frames": frames.frames_out,
-            "refused, %": 100 * table.refused.astype(float) / frames.frames_in,
-            "ms a frame": 1e3 * table.seconds.astype(float) / frames.frames_out,
-            "noise, counts": table.noise,
-            "noise, % of the span": table.noise_percent,
-            "span, counts": table.span,
-            "invalid pixels": table.invalid_pixels,
-            "events": table.events,
-        }
-    )
+    seen = table[["frames_in", "frames_out", "refused", "seconds"]].astype(float)
+    found = {
+        "frames": seen.frames_out,
+        "refused, %": 100 * seen.refused / seen.frames_in,
+        "ms a frame": 1e3 * seen.seconds / seen.frames_out,
+        "noise, counts": table.noise,
+        "noise, % of the span": table.noise_percent,
+        "span, counts": table.span,
+        "invalid pixels": table.invalid_pixels,
+        "events": table.events,
+    }
     metrics = pd.DataFrame([dict(m) if isinstance(m, (list, dict)) else {} for m in table.metrics])
-    found = pd.concat([found, metrics], axis="columns").astype(float)
-    return found.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
+    both = pd.concat([pd.DataFrame(found), metrics], axis="columns").astype(float)
+    return both.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
 
 
 def _worst(values: pd.Series) -> pd.Series:
@@ -88,18 +83,12 @@ def _worst(values: pd.Series) -> pd.Series:
 
 def _histograms(measures: pd.DataFrame) -> str:
     """A histogram of each measure, as SVG."""
-    import matplotlib  # here: workers need none
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here: workers need none
 
-    columns = 3
-    lines = max(1, -(-measures.shape[1] // columns))
+    lines = max(1, -(-measures.shape[1] // _COLUMNS))
     figure = Figure(figsize=(10, 2.1 * lines), layout="constrained")
     for number, name in enumerate(measures, 1):
-        axes = figure.add_subplot(lines, columns, number)
+        axes = figure.add_subplot(lines, _COLUMNS, number)
         axes.hist(measures[name].dropna(), bins=30, color="#4477aa")
         axes.set_title(name, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "fleet", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return svg_of(figure, "fleet")

@@ -13,7 +13,7 @@ import resource
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -25,7 +25,7 @@ from cyclopts import Parameter
 
 from difiisr_ros.bags import choose_image_topic, open_bag
 from difiisr_ros.commands.fleet_report import fleet_page
-from difiisr_ros.fleet import FleetFolder, Job, as_parquet
+from difiisr_ros.fleet_jobs import FleetFolder, Job
 
 _RETRIES = 5  # of a job whose worker dies
 _OBJECT_STORE = 100 * 2**20  # bytes: rows alone go through it
@@ -37,15 +37,11 @@ Make = Callable[[Job, Path, Path], dict[str, Any]]
 class Task(Protocol):
     """What is made of every recording; it travels to each worker."""
 
-    threads: int
-    device: str
     image_topic: str | None
-
-    def product(self) -> dict[str, Any]:
-        """All that a result depends on, for the names of the jobs."""
-
-    def load(self) -> Make:
-        """Load the models."""
+    device: str
+    threads: int
+    product: Callable[[], dict[str, Any]]  # all that a result depends on, for the jobs' names
+    load: Callable[[], Make]  # of the models
 
 
 @dataclass(frozen=True)
@@ -70,12 +66,12 @@ ClusterOptions = Annotated[Cluster, Parameter(name="*")]
 class Worker:
     """A process of Ray's: loads once, then does one job after the other."""
 
-    def __init__(self, task: Task, out: FleetFolder) -> None:
-        self._make, self._out = task.load(), out
+    def __init__(self, task: Task, jobs: Mapping[str, Job], out: FleetFolder) -> None:
+        self._make, self._jobs, self._out = task.load(), jobs, out
 
     def __call__(self, item: dict[str, str]) -> dict[str, str]:
-        """The row of a job, as JSON."""
-        job = Job.from_text(item["job"])
+        """The row of the job of this name, as JSON."""
+        job = self._jobs[item["name"]]
 
         def make(source: Path, folder: Path) -> dict[str, Any]:
             row = self._make(job, source, folder)
@@ -103,7 +99,7 @@ def do_all(
     folder, product = FleetFolder(out), task.product()
     named = {job.name(product): job for job in jobs}
     done = folder.done().keys() & named.keys()
-    left = [{"name": n, "job": job.as_text()} for n, job in named.items() if n not in done]
+    left = {name: job for name, job in named.items() if name not in done}
     print(f"{len(named)} jobs, {len(done)} of them done already")
     failed = {}
     for n, row in enumerate(_rows(left, task, folder, cluster), 1):
@@ -124,10 +120,10 @@ def do_all(
 
 
 def _rows(
-    items: list[dict[str, str]], task: Task, out: FleetFolder, cluster: Cluster
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    jobs: Mapping[str, Job], task: Task, out: FleetFolder, cluster: Cluster
+) -> Iterator[dict[str, Any]]:
     """The rows of jobs as Ray has them done, each in a block of its own."""
-    if not items:
+    if not jobs:
         return
     _start_ray(cluster)
     have = ray.cluster_resources()
@@ -136,13 +132,14 @@ def _rows(
         gpus = 1 if have.get("GPU") and task.device != "cpu" else 0
     fitting = int(have["GPU"] / gpus if gpus else have["CPU"] / task.threads)
     pool = ray.data.ActorPoolStrategy(
-        size=min(cluster.workers or max(1, fitting), len(items)), max_tasks_in_flight_per_actor=1
+        size=min(cluster.workers or max(1, fitting), len(jobs)), max_tasks_in_flight_per_actor=1
     )
     ray.data.DataContext.get_current().max_errored_blocks = -1  # one lost job stops no other
+    items = [{"name": name} for name in jobs]
     with warnings.catch_warnings():  # of an argument that Ray 2.64 will not take; setup.py knows
         warnings.simplefilter("ignore")
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            Worker, fn_constructor_args=(task, out), compute=pool,
+            Worker, fn_constructor_args=(task, jobs, out), compute=pool,
             num_cpus=task.threads, num_gpus=gpus, max_task_retries=_RETRIES,
         )  # fmt: skip
     for item in done.iter_rows():
@@ -152,25 +149,24 @@ def _rows(
 def _sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:
     """The jobs, those with more ``frames`` cut into slices of so many; Ray's tasks count them."""
     _start_ray(cluster)
-    items = [{"job": job.as_text()} for job in jobs]
-    counted = ray.data.from_items(items).map(_count, fn_args=(topic,)).take_all()
+    count_frames = ray.remote(_count)
     found = []
-    for job, count in ((Job.from_text(row["job"]), row["frames"]) for row in counted):
+    counts = ray.get([count_frames.remote(job, topic) for job in jobs])
+    for job, count in zip(jobs, counts, strict=True):
         starts = range(0, max(count, 1), frames)
         found += [replace(job, first=start, frames=frames) for start in starts[:-1]]
         found.append(replace(job, first=starts[-1]))  # to the end, whatever the count says
     return found
 
 
-def _count(item: dict[str, str], topic: str | None) -> dict[str, Any]:
+def _count(job: Job, topic: str | None) -> int:
     """The frames of a job's recording, 0 where they cannot be counted."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with open_bag(Job.from_text(item["job"]).fetch(Path(folder))) as bag:
-                count = bag.count(choose_image_topic(bag, topic))
+            with open_bag(job.fetch(Path(folder))) as bag:
+                return bag.count(choose_image_topic(bag, topic))
         except (OSError, ValueError):  # the job itself says why
-            count = 0
-    return {**item, "frames": count}
+            return 0
 
 
 def _start_ray(cluster: Cluster) -> None:
@@ -185,9 +181,7 @@ def _start_ray(cluster: Cluster) -> None:
 def write_result(folder: FleetFolder, rows: list[dict[str, Any]]) -> None:
     """Write ``fleet.parquet`` and ``report.html`` about the rows of jobs; nobody works there."""
     rows.sort(key=lambda row: (row["input"], row["job"]))
-    folder.write("fleet.parquet", as_parquet(rows))
-    folder.write("report.html", fleet_page(rows).encode())
-    folder.clear()
+    folder.finish(rows, fleet_page(rows))
 
 
 def _line(row: dict[str, Any]) -> str:

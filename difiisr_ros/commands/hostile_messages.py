@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions, GetState
+from rcl_interfaces import srv
 from rcl_interfaces.msg import Parameter, ParameterValue
-from rcl_interfaces.srv import (
-    DescribeParameters,
-    GetParameters,
-    GetParameterTypes,
-    ListParameters,
-    SetParameters,
-    SetParametersAtomically,
-)
 
+from difiisr_ros.bags import STORE
 from difiisr_ros.image_codec import ENCODINGS
 from difiisr_ros.parameters import DEFAULTS, NAMES
 
@@ -26,6 +20,7 @@ SIDE = 16  # pixels of the images, mostly: what is computed is cheap
 _SIDES = (0, 1, 15, 17, 64, 2**16, 2**31, 2**32 - 1)
 _SECONDS = (-(2**31), -1, 0, 1, 2**31 - 1)
 _TEXTS = ("", "\0", "mono16\0", "yuv422", "16SC1", "é" * 70, "x" * 20_000, "../../etc", "mono16;")
+_FORMATS = ("png", "jpeg", "mono16; png compressed mono16", "16UC1; compressedDepth png", *_TEXTS)
 _MARKS = (np.nan, np.inf, -np.inf, 0.0, -1.0, 65535.0, 1e6, 1e10, 9e29, 3e38, 1e-42)
 _LIVE = [name for name in NAMES if name not in ("model", "device", "engine", "backend", "compile")]
 
@@ -34,8 +29,7 @@ def _pick(rng: np.random.Generator, values: tuple) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def hostile_header(rng: np.random.Generator) -> SimpleNamespace:
-    """A header with a stamp of any sign and size."""
+def _header(rng: np.random.Generator) -> SimpleNamespace:
     nanosec = int(rng.integers(2**32)) if rng.random() < 0.5 else _pick(rng, (0, 10**9, 2**32 - 1))
     stamp = SimpleNamespace(sec=_pick(rng, _SECONDS), nanosec=nanosec)
     return SimpleNamespace(stamp=stamp, frame_id=_pick(rng, _TEXTS))
@@ -55,7 +49,7 @@ def hostile_image(rng: np.random.Generator) -> SimpleNamespace:
             pixels[marked] = np.array(_pick(rng, _MARKS)).astype(dtype)
     step = SIDE * channels * dtype.itemsize
     image = SimpleNamespace(
-        header=hostile_header(rng), height=SIDE, width=SIDE, encoding=encoding,
+        header=_header(rng), height=SIDE, width=SIDE, encoding=encoding,
         is_bigendian=int(rng.integers(2)), step=step, data=pixels.tobytes(),
     )  # fmt: skip
     if rng.random() < 0.5:
@@ -69,10 +63,8 @@ def hostile_image(rng: np.random.Generator) -> SimpleNamespace:
 
 def hostile_compressed(rng: np.random.Generator, file: bytes) -> SimpleNamespace:
     """The fields of a CompressedImage: ``file``, a PNG or JPEG, damaged."""
-    formats = ("png", "jpeg", "mono16; png compressed mono16", "16UC1; compressedDepth png", "")
-    return SimpleNamespace(
-        header=hostile_header(rng), format=_pick(rng, formats + _TEXTS), data=mutated(rng, file)
-    )
+    damaged = _mutated(rng, file)
+    return SimpleNamespace(header=_header(rng), format=_pick(rng, _FORMATS), data=damaged)
 
 
 def hostile_info(rng: np.random.Generator) -> SimpleNamespace:
@@ -87,14 +79,24 @@ def hostile_info(rng: np.random.Generator) -> SimpleNamespace:
     )  # fmt: skip
     numbers = {name: np.frombuffer(rng.bytes(8 * n)) for name, n in (("k", 9), ("r", 9), ("p", 12))}
     return SimpleNamespace(
-        header=hostile_header(rng), height=side(), width=side(), roi=roi, d=numbers["r"].tolist(),
+        header=_header(rng), height=side(), width=side(), roi=roi, d=numbers["r"].tolist(),
         binning_x=_pick(rng, (0, 1, side())), binning_y=_pick(rng, (0, 1, side())),
         distortion_model=_pick(rng, _TEXTS), **numbers,
     )  # fmt: skip
 
 
-def mutated(rng: np.random.Generator, raw: bytes) -> bytes:
-    """``raw`` with some bytes changed, cut or longer; the first four say how CDR is read."""
+def hostile_bytes(
+    rng: np.random.Generator, message: SimpleNamespace, kind: str, share: float
+) -> bytes:
+    """CDR bytes of an image or info, in a ``share`` of the cases damaged, but the first four."""
+    kinds = {bytes: lambda raw: np.frombuffer(raw, np.uint8), list: np.array}
+    fields = {k: kinds.get(type(v), lambda same: same)(v) for k, v in vars(message).items()}
+    raw = bytes(STORE.serialize_cdr(SimpleNamespace(**fields), kind))
+    return raw[:4] + _mutated(rng, raw[4:]) if rng.random() < share else raw
+
+
+def _mutated(rng: np.random.Generator, raw: bytes) -> bytes:
+    """``raw`` with some bytes changed, cut or longer."""
     data = np.frombuffer(raw, np.uint8).copy()
     places = rng.integers(0, min(len(data), int(_pick(rng, (60, 200, 10**9)))), rng.integers(1, 9))
     data[places] = np.frombuffer(rng.bytes(len(places)), np.uint8)
@@ -102,7 +104,7 @@ def mutated(rng: np.random.Generator, raw: bytes) -> bytes:
     return cut + rng.bytes(int(rng.integers(100))) * int(rng.random() < 0.1)
 
 
-def hostile_parameter(rng: np.random.Generator) -> Parameter:
+def _parameter(rng: np.random.Generator) -> Parameter:
     """A parameter of any name, type number and value; the value fits the name now and then."""
     name = _pick(rng, (*NAMES, *_LIVE, "use_sim_time", "qos_overrides./a.b.depth", *_TEXTS))
     number = int(rng.integers(256)) if rng.random() < 0.5 else int(rng.integers(10))
@@ -122,16 +124,16 @@ def hostile_requests(rng: np.random.Generator) -> list[tuple[type, str, Any]]:
 
     None ends the node for good: a shutdown is no fault.
     """
-    names, parameters = [_pick(rng, (*NAMES, *_TEXTS))], [hostile_parameter(rng) for _ in range(3)]
+    names, parameters = [_pick(rng, (*NAMES, *_TEXTS))], [_parameter(rng) for _ in range(3)]
     number = _pick(rng, (0, 4, 9, 62, 97, 99, 255))
     forged = Transition(id=number, label=_pick(rng, ("", "", "transition_error", "activat")))
     requests = (
-        ("describe_parameters", DescribeParameters, {"names": names}),
-        ("get_parameters", GetParameters, {"names": names}),
-        ("get_parameter_types", GetParameterTypes, {"names": names}),
-        ("list_parameters", ListParameters, {"prefixes": names, "depth": 2**64 - 1}),
-        ("set_parameters", SetParameters, {"parameters": parameters}),
-        ("set_parameters_atomically", SetParametersAtomically, {"parameters": parameters}),
+        ("describe_parameters", srv.DescribeParameters, {"names": names}),
+        ("get_parameters", srv.GetParameters, {"names": names}),
+        ("get_parameter_types", srv.GetParameterTypes, {"names": names}),
+        ("list_parameters", srv.ListParameters, {"prefixes": names, "depth": 2**64 - 1}),
+        ("set_parameters", srv.SetParameters, {"parameters": parameters}),
+        ("set_parameters_atomically", srv.SetParametersAtomically, {"parameters": parameters}),
         ("change_state", ChangeState, {"transition": forged}),
         ("get_state", GetState, {}),
         ("get_available_transitions", GetAvailableTransitions, {}),

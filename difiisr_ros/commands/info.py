@@ -1,6 +1,4 @@
-"""``difiisr info``: what a model is, what a frame costs, whether it is the published one; and what
-a recording shows of its camera.
-"""
+"""``difiisr info``: what a model is and costs, and what a recording shows of its camera."""
 
 from __future__ import annotations
 
@@ -10,20 +8,34 @@ import time
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from difiisr_models import Camera, Runtime
+import numpy as np
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from difiisr_models import Camera, Runtime, Stream, Upscaler, load_upscaler
+from difiisr_models.camera_files import guess_cameras
+from difiisr_models.upscaler import STAGE, check_frame
+from difiisr_ros.bags import (
+    CAMERA_INFO_TYPE,
+    choose_image_topic,
+    info_topic_beside,
+    open_bag,
+    raw_topic,
+    read_image,
+    stamp_of,
+    topics_of,
+)
 from difiisr_ros.commands.arguments import (
-    CameraName,
-    CameraOptions,
+    AskedCamera,
     ImageSize,
+    KnownCamera,
     RuntimeOptions,
     as_asked,
-    camera_as_asked,
 )
-
-if TYPE_CHECKING:
-    from difiisr_models import Upscaler
+from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
 
 JUDGED_FRAMES = 30  # of a recording
 EVENT_FRAMES = 1000  # of a recording, that events are looked for in
@@ -40,8 +52,7 @@ def info(
     *,
     bag: Path | None = None,
     topic: str | None = None,
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
     runtime: RuntimeOptions = Runtime(),
     size: ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
@@ -54,7 +65,7 @@ def info(
         model: model name, or path of weights.
         bag: recording, rosbag2 folder or storage file: say what its first frames show.
         topic: of its images; default: the only one.
-        camera: name of a camera (docs/cameras.md) or a YAML file; default: it is guessed.
+        camera: default: it is guessed.
         size: also time each stage of mono16 frames of this size, WIDTHxHEIGHT as in 160x120.
         parity: also compare the published network of this size with the reference's outputs.
         parity_data: folder of the recorded outputs, tiny_expected.safetensors, ...; they are not
@@ -70,7 +81,7 @@ def info(
         raise ValueError("--parity needs --parity-data DIR, the reference's recorded outputs")
     facts: dict[str, Any] = {}
     if bag is not None:
-        facts |= _recording(bag, topic, camera, camera_as_asked(camera, camera_settings))
+        facts |= _recording(bag, topic, camera.camera, camera.known)
     if model is not None:
         facts |= _model(model, runtime, size)
     if parity:
@@ -86,11 +97,6 @@ def info(
 
 
 def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[str, Any]:
-    import numpy as np
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from difiisr_models import load_upscaler
-
     upscaler = load_upscaler(model, runtime=as_asked(runtime))
     # Operations are counted in plain torch: other backends hide them, CUDA graphs repeat them.
     in_torch = upscaler
@@ -111,23 +117,6 @@ def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[s
 
 
 def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) -> dict[str, Any]:
-    import numpy as np
-
-    from difiisr_models import Stream
-    from difiisr_models.camera_files import guess_cameras
-    from difiisr_models.upscaler import check_frame
-    from difiisr_ros.bags import (
-        CAMERA_INFO_TYPE,
-        choose_image_topic,
-        info_topic_beside,
-        open_bag,
-        raw_topic,
-        read_image,
-        stamp_of,
-        topics_of,
-    )
-    from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
-
     stream, last, seen, refused, times = Stream(), None, None, "", []
     stream.set_camera(camera)
     with open_bag(path) as bag:
@@ -165,7 +154,7 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
     words += [f"transport:={topic.rpartition('/')[2]}"] if topic != raw_topic(topic) else []
     words += [f"camera:={name}"] if name else []
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
-    known = asdict(camera_as_asked(name, Camera()))
+    known = asdict(AskedCamera(camera=name).known)
     words += [f"{key}:={given}" for key, given in asdict(camera).items() if given != known[key]]
     facts = {
         "topic": f"{topic}, {count} images",
@@ -190,8 +179,6 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
 
 def _rate(times: list[tuple[int, int]]) -> str:
     """Of frames with their stamps and times in the recording, nanoseconds; stamps come first."""
-    import numpy as np
-
     for clock in zip(*times, strict=True):
         periods = np.diff(clock)
         if len(periods) and np.median(periods) > 0:
@@ -205,13 +192,6 @@ def _profile(upscaler: Upscaler, height: int, width: int) -> list[str]:
     On the GPU a stage lasts from its first kernel to its last. ``network`` is the part of ``tiles``
     that is not cutting and blending, ``frame`` the whole. A slow model is given fewer frames.
     """
-    import numpy as np
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
-    from difiisr_models.stream import Stream
-    from difiisr_models.upscaler import STAGE
-
     rng, stream = np.random.default_rng(0), Stream()
     counts = 22000 + np.add.outer(np.arange(height), np.arange(width)) % 400
     frames = (counts + rng.integers(0, 20, (_FRAMES, *counts.shape))).astype(np.uint16)

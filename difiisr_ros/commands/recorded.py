@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,22 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
 from difiisr_models.files import replaced, write_json, write_text
 from difiisr_ros.commands.arguments import (
-    CameraName,
-    CameraOptions,
+    AskedCamera,
     FrameOptions,
+    KnownCamera,
     RuntimeOptions,
     as_asked,
-    camera_as_asked,
 )
+from difiisr_ros.commands.html_page import fill_template, svg_of
+from difiisr_ros.commands.recorded_frames import read_recording
+from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_CAMERA, _RESULT, _BAD = "#4477aa", "#228833", "#cc3311"
+_RESULT, _BAD = "#228833", "#cc3311"
 
 
 def recorded(
@@ -35,13 +36,11 @@ def recorded(
     out: Path,
     topic: str | None = None,
     sr_topic: str | None = None,
-    detections_topic: str | None = None,
     camera_bag: Path | None = None,
     model: Annotated[str, Parameter(name=("--model", "--models"))] = "difiisr-rt-x4",
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
 ) -> int:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
@@ -53,24 +52,21 @@ def recorded(
         out: folder for the three files.
         topic: camera topic; by default the only image topic that is no result.
         sr_topic: result topic; by default the only one named .../sr or .../sr/image_raw.
-        detections_topic: detections on the results, any topic with a header; by default the only
-            Detection2DArray topic.
         camera_bag: the recording that holds the camera, where BAG does not; latency cannot be
             measured then.
         model: of the offline run, name or path; none leaves it out.
         runtime: of the offline run.
         settings: as the node had them.
-        camera: as the node had it: name of a camera (docs/cameras.md) or a YAML file, under the
-            options below.
+        camera: as the node had it.
     """
     values, frames = judge_recording(
         bag,
-        topics=(topic, sr_topic, detections_topic),
+        topics=(topic, sr_topic),
         camera_bag=camera_bag,
         model=None if model == "none" else model,
         runtime=as_asked(runtime),
         settings=settings,
-        camera=camera_as_asked(camera, camera_settings),
+        camera=camera.known,
     )
     write_json(out / "recorded.json", values)
     with replaced(out / "recorded_per_frame.csv") as beside:
@@ -86,7 +82,7 @@ def recorded(
 def judge_recording(
     bag: Path,
     *,
-    topics: tuple[str | None, str | None, str | None] = (None, None, None),
+    topics: tuple[str | None, str | None] = (None, None),
     camera_bag: Path | None = None,
     model: str | None = "difiisr-rt-x4",
     runtime: Runtime = Runtime(),
@@ -96,24 +92,18 @@ def judge_recording(
     """Measure a recording; arguments as of :func:`recorded`.
 
     Args:
-        topics: of camera, results and detections; ``None``: chosen by name and type.
+        topics: of camera and results; ``None``: chosen by name and type.
         model: ``None``: no offline run.
-        camera: as the node had it.
 
     Returns:
-        what ``recorded.json`` holds: ``bag``, ``camera_bag``, ``topics``, what
-        ``recorded_measures.MEASURES`` gives, ``notes`` (what limits these numbers), ``fault``
-        (what is wrong with the recording, or ""); and ``recorded_frames.Recording.frames``.
+        what ``recorded.json`` holds: ``MEASURES``, ``notes`` (what limits these numbers), ``fault``
+        (what is wrong with the recording, or ""); and ``Recording.frames``.
 
     Raises:
         FileNotFoundError: there is no recording.
         ValueError: nothing in it is readable, a topic is not there or not clear, a setting not
             allowed.
     """
-    from difiisr_models import load_upscaler
-    from difiisr_ros.commands.recorded_frames import read_recording
-    from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
-
     upscaler = load_upscaler(model, runtime=runtime, settings=settings) if model else None
     recording = read_recording(bag, camera_bag, topics, upscaler, camera)
     values = {
@@ -214,67 +204,29 @@ def _summary(values: dict[str, Any]) -> Iterator[str]:
 
 def _page(values: dict[str, Any], frames: pd.DataFrame) -> str:
     """``recorded.html``: opens offline, alone; the same report gives the same bytes."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {
+    filters = {
         "number": lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
         "counts": lambda value: "-" if value is None else f"{value:.3g}",
     }
-    template = Path(__file__).with_suffix(".html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(report=values, plots=_plots(values, frames))
+    return fill_template("recorded", filters, report=values, plot=svg_of(_plot(frames), "recorded"))
 
 
-def _plots(values: dict[str, Any], frames: pd.DataFrame) -> dict[str, str]:
-    """Title -> picture as SVG."""
-    from difiisr_ros.commands.recorded_measures import GAP
-
-    line, stamps = {"lw": 0.8, "ms": 4}, frames.index
-    seconds = (stamps - stamps.min()) / 1e9
-    plots = {}
-    if values["latency_ms"]:
-        latency = ((frames.sr_logged - frames.camera_logged) / 1e6).dropna().astype(float)
-        answered, dropped = seconds[stamps.isin(latency.index)], seconds[frames.sr_logged.isna()]
-        axes = plots["Latency over time"] = _axes("header stamp, s after the first", "ms")
-        axes.plot(answered, latency, ".-", color=_RESULT, **line)
-        label = f"dropped ({len(dropped)})" if len(dropped) else None
-        axes.plot(dropped, [0] * len(dropped), "|", color=_BAD, ms=14, mew=2, label=label)
-
-    axes = plots["Intervals"] = _axes("header stamp, s after the first", "ms between stamps")
-    for name, column, color in (
-        ("camera", "camera_logged", _CAMERA),
-        ("result", "sr_logged", _RESULT),
-    ):
-        there = frames[column].notna()
-        between = stamps[there].to_series().diff()[1:] / 1e6
-        axes.plot(seconds[there][1:], between, ".-", color=color, label=name, **line)
-        if len(between) and name == "camera":
-            limit = GAP * between.median()
-            label = f"gap: above {limit:.0f} ms"
-            axes.axhline(limit, color=_BAD, lw=1, ls="--", label=label)
-    return {title: _svg(axes, title) for title, axes in plots.items()}
-
-
-def _axes(xlabel: str, ylabel: str) -> Axes:
+def _plot(frames: pd.DataFrame) -> Figure:
+    """Latency and the time between stamps over time; a dropped frame is a mark at the bottom."""
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(9, 2.9), layout="constrained").add_subplot()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.margins(y=0.18)
-    return axes
-
-
-def _svg(axes: Axes, salt: str) -> str:
-    import matplotlib
-
-    axes.set_ylim(bottom=0)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), frameon=False, ncols=3)
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
-        axes.figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    seconds = ((frames.index - frames.index.min()) / 1e9).to_series(frames.index)
+    logged = {"camera": frames.camera_logged, "result": frames.sr_logged}
+    shown = {"latency, ms": (logged["result"] - logged["camera"]).dropna() / 1e6}
+    for name, times in logged.items():
+        shown[f"between {name}s, ms"] = 1e3 * seconds[times.notna()].diff().dropna()
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes, (label, values) in zip(figure.subplots(3, sharex=True), shown.items(), strict=True):
+        axes.plot(seconds[values.index], values.astype(float), ".-", color=_RESULT, lw=0.8, ms=4)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+        axes.set_ylim(bottom=0)
+    dropped = seconds[frames.sr_logged.isna()]
+    figure.axes[0].plot(dropped, 0 * dropped, "|", color=_BAD, ms=14, mew=2)
+    axes.set_xlabel("header stamp, s after the first")
+    return figure

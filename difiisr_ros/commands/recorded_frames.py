@@ -32,7 +32,6 @@ from difiisr_ros.bags import (
 from difiisr_ros.image_codec import image_to_array, result_encoding
 from difiisr_training.evaluation.metrics import consistency
 
-DETECTIONS_TYPE = "vision_msgs/msg/Detection2DArray"
 NODE_STATUS = "super-resolution"  # in the name of the node's own diagnostic status
 
 _PARSED = (CAMERA_INFO_TYPE, DIAGNOSTICS_TYPE)  # of all others the times are enough
@@ -54,19 +53,22 @@ class RecordedMessage(NamedTuple):
     content: Any = None
 
 
+Pair = tuple[RecordedMessage | None, RecordedMessage | None]
+"""A camera frame and a result of its stamp; ``None``: there is none."""
+
+
 @dataclass(frozen=True)
 class Recording:
     """All that is read of a recording.
 
     Attributes:
-        topics: names of ``image``, ``sr``, ``image_info``, ``sr_info`` and ``detections``;
-            ``None`` where the recording has none of that kind.
+        topics: names of ``image``, ``sr``, ``image_info`` and ``sr_info``; ``None`` where the
+            recording has none of that kind.
         tables: of each kind, its messages in recorded order: ``stamp`` and ``logged``, int64 ns,
             and, of camera_info, the messages themselves in ``content``.
         node: the node's own last diagnostics, if recorded.
         frames: a line for each camera frame and each result without, by ``stamp``;
-            ``camera_logged``, ``sr_logged`` and ``detections_logged``: log time of the first
-            message with that stamp, ns;
+            ``camera_logged`` and ``sr_logged``: log time of the first message with that stamp, ns;
             ``consistency_mean`` and ``consistency_max``: of |D(SR) - LR|, counts;
             ``exact``: whether the result has the very pixels of the offline run;
             ``difference_mean`` and ``difference_max``: of |SR - offline SR|, counts;
@@ -91,20 +93,14 @@ class Recording:
 def read_recording(
     bag: Path,
     camera_bag: Path | None,
-    topics: tuple[str | None, str | None, str | None],
+    topics: tuple[str | None, str | None],
     upscaler: Upscaler | None,
     camera: Camera = Camera(),
 ) -> Recording:
     """Read times and small messages in one go, then the images, of which few are kept at a time.
 
-    A terminal shows a progress bar.
-
-    Args:
-        bag: recording of the results.
-        camera_bag: that of the camera; ``None``: the same.
-        topics: of camera, results and detections; ``None``: chosen by name and type.
-        upscaler: of the offline run; ``None``: none is made.
-        camera: as the node had it.
+    A terminal shows a progress bar. Arguments as of ``recorded.judge_recording``; ``upscaler``: of
+    the offline run; ``None``: none is made.
 
     Raises:
         FileNotFoundError: there is no recording.
@@ -117,22 +113,21 @@ def read_recording(
         if names["image"] == names["sr"] and camera_bag is None:
             raise ValueError(f"{names['sr']} cannot be the camera's topic and the result's")
         said = topics_of(results, DIAGNOSTICS_TYPE)
-        of_node = {names["sr"], names["sr_info"], names["detections"], *said}
-        made = _read_topics(results, of_node, faults)
-        seen = _read_topics(cameras, {names["image"], names["image_info"]}, faults)
-        of_camera = ("image", "image_info")
-        tables = {k: (seen if k in of_camera else made)[name] for k, name in names.items()}
+        of_camera = {kind: names.pop(kind) for kind in ("image", "image_info")}
+        made = _read_topics(results, {*names.values(), *said}, faults)
+        seen = _read_topics(cameras, {*of_camera.values()}, faults)
+        tables = {kind: made[name] for kind, name in names.items()}
+        tables |= {kind: seen[name] for kind, name in of_camera.items()}
         if tables["sr"].empty:
             raise ValueError(f"no readable message on {names['sr']} in {bag}")
-        frames, answers = _images(cameras, names["image"]), _images(results, names["sr"])
+        given, answers = _images(cameras, of_camera["image"]), _images(results, names["sr"])
         answers = tqdm(answers, total=len(tables["sr"]), unit="frame", disable=None)
-        pairs = match_frames(frames, answers, tables["image"].stamp, tables["sr"].stamp)
+        pairs = _match_frames(given, answers, tables)
         frames = _frame_table(tables, _compare_frames(pairs, run, camera))
         broken = [results.fault, cameras.fault, *faults]
-    arrays = (array for topic in said for array in made[topic].content)
-    statuses = (status for array in arrays for status in array.status)
+    statuses = (s for topic in said for array in made[topic].content for s in array.status)
     return Recording(
-        topics=names,
+        topics=names | of_camera,
         tables=tables,
         node={p.key: p.value for s in statuses if NODE_STATUS in s.name for p in s.values},
         frames=frames,
@@ -144,7 +139,7 @@ def read_recording(
 
 
 def _choose_topics(
-    cameras: Bag, results: Bag, image: str | None, sr: str | None, detections: str | None
+    cameras: Bag, results: Bag, image: str | None, sr: str | None
 ) -> dict[str, str | None]:
     """``Recording.topics``: those given, the others by name and type."""
     made, seen = image_topics(results), image_topics(cameras)
@@ -152,19 +147,13 @@ def _choose_topics(
     camera = [name for name in seen if name not in likely]
     sr = _choose("--sr-topic", sr, likely, made, "`difiisr replay` makes results")
     image = _choose("--topic", image, camera, seen, "--camera-bag may give the camera's recording")
-    found = topics_of(results, DETECTIONS_TYPE)
-    if detections is not None or found:
-        every = sorted({topic.name for topic in results.topics})
-        detections = _choose("--detections-topic", detections, found, every, "or leave them out")
-    image_info = info_topic_beside(image)
-    sr_info = f"{raw_topic(sr).removesuffix('/image_raw')}/camera_info"
-    return {
-        "image": image,
-        "sr": sr,
-        "image_info": image_info if image_info in topics_of(cameras, CAMERA_INFO_TYPE) else None,
-        "sr_info": sr_info if sr_info in topics_of(results, CAMERA_INFO_TYPE) else None,
-        "detections": detections,
-    }
+    names = {"image": image, "sr": sr}
+    for kind, bag, topic in (
+        ("image_info", cameras, info_topic_beside(image)),
+        ("sr_info", results, f"{raw_topic(sr).removesuffix('/image_raw')}/camera_info"),
+    ):
+        names[kind] = topic if topic in topics_of(bag, CAMERA_INFO_TYPE) else None
+    return names
 
 
 def _choose(option: str, wanted: str | None, likely: list[str], known: list[str], hint: str) -> str:
@@ -201,19 +190,16 @@ def _images(bag: Bag, topic: str) -> Iterator[RecordedMessage]:
             yield RecordedMessage(stamp_of(message.data), message.time, message)
 
 
-def match_frames(
-    frames: Iterable[RecordedMessage],
+def _match_frames(
+    frames: Iterator[RecordedMessage],
     results: Iterable[RecordedMessage],
-    frame_stamps: Iterable[int],
-    result_stamps: Iterable[int],
-) -> Iterator[tuple[RecordedMessage | None, RecordedMessage | None]]:
-    """Yield each result, in recorded order, with the camera frame of its stamp (``None``: none).
+    tables: dict[str, pd.DataFrame],
+) -> Iterator[Pair]:
+    """Each result, in recorded order, with the frame of its stamp; frames without come between.
 
-    Frames without a result come between, with ``None`` in its place, as far as there are results
-    after them. Only frames that still wait for a result are kept in memory; for that, the stamps
-    (ns) of all are read beforehand.
+    Kept in memory are only frames that wait for a result; for that, all stamps are known before.
     """
-    frames, there, wanted = iter(frames), set(frame_stamps), Counter(result_stamps)
+    there, wanted = set(tables["image"].stamp), Counter(tables["sr"].stamp)
     waiting: dict[int, RecordedMessage] = {}
     for result in results:
         while result.stamp in there and result.stamp not in waiting:
@@ -271,62 +257,61 @@ class OfflineRun:
         return expected
 
 
-def _planes(pixels: np.ndarray) -> np.ndarray:
-    return np.moveaxis(np.atleast_3d(pixels), -1, 0)
-
-
 def _compare_frames(
-    pairs: Iterable[tuple[RecordedMessage | None, RecordedMessage | None]],
-    offline: OfflineRun | None,
-    camera: Camera,
+    pairs: Iterable[Pair], offline: OfflineRun | None, camera: Camera
 ) -> dict[int, dict[str, Any]]:
     """Stamp -> what the pixels of its first result say, of :data:`_PIXEL_COLUMNS`."""
     compared: dict[int, dict[str, Any]] = {}
     for frame, result in pairs:
-        image = _image(frame, camera)
-        if result is not None:
-            found = {} if frame is None else _compare(image, _image(result), offline)
-            compared.setdefault(result.stamp, found)
-        elif image and offline:  # what is no frame, the node did not process
-            offline.skip(image[1], frame.stamp)
+        image, lr = _image(frame, camera)
+        if result is None:
+            if image and offline:  # what is no frame, the node did not process
+                offline.skip(lr, frame.stamp)
+            continue
+        found: dict[str, Any] = {}
+        if image:
+            answer, sr = _image(result)
+            faults = _faults(image, lr, answer, sr)
+            sr = None if {"unreadable", "size", "encoding"} & set(faults) else sr
+            expected = None if offline is None else offline.expect(lr, sr, frame.stamp)
+            found = {"faults": " ".join(faults)} | _differences(lr, sr, expected)
+        elif frame:
+            found = {"faults": "unreadable"}
+        compared.setdefault(result.stamp, found)
     return compared
 
 
 def _image(
     message: RecordedMessage | None, camera: Camera = Camera()
-) -> tuple[Any, np.ndarray] | None:
+) -> tuple[Any, np.ndarray | None]:
     """A ``sensor_msgs/Image`` and its pixels; ``None``: it is not there, or not readable."""
-    with suppress(ValueError):
-        image = None if message is None else read_image(message.content)
-        pixels = None if image is None else image_to_array(image)
-        return image and (image, camera.window(*pixels.shape[:2]).cut(pixels))
-    return None
+    if message is not None:
+        with suppress(ValueError):
+            image = read_image(message.content)
+            pixels = image_to_array(image)
+            return image, camera.window(*pixels.shape[:2]).cut(pixels)
+    return None, None
 
 
-def _compare(
-    frame: tuple[Any, np.ndarray] | None,
-    result: tuple[Any, np.ndarray] | None,
-    offline: OfflineRun | None,
-) -> dict[str, Any]:
-    if frame is None:
-        return {"faults": "unreadable"}
-    (message, pixels), sr, faults = frame, None, ["unreadable"]
-    if result is not None:
-        answer, made = result
-        right = {
-            "size": made.shape[:2] == tuple(SCALE * side for side in pixels.shape[:2]),
-            "encoding": answer.encoding == result_encoding(message.encoding, pixels),
-            "frame_id": answer.header.frame_id == message.header.frame_id,
-        }
-        faults = [name for name in right if not right[name]]
-        sr = made if right["size"] and right["encoding"] else None
-    at = message.header.stamp
-    stamp_ns = at.sec * 1_000_000_000 + at.nanosec
-    expected = None if offline is None else offline.expect(pixels, sr, stamp_ns)
-    found: dict[str, Any] = {"faults": " ".join(faults)}
+def _faults(image: Any, lr: np.ndarray, answer: Any, sr: np.ndarray | None) -> list[str]:
+    """What is not as due of a result, in words."""
     if sr is None:
-        return found
-    channels = zip(_planes(sr), _planes(pixels), strict=True)
+        return ["unreadable"]
+    right = {
+        "size": sr.shape[:2] == tuple(SCALE * side for side in lr.shape[:2]),
+        "encoding": answer.encoding == result_encoding(image.encoding, lr),
+        "frame_id": answer.header.frame_id == image.header.frame_id,
+    }
+    return [name for name in right if not right[name]]
+
+
+def _differences(
+    lr: np.ndarray, sr: np.ndarray | None, expected: np.ndarray | None
+) -> dict[str, Any]:
+    if sr is None:
+        return {}
+    found: dict[str, Any] = {}
+    channels = zip(*(np.moveaxis(np.atleast_3d(pixels), -1, 0) for pixels in (sr, lr)), strict=True)
     apart = np.stack([consistency(above, below) for above, below in channels])
     apart = apart[np.isfinite(apart)]
     if apart.size:
@@ -345,7 +330,7 @@ def _frame_table(tables: dict[str, pd.DataFrame], compared: dict[int, dict]) -> 
     """``Recording.frames`` of the messages' times and of :func:`_compare_frames`."""
     logged = {
         f"{column}_logged": tables[kind].drop_duplicates("stamp").set_index("stamp").logged
-        for column, kind in (("camera", "image"), ("sr", "sr"), ("detections", "detections"))
+        for column, kind in (("camera", "image"), ("sr", "sr"))
     }
     frames = pd.DataFrame({name: times.astype("Int64") for name, times in logged.items()})
     frames = frames.dropna(subset=["camera_logged", "sr_logged"], how="all")

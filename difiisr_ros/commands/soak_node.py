@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from difiisr_models import Stream, Upscaler
+from difiisr_models import Upscaler
 from difiisr_ros import sr_node
 from difiisr_ros.patient_upscaler import FALLBACK
 
@@ -19,9 +19,7 @@ HANG = 8.0  # seconds
 _upscale = Upscaler.__call__
 
 
-def _faulty(
-    upscaler: Upscaler, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
-) -> np.ndarray:
+def _faulty(upscaler: Upscaler, frame: np.ndarray, *others: object) -> np.ndarray:
     *mark, fault = frame.flat[:4].tolist()
     if tuple(mark) == MARK and fault == RAISES:
         raise RuntimeError("a fault that the frame asked for")
@@ -29,7 +27,7 @@ def _faulty(
         raise torch.OutOfMemoryError
     if tuple(mark) == MARK and fault == HANGS:
         time.sleep(HANG)
-    return _upscale(upscaler, frame, stream, stamp_ns)
+    return _upscale(upscaler, frame, *others)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from difiisr_models import Camera
-from difiisr_models.weights import share_dir
+from difiisr_models.compact import parameter_count
+from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.motion import require_opencv
+from difiisr_models.published.convert import load_published
+from difiisr_models.weights import MANIFEST_NAME, share_dir
 from difiisr_ros.bags import find_recordings, frames_of
-from difiisr_ros.commands.arguments import Duration, Threads, camera_as_asked
-
-if TYPE_CHECKING:
-    from difiisr_training.config import TrainConfig
-    from difiisr_training.data.images import ImageSource, Part
-
+from difiisr_ros.commands.arguments import AskedCamera, Duration, Threads
+from difiisr_training import train as training
+from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
+from difiisr_training.config import TrainConfig, from_dict, load_config, read_yaml
+from difiisr_training.data.images import (
+    SUFFIXES,
+    ImageSource,
+    LoadFrames,
+    Part,
+    load_images,
+    read_part,
+)
+from difiisr_training.networks import (
+    build_network,
+    build_objective,
+    export_run,
+    starting_weights,
+)
+from difiisr_training.recipes.begin_as_rlfn import begin
+from difiisr_training.run_pictures import save_learning_curve, save_preview
+from difiisr_training.validation import FilmValidator, Validator
 
 OWN_CAMERA = "own_camera"
 
@@ -69,64 +91,58 @@ def train(
         preview: draw samples into this PNG, and train nothing.
         dry_run: print settings, sizes and cost only.
     """
-    from difiisr_training.config import load_config, read_yaml
-
     path = preset_or_file(config)
     if config == OWN_CAMERA and init is None:
         init = Path("difiisr-rt-x4")
-    if "stages" in (read_yaml(path) or {}):
-        _train_on_sequences(path, data, run, init, budget, threads, export, dry_run)
-        return
-    settings = load_config(path)
+    is_recurrent = "stages" in (read_yaml(path) or {})
+    if is_recurrent:
+        require_opencv()
+        from difiisr_training import sequence_training
+
+        settings = from_dict(read_yaml(path), str(path), sequence_training.SequenceConfig)
+    else:
+        settings = load_config(path)
     if dry_run:
-        print(describe(settings))
+        print(json.dumps(asdict(settings), indent=2) if is_recurrent else describe(settings))
         return
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     load = partial(load_source, data=data)
-    if preview:
-        from difiisr_training.run_pictures import save_preview
-
+    if preview and not is_recurrent:
         save_preview(settings, load, preview)
         print(f"{preview}: samples of the configured degradations")
         return
-
-    import torch
-
-    from difiisr_models.published.convert import load_published
-    from difiisr_training import train as training
-    from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
-    from difiisr_training.networks import build_objective, export_run, starting_weights
-    from difiisr_training.recipes.begin_as_rlfn import begin
-    from difiisr_training.run_pictures import save_learning_curve
-    from difiisr_training.validation import Validator
 
     if export:
         _check_export(export)
     if threads:
         torch.set_num_threads(threads)
     run = run or Path("runs") / settings.name
-    is_new, begin_as = not (run / CHECKPOINT_NAME).is_file(), settings.begin_as
+
+    def finish(text: str, write: Callable[[Path, Path], None]) -> None:
+        print(f"{run / CHECKPOINT_NAME}: {text}")
+        if export:
+            write(run, export)
+            print(f"{export}: weights of the moving average, ready for load_upscaler")
+        if (run / STATISTICS_NAME).is_file():
+            save_learning_curve(run, run / "learning_curve.png")
+
+    if is_recurrent:
+        is_over = sequence_training.train_on_sequences(
+            settings, data, load, run, initial=starting_weights(init) if init else None,
+            validate=FilmValidator(settings.stills, load) if settings.validate_every else None,
+            budget_s=budget,
+        )  # fmt: skip
+        text = "the schedule is at its end" if is_over else "to be resumed"
+        finish(text, sequence_training.export_sequence_run)
+        return
     accelerator = training.make_accelerator(settings, device)
-    if init and begin_as != "none":
-        raise ValueError(
-            f"--init {init} and begin_as {begin_as!r} both say what the run begins with: "
-            "leave one out"
-        )
-    teaching = None
+    taught = None
     if settings.stage == "distillation":
         if teacher is None:
             raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
-        teaching = starting_weights(teacher).to(accelerator.device)
-    initial, how = None, "going on"
-    if is_new and init:
-        initial, how = starting_weights(init), f"beginning with the weights of {init}"
-    elif is_new and begin_as != "none":
-        initial, how = begin(settings, peers, load), f"beginning as {begin_as}"
-    elif is_new and teaching:
-        initial, how = teaching, f"beginning with the weights of {teacher}"
-    elif is_new:
-        how = "beginning with fresh weights; --init DIR begins with those of another run"
+        taught = starting_weights(teacher).to(accelerator.device)
+    initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
     if accelerator.is_main_process:
         print(f"{run}: {how}", file=sys.stderr)
         if settings.precision != "fp32" and accelerator.device.type == "cpu":
@@ -136,71 +152,41 @@ def train(
     objective = build_objective(settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam)
     validate = Validator(settings, load, run, latent, lpips) if settings.validate_every else None
     state = training.train(
-        settings, objective, load, run, accelerator=accelerator, teacher=teaching, initial=initial,
+        settings, objective, load, run, accelerator=accelerator, teacher=taught, initial=initial,
         validate=validate, budget_s=budget, workers=workers,
     )  # fmt: skip
     if accelerator.is_main_process:
-        print(f"{run / CHECKPOINT_NAME}: {state.iteration} of {settings.iterations} iterations")
-        if export:
-            export_run(run, export, autoencoder)
-            print(f"{export}: weights of the moving average, ready for load_upscaler")
-        if (run / STATISTICS_NAME).is_file():
-            save_learning_curve(run, run / "learning_curve.png")
+        text = f"{state.iteration} of {settings.iterations} iterations"
+        finish(text, partial(export_run, published=autoencoder))
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
         # What it had is saved; `train A && train B` must not go on.
         raise KeyboardInterrupt(state.interrupted)
 
 
-def _train_on_sequences(
-    config: Path,
-    data: Path | None,
-    run: Path | None,
+def _beginning(
+    config: TrainConfig,
+    run: Path,
     init: Path | None,
-    budget: float,
-    threads: int,
-    export: Path | None,
-    dry_run: bool,
-) -> None:
-    """Train a recurrent network; arguments as of :func:`train`."""
-    import json
-
-    import torch
-
-    from difiisr_models.motion import require_opencv
-
-    require_opencv()
-    from difiisr_training import sequence_training as training
-    from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
-    from difiisr_training.config import from_dict, read_yaml
-    from difiisr_training.networks import starting_weights
-    from difiisr_training.run_pictures import save_learning_curve
-    from difiisr_training.validation import FilmValidator
-
-    settings = from_dict(read_yaml(config), str(config), training.SequenceConfig)
-    if dry_run:
-        print(json.dumps(asdict(settings), indent=2))
-        return
-    if data is None:
-        raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
-    if export:
-        _check_export(export)
-    if threads:
-        torch.set_num_threads(threads)
-    run, load = run or Path("runs") / settings.name, partial(load_source, data=data)
-    validate = FilmValidator(settings.stills, load) if settings.validate_every else None
-    is_over = training.train_on_sequences(
-        settings, data, load, run, initial=starting_weights(init) if init else None,
-        validate=validate, budget_s=budget,
-    )  # fmt: skip
-    print(
-        f"{run / CHECKPOINT_NAME}: {'the schedule is at its end' if is_over else 'to be resumed'}"
-    )
-    if export:
-        training.export_sequence_run(run, export)
-        print(f"{export}: weights of the moving average, ready for load_upscaler")
-    if (run / STATISTICS_NAME).is_file():
-        save_learning_curve(run, run / "learning_curve.png")
+    teacher: tuple[Path | None, nn.Module | None],
+    peers: Path | None,
+    load: LoadFrames,
+) -> tuple[nn.Module | None, str]:
+    """The weights that a run starts from, None: its own, or fresh ones; and that in words."""
+    if init and config.begin_as != "none":
+        raise ValueError(
+            f"--init {init} and begin_as {config.begin_as!r} both say what the run begins with: "
+            "leave one out"
+        )
+    if (run / CHECKPOINT_NAME).is_file():
+        return None, "going on"
+    if init:
+        return starting_weights(init), f"beginning with the weights of {init}"
+    if config.begin_as != "none":
+        return begin(config, peers, load), f"beginning as {config.begin_as}"
+    if teacher[1]:
+        return teacher[1], f"beginning with the weights of {teacher[0]}"
+    return None, "beginning with fresh weights; --init DIR begins with those of another run"
 
 
 def preset_or_file(name: str) -> Path:
@@ -227,8 +213,6 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
         ValueError: a recording has no such topic, nothing of the training part is readable, or
             there are images beside the recordings.
     """
-    from difiisr_training.data.images import SUFFIXES, load_images, read_part
-
     root = data / source.folder
     recordings = find_recordings(root)
     if not recordings:
@@ -238,8 +222,7 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
             f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
             "make folders, and sources, of their own of them"
         )
-
-    camera = camera_as_asked(source.camera, Camera())
+    camera = AskedCamera(camera=source.camera).known
 
     def read(path: Path, skipped: Callable[[str], None]) -> Iterator[np.ndarray]:
         frames = frames_of(path, source.topic, source.every, skipped=skipped, camera=camera)
@@ -251,13 +234,6 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
 
 def describe(config: TrainConfig) -> str:
     """What a run is, the network's size and what an iteration and the run cost."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from difiisr_models.compact import parameter_count
-    from difiisr_models.diffusion import exponential_schedule
-    from difiisr_training.networks import build_network
-
     with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
         network = build_network(config)
         x, y, t = torch.zeros(1, 16, 64, 64), torch.zeros(1, 3, 64, 64), torch.zeros(1).long()
@@ -284,8 +260,6 @@ the whole run     {iteration * config.iterations / 1e6:.2f} PFLOP"""
 
 def _check_export(folder: Path) -> None:
     """Make the folder; ValueError, before hours of training, if it holds something else."""
-    from difiisr_models.weights import MANIFEST_NAME
-
     if folder.is_file():
         raise ValueError(f"--export {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():

@@ -9,8 +9,19 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from difiisr_models.files import write_json
+from difiisr_models.model_loading import save_compact
 from difiisr_ros.commands.arguments import Count, Duration, Threads
+from difiisr_ros.commands.evaluate import Judgement, evaluate, resolve_inputs
 from difiisr_ros.commands.train import train
+from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
+from difiisr_training.config import load_config
+from difiisr_training.evaluation.inputs import Selection
+from difiisr_training.evaluation.measures import Judge
+from difiisr_training.networks import starting_weights
+from difiisr_training.recipes import ablation
+
+SETS = ("hit_uav/test", "msrs/test", "roadscene/last20")
 
 
 def train_ablation(
@@ -23,11 +34,7 @@ def train_ablation(
     init: Path | None = None,
     vgg: Path | None = None,
     sam: Path | None = None,
-    sets: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (
-        "hit_uav/test",
-        "msrs/test",
-        "roadscene/last20",
-    ),
+    sets: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = SETS,
     limit: Count | None = None,
     detector: Path | None = None,
     annotations: Path | None = None,
@@ -59,16 +66,6 @@ def train_ablation(
         workers: processes that load samples.
         threads: CPU threads; 0 leaves the default.
     """
-    from difiisr_models.files import write_json
-    from difiisr_models.model_loading import save_compact
-    from difiisr_ros.commands.evaluate import evaluate, resolve_inputs
-    from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
-    from difiisr_training.config import load_config
-    from difiisr_training.evaluation.inputs import Selection
-    from difiisr_training.evaluation.measures import Judge
-    from difiisr_training.networks import starting_weights
-    from difiisr_training.recipes import ablation
-
     # What would fail only after hours of training is said before.
     base = load_config(config)
     if seed is not None:
@@ -100,9 +97,12 @@ def train_ablation(
             print(f"{name}: stopped before its last iteration; the same command goes on")
             return 1
     models = ["bicubic", *(f"{out / name}@0" for name in chosen)]
+    judged_by = Judgement(
+        models=",".join(models), weights=weights, metrics=",".join(ablation.METRICS), limit=limit,
+        device=device,
+    )  # fmt: skip
     results = evaluate(
-        list(sets), data=data, out=out / "evaluation", models=",".join(models), weights=weights,
-        metrics=",".join(ablation.METRICS), limit=limit, detector=detector, device=device,
+        list(sets), data=data, out=out / "evaluation", judged_by=judged_by, detector=detector,
         annotations=[str(annotations)] if annotations else [],
     )  # fmt: skip
     table = ablation.write_table(base, results, out)

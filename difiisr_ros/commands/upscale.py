@@ -7,20 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import Camera, FrameSettings, Runtime, Stream, Upscaler, load_upscaler
 from difiisr_ros import picture_files
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.picture_files import JPEG, VIDEO, FileImage, FileImages
-
-if TYPE_CHECKING:
-    from difiisr_models import Stream, Upscaler
 
 
 def upscale(
@@ -60,8 +56,6 @@ def upscale(
     Returns:
         0: all files; 1: none; 2: some.
     """
-    from difiisr_models import Stream, load_upscaler
-
     if camera.roi or settings.output_scale != 4:
         raise ValueError("--roi and --output-scale are for streams; of files, --crop cuts")
     if in_path.is_dir() and out_path.resolve().is_relative_to(in_path.resolve()):
@@ -127,8 +121,6 @@ def _results(
     compared: Path | None,
 ) -> Iterator[FileImage]:
     """Super-resolve the images of a file, and draw that in its middle to ``compared``."""
-    from difiisr_models import Stream
-
     of_file = Stream()
     many = pictures.count > 1
     shown = tqdm(pictures.images, total=pictures.count, leave=False, disable=not many)
@@ -153,8 +145,6 @@ def _results(
 def _compare(
     path: Path, frame: NDArray, result: NDArray, name: str, orientation: int, unit: str
 ) -> None:
-    from difiisr_models import load_upscaler
-
     plain = load_upscaler("bicubic", device="cpu")(frame)
     images = [
         (title, picture_files.upright(_grey(pixels), orientation))

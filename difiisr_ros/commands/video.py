@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 from annotated_types import Ge
 from cyclopts import Parameter
+from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -16,7 +18,8 @@ from difiisr_models import Stream, load_upscaler
 from difiisr_models.files import replaced, write_json
 from difiisr_models.motion import require_opencv
 from difiisr_models.resample import SCALE
-from difiisr_ros.commands.evaluate import environment, resolve_inputs
+from difiisr_ros.commands.environment import environment
+from difiisr_ros.commands.evaluate import resolve_inputs
 from difiisr_training.data.images import crop_to_multiple
 from difiisr_training.evaluation import films
 from difiisr_training.evaluation.inputs import Selection
@@ -84,9 +87,8 @@ def video(
             for model, begin in runs.items():
                 score = films.judge_film(begin(), film, seen, wakes, _FIRST)
                 mean = float(np.mean(score.psnr[_FIRST:]))
-                rows.append(
-                    {"film": name, "noise": level, "model": model, "mean": mean} | score._asdict()
-                )
+                row = {"film": name, "noise": level, "model": model, "mean": mean}
+                rows.append(row | score._asdict())
     out.mkdir(parents=True, exist_ok=True)
     described = {"inputs": inputs, "pans": pans, "hot_object": hot_object, "first": _FIRST}
     write_json(out / "video.json", described | environment(device) | {"films": rows})
@@ -123,37 +125,26 @@ def _runs(
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """Means over the films, by noise and model."""
-    keys = dict.fromkeys((row["noise"], row["model"]) for row in rows)
-    lines = []
-    for noise, model in keys:
-        chosen = [row for row in rows if (row["noise"], row["model"]) == (noise, model)]
-        line: dict[str, Any] = {"noise, %": noise, "model": model}
-        for key in ("mean", "flicker", "warping", "wake"):
-            values = np.array([row[key] for row in chosen], dtype=float)
-            known = values[np.isfinite(values)]
-            line["PSNR" if key == "mean" else key] = known.mean() if known.size else None
-        lines.append(line)
-    return tabulate(lines, headers="keys", tablefmt="pipe", floatfmt=".3f")
+    names = {"noise": "noise, %", "mean": "PSNR"}
+    known = pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan)
+    numbers = known[["mean", "flicker", "warping", "wake"]].astype(float)
+    means = numbers.groupby([known.noise, known.model], sort=False).mean().reset_index()
+    means = means.astype(object).where(means.notna(), None).rename(columns=names)
+    return tabulate(means, headers="keys", tablefmt="pipe", floatfmt=".3f", showindex=False)
 
 
 def _draw(rows: list[dict[str, Any]], target: Path) -> None:
     """PSNR over the first model's, frame by frame, mean of all films; a plot for each noise."""
-    from matplotlib.figure import Figure
-
-    levels, models = (list(dict.fromkeys(row[key] for row in rows)) for key in ("noise", "model"))
-    figure = Figure(figsize=(4.6 * len(levels), 3.6), layout="constrained")
     shortest = min(len(row["psnr"]) for row in rows)
+    table = pd.DataFrame(rows).assign(psnr=[np.array(row["psnr"][:shortest]) for row in rows])
+    levels, first = table.noise.unique(), table.model[0]
+    figure = Figure(figsize=(4.6 * len(levels), 3.6), layout="constrained")
     for plot, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
-        curves = {
-            model: np.mean(
-                [r["psnr"][:shortest] for r in rows if (r["noise"], r["model"]) == (level, model)],
-                axis=0,
-            )
-            for model in models
-        }
+        found = table[table.noise == level].groupby("model", sort=False).psnr
+        curves = {model: np.mean(list(psnr), axis=0) for model, psnr in found}
         for model, curve in curves.items():
-            plot.plot(curve - curves[models[0]], label=model)
-        plot.set(xlabel="frame", ylabel=f"PSNR over {models[0]}, dB", title=f"noise {level:g} %")
+            plot.plot(curve - curves[first], label=model)
+        plot.set(xlabel="frame", ylabel=f"PSNR over {first}, dB", title=f"noise {level:g} %")
         plot.grid(alpha=0.3)
     plot.legend()
     with replaced(target) as beside:

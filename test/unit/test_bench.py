@@ -7,18 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from difiisr_models import Runtime
 from difiisr_models.files import sha256_file
 from difiisr_ros import cli
 from difiisr_ros.commands.bench import markdown
-from difiisr_ros.commands.bench_calls import (
-    Bench,
-    measure_ceiling,
-    network_calls,
-    network_flop,
-)
+from difiisr_ros.commands.bench_calls import Bench, network_calls
 from difiisr_ros.commands.bench_node import stream_rows
 from difiisr_ros.node_process import ProcessFailed
 from difiisr_training.evaluation.peer_networks import Safmn
@@ -71,7 +65,6 @@ def table(rows):
     [
         (700, 1e9, [9.0], 700),  # far above the first rate
         (700, 1e9, [3000.0], 700),  # far below
-        (45, 1e9, [9.0, 30.0, 60.0], 45),
         (1e6, 500, [60.0], 500),  # the camera is slower than the node
     ],
 )
@@ -127,17 +120,6 @@ def test_table_gives_ratios_to_ours_in_the_same_runtime_and_what_failed():
     assert rlfn.endswith("| |")
 
 
-def test_the_command_writes_what_it_measured(tmp_path, capsys):
-    code, (row,) = bench(tmp_path, "--only", "upscaler", "--models", "bicubic", "--quick")
-    assert code == 0
-    assert (row["model"], row["size"]) == ("bicubic", "160x120")
-    assert row["p50"] > 0
-    written = json.loads((tmp_path / "bench.json").read_text())
-    assert written["machine"]["cores"] >= 1
-    assert {"processor", "threads", "versions", "device"} <= written["machine"].keys()
-    assert "160x120" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -148,12 +130,6 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
 def test_what_cannot_be_timed_is_bad_usage(capsys, option, value):
     assert cli.main(["bench", option, value]) == 2
     assert option in capsys.readouterr().err
-
-
-def test_cost_of_a_convolution_and_ceiling_of_this_machine():
-    network, image = nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.zeros(1, 3, 16, 16)
-    assert network_flop(network, (image,)) == 2 * 3 * 8 * 9 * 256
-    assert measure_ceiling(CPU, "fp32") > 1e8
 
 
 def test_backend_and_precision_are_those_of_our_models(tmp_path):
@@ -167,8 +143,9 @@ def test_backend_and_precision_are_those_of_our_models(tmp_path):
     ]
     network = rows[0]
     assert network["flops"] == pytest.approx(network["flop"] / network["p50"])
-    assert network["roofline"] == pytest.approx(network["flops"] / network["ceiling_flops"])
-    assert "roofline" in (tmp_path / "bench.md").read_text()
+    assert "flops" in (tmp_path / "bench.md").read_text()
+    machine = json.loads((tmp_path / "bench.json").read_text())["machine"]
+    assert {"processor", "threads", "versions", "device", "cores"} <= machine.keys()
 
 
 def test_peers_are_named_by_their_hash_and_run_in_both_runtimes(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from difiisr_ros.cli import main
-from difiisr_ros.commands.train_detector import train_detector
+from difiisr_ros.commands.train_readers import train_detector
 from difiisr_training.checkpoints import read_checkpoint
 from difiisr_training.data.annotations import Annotations, Boxes
 from difiisr_training.data.images import as_picture, read_counts

@@ -26,9 +26,10 @@ pytest.importorskip("matplotlib", reason="needs the extra fleet")
 from difiisr_ros.commands.fleet import Replay, report
 from difiisr_ros.commands.fleet_report import fleet_page
 from difiisr_ros.commands.fleet_work import write_result
-from difiisr_ros.fleet import FleetFolder, find_jobs
+from difiisr_ros.fleet_jobs import FleetFolder, find_jobs
 
 BICUBIC = Replay("bicubic", runtime=Runtime(device="cpu", threads=1))
+SLICES = ({"first": 5}, {"frames": 5})
 SEED = int(os.environ.get("FLEET_SEED", "23"))
 
 
@@ -85,24 +86,18 @@ def test_inputs_are_recordings_folders_patterns_and_lists(recordings, tmp_path, 
 
 def test_a_jobs_name_tells_all_that_its_result_depends_on(recordings, monkeypatch):
     (job,) = find_jobs([str(recordings / "b")], "out")
-    names = [
-        job.name(BICUBIC.product()),
-        job.name(replace(BICUBIC, image_topic="/other").product()),
-        job.name(replace(BICUBIC, model="difiisr-rt-x4").product()),
-        job.name(replace(BICUBIC, settings=FrameSettings(seed=1)).product()),
-        job.name(replace(BICUBIC, runtime=Runtime(device="cpu", threads=2)).product()),
-        replace(job, first=5).name(BICUBIC.product()),
-        replace(job, frames=5).name(BICUBIC.product()),
-    ]
-    assert names[0] == job.name(BICUBIC.product())
-    monkeypatch.setattr("difiisr_ros.fleet.version", lambda package: "another")
-    names.append(job.name(BICUBIC.product()))
-    monkeypatch.undo()
+    usual = job.name(BICUBIC.product())
+    changes = {"image_topic": "/other", "model": "difiisr-rt-x4", "settings": FrameSettings(seed=1)}
+    changes["runtime"] = Runtime(device="cpu", threads=2)
+    names = [job.name(replace(BICUBIC, **{k: v}).product()) for k, v in changes.items()]
+    names += [replace(job, **slice_).name(BICUBIC.product()) for slice_ in SLICES]
     os.utime(recordings / "b" / "b.db3", ns=(1, 1))
-    (changed,) = find_jobs([str(recordings / "b")], "out")
-    names.append(changed.name(BICUBIC.product()))
+    names += [job.name(BICUBIC.product()) for job in find_jobs([str(recordings / "b")], "out")]
+    assert usual == job.name(BICUBIC.product())
+    monkeypatch.setattr("difiisr_ros.fleet_jobs.version", lambda package: "another")
+    names += [usual, job.name(BICUBIC.product())]
     assert len(set(names)) == len(names)
-    assert names[0].startswith("b-")
+    assert usual.startswith("b-")
 
 
 def test_a_damaged_recording_is_a_row_and_is_done(recordings, tmp_path):
@@ -138,20 +133,17 @@ def test_what_the_machine_fails_at_is_tried_again(recordings, tmp_path, monkeypa
 
 
 def test_what_a_killed_attempt_left_is_cleared_or_kept_if_whole(recordings, tmp_path):
-    out, (job,) = FleetFolder(str(tmp_path / "out")), find_jobs([str(recordings / "b")], "out")
-    name = job.name(BICUBIC.product())
-    do_here([str(recordings / "b")], str(tmp_path / "out"))
-    (undisturbed,) = (tmp_path / "out" / "bags").iterdir()
-    assert undisturbed.name == name
-    whole = content(undisturbed)
-    (tmp_path / "out" / "rows" / f"{name}.parquet").unlink()  # killed between folder and row
-    left = tmp_path / "out" / ".partial" / f"{name}.x"
+    place, source = tmp_path / "out", [str(recordings / "b")]
+    (name,) = do_here(source, str(place))
+    whole = content(place / "bags" / name)
+    (place / "rows" / f"{name}.parquet").unlink()  # killed between folder and row
+    left = place / ".partial" / f"{name}.x"
     left.mkdir()
     (left / "half").write_text("half")
-    assert out.done() == {}
-    do_here([str(recordings / "b")], str(tmp_path / "out"))
-    assert out.done().keys() == {name}
-    assert content(undisturbed) == whole
+    assert FleetFolder(str(place)).done() == {}
+    do_here(source, str(place))
+    assert FleetFolder(str(place)).done().keys() == {name}
+    assert content(place / "bags" / name) == whole
     assert not left.exists()
 
 
@@ -172,21 +164,11 @@ def test_results_of_several_runs_make_one_report(recordings, tmp_path):
 
 
 def test_a_report_tells_what_was_not_usable():
-    rows = [
-        {"job": "x", "input": "/in/<x>", "fault": "no space", "failed": True, "folder": ""},
-        {
-            "job": "y",
-            "input": "/in/y",
-            "frames_in": 4,
-            "frames_out": 3,
-            "refused": 1,
-            "folder": "y",
-        },
-    ]
-    page = fleet_page(rows)
-    assert "failed: no space" in page
-    assert "/in/&lt;x&gt;" in page
-    assert "3 of 4 frames" in page
+    bad = {"job": "x", "input": "/in/<x>", "fault": "no space", "failed": True, "folder": ""}
+    good = {"job": "y", "input": "/in/y", "folder": "y"}
+    page = fleet_page([bad, good | {"frames_in": 4, "frames_out": 3, "refused": 1}])
+    for text in ("failed: no space", "/in/&lt;x&gt;", "3 of 4 frames"):
+        assert text in page
 
 
 @pytest.fixture
@@ -354,17 +336,16 @@ def test_the_cluster_file_is_one_that_ray_takes():
 
 def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
     pytest.importorskip("torchmetrics", reason="needs the extra eval")
+    from difiisr_ros.commands.evaluate import Judgement
     from difiisr_ros.commands.fleet_evaluate import Evaluate
 
-    task = Evaluate("bicubic", limit=2, metrics="psnr", device="cpu")
-    rows = do_here(
-        [str(recordings / "b"), str(recordings / "empty.mcap")], str(tmp_path / "o"), task
-    )
-    good, bad = sorted(rows.values(), key=lambda row: row["input"])
+    task = Evaluate(Judgement("bicubic", limit=2, metrics="psnr", device="cpu"))
+    inputs = [str(recordings / name) for name in ("b", "empty.mcap")]
+    rows = do_here(inputs, str(tmp_path), task).values()
+    good, bad = sorted(rows, key=lambda row: row["input"])
     assert not good.get("fault")
     assert good["metrics"]["psnr of bicubic"] > 10
-    assert {"report.html", "picture.png"} <= {
-        p.name for p in (tmp_path / "o" / good["folder"]).iterdir()
-    }
+    made = {path.name for path in (tmp_path / good["folder"]).iterdir()}
+    assert {"report.html", "picture.png"} <= made
     assert "fault" in bad
     assert not bad["failed"]

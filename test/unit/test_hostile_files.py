@@ -48,14 +48,10 @@ def test_absurd_settings_are_refused(tmp_path, text, expected):
 
 
 def bomb_png(path):
-    def part(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
-    content = part(b"IHDR", head) + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    head = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    parts = head, b"IDAT" + zlib.compress(bytes(99)), b"IEND"
+    sized = (struct.pack(">I", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(sized))
 
 
 def test_bombs_and_pipes_among_images(tmp_path):

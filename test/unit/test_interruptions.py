@@ -21,6 +21,14 @@ def start(arguments, **options):
     )
 
 
+def wait_until(condition, process):
+    until = time.monotonic() + 100
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def usual_signals():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -28,7 +36,7 @@ def usual_signals():
 
 @pytest.mark.parametrize(
     ("verb", "number"),
-    [("replay", signal.SIGTERM), ("replay", signal.SIGHUP), ("scene", signal.SIGINT)],
+    [("replay", signal.SIGINT), ("replay", signal.SIGTERM), ("scene", signal.SIGHUP)],
 )
 def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, number):
     older = record(tmp_path / "out", frames=1)
@@ -39,11 +47,7 @@ def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, numbe
         arguments = ["replay", source, older, "--force", "--model", "bicubic"]
     there = set(os.listdir(tmp_path))
     process = start(arguments, preexec_fn=usual_signals)
-    until = time.monotonic() + 100
-    while set(os.listdir(tmp_path)) == there:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: set(os.listdir(tmp_path)) != there, process)
     process.send_signal(number)
     _, error = process.communicate(timeout=100)
     assert process.returncode in (128 + number, -number)
@@ -58,9 +62,7 @@ def test_an_ignored_hangup_stays_ignored(tmp_path):
         ["scene", tmp_path / "out", "--frames", 300],
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
-    until = time.monotonic() + 100
-    while not os.listdir(tmp_path) and time.monotonic() < until:
-        time.sleep(0.02)
+    wait_until(lambda: os.listdir(tmp_path), process)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=100) == 0
     assert find_recordings(tmp_path) == [tmp_path / "out"]

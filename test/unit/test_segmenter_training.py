@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from difiisr_ros.commands.train_segmenter import train_segmenter
+from difiisr_ros.commands.train_readers import train_segmenter
 from difiisr_training.data.annotations import IGNORED, pair_with_labels
 from difiisr_training.evaluation import segformer
 from difiisr_training.evaluation.segformer import (

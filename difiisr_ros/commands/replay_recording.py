@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from difiisr_models import Camera, FrameSettings, Runtime
+from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_ros.commands.arguments import (
-    CameraName,
-    CameraOptions,
+    AskedCamera,
     FrameOptions,
+    KnownCamera,
     RuntimeOptions,
     as_asked,
-    camera_as_asked,
 )
+from difiisr_ros.replay import replay as replay_bag
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
@@ -36,8 +36,7 @@ def replay(
     rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
-    camera: CameraName = None,
-    camera_settings: CameraOptions = Camera(),
+    camera: KnownCamera = AskedCamera(),
 ) -> int:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -51,42 +50,30 @@ def replay(
         only_sr: do not copy the other topics.
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
-        camera: name of a camera (docs/cameras.md) or a YAML file, under the options below.
         json: print the summary as JSON.
         rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
     Returns:
         0: all frames; 1: none; 2: some, or those of a recording that is damaged.
     """
-    from difiisr_models import load_upscaler
-    from difiisr_ros.replay import replay as replay_bag
 
     upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
     report = replay_bag(
-        in_bag,
-        out_bag,
-        upscaler,
-        image_topic=image_topic,
-        info_topic=camera_info_topic,
-        sr_topic=sr_topic,
-        only_sr=only_sr,
-        compressed=compressed,
-        force=force,
-        rosbag2_version=rosbag2_version,
-        camera=camera_as_asked(camera, camera_settings),
-    )
+        in_bag, out_bag, upscaler, image_topic=image_topic, info_topic=camera_info_topic,
+        sr_topic=sr_topic, only_sr=only_sr, compressed=compressed, force=force,
+        camera=camera.known, rosbag2_version=rosbag2_version,
+    )  # fmt: skip
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
     if json:
         facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
-        facts |= {"topic": report.sr_topic, "refused": report.malformed}
-        facts |= {"faults": [str(fault) for fault in report.faults]}
+        facts |= {"topic": report.sr_topic, "refused": report.malformed, "faults": report.faults}
         print(json_format.dumps(facts, indent=2))
     else:
+        repeated = f", {report.repeated} repeated" if report.repeated else ""
         print(
             f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
-            f"on {report.sr_topic}, {len(report.malformed)} refused"
-            f"{f', {report.repeated} repeated' if report.repeated else ''}; "
+            f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; "
             f"events: {report.events}"
         )
     for fault in report.faults:

@@ -14,7 +14,6 @@ an object store each object is one PUT. Who does the jobs, and how often, is not
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import io
 import json
@@ -25,7 +24,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -39,36 +37,18 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from difiisr_ros.bags import is_storage, recordings_among
 
-SCHEMA = pa.schema(
-    {
-        "job": pa.string(),
-        "input": pa.string(),
-        "first": pa.int64(),
-        "topic": pa.string(),
-        "frames_in": pa.int64(),
-        "frames_out": pa.int64(),
-        "refused": pa.int64(),
-        "seconds": pa.float64(),
-        "noise": pa.float64(),
-        "noise_percent": pa.float64(),
-        "span": pa.float64(),
-        "invalid_pixels": pa.int64(),
-        "events": pa.int64(),
-        "metrics": pa.map_(pa.string(), pa.float64()),
-        "fault": pa.string(),
-        "failed": pa.bool_(),
-        "notes": pa.list_(pa.string()),
-        "model": pa.string(),
-        "backend": pa.string(),
-        "device": pa.string(),
-        "host": pa.string(),
-        "memory_mb": pa.float64(),
-        "folder": pa.string(),
-    }
-)
+_COLUMNS = {
+    pa.string(): "job input topic fault model backend device host folder",
+    pa.int64(): "first frames_in frames_out refused invalid_pixels events",
+    pa.float64(): "seconds noise noise_percent span memory_mb",
+    pa.bool_(): "failed",
+    pa.map_(pa.string(), pa.float64()): "metrics",
+    pa.list_(pa.string()): "notes",
+}
+SCHEMA = pa.schema({name: kind for kind, names in _COLUMNS.items() for name in names.split()})
 """Columns of ``fleet.parquet``, a row a job; what they mean stands in docs/fleet.md."""
 
-_BAGS, _ROWS = "bags", "rows"
+_BAGS, _ROWS, _TABLE = "bags", "rows", "fleet.parquet"
 
 
 @dataclass(frozen=True)
@@ -89,11 +69,6 @@ class Job:
     first: int = 0
     frames: int | None = None
 
-    @property
-    def size(self) -> int:
-        """Bytes of the recording."""
-        return sum(size for _, size, _ in self.files)
-
     def name(self, product: Mapping[str, Any]) -> str:
         """Of the folder of its result: the recording's, and a hash of all the result depends on.
 
@@ -107,16 +82,6 @@ class Job:
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", PurePosixPath(self.path).name).strip("-._")[:80]
         part = "" if not self.first and self.frames is None else f"-{self.first:08}"
         return f"{stem}{part}-{digest[:20]}"
-
-    def as_text(self) -> str:
-        """JSON, for :meth:`from_text`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_text(cls, text: str) -> Job:
-        """The job that :meth:`as_text` wrote."""
-        fields = json.loads(text)
-        return cls(**fields | {"files": tuple(map(tuple, fields["files"]))})
 
     def fetch(self, folder: Path) -> Path:
         """The recording on this machine: where it lies, or a copy below ``folder``.
@@ -169,18 +134,20 @@ def find_jobs(given: Iterable[str], out: str) -> list[Job]:
             theirs, _ = file_system(job.root)
             if theirs != system or not f"{job.path}/".startswith(f"{own}/"):
                 found[theirs.type_name, job.path] = job
-    return sorted(found.values(), key=lambda job: (-job.size, job.path))
+    sizes = {job: sum(size for _, size, _ in job.files) for job in found.values()}
+    return sorted(sizes, key=lambda job: (-sizes[job], job.path))
 
 
 def _jobs(given: str) -> Iterator[Job]:
-    root, paths = _matching(given)
+    system, named = file_system(given)
+    is_there = system.get_file_info(named).type != pa.fs.FileType.NotFound
+    paths = [named] if is_there else sorted(ArrowFSWrapper(system).glob(named))
     if not paths:
         raise FileNotFoundError(f"there is no {given}")
-    system, _ = file_system(root)
     for path in paths:
         where, info = PurePosixPath(path), system.get_file_info(path)
         if info.is_file and not is_storage(where):
-            if where.name == PurePosixPath(given.partition("?")[0]).name:  # by no pattern
+            if is_there:  # by no pattern
                 yield from _listed(path, system.open_input_stream(path).read())
             continue
         below = str(where.parent) if info.is_file else path
@@ -193,23 +160,7 @@ def _jobs(given: str) -> Iterator[Job]:
             log = recording.with_name(f"{recording.name}-wal")  # that a killed recorder left
             own = inside.get(recording) or [f for f in (recording, log) if f in files]
             told = tuple((str(f), files[f].size, files[f].mtime_ns or 0) for f in sorted(own))
-            yield Job(root, str(recording), told)
-
-
-def _matching(given: str) -> tuple[str, list[str]]:
-    """What opens the file system, and the paths there that a path, URI or pattern names."""
-    if "://" not in given:
-        _, path = file_system(given)
-        return given, [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
-    plain, mark, query = given.partition("?")
-    folder = re.match(r"[^*]*/", plain)[0] if "*" in plain else plain
-    root = folder + mark + query
-    system, path = file_system(root)
-    if folder != plain:
-        pattern = f"{path.rstrip('/')}/{plain[len(folder) :]}"
-        return root, sorted(ArrowFSWrapper(system).glob(pattern))
-    is_there = system.get_file_info(path).type != pa.fs.FileType.NotFound
-    return root, [path] if is_there else []
+            yield Job(given, str(recording), told)
 
 
 def _listed(path: str, content: bytes) -> Iterator[Job]:
@@ -233,7 +184,12 @@ class FleetFolder:
 
     def __init__(self, root: str) -> None:
         self._system, self._path = file_system(root)
-        self.is_local = _is_local(self._system)
+        if _is_local(self._system):
+            self._scratch = Path(self._path, ".partial")  # on the same disk
+        else:
+            digest = hashlib.sha256(f"{self._system.type_name} {self._path}".encode()).hexdigest()
+            name = f"difiisr-fleet-{os.getuid()}-{digest[:16]}"
+            self._scratch = Path(tempfile.gettempdir(), name)
 
     def done(self) -> dict[str, dict[str, Any]]:
         """Rows of the jobs that are done, by name; those whose folder was deleted are not."""
@@ -241,12 +197,16 @@ class FleetFolder:
         if not self._names(_ROWS):
             return {}
         source = pa.dataset.dataset(f"{self._path}/{_ROWS}", SCHEMA, filesystem=self._system)
-        rows = source.to_table().to_pylist()
-        return {row["job"]: row for row in rows if row["job"] in kept or not row["folder"]}
+        found = source.to_table().to_pylist()
+        return {row["job"]: row for row in found if row["job"] in kept or not row["folder"]}
+
+    def _names(self, folder: str) -> set[str]:
+        selector = pa.fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True)
+        return {info.base_name for info in self._system.get_file_info(selector)}
 
     def result(self) -> list[dict[str, Any]]:
         """Rows of the last run's ``fleet.parquet``; FileNotFoundError without one."""
-        path = f"{self._path}/fleet.parquet"
+        path = f"{self._path}/{_TABLE}"
         return pa.parquet.read_table(path, filesystem=self._system).to_pylist()
 
     def do(self, job: Job, name: str, make: Callable[[Path, Path], dict[str, Any]]) -> dict:
@@ -264,53 +224,42 @@ class FleetFolder:
         row = {"job": name, "input": job.path, "first": job.first, "failed": False, "folder": ""}
         started = time.perf_counter()
         try:
-            with self._scratch(name) as scratch:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            for left in self._scratch.glob(f"{name}.*"):  # of an attempt that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=self._scratch) as scratch:
+                made = Path(scratch, name)
                 try:
-                    row |= make(job.fetch(scratch / "source"), scratch / name)
-                    self._settle(scratch / name, f"{_BAGS}/{name}")
+                    row |= make(job.fetch(Path(scratch, "source")), made)
+                    self._settle(made, f"{_BAGS}/{name}")
                     row["folder"] = f"{_BAGS}/{name}"
                 except ValueError as error:
                     if isinstance(error.__cause__, (OSError, MemoryError, RuntimeError)):
                         raise
                     row["fault"] = str(error)
                 row["seconds"] = time.perf_counter() - started
-                self.write(f"{_ROWS}/{name}.parquet", as_parquet([row]), scratch)
+                self._write(f"{_ROWS}/{name}.parquet", _as_parquet([row]))
         except Exception as error:  # of one job among many
             return row | {"fault": f"{type(error).__name__}: {error}", "failed": True}
         return row
 
-    def write(self, place: str, content: bytes, scratch: Path | None = None) -> None:
+    def finish(self, rows: Sequence[Mapping[str, Any]], page: str) -> None:
+        """Write ``fleet.parquet`` and ``report.html``, when nobody works here any more."""
+        self._write(_TABLE, _as_parquet(rows))
+        self._write("report.html", page.encode())
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _write(self, place: str, content: bytes) -> None:
         """Write or replace a file; it is there whole or not at all."""
-        with ExitStack() as stack:
-            scratch = scratch or stack.enter_context(self._scratch("file"))
-            file = scratch / PurePosixPath(place).name
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
+            file = Path(scratch, "file")
             file.write_bytes(content)
             self._settle(file, place)
 
-    def clear(self) -> None:
-        """Delete what killed processes left; for when nobody works here."""
-        shutil.rmtree(self._scratch_folder, ignore_errors=True)
-
-    @property
-    def _scratch_folder(self) -> Path:
-        if self.is_local:
-            return Path(self._path, ".partial")  # on the same disk
-        digest = hashlib.sha256(f"{self._system.type_name} {self._path}".encode()).hexdigest()
-        return Path(tempfile.gettempdir(), f"difiisr-fleet-{os.getuid()}-{digest[:16]}")
-
-    @contextmanager
-    def _scratch(self, name: str) -> Iterator[Path]:
-        """An empty folder; what a killed attempt at the same job left is deleted."""
-        parent = self._scratch_folder
-        parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(f"{name}.*"):
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=parent) as folder:
-            yield Path(folder)
-
     def _settle(self, made: Path, place: str) -> None:
         """Bring a file or folder to its place, on an object store file by file."""
-        if not self.is_local:
+        if not _is_local(self._system):
             for file in sorted(p for p in (made, *made.rglob("*")) if p.is_file()):
                 target = f"{self._path}/{place}/{file.relative_to(made)}".removesuffix("/.")
                 pa.fs.copy_files(str(file), target, pa.fs.LocalFileSystem(), self._system)
@@ -327,12 +276,8 @@ class FleetFolder:
             return  # an earlier attempt was killed behind this point: its folder is whole
         _flush(target.parent)
 
-    def _names(self, folder: str) -> set[str]:
-        selector = pa.fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True)
-        return {info.base_name for info in self._system.get_file_info(selector)}
 
-
-def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """A parquet file of rows; columns that they lack are empty."""
     sink = io.BytesIO()
     pa.parquet.write_table(pa.Table.from_pylist(list(rows), SCHEMA), sink)
