@@ -11,7 +11,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from difiisr_models import Stream, Upscaler
-from difiisr_models.stream import StreamEvents, StreamSummary
+from difiisr_models.stream import Seen, StreamEvents
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
@@ -131,7 +131,7 @@ def stream_values(summary: Summary) -> dict[str, str]:
     }
 
 
-def scene_values(summary: StreamSummary) -> dict[str, str]:
+def scene_values(summary: Seen) -> dict[str, str]:
     """Return what the last frame showed; temperatures are measured ones, in the camera's counts."""
     counts = {
         "noise": summary.noise,
@@ -147,7 +147,7 @@ def scene_values(summary: StreamSummary) -> dict[str, str]:
     return {
         **{f"{name} (counts)": f"{value:.6g}" for name, value in counts.items()},
         "noise (% of span)": f"{summary.noise_percent:.2f}",
-        "invalid pixels": str(summary.invalid),
+        "invalid pixels": str(summary.invalid_count),
     }
 
 

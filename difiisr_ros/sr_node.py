@@ -542,7 +542,7 @@ class SrNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         summary, upscaler = self._statistics.summary(), self._upscaler
         values = stream_values(summary)
-        if (scene := self._stream.summary()) is not None:
+        if (scene := self._stream.seen) is not None:
             values |= scene_values(scene) | event_values(self._stream.events)
         values |= fallback_values(self._stream)
         if upscaler is not None:

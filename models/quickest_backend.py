@@ -7,7 +7,6 @@ and bfloat16 rounds otherwise: what is to be repeated asks for one backend and p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,9 +15,11 @@ import numpy as np
 
 from difiisr_models.backends import BackendUnavailable
 from difiisr_models.backends.selection import resolve_device
-from difiisr_models.settings import FrameSettings, Runtime
+from difiisr_models.frame_model import BICUBIC
+from difiisr_models.model_loading import load_upscaler
+from difiisr_models.settings import FrameSettings, Runtime, with_fields
 from difiisr_models.stream import Stream
-from difiisr_models.upscaler import BICUBIC, Upscaler, load_upscaler, with_fields
+from difiisr_models.upscaler import Upscaler
 
 _CANDIDATES = {"openvino": ("bf16", "fp32"), "onnxruntime": ("fp32",), "torch": ("bf16", "fp32")}
 _HEIGHT, _WIDTH, _FRAMES = 72, 96, 3
@@ -30,37 +31,27 @@ def load_quickest(
     *,
     runtime: Runtime = Runtime(),
     settings: FrameSettings = FrameSettings(),
-    load: Callable[..., Upscaler] = load_upscaler,
-    clock: Callable[[], float] = time.perf_counter,
-    flags: set[str] | None = None,
     **fields: object,
 ) -> Upscaler:
     """``load_upscaler``, whose ``backend`` and ``precision`` auto is what computes a frame soonest.
 
     On a GPU, with an engine, and for models that always run in torch nothing is measured.
-
-    Args:
-        name: see :func:`load_upscaler`, and there for what is raised; likewise what follows.
-        load: loads a model.
-        clock: seconds.
-        flags: what the CPU has instructions for; None asks Linux.
+    Arguments and what is raised are those of ``load_upscaler``.
     """
     runtime, settings = with_fields(runtime, settings, fields)
     on_cpu = resolve_device(runtime.device).type == "cpu"
     asked = runtime.backend in ("auto", *_CANDIDATES)
     if name in BICUBIC or runtime.engine or not on_cpu or not asked:
-        return load(name, runtime=runtime, settings=settings)
-    has_bf16 = bool(_BF16_FLAGS & (cpu_flags() if flags is None else flags))
+        return load_upscaler(name, runtime=runtime, settings=settings)
+    has_bf16 = bool(_BF16_FLAGS & cpu_flags())
     best, measured, passed_over = None, {}, []
-    for backend, able in _CANDIDATES.items():
-        if runtime.backend not in ("auto", backend):
-            continue
+    for backend in _CANDIDATES if runtime.backend == "auto" else (runtime.backend,):
         precision = runtime.precision
         if precision == "auto":
-            precision = "bf16" if has_bf16 and "bf16" in able else "fp32"
+            precision = "bf16" if has_bf16 and "bf16" in _CANDIDATES[backend] else "fp32"
         try:
             chosen = replace(runtime, backend=backend, precision=precision)
-            up = load(name, runtime=chosen, settings=settings)
+            up = load_upscaler(name, runtime=chosen, settings=settings)
         except BackendUnavailable as error:
             if runtime.backend != "auto":
                 raise
@@ -68,7 +59,7 @@ def load_quickest(
             continue
         if up.backend != backend or runtime.backend != "auto":
             return up
-        took = _milliseconds(up, clock)
+        took = _milliseconds(up)
         if not measured or took < min(measured.values()):
             best = up
         measured[f"{backend} {precision}"] = took
@@ -87,11 +78,11 @@ def cpu_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def _milliseconds(up: Upscaler, clock: Callable[[], float]) -> float:
+def _milliseconds(up: Upscaler) -> float:
     """Of a small frame, the median of three after one that warms up."""
     frame, took = np.arange(_HEIGHT * _WIDTH, dtype=np.uint16).reshape(_HEIGHT, _WIDTH), []
     for _ in range(_FRAMES + 1):
-        begun = clock()
+        begun = time.perf_counter()
         up(frame, Stream())
-        took.append(1e3 * (clock() - begun))
+        took.append(1e3 * (time.perf_counter() - begun))
     return median(took[1:])

@@ -219,6 +219,18 @@ class Camera:
         return Crop(top + y, bottom + below, left + x, right + beside)
 
 
+def with_fields(
+    runtime: Runtime, settings: FrameSettings, values: dict[str, object]
+) -> tuple[Runtime, FrameSettings]:
+    """Both with the fields replaced that are theirs; ValueError for one that is neither's."""
+    names = [{field.name for field in fields(part)} for part in (runtime, settings)]
+    if unknown := sorted(values.keys() - names[0] - names[1]):
+        known = (field.name for part in (runtime, settings) for field in fields(part))
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
+    own = [{name: values[name] for name in part & values.keys()} for part in names]
+    return replace(runtime, **own[0]), replace(settings, **own[1])
+
+
 def check(settings: Any) -> None:
     """Raise ValueError, naming field, value and range, unless all fields fit their annotations.
 

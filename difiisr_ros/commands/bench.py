@@ -77,7 +77,7 @@ def bench(
     import torch
 
     from difiisr_models.backends.selection import check_precision, resolve_device
-    from difiisr_models.upscaler import BICUBIC
+    from difiisr_models.frame_model import BICUBIC
     from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, network_rows, upscaler_rows
 
     if quick:

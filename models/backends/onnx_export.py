@@ -26,7 +26,6 @@ from difiisr_models.precision import with_precision
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
-from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import unpack
 
 # Largest difference to torch in float32, for outputs of magnitude 1; and the mean one where a
@@ -69,7 +68,7 @@ class GraphSampler(nn.Module):
         super().__init__()
         self.network, self.autoencoder, self.steps = network, autoencoder, steps
         if autoencoder is None:
-            self.model = CompactModel(network, 0, schedule, NETWORK_LIMIT)
+            self.model = CompactModel(network, schedule)
         else:
             self.model = PublishedModel(network, autoencoder, schedule)
 

@@ -94,7 +94,7 @@ def test_the_scene_is_told_in_counts():
     frame[0] = 7
     stream.begin_frame(frame.reshape(32, 32), None)
     stream.see(frame.reshape(32, 32))
-    values = scene_values(stream.summary())
+    values = scene_values(stream.seen)
     assert values["hottest measured (counts)"] == "30023"
     assert values["coldest measured (counts)"] == "29001"
     assert values["invalid pixels"] == "1"

@@ -95,14 +95,13 @@ def test_missing_files_are_named_with_the_command(plan, tmp_path):
     )
     sidecar_path(plan).unlink()
     text = refusal(plan)
-    assert "model.plan.json cannot be read: No such file" in text
     assert f"Delete {plan}, then build it: difiisr build-engine" in text  # it would be refused
 
 
 @pytest.mark.parametrize("name", ["model.plan", "model.plan.json"])
 def test_files_that_others_may_change_are_refused(plan, tmp_path, name):
     path = plan.parent / name
-    for mode in (0o664, 0o646, 0o777):
+    for mode in (0o664, 0o646):
         path.chmod(mode)
         assert f"{name} has mode {mode:03o}: others may write it" in refusal(plan)
     (tmp_path / "elsewhere").mkdir()
@@ -114,11 +113,8 @@ def test_files_that_others_may_change_are_refused(plan, tmp_path, name):
 def test_files_of_another_user_are_refused(plan, monkeypatch):
     owner = plan.stat().st_uid
     if owner == 0:
-        try:
-            os.chown(plan, 12345, -1)
-        except OSError:
-            pytest.skip("this user may not give files away")
         owner = 12345
+        os.chown(plan, owner, -1)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     assert f"belongs to user {owner}, not to this user" in refusal(plan)
@@ -134,27 +130,18 @@ def test_a_folder_or_pipe_is_no_engine(plan):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", '{"format": 2}', '{"format": 1, "machine": 3}', "\udcff", "[" * 200_000],
-)
-def test_what_is_no_sidecar_is_refused(plan, text):
-    sidecar_path(plan).write_bytes(text.encode(errors="surrogateescape"))
-    assert "model.plan.json" in refusal(plan)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("batch", 0), ("height", -1), ("width", 1.5), ("plan_sha256", 3),
-        ("machine", {"tensorrt": 1}), ("precision", "int4"), ("extra", 1), ("batch", True),
-    ],
+    "content",
+    ["", "[]", "\udcff", "[" * 200_000, {"format": 2}, {"batch": 0}, {"batch": True},
+     {"width": 1.5}, {"machine": {"tensorrt": 1}}, {"precision": "int4"}, {"extra": 1}],
 )  # fmt: skip
-def test_sidecars_with_a_doctored_field_are_refused(plan, field, value):
+def test_what_is_no_sidecar_is_refused(plan, content):
     path = sidecar_path(plan)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    is_field = isinstance(content, dict)
+    text = json.dumps(json.loads(path.read_text()) | content) if is_field else content
+    path.write_bytes(text.encode(errors="surrogateescape"))
     text = refusal(plan)
     assert "model.plan.json does not describe an engine" in text
-    assert field in text
+    assert not is_field or next(iter(content)) in text
 
 
 def test_a_failed_write_leaves_the_old_engine(plan, monkeypatch):
