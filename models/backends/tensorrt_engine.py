@@ -210,7 +210,7 @@ def read_engine(
     except EngineRefused as error:
         problems = [str(error)]
     else:
-        actual = {"plan_sha256": hashlib.sha256(content).hexdigest()}
+        actual = hashlib.sha256(content).hexdigest()
         bound = {"weights_sha256": source.weights_sha256, "precision": source.runtime.precision}
         found = description.machine | asdict(description)
         problems = [
@@ -218,10 +218,10 @@ def read_engine(
             for name, value in (machine | bound).items()
             if found.get(name) != value
         ]
-        if actual["plan_sha256"] != description.plan_sha256:
+        if actual != description.plan_sha256:
             problems.append(
-                f"its {len(content)} bytes have sha256 {actual['plan_sha256']}, its description "
-                f"says {description.plan_sha256}: damaged or replaced"
+                f"its {len(content)} bytes have sha256 {actual}, its description says "
+                f"{description.plan_sha256}: damaged or replaced"
             )
         if not problems:
             return description, content
@@ -345,13 +345,9 @@ class TensorRTRunner:
     def __init__(
         self, plan: bytes, shape: tuple[int, int, int], device: torch.device, recurrent: bool
     ) -> None:
-        """Deserialise an engine and make it ready.
+        """Deserialise an engine that ``read_engine`` has checked, where there is a driver.
 
-        Args:
-            plan: bytes that ``read_engine`` has checked, on a machine with a driver.
-            shape: (batch, height, width) of its tiles.
-            device: the GPU.
-            recurrent: whether it is that of a recurrent network.
+        ``shape``: (batch, height, width) of its tiles.
 
         Raises:
             BackendUnavailable: TensorRT cannot deserialise or run the engine.

@@ -30,13 +30,6 @@ def test_forward_process_shifts_the_residual_by_eta_and_adds_kappa_sqrt_eta():
     torch.testing.assert_close(x_t, 0.75 * x0 + 0.25 * y + 1.0 * eps)
 
 
-def test_forward_process_takes_one_eta_per_sample():
-    x0, y, eps = normal(0), normal(1), normal(2)
-    eta = torch.tensor([0.1, 0.9], dtype=torch.float64).view(2, 1, 1, 1)
-    both = q_sample(x0, y, eta, eps, 2.0)
-    torch.testing.assert_close(both[1], q_sample(x0[1], y[1], 0.9, eps[1], 2.0))
-
-
 def test_prior_is_the_forward_process_with_the_residual_fully_shifted():
     y, eps = normal(1), normal(2)
     torch.testing.assert_close(prior_sample(y, eps, SCHEDULE), y + 2.0 * 0.99 * eps)
@@ -87,10 +80,6 @@ def test_the_sampler_asks_the_network_once_a_step_and_noise_before_each(tiny_net
     prior = 2.0 * 0.99 * normal(10, (1, 16, 4, 4)).float()
     torch.testing.assert_close(seen[0][1], latent_input_scale(15, SCHEDULE) * prior)
     torch.testing.assert_close(result, 3 * seen[-1][1])
-
-
-def test_latent_input_scale_of_the_heaviest_step():
-    assert latent_input_scale(15, SCHEDULE) == pytest.approx(1 / math.sqrt(4 * 0.9801 + 1))
 
 
 def test_noise_is_a_function_of_seed_and_number():

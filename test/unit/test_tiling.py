@@ -21,10 +21,6 @@ def test_spans_are_equal_cover_and_overlap(length, tile, overlap, balanced):
     assert all(a[1] - b[0] >= overlap for a, b in itertools.pairwise(spans))
 
 
-def test_a_small_frame_is_one_tile():
-    assert plan_axis(100, 256, 32, balanced=True) == [(0, 100)]
-
-
 def test_unbalanced_tiles_follow_the_published_stride():
     assert plan_axis(704, 256, 32, balanced=False) == [(0, 256), (224, 480), (448, 704)]
 

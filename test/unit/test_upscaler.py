@@ -71,29 +71,6 @@ def test_without_consistency_the_random_network_would_break_that(made):
     assert error > 0.005 * np.ptp(frame)
 
 
-def test_same_frame_in_same_frame_out(up):
-    up.reset()
-    frame = scene(40, 48)
-    np.testing.assert_array_equal(up(frame), up(frame))
-
-
-def test_seed_and_no_noise(made):
-    frame = scene(40, 48)
-    first = made(seed=0)(frame)
-    assert (made(seed=1)(frame) != first).any()
-    none = made(seed=-1)
-    np.testing.assert_array_equal(none(frame), none(frame))
-    assert (none(frame) != first).any()
-
-
-def test_fidelity_moves_the_output_along_a_line(made):
-    """Float frames: the half-way output is half way between the two ends."""
-    frame = scene(40, 48, np.float32, 290, 20)
-    ends = [made(fidelity=f)(frame).astype(np.float64) for f in (0.0, 0.5, 1.0)]
-    assert np.abs(ends[0] - ends[2]).max() > 0.1
-    np.testing.assert_allclose(ends[1], (ends[0] + ends[2]) / 2, atol=2e-3)
-
-
 def test_a_whole_number_is_a_fidelity_too(folder, up):
     frame = scene(24, 24)
     for backend in ("torch", "auto"):
@@ -134,9 +111,6 @@ def test_tiled_equals_whole_but_for_a_small_share_of_the_span(made):
     whole = made(tile=256)(frame).astype(float)
     tiled = made(tile=64, overlap=16, tile_batch=3)(frame).astype(float)
     difference = np.abs(whole - tiled)
-    print(
-        f"tiled against whole: largest {difference.max():.1f}, mean {difference.mean():.4f} counts"
-    )
     assert difference.max() < 0.01 * np.ptp(frame)
 
 
@@ -191,12 +165,6 @@ def test_missing_float_pixels_come_back_missing(up):
     assert 260 < sr[known].min() < sr[known].max() < 340
 
 
-@pytest.mark.parametrize("value", [0, 255])
-def test_constant_frames_stay_constant_enough(up, value):
-    sr = up(np.full((16, 16), value, np.uint8))
-    assert np.abs(measured_again(sr) - value).max() <= 1
-
-
 @pytest.mark.parametrize(
     ("frame", "text"),
     [
@@ -232,18 +200,16 @@ def test_unknown_model_setting_device_and_backend_are_named():
         load_upscaler("bicubic", device="tpu")
     with pytest.raises(ValueError, match="abacus"):
         load_upscaler("bicubic", backend="abacus")
+    assert load_upscaler("bicubic", device="cpu:0").device == "cpu"  # the one there is
 
 
-def test_the_cpu_is_one_device_whatever_its_number():
-    assert load_upscaler("bicubic", device="cpu:0").device == "cpu"
-
-
-def test_every_seed_is_another_field(made):
+def test_every_seed_is_another_field_and_the_same_again(made):
     frame = scene(24, 24)
-    seeds = (0, 1, 1 << 24, (1 << 32) - 1)
+    seeds = (0, -1, 1, 1 << 24, (1 << 32) - 1)
     first, *others = (made(seed=seed)(frame, Stream()) for seed in seeds)
     for other in others:
         assert (first != other).any()
+    np.testing.assert_array_equal(made(seed=0)(frame), first)
 
 
 def test_settings_change_between_frames_and_a_bad_change_changes_nothing(made):
