@@ -1,7 +1,9 @@
 # `make demo` and `make test` set up what they need; python3 (3.10-3.14) and make are enough.
 
-# A sourced ROS distribution gets an environment of its own, so that its rclpy and the wheels' never mix.
-VENV := .venv$(if $(ROS_DISTRO),-$(ROS_DISTRO))
+# A sourced ROS distribution gets an environment of its own, and so do the wheels of another than Kilted
+# (ROS=jazzy), so that two kinds of rclpy never mix.
+ROS ?= kilted
+VENV := .venv$(if $(ROS_DISTRO),-$(ROS_DISTRO),$(if $(filter-out kilted,$(ROS)),-$(ROS)-wheels))
 PYTHON := $(VENV)/bin/python
 FILLED := $(VENV)/.filled
 
@@ -17,6 +19,7 @@ help:
 	@echo "make demo             play a thermal stream to the node over DDS; picture in out/demo/"
 	@echo "make demo BAG=path    the same with your rosbag2; TOPIC=/image/topic MODEL=name-or-path"
 	@echo "make test             all tests; ARGS='-k replay' is handed to pytest"
+	@echo "make test ROS=jazzy   the same on the wheels of that distribution (make demo too)"
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
 	@echo "make lint             ruff check and format"
 	@echo "make docs             the documentation as a site: out/site/index.html"
@@ -26,8 +29,8 @@ help:
 
 setup: $(FILLED)
 
-$(FILLED): setup.py scripts/fill_venv.sh scripts/constraints.txt
-	scripts/fill_venv.sh $(VENV)
+$(FILLED): setup.py scripts/fill_venv.sh $(wildcard scripts/constraints*.txt)
+	scripts/fill_venv.sh $(VENV) $(ROS)
 	@touch $@
 
 demo: $(FILLED)

@@ -1,10 +1,14 @@
 #!/bin/sh
-# Usage: fill_venv.sh FOLDER. Makes the virtual environment and installs all that demo and tests use.
+# Usage: fill_venv.sh FOLDER [kilted|jazzy]. Makes the virtual environment and installs all that demo and
+# tests use; where no ROS distribution is sourced, the wheels of the one that is named.
 # Run it again at any time: what is there stays, and nothing is fetched for it.
 set -eu
 venv=$1
 here=$(dirname "$0")
+ros=${2:-kilted}
 constraints=$here/constraints.txt
+pins=$here/constraints-$ros.txt
+[ -f "$pins" ] || { echo "There are no wheels of ROS $ros: choose kilted or jazzy." >&2; exit 1; }
 
 can_serve() {
     "$1" - >/dev/null 2>&1 <<'PYTHON'
@@ -37,7 +41,8 @@ install() { pip install -qq --constraint "$constraints" "$@"; }
 
 sh "$here/install_torch.sh" "$venv/bin/python"
 # A torch that was there before, such as a Jetson's, is kept too, with the torchvision it wants.
-"$venv/bin/python" -W ignore - "$constraints" >"$venv/constraints.txt" <<'PYTHON'
+cat "$constraints" "$pins" >"$venv/pins.txt"
+"$venv/bin/python" -W ignore - "$venv/pins.txt" >"$venv/constraints.txt" <<'PYTHON'
 import sys, torch
 lines = open(sys.argv[1]).read().splitlines()
 expected = next(line for line in lines if line.startswith("torch=="))

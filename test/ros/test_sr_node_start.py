@@ -1,5 +1,6 @@
 """What sr_node is started with, and its end by SIGTERM; SIGINT is tested in test_sr_node.py."""
 
+import contextlib
 import json
 import re
 import signal
@@ -107,7 +108,8 @@ def test_a_transition_that_fails_leaves_no_topic_behind(make_node):
     node = make_node(model="bicubic", **wrong)
     for _ in range(2):
         node.trigger_configure()
-        node.trigger_activate()
+        with contextlib.suppress(RuntimeError):  # Jazzy raises where Kilted returns a failure
+            node.trigger_activate()
     wait_until(lambda: not node.get_publishers_info_by_topic("/sr/image_raw"))
 
 

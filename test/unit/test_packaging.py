@@ -117,7 +117,14 @@ def test_pip_install_editable(tmp_path, checkout, environment):
     assert os.access(tmp_path / "venv" / "bin" / "difiisr", os.X_OK)
 
 
-OF_THE_CHECKOUT = ("fill_venv.sh", "install_torch.sh", "constraints.txt", "release_check.py")
+OF_THE_CHECKOUT = (
+    "fill_venv.sh",
+    "install_torch.sh",
+    "constraints.txt",
+    "constraints-kilted.txt",
+    "constraints-jazzy.txt",
+    "release_check.py",
+)
 
 
 @pytest.mark.skipif(shutil.which("colcon") is None, reason="no colcon on the PATH")
