@@ -48,7 +48,7 @@ from std_srvs.srv import Trigger
 
 from difiisr_models import Stream, Upscaler
 from difiisr_models.calibration import Calibration
-from difiisr_models.quickest_backend import load_quickest
+from difiisr_models.model_loading import load_quickest
 from difiisr_models.settings import Crop
 from difiisr_models.stream import StreamEvents
 from difiisr_ros.allocator import keep_freed_memory, return_freed_memory

@@ -50,10 +50,6 @@ _LOG = logging.getLogger(__name__)
 _COMPLAINTS: deque[str] = deque(maxlen=8)  # more would not fit an error's text
 
 
-class BuildError(ValueError):
-    """TensorRT cannot build an engine from a graph; the text has what it says."""
-
-
 def import_tensorrt() -> ModuleType:
     """``tensorrt``, or ``tensorrt_rtx`` where only that is installed; both have the same API.
 
@@ -88,11 +84,11 @@ def tensorrt_logger() -> Any:
     return PythonLogger()
 
 
-def _fail(text: str, kind: type[ValueError] = BackendUnavailable) -> NoReturn:
+def _fail(text: str) -> NoReturn:
     """Raise, with what TensorRT, which raises nothing itself, logged as errors."""
     said = "; ".join(_COMPLAINTS) or "nothing about it."
     _COMPLAINTS.clear()
-    raise kind(f"{text} TensorRT says: {said}")
+    raise BackendUnavailable(f"{text} TensorRT says: {said}")
 
 
 def this_machine(device: torch.device | None) -> dict[str, str]:
@@ -273,8 +269,8 @@ def build_engine(
         What the sidecar says.
 
     Raises:
-        BuildError: no file is written; the text names every node that cannot be parsed, or says
-            why the engine cannot run here.
+        BackendUnavailable: no file is written; the text names every node that cannot be parsed, or
+            says why the engine cannot run here.
         FileExistsError: what is called like ``plan`` or its sidecar may be no engine.
         ModuleNotFoundError: TensorRT or a package of the extra ``onnx`` is missing.
     """
@@ -307,7 +303,9 @@ def build_engine(
 def _serialized_engine(graph: bytes, name: str, machine: dict[str, str], workspace: int) -> bytes:
     trt, has_gpu = import_tensorrt(), machine["gpu"] != NO_GPU
     if not has_gpu and trt.__name__ == "tensorrt":
-        raise BuildError("TensorRT builds engines only where their GPU is, and here is none")
+        raise BackendUnavailable(
+            "TensorRT builds engines only where their GPU is, and here is none"
+        )
     _COMPLAINTS.clear()  # of what was before
     builder = trt.Builder(tensorrt_logger())
     # Strong typing: a flag in TensorRT 10, all there is where the flag is gone.
@@ -319,22 +317,21 @@ def _serialized_engine(graph: bytes, name: str, machine: dict[str, str], workspa
         texts = (
             f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()} [{e.code()}]" for e in errors
         )
-        raise BuildError(f"TensorRT cannot read {name}: {'; '.join(texts)}")
+        raise BackendUnavailable(f"TensorRT cannot read {name}: {'; '.join(texts)}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     if has_gpu and trt.__name__ != "tensorrt":  # tensorrt_rtx would build for GPUs of many kinds
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
-            raise BuildError(f"{machine['tensorrt']} does not build for {machine['gpu']}.")
+            raise BackendUnavailable(f"{machine['tensorrt']} does not build for {machine['gpu']}.")
     content = builder.build_serialized_network(network, config)
     if content is None:
-        _fail(f"TensorRT built no engine from {name}.", BuildError)
+        _fail(f"TensorRT built no engine from {name}.")
     runtime = trt.Runtime(tensorrt_logger())  # outlives the engine
     if has_gpu and runtime.deserialize_cuda_engine(bytes(content)) is None:
         _fail(  # tensorrt_rtx also builds for GPUs that it then refuses
             f"{machine['tensorrt']} built an engine that it could not load on this "
-            f"{machine['gpu']} ({machine['compute_capability']}).",
-            BuildError,
+            f"{machine['gpu']} ({machine['compute_capability']})."
         )
     return bytes(content)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from difiisr_models import FrameSettings, Runtime, load_upscaler, quickest_backend
+from difiisr_models import FrameSettings, Runtime, load_upscaler, model_loading
 from difiisr_models.backends import (
     BackendUnavailable,
     EngineRefused,
@@ -23,7 +23,7 @@ from difiisr_models.backends import (
 from difiisr_models.backends.selection import select_backend
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel
-from difiisr_models.quickest_backend import load_quickest
+from difiisr_models.model_loading import load_quickest
 from difiisr_models.upscaler import Upscaler
 from difiisr_ros import cli
 
@@ -304,10 +304,10 @@ def test_the_node_takes_the_backend_that_is_quickest_here(
             raise BackendUnavailable("not installed")
         return Timed(runtime.backend, runtime)
 
-    monkeypatch.setattr(quickest_backend, "load_upscaler", load)
-    monkeypatch.setattr(quickest_backend, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(model_loading, "load_upscaler", load)
+    monkeypatch.setattr(model_loading, "cpu_flags", lambda: flags)
     clock = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr(quickest_backend, "time", clock)
+    monkeypatch.setattr(model_loading, "time", clock)
     up = load_quickest("any", device="cpu", **asked)
     assert (up.backend, up.runtime.precision) == chosen
     if not asked:
