@@ -133,7 +133,8 @@ class Stream:
         pause: seconds without frames before the last one, 0 without a pause.
         events: what has happened.
         tone: how its frames look in 8 bits.
-        fallbacks: results that are plain bicubic, for the network's estimate could not be true.
+        fallbacks: results that are plain bicubic, for the network's estimate could not be true; a
+            reset does not forget them.
         last_fallback: why the last of them is, "" before any.
     """
 
@@ -238,10 +239,6 @@ class Stream:
         if len(self._channels) != 1 or self.seen is None:
             raise ValueError("no frame of one channel has been seen yet: let frames come first")
         return self._channels[0].calibrate()
-
-    def note_fallback(self, reason: str) -> None:
-        """Count a result that is plain bicubic; a reset does not forget it."""
-        self.fallbacks, self.last_fallback = self.fallbacks + 1, reason
 
 
 class Channel:

@@ -226,7 +226,7 @@ class Upscaler:
             measured = torch.stack(checks).tolist() if checks else []
             faults = filter(None, (fault_of(each, model.limits) for each in measured))
             if fault := next(faults, ""):  # known only now: a GPU was not to be waited for
-                stream.note_fallback(fault)
+                stream.fallbacks, stream.last_fallback = stream.fallbacks + 1, fault
                 memory.past, key = None, None  # the same frame again is computed again
                 result = _to_counts(upsample(frame), size, found, dtype)
             memory.result = key, result
