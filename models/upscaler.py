@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -84,6 +84,7 @@ class Upscaler:
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
         self._model, self._lock = model, threading.Lock()
         self._key = object()  # no other upscaler has it
+        self._noise_fields = lru_cache(maxsize=1)(_noise_fields)  # large: of the last size alone
 
     def __call__(
         self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
@@ -293,8 +294,9 @@ class Upscaler:
 
     def _noise_source(self, places: list[Tile], size: tuple[int, int]) -> NoiseSource:
         """The draws for the tiles at ``places`` of a frame of ``size``."""
-        shape, seed = (1, self._model.noise_channels, *size), self.settings.seed
-        return lambda k: _cut(_noise_field(shape, seed, k, self.device), places)
+        shape = (1, self._model.noise_channels, *size)
+        fields = self._noise_fields(shape, self.settings.seed, self.device)
+        return lambda k: _cut(fields(k), places)
 
 
 def check_frame(frame: np.ndarray) -> None:
@@ -336,9 +338,9 @@ def _cut(frame: Tensor, places: list[Tile]) -> Tensor:
     return windows[0] if len(windows) == 1 else torch.cat(windows)  # that of a frame is large
 
 
-@lru_cache(maxsize=15)  # the most steps; kept from frame to frame: static scenes do not flicker
-def _noise_field(shape: tuple[int, ...], seed: int, k: int, device: str) -> Tensor:
-    return draw_noise(shape, seed, k).to(device)
+def _noise_fields(shape: tuple[int, ...], seed: int, device: str) -> NoiseSource:
+    """The draws of whole frames, each kept from frame to frame: static scenes do not flicker."""
+    return cache(lambda k: draw_noise(shape, seed, k).to(device))
 
 
 def _to_counts(packed: Tensor, scale: int, found: CountRange, dtype: torch.dtype) -> Tensor:
