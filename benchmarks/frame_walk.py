@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
@@ -27,18 +28,15 @@ def walk(backend: str) -> list[str]:
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        path, is_ours = Path(code.co_filename), code.co_filename.startswith(OURS)
-        enters = (is_ours and code.co_name == "forward") or "onnxruntime" in path.parts
-        if event != "call" or found or not enters:
+        is_network = code.co_filename.startswith(OURS) and code.co_name == "forward"
+        if event != "call" or found or not (is_network or "onnxruntime" in code.co_filename):
             return
-        caller: FrameType | None = frame
-        while caller is not None and caller.f_code is not walk.__code__:
+        for caller, _ in walk_stack(frame):
             if caller.f_code.co_filename.startswith(OURS):
+                file = Path(caller.f_code.co_filename).relative_to(OURS)
                 own = caller.f_locals.get("self")
                 owner = f"{type(own).__name__}." if own is not None else ""
-                file = Path(caller.f_code.co_filename).relative_to(OURS)
                 found.insert(0, f"{file}: {owner}{caller.f_code.co_name}")
-            caller = caller.f_back
 
     sys.setprofile(watch)
     try:

@@ -24,23 +24,19 @@ from difiisr_training.evaluation.measures import Flicker
 def main(folder: Path) -> None:
     """Print the flicker of D^+ y and of bicubic x4 made consistent, means over the film.
 
-    Args:
-        folder: frames of a standing camera, in order.
+    ``folder``: frames of a standing camera, in order.
     """
-    methods = {
-        "least squares": lambda lr: torch.zeros_like(upsample(lr)),
-        "bicubic, consistent": upsample,
-    }
-    meters = {name: Flicker() for name in methods}
-    found = {name: [] for name in methods}
-    for path in list_images(folder):
-        counts = read_counts(path)
-        lr = torch.from_numpy(counts.astype(np.float64))[None, None]
-        for name, method in methods.items():
+    film = [read_counts(path) for path in list_images(folder)]
+    for name, method in (
+        ("least squares", lambda lr: torch.zeros_like(upsample(lr))),
+        ("bicubic, consistent", upsample),
+    ):
+        flicker, found = Flicker(), []
+        for counts in film:
+            lr = torch.from_numpy(counts.astype(np.float64))[None, None]
             sr = unpack(enforce_consistency(method(lr), lr))[0, 0].numpy()
-            found[name].append(meters[name](sr, counts)[0])
-    for name, values in found.items():
-        print(f"{name:20} {np.nanmean(values):.3f} x bicubic")
+            found.append(flicker(sr, counts)[0])
+        print(f"{name:20} {np.nanmean(found):.3f} x bicubic")
 
 
 if __name__ == "__main__":

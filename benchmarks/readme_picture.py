@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw
 
 from difiisr_models import Stream, load_upscaler
 from difiisr_ros.scene import FRAME_RATE, Scene
+from difiisr_training.data.images import crop_to_multiple
+from difiisr_training.degradations.mix import pillow_resize
 
 MODEL, OVER_TIME = "difiisr-rt-x4", "difiisr-rtv-x4"
 app = cyclopts.App()
@@ -24,7 +26,7 @@ app = cyclopts.App()
 @app.command
 def stream(*, frames: int = 24, out: Path = Path("docs/stream.gif")) -> None:
     """Draw the pan: camera, bicubic, a model that knows one frame, and one that knows the past."""
-    scene = Scene()
+    scene, film = Scene(), []
     lo, hi = np.quantile(scene.frame(0), (0.002, 0.998))
     models = {
         "bicubic": load_upscaler("bicubic"),
@@ -32,23 +34,20 @@ def stream(*, frames: int = 24, out: Path = Path("docs/stream.gif")) -> None:
         "all frames so far": load_upscaler(OVER_TIME, backend="torch"),
     }
     streams = {name: Stream() for name in models}
-    pictures = []
     for number in range(frames):
         counts = scene.frame(number)
         shown = {"camera, 128x96": np.kron(counts, np.ones((4, 4), np.uint16))}
         shown |= {name: up(counts, streams[name]) for name, up in models.items()}
-        grey = [
-            ((image - lo) / (hi - lo) * 255).clip(0, 255)[96:288, 128:384]
-            for image in shown.values()
-        ]
-        picture = Image.fromarray(np.hstack(grey).astype(np.uint8))
+        grey = np.hstack([image[96:288, 128:384] for image in shown.values()])
+        grey = ((grey.astype(np.float64) - lo) / (hi - lo) * 255).clip(0, 255)
+        picture = Image.fromarray(grey.astype(np.uint8))
         for place, title in enumerate(shown):
             ImageDraw.Draw(picture).text(
                 (256 * place + 6, 4), title, fill=255, stroke_width=2, stroke_fill=0
             )
-        pictures.append(picture.quantize(32))
+        film.append(picture.quantize(32))
     duration = round(1000 / FRAME_RATE)
-    pictures[0].save(out, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    film[0].save(out, save_all=True, append_images=film[1:], duration=duration, loop=0)
 
 
 @app.command(name="strip")
@@ -60,10 +59,9 @@ def draw(
     source: Annotated[str, cyclopts.Parameter(help="whose picture it is")] = "HIT-UAV, CC BY 4.0",
 ) -> None:
     """Draw the strip; ``window``: row, column and side in high-resolution pixels."""
-    hr = np.asarray(Image.open(image).convert("L"))
-    hr = hr[: len(hr) // 4 * 4, : hr.shape[1] // 4 * 4]
+    hr = crop_to_multiple(np.asarray(Image.open(image).convert("L")), 4)
     height, width = hr.shape
-    lr = np.asarray(Image.fromarray(hr).resize((width // 4, height // 4), Image.Resampling.BICUBIC))
+    lr = pillow_resize(hr, height // 4, width // 4)
     row, column, side = window
     place = (slice(row, row + side), slice(column, column + side))
     shown = {

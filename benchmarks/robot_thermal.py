@@ -13,13 +13,13 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cyclopts
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -36,20 +36,17 @@ from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import evenly, to_dtype
-from difiisr_training.evaluation.peers import load_peer, split_settings
-from difiisr_training.evaluation.results import slug, write_frame
+from difiisr_training.evaluation.peers import Peer, load_peer, split_settings
+from difiisr_training.evaluation.results import read_frame, slug, write_frame
 
 
 class Degradation(NamedTuple):
-    """What happens to a frame; ``noise`` and ``pattern`` in percent of the span and times it.
+    """What happens to a frame."""
 
-    ``blur``: standard deviation of the lens, HR pixels. ``jpeg``: 8 bit, this quality; 0 without.
-    """
-
-    noise: float = 0
-    pattern: float = 0
-    blur: float = 0
-    jpeg: int = 0
+    noise: float = 0  # percent of the span
+    pattern: float = 0  # of rows and columns, times the noise
+    blur: float = 0  # standard deviation of the lens, HR pixels
+    jpeg: int = 0  # 8 bit of this quality; 0 without
 
 
 ROWS = {
@@ -129,17 +126,14 @@ class Report(BaseModel):
 
 
 class Scene(NamedTuple):
-    """A crop ``(H, W)`` float32 counts, its span, and the counts of 8-bit black and a grey level.
-
-    ``is_kelvin``: the counts are the camera's own.
-    """
+    """A crop of an image."""
 
     name: str
-    hr: np.ndarray
+    hr: np.ndarray  # (H, W) float32 counts
     span: float
-    black: float
-    unit: float
-    is_kelvin: bool
+    black: float  # counts of 8-bit black
+    unit: float  # counts of an 8-bit grey level
+    is_kelvin: bool  # the counts are the camera's own
 
 
 def read_scene(path: Path, height: int, width: int) -> Scene:
@@ -202,11 +196,17 @@ def target_measures(sr: np.ndarray, hr: np.ndarray, contrast: float) -> dict[str
     """Numbers of small hot targets, saved ones and invented ones; NaN for the peaks of none."""
     places, peaks = targets(hr, contrast), []
     for y, x in places:
-        got, true = (
-            image[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].max() for image in (sr, hr)
+        near, around = (
+            (slice(max(0, y - reach), y + reach + 1), slice(max(0, x - reach), x + reach + 1))
+            for reach in (2, 8)
         )
-        around = np.median(hr[max(0, y - 8) : y + 9, max(0, x - 8) : x + 9])
-        peaks.append(100 * (got - true) / max(true - around, 1e-6))
+        got, true = sr[near].max(), hr[near].max()
+        peaks.append(100 * (got - true) / max(true - np.median(hr[around]), 1e-6))
+
+    def found_again(there: np.ndarray, others: np.ndarray) -> np.ndarray:
+        none = np.zeros(len(there), bool)
+        return (cdist(there, others) <= NEAR).any(axis=1) if len(others) else none
+
     return {
         "targets": len(places),
         "saved": found_again(places, targets(sr, contrast / 2)).sum(),
@@ -214,12 +214,6 @@ def target_measures(sr: np.ndarray, hr: np.ndarray, contrast: float) -> dict[str
         "peak_bias": np.mean(peaks) if peaks else np.nan,
         "peak_error": np.mean(np.abs(peaks)) if peaks else np.nan,
     }
-
-
-def found_again(places: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which of ``places (N, 2)`` have one of ``others`` near, ``(N,)`` bool."""
-    none = np.zeros(len(places), bool)
-    return (cdist(places, others) <= NEAR).any(axis=1) if len(others) else none
 
 
 class Referee:
@@ -239,66 +233,58 @@ class Referee:
         found = defaultdict(list)
         bins = measures.TemperatureErrors(self._radiometry, self._edges)
         for number, (scene, lr, sr) in enumerate(results):
-            is_picture, span = lr.dtype == np.uint8, scene.span
-            unit, black = (scene.unit, scene.black) if is_picture else (1.0, 0.0)
-            hr = scene.hr.astype(np.float64)
+            unit, black = (scene.unit, scene.black) if lr.dtype == np.uint8 else (1.0, 0.0)
+            hr, span = scene.hr.astype(np.float64), scene.span
             sr, lr = (unit * image.astype(np.float64) + black for image in (sr, lr))
             values = {"psnr": metrics.psnr(sr, hr, span), "ssim": metrics.ssim(sr, hr, span)}
             if self._lpips:
-                lo = np.quantile(hr, 0.002)
-                values["lpips"] = self._lpips(
-                    (sr - lo).clip(0, span), (hr - lo).clip(0, span), span
-                )
+                shown = ((image - np.quantile(hr, 0.002)).clip(0, span) for image in (sr, hr))
+                values["lpips"] = self._lpips(*shown, span)
             values["consistency"] = 100 / span * metrics.consistency(sr, lr).mean()
             values["order"] = swapped(sr, hr, LEAST_STEP * span, seed + number)
             values |= target_measures(sr, hr, CONTRAST * span)
             if scene.is_kelvin:
                 error = self._radiometry.gain * (sr - hr)
-                p95 = np.quantile(np.abs(error), 0.95)
-                values |= {"kelvin_bias": error.mean(), "kelvin_p95": p95}
+                values["kelvin_bias"] = error.mean()
+                values["kelvin_p95"] = np.quantile(np.abs(error), 0.95)
                 bins.add(sr, hr)
             for name, value in values.items():
                 found[name].append(value)
-        pairs = zip(bins.bins(), bins.errors(), strict=True)
         means = {name: mean_of(values) for name, values in found.items()}
         for part in ("saved", "invented"):
-            share = 100 * means[part] / means["targets"] if means["targets"] else np.nan
-            means[part] = mean_of([share])
-        return Measured(**means, bins=[one | errors for one, errors in pairs])
+            means[part] = mean_of([100 * means[part] / (means["targets"] or np.nan)])
+        return Measured(**means, bins=bins.table())
 
 
 def mean_of(values: Sequence[float]) -> float | None:
     """Of those that are numbers, to five digits; None without any."""
-    known = np.asarray(values, float)[~np.isnan(np.asarray(values, float))]
-    return float(f"{known.mean():.5g}") if len(known) else None
+    mean = pd.Series(values, dtype=float).mean()
+    return None if np.isnan(mean) else float(f"{mean:.5g}")
 
 
 class Runner:
     """A model on frames, with our step after it if its name says so; or a folder of results."""
 
     def __init__(self, name: str, weights: Path | None, outputs: Path | None = None) -> None:
-        self._outputs, self._has_step, self._upscale = outputs, name.endswith(STEP), None
+        self._outputs, self._has_step = outputs, name.endswith(STEP)
         self.contender, self._times = Contender(), []
         if outputs is None:
-            model, is_own = name.removesuffix(STEP), is_ours(name)
-            model, settings = split_settings(model) if is_own else (model, {})
-            load = partial(load_upscaler, device="cpu", backend="torch", **settings)
-            loaded = load(model) if is_own else load_peer(model, weights, "cpu")
-            self._upscale = loaded if is_own else loaded.upscale
-            self._reset_model, self.contender.weights_sha256 = loaded.reset, loaded.weights_sha256
+            model = name.removesuffix(STEP)
+            self._peer = load_own(name) if is_ours(name) else load_peer(model, weights, "cpu")
+            self.contender.weights_sha256 = self._peer.weights_sha256
 
     def reset(self) -> None:
         """The next frame begins a stream."""
         self._stream = Stream()
-        if self._upscale:
-            self._reset_model()
+        if self._outputs is None:
+            self._peer.reset()
 
     def __call__(self, lr: np.ndarray, place: Path) -> np.ndarray:
-        """``(4h, 4w)`` of the dtype of ``lr``; ``place``: of its result, below a folder."""
-        if self._upscale is None:
-            return read_counts(self._outputs / place)
+        """``(4h, 4w)`` of the dtype of ``lr``; ``place``: of its result, without suffix."""
+        if self._outputs is not None:
+            return read_frame(self._outputs / place.parent, place.name)
         begun = np.array([time.process_time(), joules()])
-        sr = self._upscale(lr)
+        sr = self._peer.upscale(lr)
         if self._has_step:
             self._stream.begin_frame(lr, None)
             sigma = self._stream.see(lr, 0, False).noise
@@ -310,14 +296,21 @@ class Runner:
 
     def note_cost(self, size: tuple[int, int]) -> None:
         """The medians so far, and the arithmetic of a frame."""
-        if self._upscale is None:
+        if self._outputs is not None:
             return
         seconds, joule = np.median(self._times, axis=0)
         self.contender.cpu_ms, self.contender.joule = map(mean_of, ([1000 * seconds], [joule]))
         self.reset()
         with FlopCounterMode(display=False) as counter:
-            self._upscale(np.arange(size[0] * size[1], dtype=np.uint16).reshape(size))
+            self._peer.upscale(np.arange(size[0] * size[1], dtype=np.uint16).reshape(size))
         self.contender.gflop = round(counter.get_total_flops() / 1e9, 2)
+
+
+def load_own(name: str) -> Peer:
+    """A model of ours in torch, whose arithmetic can be counted."""
+    model, settings = split_settings(name)
+    up = load_upscaler(model, device="cpu", backend="torch", **settings)
+    return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
 
 
 def is_ours(name: str) -> bool:
@@ -376,32 +369,32 @@ def measure(
             runners[one] = Runner(one, weights)
     for name, _, folder in (text.partition("=") for text in outputs):
         runners[name] = Runner(name, None, Path(folder))
-    bar = tqdm(total=len(ROWS) * len(runners), disable=None)
-    for row, how in ROWS.items():
-        lrs = [degraded(scene, how, seed + number) for number, scene in enumerate(scenes)]
-        for scene, lr in zip(scenes, lrs, strict=True):
-            write_frame(out / "lr" / slug(row), scene.name, lr)
-        for runner in runners.values():
-            made = []
-            for scene, lr in zip(scenes, lrs, strict=True):
-                runner.reset()
-                made.append((scene, lr, runner(lr, Path(slug(row), f"{scene.name}.png"))))
-            runner.contender.rows[row] = judge(made, seed)
-            bar.update()
     small = height // SCALE, width // SCALE
     film = list_images(sequence)[:frames] if sequence else []
-    lrs = {path.name: middle(read_counts(path), *small, path) for path in film}
-    for name, lr in lrs.items():
-        write_frame(out / "lr" / "sequence", Path(name).stem, lr)
-    for runner in runners.values():
+    seen = {
+        Path(slug(row), scene.name): degraded(scene, how, seed + number)
+        for row, how in ROWS.items()
+        for number, scene in enumerate(scenes)
+    }
+    shots = {Path("sequence", p.stem): middle(read_counts(p), *small, p) for p in film}
+    for place, lr in (seen | shots).items():
+        write_frame(out / "lr" / place.parent, place.name, lr)
+    for runner in tqdm(runners.values(), disable=None):
+        for row in ROWS:
+            made = []
+            for scene in scenes:
+                runner.reset()
+                place = Path(slug(row), scene.name)
+                made.append((scene, seen[place], runner(seen[place], place)))
+            runner.contender.rows[row] = judge(made, seed)
         runner.note_cost(small)
         runner.reset()
         flicker = measures.Flicker()
-        found = [flicker(runner(lr, Path("sequence", name)), lr)[0] for name, lr in lrs.items()]
+        found = [flicker(runner(lr, place), lr)[0] for place, lr in shots.items()]
         runner.contender.flicker = mean_of(found)
     report = Report(
-        seed=seed, crop=(height, width), torch=torch.__version__,
-        images=[scene.name for scene in scenes], sequence=list(lrs), radiometry=radiometry,
+        seed=seed, crop=(height, width), torch=torch.__version__, radiometry=radiometry,
+        images=[scene.name for scene in scenes], sequence=[path.name for path in film],
         energy="not readable" if np.isnan(joules()) else "RAPL",
         models={name: runner.contender for name, runner in runners.items()},
     )  # fmt: skip
@@ -443,13 +436,13 @@ def _table(report: Report, columns: dict[str, str]) -> str:
     lines = [
         f"<!-- benchmarks/{NAME}.json#/models/ROW/COLUMN -->",
         "",
-        "| | " + " | ".join(head) + " |",
+        f"| | {' | '.join(head)} |",
+        "|---" * (len(head) + 1) + "|",
     ]
-    lines.append("|---" * (len(head) + 1) + "|")
     for name, contender in report.models.items():
-        plain, cells = contender.model_dump(), []
+        cells = []
         for path in columns.values():
-            found = [plain]
+            found: list[Any] = [contender.model_dump()]
             for part in path.split("/"):
                 keys = [int(key) if key.isdigit() else key for key in part.split(",")]
                 found = [value[key] for value in found for key in keys]

@@ -5,7 +5,6 @@ camera pans over landscapes of 1/f texture, edges and hot objects that move; eac
 comes at several sizes, noises and speeds of the pan. Sizes are in shares of the span.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from difiisr_models.events import EventDetector
+from difiisr_models.files import write_json
 
 HEIGHT, WIDTH, RATE = 120, 160, 9
 NOISES, SPEEDS = (0.005, 0.01, 0.02, 0.03), (0.0, 1.0, 4.0, 10.0)  # of the span; pixels a frame
@@ -51,12 +51,8 @@ def pan(
 ) -> Iterator[np.ndarray]:
     """Frames ``(120, 160)`` of a camera that pans, before noise is rounded, span about 1.
 
-    Args:
-        rng: chooses all.
-        frames: how many.
-        noise: of a pixel, share of the span; rows, columns and pixels have offsets of half of it.
-        speed: typical, pixels a frame.
-        minute: frames after which another landscape is begun.
+    ``noise``: of a pixel, share of the span; rows, columns and pixels have offsets of half of it;
+    ``speed``: typical, pixels a frame; after ``minute`` frames another landscape is begun.
     """
     pattern = sum(rng.normal(0, noise / 2, s) for s in ((HEIGHT, 1), (1, WIDTH), (HEIGHT, WIDTH)))
     for first in range(0, frames, minute):
@@ -113,12 +109,7 @@ def kinds(frames: Iterator[np.ndarray] | list[np.ndarray], span: float = 800.0) 
 
 
 def measure(*, minutes: float = 60.0, repeats: int = 2, out: Path | None = None) -> None:
-    """Print, and write ``out``.
-
-    Args:
-        minutes: of the stream without events.
-        repeats: streams of each kind, size, noise and speed.
-    """
+    """Print, and write ``out``; ``repeats``: streams of each kind, size, noise and speed."""
     found = {}
     for kind, sizes in tqdm(SIZES.items(), disable=None):
         for size in sizes:
@@ -141,7 +132,7 @@ def measure(*, minutes: float = 60.0, repeats: int = 2, out: Path | None = None)
     hour = {"minutes": minutes, "frames": frames, "alarms": alarms}
     print(hour, f"{1e3 * (time.perf_counter() - started) / frames:.2f} ms a frame, simulated too")
     if out is not None:
-        out.write_text(json.dumps({"events": found, "without": hour}, indent=1) + "\n")
+        write_json(out, {"events": found, "without": hour})
 
 
 if __name__ == "__main__":

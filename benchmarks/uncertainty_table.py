@@ -6,7 +6,7 @@ table goes into the model's manifest, coverage into ``benchmarks/uncertainty.jso
 """
 
 import json
-from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import cyclopts
@@ -14,60 +14,57 @@ import numpy as np
 
 from benchmarks.robot_thermal import Degradation, degraded, read_scene
 from difiisr_models import Stream, Upscaler, load_upscaler
+from difiisr_models.files import write_json
 from difiisr_models.resample import SCALE
 from difiisr_models.uncertainty import COVERED, DEVIATIONS, fitted_table, scores
 from difiisr_models.weights import find_weights_folder, read_manifest, write_manifest
+from difiisr_training.data.images import list_images
 
 MODEL, EACH, NOISES = "difiisr-rt-x4", 8, (0, 1, 2)
 HEIGHT, WIDTH = 288, 384
 
 
-def blocks_of(folder: Path, up: Upscaler) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Score ``(n,)`` and error ``(n, 16)`` of the blocks of each image, network units."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix in (".png", ".jpg", ".bmp"))
-    for seed, path in enumerate(found[:: max(1, len(found) // EACH)][:EACH]):
-        try:
-            scene = read_scene(path, HEIGHT, WIDTH)
-        except ValueError:  # too small
-            continue
-        for noise in NOISES:
-            counts = degraded(scene, Degradation(noise), seed)
+def blocks_of(folders: list[Path], up: Upscaler) -> list[np.ndarray]:
+    """Score ``(n,)`` and error ``(n, 16)`` of the blocks of the images, network units."""
+    blocks = []
+    for folder, noise in product(folders, NOISES):
+        found = list_images(folder)
+        for seed, path in enumerate(found[:: max(1, len(found) // EACH)][:EACH]):
+            try:
+                scene = read_scene(path, HEIGHT, WIDTH)
+            except ValueError:  # too small
+                continue
             stream = Stream()
-            result = up(counts, stream)
-            seen = stream.seen
-            error = (result - scene.hr) * seen.range.gain
+            result = up(degraded(scene, Degradation(noise), seed), stream)
+            error = (result - scene.hr) * stream.seen.range.gain
             rows = error.reshape(HEIGHT // SCALE, SCALE, -1, SCALE).swapaxes(1, 2)
-            score = scores(result, seen.range, seen.noise)
-            yield score.ravel(), rows.reshape(score.size, -1)
+            score = scores(result, stream.seen.range, stream.seen.noise)
+            blocks.append((score.ravel(), rows.reshape(score.size, -1)))
+    return [np.concatenate(part) for part in zip(*blocks, strict=True)]
 
 
 def calibrate(*, fit: list[Path], test: list[Path], out: Path | None = None) -> None:
     """Fit on ``fit``, write the manifest, measure on ``test``; print, and write ``out``."""
     up = load_upscaler(MODEL, backend="torch")
-    together = [
-        np.concatenate(part)
-        for part in zip(*(b for f in fit for b in blocks_of(f, up)), strict=True)
-    ]
-    table = fitted_table(*together)
+    table = fitted_table(*blocks_of(fit, up))
     folder = find_weights_folder(MODEL)
     numbers = {"scores": table.scores, "deviations": table.deviations}
     rounded = {name: [float(f"{x:.4g}") for x in values] for name, values in numbers.items()}
     write_manifest(folder, read_manifest(folder) | {"uncertainty": rounded})
     held = {}
     for place in test:
-        score, error = (np.concatenate(part) for part in zip(*blocks_of(place, up), strict=True))
+        score, error = blocks_of([place], up)
         deviation = table(score)
         inside = np.abs(error) <= DEVIATIONS * deviation[:, None]
         tenths = np.array_split(np.argsort(deviation), 10)
-        held[f"{place.parent.name}/{place.name}"] = {
+        held["/".join(place.parts[-2:])] = {
             "overall": round(float(inside.mean()), 3),
             "deciles": [round(float(inside[tenth].mean()), 3) for tenth in tenths],
         }
-        print(place, held[f"{place.parent.name}/{place.name}"])
+    content = {"aim": COVERED, "fitted on": ["/".join(p.parts[-2:]) for p in fit], "held": held}
+    print(json.dumps(content, indent=1))
     if out is not None:
-        names = [f"{place.parent.name}/{place.name}" for place in fit]
-        content = {"aim": COVERED, "fitted on": names, "held": held}
-        out.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(out, content)
 
 
 if __name__ == "__main__":

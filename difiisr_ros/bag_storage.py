@@ -11,12 +11,12 @@ import heapq
 import sqlite3
 import struct
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import yaml
 import zstandard
@@ -50,17 +50,6 @@ _BLOCK_BYTES = 2**17  # that are unpacked at a time: what comes before damage is
 _NAMED_TIMES = 8
 _FOOTER_BYTES = 37  # with the closing magic
 _RUN_BYTES = 2**20  # of messages outside chunks that are read at once
-
-
-class _Place(NamedTuple):
-    """A chunk, or a run of records outside any: first log time (ns), first byte, end; the offsets
-    of the records that index it."""
-
-    start: int
-    offset: int
-    end: int
-    is_chunk: bool
-    index: tuple[int, ...] = ()
 
 
 class BagError(ValueError):
@@ -110,26 +99,38 @@ class StorageFile:
 
     Attributes:
         path: of the file.
-        faults: what is wrong with it, as far as it has been read.
+        faults: what is wrong with it, as far as it has been read; each once, in order.
         left_out: what of it nobody here can copy.
         topics: by the number that the file gives them.
-        counts: messages of each topic, as the file says, or as were found where it does not.
+        counts: messages by number of the topic, as the file says, or as are found where it does
+            not.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.faults: list[str] = []
+        self.faults: dict[str, None] = {}
         self.left_out: list[str] = []
         self.topics: dict[int, Topic] = {}
-        self.counts: Counter[Topic] = Counter()
+        self.counts: Counter[int] = Counter()
 
     def extras(self) -> Iterator[mcap.Attachment | mcap.Metadata]:
         """Yield attachments and metadata records but rosbag2's own; only MCAP has any."""
         return iter(())
 
     def _note(self, fault: str) -> None:
-        if fault not in self.faults:  # files are read more than once
-            self.faults.append(fault)
+        self.faults.setdefault(fault)
+
+
+class _Place(NamedTuple):
+    """A chunk, or a run of records outside any: where it lies, and what indexes it, by offset."""
+
+    offset: int
+    end: int
+    is_chunk: bool
+    index: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"the chunk at byte {self.offset}" if self.is_chunk else f"byte {self.offset}"
 
 
 class McapFile(StorageFile):
@@ -151,13 +152,9 @@ class McapFile(StorageFile):
             raise BagError(f"{path} is no MCAP file")
         chunks, is_counted = self._read_summary()
         self._find_places(chunks)
-        for number, place in enumerate(self._places):
-            if not is_counted or not place.is_chunk:
-                messages = self._messages_at(place)
-                start = messages[0].log_time if messages else 0
-                self._places[number] = place._replace(start=start)
-                if not is_counted:
-                    self.counts.update(self.topics[message.channel_id] for message in messages)
+        if not is_counted:
+            found = (message for place in self._places for message in self._messages_at(place))
+            self.counts = Counter(message.channel_id for message in found)
 
     def close(self) -> None:
         """Close the file."""
@@ -165,16 +162,17 @@ class McapFile(StorageFile):
 
     def messages(self, names: Collection[str] | None = None) -> Iterator[Message]:
         """Yield messages, of some topics only, in the order in which they were recorded."""
-        read: Counter[Topic] = Counter()
-        for *_, found in heapq.merge(*map(self._queue, sorted(self._places))):
+        read: Counter[int] = Counter()
+        for *_, found in heapq.merge(*map(self._queue, self._places)):
             if found is None:
                 continue
             topic = self.topics[found.channel_id]
-            read[topic] += 1
+            read[found.channel_id] += 1
             if names is None or topic.name in names:
                 yield Message(topic, found.log_time, found.data, found.publish_time, found.sequence)
-        for topic, lost in (self.counts - read).items():
-            self._note(f"{lost} of {self.counts[topic]} messages of {topic.name} are lost")
+        for number, lost in (self.counts - read).items():
+            name = self.topics[number].name
+            self._note(f"{lost} of {self.counts[number]} messages of {name} are lost")
 
     def extras(self) -> Iterator[mcap.Attachment | mcap.Metadata]:
         """Yield attachments and metadata records but rosbag2's own."""
@@ -190,16 +188,12 @@ class McapFile(StorageFile):
             crc = int.from_bytes(content[-4:], "little") if content[0] == Opcode.ATTACHMENT else 0
             if crc not in (0, zlib.crc32(content[9:-4])):
                 self._note(f"the attachment {record.name!r} is damaged: its checksum is wrong")
-            if getattr(record, "name", ROSBAG2_METADATA) != ROSBAG2_METADATA:
+            if record.name != ROSBAG2_METADATA:
                 yield record
 
     def _read_summary(self) -> tuple[dict[int, int], bool]:
-        """Take topics and counts from the end of the file, as far as they serve.
-
-        Returns:
-            offset and length of each chunk that it names and that is there; whether messages are
-            counted.
-        """
+        """Take topics and counts; start and end of each chunk; whether all messages are counted."""
+        chunks = {}
         try:
             footer = self._record_at(self._size - _FOOTER_BYTES)
             self._file.seek(footer.summary_start)
@@ -209,118 +203,104 @@ class McapFile(StorageFile):
                 return {}, False
             self._file.seek(0)
             summary = SeekingReader(self._file).get_summary()
-            channels, chunks = summary.channels, summary.chunk_indexes
+            chunks = self._ends_of(summary.chunk_indexes)
             self._schemas |= summary.schemas
-            for channel in channels.values():
+            for channel in summary.channels.values():
                 self._declare(channel)
+            self.counts.update(summary.statistics.channel_message_counts)
+            is_full = len(self.topics) >= summary.statistics.channel_count
         except Exception:  # as above; there may be no index at all
-            self.topics.clear()
-            return {}, False
-        there = {}
-        for chunk in chunks:
-            start, length = chunk.chunk_start_offset, chunk.chunk_length
-            opcode, own = self._head(start)
-            follows, _ = self._head(start + 9 + own)
-            if opcode == Opcode.CHUNK and 0 < follows <= Opcode.DATA_END:
-                there[start] = 9 + own
-            elif opcode == Opcode.CHUNK or 9 + own == length:
-                there[start] = length
-            if (opcode, 9 + own) != (Opcode.CHUNK, length):
-                self._note(f"the index and the file differ about the chunk at byte {start}")
-        counted = summary.statistics
-        if counted is None or not channels.keys() >= counted.channel_message_counts.keys():
-            return there, False
-        for channel, count in counted.channel_message_counts.items():
-            self.counts[self.topics[channel]] += count
+            return chunks, False
         # A type that nobody knows may be a damaged name: chunks have it too.
-        unsure = any(topic.type not in STORE.types for topic in self.topics.values())
-        return there, len(channels) >= counted.channel_count and not (
-            unsure and not footer.summary_crc
-        )
+        is_sure = footer.summary_crc or all(one.type in STORE.types for one in self.topics.values())
+        return chunks, bool(is_sure) and is_full and self.topics.keys() >= self.counts.keys()
+
+    def _ends_of(self, indexed: list[mcap.ChunkIndex]) -> dict[int, int]:
+        """Start and end of the chunks that the index names and that are there."""
+        ends = {}
+        for one in indexed:
+            start, length = one.chunk_start_offset, one.chunk_length
+            opcode, own = self._head(start)
+            is_chunk, follows = opcode == Opcode.CHUNK, self._head(start + 9 + own)[0]
+            if is_chunk and 0 < follows <= Opcode.DATA_END:
+                ends[start] = start + 9 + own
+            elif is_chunk or 9 + own == length:
+                ends[start] = start + length
+            if not is_chunk or 9 + own != length:
+                self._note(f"the index and the file differ about the chunk at byte {start}")
+        return ends
 
     def _find_places(self, chunks: dict[int, int]) -> None:
         """Go from record to record, and past a damaged one to the next of the known ``chunks``."""
-        offset, joined, starts = len(MCAP0_MAGIC), False, deque(sorted(chunks))
-        while True:
-            while starts and starts[0] < offset:
-                starts.popleft()
-            self._file.seek(offset)
-            head = self._file.read(17)
-            if len(head) < 9:
-                self._note("the file ends without its closing index")
+        offset, is_run = len(MCAP0_MAGIC), False
+        starts = sorted(chunks, reverse=True)
+        while offset + 9 <= self._size:
+            opcode, length = self._head(offset)
+            end = offset + 9 + length
+            while starts and starts[-1] < offset:
+                starts.pop()
+            if starts and starts[-1] == offset:
+                opcode, end = Opcode.CHUNK, chunks[starts.pop()]
+            elif not starts and (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
                 return
-            opcode, length = struct.unpack_from("<BQ", head)
-            end, start = offset + 9 + length, int.from_bytes(head[9:], "little")
-            if offset in chunks:
-                starts.popleft()
-                opcode, end = Opcode.CHUNK, offset + chunks[offset]
-            following = starts[0] if starts else self._size
-            if not starts and (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
-                return
+            following = starts[-1] if starts else self._size
             is_damaged = opcode == 0 or end > following
             if is_damaged:
                 end = following
                 self._note(f"damaged or cut off at byte {offset}, {end - offset} bytes long")
-            if opcode in (Opcode.ATTACHMENT, Opcode.METADATA) and not is_damaged:
-                self._extras.append(offset)
-            outside = opcode in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE)
-            if outside and joined and offset - self._places[-1].offset < _RUN_BYTES:
+            is_loose = opcode in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE)
+            if is_loose and is_run and offset - self._places[-1].offset < _RUN_BYTES:
                 self._places[-1] = self._places[-1]._replace(end=end)
-            elif outside or opcode == Opcode.CHUNK:
-                self._places.append(_Place(start, offset, end, opcode == Opcode.CHUNK))
+            elif is_loose or opcode == Opcode.CHUNK:
+                self._places.append(_Place(offset, end, opcode == Opcode.CHUNK))
+            elif opcode > Opcode.DATA_END:
+                self.left_out.append(f"a record of kind {opcode:#x} at byte {offset}")
+            elif opcode in (Opcode.ATTACHMENT, Opcode.METADATA) and not is_damaged:
+                self._extras.append(offset)
             elif opcode == Opcode.MESSAGE_INDEX and self._places and not is_damaged:
                 last = self._places[-1]
                 self._places[-1] = last._replace(index=(*last.index, offset))
-            elif opcode > Opcode.DATA_END:
-                self.left_out.append(f"a record of kind {opcode:#x} at byte {offset}")
-            joined = outside
-            if is_damaged and not starts:
-                return
-            offset = end
+            offset, is_run = end, is_loose
+        self._note("the file ends without its closing index")
 
     def _queue(self, place: _Place) -> Iterator[tuple[int, int, int, mcap.Message | None]]:
-        """Sort key and message; the place is read when its first time has come."""
-        yield place.start, place.offset, -1, None
+        """Sort key and message; the place is read, or read again, when its first time has come."""
+        if place.is_chunk:
+            self._file.seek(place.offset + 9)
+            start = int.from_bytes(self._file.read(8), "little")
+        else:
+            start = min((message.log_time for message in self._messages_at(place)), default=0)
+        yield start, place.offset, -1, None
         for number, message in enumerate(self._messages_at(place)):
             yield message.log_time, place.offset, number, message
 
     def _messages_at(self, place: _Place) -> list[mcap.Message]:
         """Messages of a place by time; what is damaged is passed over, as far as an index helps."""
-        where = f"the chunk at byte {place.offset}" if place.is_chunk else f"byte {place.offset}"
-        messages, content, first, last = [], b"", 0, 2**64
-        indexed = self._indexed(place)
-        try:
-            self._file.seek(place.offset)
-            content = self._file.read(min(place.end, self._size) - place.offset)
-            if place.is_chunk:
-                content, first, last = self._unpack(content, where)
-        except Exception as error:  # as above
-            self._note(f"{where} is damaged: {error!r}")
-            content = b""
-        stream, at = BytesIO(content), 0
+        indexed, messages, content, at = self._indexed(place), [], self._content(place), 0
+        stream = BytesIO(content)
         while at < len(content):
             try:
                 stream.seek(at)
                 record = next(StreamReader(stream, skip_magic=True).records)
                 at = stream.tell()
                 if isinstance(record, mcap.Schema):
-                    self._learn(record)
+                    self._believe(self._schemas, record.id, record)
                 elif isinstance(record, mcap.Channel):
                     self._declare(record)
-                elif record.channel_id in self.topics and first <= record.log_time <= last:
+                elif record.channel_id in self.topics:
                     messages.append(record)
                 else:
                     raise BagError(f"a message of channel {record.channel_id} makes no sense")
             except Exception as error:  # as above
                 after = min((offset for offset, *_ in indexed if offset > at), default=len(content))
-                self._note(f"{where} is damaged in bytes {at} to {after} of it: {error!r}")
+                self._note(f"{place} is damaged in bytes {at} to {after} of it: {error!r}")
                 at = after
         found = Counter((message.channel_id, message.log_time) for message in messages)
         lost = Counter((channel, time) for _, channel, time in indexed) - found
         for channel in sorted({channel for channel, _ in lost}):
             times = [time for owner, time in lost.elements() if owner == channel]
             name = self.topics[channel].name if channel in self.topics else f"channel {channel}"
-            self._note(f"lost of {name}: {_at(times)}, in {where}")
+            self._note(f"lost of {name}: {_at(times)}, in {place}")
         return sorted(messages, key=lambda message: message.log_time)
 
     def _indexed(self, place: _Place) -> list[tuple[int, int, int]]:
@@ -334,40 +314,42 @@ class McapFile(StorageFile):
                 self._note(f"the index at byte {offset} is damaged: {error!r}")
         return entries
 
-    def _unpack(self, chunk: bytes, where: str) -> tuple[bytes, int, int]:
-        """Records of a chunk, of a damaged one those before it, and its first and last time."""
-        first, last, size, crc, named = struct.unpack_from("<QQQII", chunk, 9)
-        compression, packed = chunk[41 : 41 + named].decode(), chunk[49 + named :]
-        packed = packed[: int.from_bytes(chunk[41 + named : 49 + named], "little")]
-        content, fault = unpacked(compression, packed, size)
-        if fault or len(content) != size or crc not in (0, zlib.crc32(content)):
-            reason = fault or "its size or checksum is wrong"
-            self._note(f"{where} is damaged: {reason}")
-        return content, first, last
-
-    def _learn(self, schema: mcap.Schema) -> None:
-        """Take a schema; of two with one number, the one whose type is known is believed."""
-        known = self._schemas.setdefault(schema.id, schema)
-        if known != schema:
-            self._note(f"schema {schema.id} is described in two ways: {known.name}, {schema.name}")
-            if known.name not in STORE.types:
-                self._schemas[schema.id] = schema
+    def _content(self, place: _Place) -> bytes:
+        """Records of a place, unpacked; of a damaged chunk those before the damage."""
+        self._file.seek(place.offset)
+        stored = self._file.read(place.end - place.offset)
+        if not place.is_chunk:
+            return stored
+        content = BytesIO()
+        try:
+            size, crc, named = struct.unpack_from("<QII", stored, 25)
+            compression, packed = stored[41 : 41 + named].decode(), stored[49 + named :]
+            packed = packed[: int.from_bytes(stored[41 + named : 49 + named], "little")]
+            if size > LARGEST_CHUNK:
+                raise BagError(f"it unpacks to {size} bytes, {LARGEST_CHUNK} may be")
+            fault = unpack(compression, BytesIO(packed), content, size)
+            if content.tell() != size or crc not in (0, zlib.crc32(content.getvalue())):
+                fault = fault or "its size or checksum is wrong"
+        except Exception as error:  # as above
+            fault = repr(error)
+        if fault:
+            self._note(f"{place} is damaged: {fault}")
+        return content.getvalue()
 
     def _declare(self, channel: mcap.Channel) -> None:
         schema = self._schemas.get(channel.schema_id) or mcap.Schema(0, b"", "", "")
-        topic = Topic(
-            channel.topic,
-            schema.name,
-            schema.data,
-            schema.encoding,
-            channel.message_encoding,
-            tuple(channel.metadata.items()),
-        )
-        known = self.topics.setdefault(channel.id, topic)
-        if known != topic:
-            self._note(f"channel {channel.id} is described in two ways: {known.name}, {topic.name}")
-            if known.type not in STORE.types:
-                self.topics[channel.id] = topic
+        form = (schema.name, schema.data, schema.encoding, channel.message_encoding)
+        topic = Topic(channel.topic, *form, tuple(channel.metadata.items()))
+        self._believe(self.topics, channel.id, topic)
+
+    def _believe(self, known: dict[int, Any], number: int, found: Any) -> None:
+        """Keep a description; of two with one number, the first whose type is known."""
+        before = known.setdefault(number, found)
+        if before != found:
+            kind, names = type(found).__name__.lower(), f"{before.name}, {found.name}"
+            self._note(f"{kind} {number} is described in two ways: {names}")
+            if getattr(before, "type", before.name) not in STORE.types:  # a schema is called so
+                known[number] = found
 
     def _head(self, offset: int) -> tuple[int, int]:
         """Opcode and length of a record, zeros behind the end of the file."""
@@ -379,29 +361,27 @@ class McapFile(StorageFile):
         return next(StreamReader(self._file, skip_magic=True, emit_chunks=True).records)
 
 
-def unpacked(compression: str, packed: bytes, size: int) -> tuple[bytes, str]:
-    """What ``packed`` holds, up to ``size`` bytes and one more, and what is wrong with it.
+def unpack(compression: str, packed: IO[bytes], target: IO[bytes], size: int) -> str:
+    """Write what ``packed`` holds to the empty ``target``; returns what is wrong with it.
 
     Args:
         compression: of it, "zstd", "lz4" or "".
-        packed: the bytes.
-        size: that they are said to have unpacked.
+        packed: read from where it is.
+        target: gets ``size`` bytes and one more at most.
+        size: that it is said to have unpacked.
 
     Raises:
-        BagError: another compression, or more than :data:`LARGEST_CHUNK`.
+        BagError: another compression.
     """
-    if compression not in _UNPACKERS or size > LARGEST_CHUNK:
-        raise BagError(
-            f"{size} bytes in compression {compression!r}: read are {', '.join(_UNPACKERS)} of "
-            f"at most {LARGEST_CHUNK} bytes"
-        )
-    content, stream = bytearray(), _UNPACKERS[compression](BytesIO(packed))
+    if compression not in _UNPACKERS:
+        raise BagError(f"compression {compression!r} is not one of {', '.join(_UNPACKERS)}")
+    stream = _UNPACKERS[compression](packed)
     try:
-        while block := stream.read(min(_BLOCK_BYTES, size + 1 - len(content))):
-            content += block
+        while block := stream.read(min(_BLOCK_BYTES, size + 1 - target.tell())):
+            target.write(block)
     except (zstandard.ZstdError, EOFError, RuntimeError) as error:  # the last is of lz4
-        return bytes(content), str(error)
-    return bytes(content), "" if len(content) <= size else f"more than the {size} bytes declared"
+        return str(error)
+    return "" if target.tell() <= size else f"more than the {size} bytes declared"
 
 
 def _at(times: list[int]) -> str:
@@ -436,7 +416,7 @@ class SqliteFile(StorageFile):
             self.close()
             raise BagError(f"the list of topics cannot be read: {self._advice(error)}") from error
         for key, count in self._rows("SELECT topic_id, count(*) FROM messages GROUP BY 1"):
-            self.counts[self.topics[key]] += count
+            self.counts[key] = count
 
     def close(self) -> None:
         """Close the file."""
@@ -459,14 +439,13 @@ class SqliteFile(StorageFile):
             definitions = {row["topic_type"]: row for row in rows}
         for row in map(dict, self._database.execute("SELECT * FROM topics ORDER BY id")):
             found = definitions.get(row["type"])
-            type_hash = row.get("type_description_hash") or ""
             self.topics[row["id"]] = Topic(
                 row["name"],
                 row["type"],
                 found["encoded_message_definition"].encode() if found else b"",
                 found["encoding"] if found else "ros2msg",
                 row["serialization_format"],
-                ((QOS, row.get(QOS) or ""), (TYPE_HASH, type_hash)),
+                ((QOS, row.get(QOS) or ""), (TYPE_HASH, row.get("type_description_hash") or "")),
             )
 
     def _rows(self, query: str) -> Iterator[sqlite3.Row]:
@@ -488,19 +467,18 @@ class BagWriter:
         custom_data: of a recording, for metadata.yaml.
     """
 
-    version: Version
-    custom_data: dict[str, str]
     suffix: str
     identifier: str
     close: Callable[[], None]  # closes the storage file, complete or not
 
     def __init__(self, folder: Path, version: Version) -> None:
         folder.mkdir()
-        self.version, self.custom_data = version, {}
+        self.version = version
+        self.custom_data: dict[str, str] = {}
         self._path = folder / f"{folder.name}{self.suffix}"
         self._topics: dict[tuple, Topic] = {}
         self._keys: dict[Topic, int] = {}
-        self._counts: dict[Topic, int] = {}
+        self._counts: Counter[Topic] = Counter()
         self._first, self._last = 2**63 - 1, 0
 
     def add(self, topic: Topic) -> Topic:
@@ -509,8 +487,7 @@ class BagWriter:
         is_ros = topic.encoding == "cdr"
         identity = (topic.name, topic.type, topic.encoding) if is_ros else topic
         if identity not in self._topics:
-            topic = self._topics[identity] = _defined(topic, self.version)
-            self._counts[topic] = 0
+            topic = self._topics[identity] = _defined(topic, self.version) if is_ros else topic
             self._keys[topic] = self._declare(topic)
         return self._topics[identity]
 
@@ -530,20 +507,20 @@ class BagWriter:
         span = {
             "starting_time": {"nanoseconds_since_epoch": self._first},
             "duration": {"nanoseconds": max(0, self._last - self._first)},
-            "message_count": sum(self._counts.values()),
+            "message_count": self._counts.total(),
         }
         topics = []
-        for topic, count in self._counts.items():
-            notes = dict(topic.metadata)
-            qos = notes.get(QOS, "")
+        for topic in self._keys:
+            notes = {QOS: "", TYPE_HASH: "", **dict(topic.metadata)}
+            qos = notes[QOS] if self.version == 8 else yaml.safe_load(notes[QOS]) or []
             described = {
                 "name": topic.name,
                 "type": topic.type,
                 "serialization_format": topic.encoding,
-                "offered_qos_profiles": qos if self.version == 8 else yaml.safe_load(qos) or [],
-                "type_description_hash": notes.get(TYPE_HASH, ""),
+                "offered_qos_profiles": qos,
+                "type_description_hash": notes[TYPE_HASH],
             }
-            topics.append({"topic_metadata": described, "message_count": count})
+            topics.append({"topic_metadata": described, "message_count": self._counts[topic]})
         information = {
             "version": self.version,
             "storage_identifier": self.identifier,
@@ -590,9 +567,8 @@ class McapBagWriter(BagWriter):
         )
 
     def _append(self, key: int, message: Message) -> None:
-        _, time, data, published, sequence = message
-        published = time if published is None else published
-        self._writer.add_message(key, time, data, published, sequence)
+        published = message.time if message.published is None else message.published
+        self._writer.add_message(key, message.time, message.data, published, message.sequence)
 
     def _end(self, metadata: str) -> None:
         self._writer.add_metadata(ROSBAG2_METADATA, {"serialized_metadata": metadata})
@@ -635,8 +611,6 @@ class SqliteBagWriter(BagWriter):
 
 def _defined(topic: Topic, version: Version) -> Topic:
     """A ROS 2 topic with its QoS as a version writes them, and its definition where it is known."""
-    if topic.encoding != "cdr":
-        return topic
     notes = dict(topic.metadata)
     with suppress(Exception):  # QoS that nobody can read are copied as they are
         qos = parse_qos(notes.get(QOS, ""))

@@ -13,18 +13,18 @@ import sqlite3
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
 import zstandard
 
 from difiisr_models.files import replace_folder
-from difiisr_models.settings import Camera
+from difiisr_models.settings import Camera, Crop
 from difiisr_models.validity import fill_from_nearest
 from difiisr_ros.bag_storage import (
     LARGEST_CHUNK,
@@ -40,7 +40,7 @@ from difiisr_ros.bag_storage import (
     StorageFile,
     Topic,
     Version,
-    unpacked,
+    unpack,
 )
 from difiisr_ros.compressed_image import compress, decompress
 from difiisr_ros.image_codec import encode_rows, image_to_array, is_false_colour
@@ -60,7 +60,6 @@ _FILES: dict[str, type[StorageFile]] = {".mcap": McapFile, ".db3": SqliteFile}
 _WRITERS: dict[str, type[BagWriter]] = {"mcap": McapBagWriter, "sqlite3": SqliteBagWriter}
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_HEADER = 18  # bytes at most
-_BLOCK_BYTES = 2**17
 _MAX_METADATA_BYTES = 2**22
 
 log = logging.getLogger(__name__)
@@ -83,21 +82,19 @@ class Bag(ExitStack):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self._faults: list[str] = []
+        self._faults: dict[str, None] = {}
         self._left_out: list[str] = []
         self._files: list[StorageFile] = []
-        there, metadata = storage_files(path), read_metadata(path)
+        there, metadata = storage_files(path), self._read_metadata()
         self._counts, self.custom_data = metadata.counts, metadata.custom_data
-        files = self._listed(there, metadata)
+        files = self._listed(there, metadata.files)
         self.storage: Storage = "mcap" if ".mcap" in files[0].suffixes else "sqlite3"
         for file in files:
             try:
                 plain = self._decompressed(file)
-                opened = self.enter_context(closing(_FILES[plain.suffix](plain)))
+                self._files.append(self.enter_context(closing(_FILES[plain.suffix](plain))))
             except Exception as error:  # damaged files raise whatever their parser raises
-                self._faults.append(f"{file.name}: {error}")
-            else:
-                self._files.append(opened)
+                self._faults.setdefault(f"{file.name}: {error}")
         topics = (topic for file in self._files for topic in file.topics.values())
         self.topics = list(dict.fromkeys(topics))
         if not self.topics and self.fault:
@@ -123,8 +120,8 @@ class Bag(ExitStack):
 
     def count(self, name: str) -> int:
         """Number of messages of the topic ``name``."""
-        counts = [pair for file in self._files for pair in file.counts.items()]
-        return sum(count for topic, count in counts if topic.name == name)
+        pairs = [(file, *pair) for file in self._files for pair in file.topics.items()]
+        return sum(file.counts[number] for file, number, topic in pairs if topic.name == name)
 
     def messages(self, names: Collection[str] | None = None) -> Iterator[Message]:
         """Yield the messages, of some topics only, in recorded order."""
@@ -139,39 +136,54 @@ class Bag(ExitStack):
         for name, count in self._counts.items():
             if (names is None or name in names) and read[name] < count > self.count(name):
                 lost = f"{count - read[name]} of {count} messages of {name}"
-                self._note(f"{lost}, as metadata.yaml counts them, are lost")
+                self._faults.setdefault(f"{lost}, as metadata.yaml counts them, are lost")
 
     def extras(self) -> Iterator[Any]:
         """Yield MCAP's attachments and metadata records, for :meth:`BagWriter.write_extra`."""
         for file in self._files:
             yield from file.extras()
 
-    def _note(self, fault: str) -> None:
-        if fault not in self._faults:
-            self._faults.append(fault)
+    def _read_metadata(self) -> _Metadata:
+        """What metadata.yaml says; nothing where it is not there, or damaged, which is noted."""
+        file = self.path / "metadata.yaml"
+        if not file.is_file():
+            return _Metadata()
+        try:
+            if (size := file.stat().st_size) > _MAX_METADATA_BYTES:
+                raise ValueError(f"{size} bytes, at most {_MAX_METADATA_BYTES} are read")
+            said = yaml.safe_load(file.read_text(errors="replace"))["rosbag2_bagfile_information"]
+            counts = Counter()
+            for topic in said["topics_with_message_count"]:
+                counts[topic["topic_metadata"]["name"]] += int(topic["message_count"])
+            custom = {str(k): str(v) for k, v in (said.get("custom_data") or {}).items()}
+            files = [PurePath(name).name for name in said["relative_file_paths"]]
+            return _Metadata(files, counts, custom)
+        except Exception as error:  # as above
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._left_out.append(f"metadata.yaml, which is damaged: {reason}")
+            return _Metadata()
 
-    def _listed(self, there: list[Path], metadata: Metadata) -> list[Path]:
+    def _listed(self, there: list[Path], in_metadata: Collection[str]) -> list[Path]:
         """The files that metadata.yaml lists, or all; notes what it and the folder do not share."""
-        if metadata.fault:
-            self._left_out.append(metadata.fault)
-        listed = {name.removesuffix(".zstd") for name in metadata.files}
+        listed = {name.removesuffix(".zstd") for name in in_metadata}
         names = {file.name.removesuffix(".zstd"): file for file in there}
         if not listed & names.keys():
             return there
         for name in sorted(listed - names.keys()):
-            self._note(f"{name} is missing, which metadata.yaml lists")
+            self._faults.setdefault(f"{name} is missing, which metadata.yaml lists")
         for name in sorted(names.keys() - listed):
             self._left_out.append(f"{name}, which metadata.yaml does not list")
         return [file for name, file in names.items() if name in listed]
 
     def _unpacked(self, message: Message) -> Message:
         """A message that its recorder compressed; as it is, and noted, if it is damaged."""
-        size = zstandard.frame_content_size(message.data)
-        data, fault = unpacked("zstd", message.data, LARGEST_CHUNK if size < 0 else size)
-        if fault:
-            self._note(f"damaged: a message of {message.topic.name} at {message.time} ns: {fault}")
+        size, data = zstandard.frame_content_size(message.data), BytesIO()
+        most = LARGEST_CHUNK if size < 0 else size
+        if fault := unpack("zstd", BytesIO(message.data), data, most):
+            where = f"a message of {message.topic.name} at {message.time} ns"
+            self._faults.setdefault(f"damaged: {where}: {fault}")
             return message
-        return message._replace(data=data)
+        return message._replace(data=data.getvalue())
 
     def _decompressed(self, file: Path) -> Path:
         """The storage file itself, or a temporary one of what of it could be decompressed."""
@@ -181,55 +193,20 @@ class Bag(ExitStack):
         plain, room = Path(folder) / file.stem, shutil.disk_usage(folder).free // 2
         with file.open("rb") as packed, plain.open("wb") as result:
             size = zstandard.frame_content_size(packed.read(_ZSTD_HEADER))
-            most = room if size < 0 else size
-            if most > room:
+            if size > room:
                 raise BagError(f"it unpacks to {size} bytes, {room} may be used in {folder}")
             packed.seek(0)
-            stream = zstandard.ZstdDecompressor().stream_reader(packed)
-            try:
-                while block := stream.read(min(_BLOCK_BYTES, most + 1 - result.tell())):
-                    result.write(block)
-            except zstandard.ZstdError as error:
-                self._note(f"{file.name}: {error}")
-            if result.tell() > most:
-                self._note(f"{file.name}: it unpacks to more than the {most} bytes allowed")
+            if fault := unpack("zstd", packed, result, room if size < 0 else size):
+                self._faults.setdefault(f"{file.name}: {fault}")
         return plain
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """What a recording's metadata.yaml says; it may have been edited, or kept from another one.
+class _Metadata(NamedTuple):
+    """Of a metadata.yaml, which may have been edited, or kept from another recording."""
 
-    Attributes:
-        files: names of the storage files.
-        counts: messages by topic.
-        custom_data: that the recorder was given.
-        fault: why it cannot be read, "" if it can, or is not there.
-    """
-
-    files: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    custom_data: dict[str, str] = field(default_factory=dict)
-    fault: str = ""
-
-
-def read_metadata(path: Path) -> Metadata:
-    """Read ``path/metadata.yaml``."""
-    file = path / "metadata.yaml"
-    if not file.is_file():
-        return Metadata()
-    try:
-        if (size := file.stat().st_size) > _MAX_METADATA_BYTES:
-            raise ValueError(f"{size} bytes, at most {_MAX_METADATA_BYTES} are read")
-        said = yaml.safe_load(file.read_text(errors="replace"))["rosbag2_bagfile_information"]
-        counts = Counter()
-        for topic in said["topics_with_message_count"]:
-            counts[topic["topic_metadata"]["name"]] += int(topic["message_count"])
-        custom = {str(k): str(v) for k, v in (said.get("custom_data") or {}).items()}
-        return Metadata([PurePath(n).name for n in said["relative_file_paths"]], counts, custom)
-    except Exception as error:  # damaged bytes raise whatever their parser raises
-        reason = " ".join(str(error).split())
-        return Metadata(fault=f"metadata.yaml, which is damaged: {type(error).__name__}: {reason}")
+    files: Collection[str] = ()
+    counts: Mapping[str, int] = {}
+    custom_data: Mapping[str, str] = {}
 
 
 def open_bag(path: Path) -> Bag:
@@ -289,13 +266,13 @@ def choose_image_topic(bag: Bag, wanted: str | None = None) -> str:
         TopicError: no such image topic, or no single one to choose; the text lists them.
     """
     topics = image_topics(bag)
-    listed = ", ".join(topics) or "none"
+    if wanted is not None:
+        return _known_topic(bag, wanted, "image topic", topics)
     likely = topics_of(bag, IMAGE_TYPE) or topics
-    if wanted is None and len(likely) != 1:
+    if len(likely) != 1:
+        listed = ", ".join(topics) or "none"
         raise TopicError(f"{bag.path}: say which topic of images to use; it has: {listed}")
-    if wanted is not None and wanted not in topics:
-        raise TopicError(f"{bag.path}: no image topic {wanted!r}; it has: {listed}")
-    return wanted or likely[0]
+    return likely[0]
 
 
 def image_topics(bag: Bag) -> list[str]:
@@ -309,12 +286,17 @@ def choose_info_topic(bag: Bag, image_topic: str, wanted: str | None = None) -> 
     Raises:
         TopicError: there is no topic ``wanted`` of that type; the text lists those there are.
     """
-    topics = topics_of(bag, CAMERA_INFO_TYPE)
-    if wanted is not None and wanted not in topics:
+    topics, beside = topics_of(bag, CAMERA_INFO_TYPE), info_topic_beside(image_topic)
+    if wanted is not None:
+        return _known_topic(bag, wanted, "camera_info topic", topics)
+    return beside if beside in topics else None
+
+
+def _known_topic(bag: Bag, wanted: str, what: str, topics: list[str]) -> str:
+    if wanted not in topics:
         listed = ", ".join(topics) or "none"
-        raise TopicError(f"{bag.path}: no camera_info topic {wanted!r}; it has: {listed}")
-    beside = info_topic_beside(image_topic)
-    return wanted or (beside if beside in topics else None)
+        raise TopicError(f"{bag.path}: no {what} {wanted!r}; it has: {listed}")
+    return wanted
 
 
 def info_topic_beside(image_topic: str) -> str:
@@ -378,12 +360,10 @@ def frames_of(
 
 def _counts(message: Message, camera: Camera) -> np.ndarray:
     """Finite counts ``(H, W)`` of an image; ValueError without."""
-    image = read_image(message)
+    image, _, counts = read_frame(message, camera)
     if is_false_colour(image):
         raise ValueError(f"encoding {image.encoding!r} has colours; a thermal image has counts")
-    counts = image_to_array(image)
     counts = counts if counts.ndim == 2 else counts[..., 0]
-    counts = camera.window(*counts.shape[:2]).cut(counts)
     if not counts.size:
         raise ValueError(f"nothing is left of {image.width}x{image.height} pixels: see crop")
     if (invalid := np.isin(counts, camera.no_data_values)).any():
@@ -402,6 +382,14 @@ def read_image(message: Message) -> Any:
     return parse_message(message.data, IMAGE_TYPE)
 
 
+def read_frame(message: Message, camera: Camera) -> tuple[Any, Crop, np.ndarray]:
+    """The image of a message, what is cut off it, and what is left of its pixels; ValueError."""
+    image = read_image(message)
+    pixels = image_to_array(image)
+    crop = camera.window(*pixels.shape[:2])
+    return image, crop, crop.cut(pixels)
+
+
 def parse_message(data: bytes, message_type: str) -> Any:
     """A message of one of the types of :data:`STORE`.
 
@@ -417,17 +405,20 @@ def parse_message(data: bytes, message_type: str) -> Any:
 def image_bytes(header: Any, pixels: np.ndarray, encoding: str) -> bytes:
     """CDR bytes of a ``sensor_msgs/Image``; pixels as for :func:`.encode_rows`."""
     rows = encode_rows(pixels, encoding)
-    (height, width), step = pixels.shape[:2], rows.shape[1]
-    fields = (height, width, encoding, 0, step, rows.reshape(-1))
-    message = STORE.types[IMAGE_TYPE](header, *fields)
-    return bytes(STORE.serialize_cdr(message, IMAGE_TYPE))
+    fields = (*pixels.shape[:2], encoding, 0, rows.shape[1], rows.reshape(-1))
+    return message_bytes(STORE.types[IMAGE_TYPE](header, *fields))
 
 
 def compressed_bytes(header: Any, pixels: np.ndarray, encoding: str) -> bytes:
     """CDR bytes of a ``sensor_msgs/CompressedImage``; pixels as for :func:`.compress`."""
     form, data = compress(pixels, encoding)
-    message = STORE.types[COMPRESSED_TYPE](header, form, np.frombuffer(data, np.uint8))
-    return bytes(STORE.serialize_cdr(message, COMPRESSED_TYPE))
+    fields = (header, form, np.frombuffer(data, np.uint8))
+    return message_bytes(STORE.types[COMPRESSED_TYPE](*fields))
+
+
+def message_bytes(message: Any) -> bytes:
+    """CDR bytes of a message of one of the types of :data:`STORE`."""
+    return bytes(STORE.serialize_cdr(message, message.__msgtype__))
 
 
 def stamp_of(data: bytes) -> int:

@@ -51,13 +51,11 @@ def crop_camera_info(info: Any, crop: Crop) -> Any:
     across, down = max(info.binning_x, 1), max(info.binning_y, 1)
     left, right = crop.left * across, crop.right * across
     top, bottom = crop.top * down, crop.bottom * down
-    if info.roi.width or info.roi.height:
-        cropped.roi.x_offset, cropped.roi.y_offset = (
-            info.roi.x_offset + left,
-            info.roi.y_offset + top,
-        )
-        cropped.roi.width = (info.roi.width or info.width) - left - right
-        cropped.roi.height = (info.roi.height or info.height) - top - bottom
+    roi = cropped.roi
+    if roi.width or roi.height:
+        roi.x_offset, roi.y_offset = roi.x_offset + left, roi.y_offset + top
+        roi.width = (roi.width or info.width) - left - right
+        roi.height = (roi.height or info.height) - top - bottom
         return cropped
     cropped.width, cropped.height = info.width - left - right, info.height - top - bottom
     for name, columns in (("k", 3), ("p", 4)):
@@ -113,15 +111,12 @@ def info_finder(recorded: Iterable[tuple[int, int, Any]]) -> Callable[[int, int]
         gives the first of that stamp (0 is none), else the last one before that time, else the
         first of all; ``None`` where there is none.
     """
-    infos, times, of_stamp = [], [], {}
-    for stamp, time, info in recorded:
-        infos.append(info)
-        times.append(time)
-        of_stamp.setdefault(stamp, info)
-    of_stamp.pop(0, None)  # no stamp
+    entries = list(recorded)
+    times = [time for _, time, _ in entries]
+    of_stamp = {stamp: info for stamp, _, info in reversed(entries) if stamp}
 
     def info_of(stamp: int, time: int) -> Any:
-        last = infos[max(bisect_right(times, time) - 1, 0)] if infos else None
+        last = entries[max(bisect_right(times, time) - 1, 0)][2] if entries else None
         return of_stamp.get(stamp, last)
 
     return info_of

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from difiisr_ros.allocator import keep_freed_memory
-from difiisr_ros.interrupts import interrupts_noted
+from difiisr_ros.process_setup import interrupts_noted, keep_freed_memory
+from difiisr_ros.refusals import described
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
@@ -25,44 +25,33 @@ if TYPE_CHECKING:
 EXIT_NOTHING, EXIT_LOSSES = 1, 2
 EXIT_BY_SIGNAL = 128  # and its number
 
+# verb: what it does, and the extras it needs, which a robot may lack
 VERBS = {
-    "upscale": "super-resolve images and videos in files",
-    "replay": "super-resolve every frame of a rosbag2 recording, without ROS",
-    "info": "what a model is and what a frame costs, or what a recording shows of its camera",
-    "evaluate": "judge models on recordings and images: report.html",
-    "fleet": "replay or evaluate many recordings, on one machine or a cluster",
-    "recorded": "say what a running node really did, from its recording",
-    "video": "judge models on films: what the frames before add",
-    "bench": "time network, upscaler and node, beside other models",
-    "demo": "play a thermal stream to the node over DDS and draw what comes back",
-    "soak": "drive a node with all that may happen to it, for minutes or hours, and watch it",
-    "scene": "record the procedural thermal scene of the demo",
-    "export": "write a model as an ONNX graph",
-    "build-engine": "build a TensorRT engine for this machine",
-    "convert": "convert published checkpoints for this package",
-    "train": "train a model",
-    "adapt": "fit a model to a camera of which there is no high resolution",
-    "train-ablation": "train and compare the guidance settings of the paper",
-    "train-detector": "fine-tune the detector that judges super-resolved frames",
-    "train-segmenter": "fine-tune the segmenter that judges super-resolved frames",
-}
-
-_HEIGHT_FIRST = ("--input-size", "--profile")  # options of before
-
-# What a robot may lack.
-_EXTRAS = {
-    "upscale": "images",
-    "demo": "images",
-    "scene": "images",
-    "evaluate": "eval",
-    "fleet": "fleet,eval",
-    "video": "eval",
-    "train": "train",
-    "adapt": "train,images",
-    "train-ablation": "train,eval",
-    "train-detector": "train,eval,onnx",
-    "train-segmenter": "train,eval",
-    "soak": "ros",
+    "upscale": ("super-resolve images and videos in files", "images"),
+    "replay": ("super-resolve every frame of a rosbag2 recording, without ROS", ""),
+    "info": ("what a model is and what a frame costs, or what a recording shows of its camera", ""),
+    "evaluate": ("judge models on recordings and images: report.html", "eval"),
+    "fleet": ("replay or evaluate many recordings, on one machine or a cluster", "fleet,eval"),
+    "recorded": ("say what a running node really did, from its recording", ""),
+    "video": ("judge models on films: what the frames before add", "eval"),
+    "bench": ("time network, upscaler and node, beside other models", ""),
+    "demo": ("play a thermal stream to the node over DDS and draw what comes back", "images"),
+    "soak": (
+        "drive a node with all that may happen to it, for minutes or hours, and watch it",
+        "ros",
+    ),
+    "scene": ("record the procedural thermal scene of the demo", "images"),
+    "export": ("write a model as an ONNX graph", ""),
+    "build-engine": ("build a TensorRT engine for this machine", ""),
+    "convert": ("convert published checkpoints for this package", ""),
+    "train": ("train a model", "train"),
+    "adapt": ("fit a model to a camera of which there is no high resolution", "train,images"),
+    "train-ablation": ("train and compare the guidance settings of the paper", "train,eval"),
+    "train-detector": (
+        "fine-tune the detector that judges super-resolved frames",
+        "train,eval,onnx",
+    ),
+    "train-segmenter": ("fine-tune the segmenter that judges super-resolved frames", "train,eval"),
 }
 
 
@@ -96,13 +85,6 @@ def _code_of(arguments: list[str]) -> int:
         if not arguments:
             _app().help_print([])
             return EXIT_LOSSES
-        if advice := _renamed(arguments):
-            print(f"difiisr: {advice}", file=sys.stderr)
-            return EXIT_LOSSES
-        if not arguments[0].startswith("-") and arguments[0] not in VERBS:
-            known = ", ".join(VERBS)
-            print(f"difiisr: no command {arguments[0]!r}; there are {known}", file=sys.stderr)
-            return EXIT_LOSSES
         result = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -119,14 +101,14 @@ def _code_of(arguments: list[str]) -> int:
         missing = error.__cause__ or error  # the former: of a verb that cannot be imported
         if not isinstance(missing, ModuleNotFoundError):
             raise
-        extras = _EXTRAS.get(arguments[0])
+        _, extras = VERBS.get(arguments[0], ("", ""))
         advice = f" (pip install '.[{extras}]' in the checkout)" if extras else ""
         print(f"difiisr: {missing}{advice}", file=sys.stderr)
         return EXIT_NOTHING
     except Exception as error:
         if not _is_users_error(error):
             raise
-        print(f"difiisr: {str(error) or _without_words(error)}", file=sys.stderr)
+        print(f"difiisr: {str(error) or described(error)}", file=sys.stderr)
         return EXIT_NOTHING
 
 
@@ -147,24 +129,10 @@ def _app() -> App:
         suppress_keyboard_interrupt=False,  # main says so and decides the code
     )
     app.register_install_completion_command()
-    for verb, text in VERBS.items():
+    for verb, (text, _) in VERBS.items():
         name = verb.replace("-", "_")
         app.command(f"difiisr_ros.commands.{name}:{name}", name=verb, help=text)
     return app
-
-
-def _renamed(arguments: Sequence[str]) -> str:
-    """What to write instead of an option of before, "" where there is none."""
-    for place, word in enumerate(arguments):
-        name, _, value = word.partition("=")
-        if name in _HEIGHT_FIRST:
-            value = value or "".join(arguments[place + 1 : place + 2])
-            size = re.fullmatch(r"(\d+)x(\d+)", value)
-            now = f"--size {size[2]}x{size[1]}" if size else "--size WIDTHxHEIGHT"
-            return f"{name} HEIGHTxWIDTH is now --size WIDTHxHEIGHT: write {now}"
-        if name == "--sizes":
-            return "--sizes is now --size, which takes several as before"
-    return ""
 
 
 def _in_one_line(error: CycloptsError) -> str:
@@ -176,19 +144,10 @@ def _in_one_line(error: CycloptsError) -> str:
     return " ".join(line for line in lines if line)
 
 
-def _without_words(error: Exception) -> str:
-    name = type(error).__name__
-    return f"{name}: there is not enough memory" if isinstance(error, MemoryError) else name
-
-
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError, OverflowError)):
-        return True
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch
-        return True
-    reader = sys.modules.get("rosbags.rosbag2")
-    return reader is not None and isinstance(error, (reader.ReaderError, reader.WriterError))
+    known = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
+    return isinstance(error, known) or "can't allocate memory" in str(error)  # the latter: torch
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
-from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.lifecycle import LifecyclePublisher
 from sensor_msgs.msg import CompressedImage, Image
 
 from difiisr_models import Stream
@@ -57,13 +55,12 @@ class DerivedOutputs:
 
     def __init__(
         self,
-        node: LifecycleNode,
+        create: Callable[[type, str], LifecyclePublisher],
         result_topic: str,
         settings: Parameters,
-        qos: Callable[[], QoSProfile],
         warn_once: Callable[[str], None],
     ) -> None:
-        """Create the publishers of an unconfigured node; ``result_topic`` is its resolved name."""
+        """Let ``create`` make publishers (type, topic); ``result_topic`` is the resolved name."""
         self._warn_once = warn_once
         topics = {"compressed": (CompressedImage, f"{result_topic}/compressed")}
         if settings.unit != "counts":
@@ -74,14 +71,7 @@ class DerivedOutputs:
             topics["uncertainty"] = (Image, "sr/uncertainty")
         if settings.preview != "none":
             topics["preview"] = (Image, "sr/preview")
-        self.publishers: dict[str, LifecyclePublisher] = {}
-        for name, (message_type, topic) in topics.items():
-            self.publishers[name] = node.create_lifecycle_publisher(
-                message_type,
-                topic,
-                qos(),
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
+        self.publishers = {name: create(*topic) for name, topic in topics.items()}
 
     def publish(
         self, source: Any, pixels: np.ndarray, stream: Stream, settings: Parameters
@@ -113,21 +103,22 @@ def _temperature(source: Any, pixels: np.ndarray, stream: Stream, settings: Para
     if is_colour(source.encoding):
         raise ImageCodecError(f"encoding {source.encoding} holds colours: they are no temperatures")
     values = temperatures(pixels, settings, settings.temperature_unit)
-    invalid = None if stream.seen is None else stream.seen.invalid
-    if invalid is not None:
-        scale = len(pixels) // len(invalid)
-        values[invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
-    return image_message(source, values, "32FC1")
+    return image_message(source, _without_invalid(values, stream), "32FC1")
 
 
 def _uncertainty(source: Any, pixels: np.ndarray, stream: Stream, table: DeviationTable) -> Image:
     if (seen := stream.seen) is None:
         raise ImageCodecError("the pipeline published knows no range and no noise")
     values = standard_deviations(pixels, seen.range, seen.noise, table)
-    if seen.invalid is not None:
-        scale = len(pixels) // len(seen.invalid)
-        values[seen.invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
-    return image_message(source, values, "32FC1")
+    return image_message(source, _without_invalid(values, stream), "32FC1")
+
+
+def _without_invalid(values: np.ndarray, stream: Stream) -> np.ndarray:
+    """``values`` of a result, NaN where its frame had no measurement."""
+    if stream.seen is not None and (invalid := stream.seen.invalid) is not None:
+        scale = len(values) // len(invalid)
+        values[invalid.repeat(scale, 0).repeat(scale, 1)] = np.nan
+    return values
 
 
 def _preview(source: Any, pixels: np.ndarray, stream: Stream, settings: Parameters) -> Image:

@@ -7,11 +7,11 @@ from typing import NamedTuple, get_args
 
 import psutil
 import torch
-from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
 from difiisr_models import Stream, Upscaler
-from difiisr_models.stream import Seen, StreamEvents
+from difiisr_models.stream import StreamEvents
 from difiisr_ros.stream_statistics import SILENCE, WINDOW, Reason, Summary
 
 UPSCALING = "upscaling p50 (ms)"  # what of the latency the upscaler takes
@@ -112,14 +112,16 @@ def verdict(found: Sequence[Finding], summary: Summary) -> tuple[bytes, str]:
 def stream_values(summary: Summary) -> dict[str, str]:
     """Return the numbers as they stand in the diagnostic message."""
     total = summary.total
-    p50, p90, p99 = (_milliseconds(seconds) for seconds in summary.latency or (None,) * 3)
+    p50, p90, p99, upscaling = (
+        f"{1e3 * seconds:.1f}" for seconds in (*summary.latency, summary.upscaling)
+    )
     return {
         "rate in (Hz)": f"{summary.rate_in:.2f}",
         "rate out (Hz)": f"{summary.rate_out:.2f}",
         "latency p50 (ms)": p50,
         "latency p90 (ms)": p90,
         "latency p99 (ms)": p99,
-        UPSCALING: _milliseconds(summary.upscaling),
+        UPSCALING: upscaling,
         "frames received": str(total["received"]),
         "frames published": str(total["published"]),
         "frames idle": str(total["idle"]),
@@ -131,29 +133,32 @@ def stream_values(summary: Summary) -> dict[str, str]:
     }
 
 
-def scene_values(summary: Seen) -> dict[str, str]:
-    """Return what the last frame showed; temperatures are measured ones, in the camera's counts."""
+def camera_values(stream: Stream) -> dict[str, str]:
+    """Return what the stream and its last frame showed; temperatures are measured ones, in counts.
+
+    How many results are plain bicubic, and why the last is, stands there before the first frame.
+    """
+    values = {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
+    if (scene := stream.seen) is None:
+        return values
     counts = {
-        "noise": summary.noise,
-        "span": summary.span,
-        "pattern rows": summary.pattern.rows,
-        "pattern columns": summary.pattern.columns,
-        "pattern pixels": summary.pattern.pixels,
-        "coldest measured": summary.coldest,
-        "hottest measured": summary.hottest,
-        "range from": summary.range.lo,
-        "range to": summary.range.hi,
+        "noise": scene.noise,
+        "span": scene.span,
+        "pattern rows": scene.pattern.rows,
+        "pattern columns": scene.pattern.columns,
+        "pattern pixels": scene.pattern.pixels,
+        "coldest measured": scene.coldest,
+        "hottest measured": scene.hottest,
+        "range from": scene.range.lo,
+        "range to": scene.range.hi,
     }
     return {
         **{f"{name} (counts)": f"{value:.6g}" for name, value in counts.items()},
-        "noise (% of span)": f"{summary.noise_percent:.2f}",
-        "invalid pixels": str(summary.invalid_count),
+        "noise (% of span)": f"{scene.noise_percent:.2f}",
+        "invalid pixels": str(scene.invalid_count),
+        **event_values(stream.events),
+        **values,
     }
-
-
-def fallback_values(stream: Stream) -> dict[str, str]:
-    """Return how many results are plain bicubic, and why the last is."""
-    return {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
 
 
 def event_values(events: StreamEvents) -> dict[str, str]:
@@ -168,18 +173,6 @@ def event_values(events: StreamEvents) -> dict[str, str]:
         "last event offset (counts)": f"{last.offset:.6g}",
         "last event pause (s)": f"{last.pause:.3f}",
     }
-
-
-def stream_state(name: str, frame_id: str, events: StreamEvents) -> DiagnosticStatus:
-    """Return the message of the topic ``sr/stream_state``; its ``hardware_id`` is the frame_id."""
-    values = [KeyValue(key=key, value=value) for key, value in event_values(events).items()]
-    return DiagnosticStatus(
-        level=DiagnosticStatus.OK,
-        name=name,
-        message=events.event.kind,
-        hardware_id=frame_id,
-        values=values,
-    )
 
 
 def model_values(upscaler: Upscaler) -> dict[str, str]:
@@ -202,21 +195,25 @@ def model_values(upscaler: Upscaler) -> dict[str, str]:
     return values
 
 
-def diagnostic_array(
-    stamp: Time, name: str, hardware_id: str, level: bytes, message: str, values: dict[str, str]
-) -> DiagnosticArray:
-    """Return the message with one status of the given name, level and values."""
-    status = DiagnosticStatus(
-        level=level,
-        name=name,
-        message=message,
-        hardware_id=hardware_id,
-        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+def status_message(
+    name: str, hardware_id: str, level: bytes, text: str, values: dict[str, str]
+) -> DiagnosticStatus:
+    """Return the message of these fields."""
+    pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+    return DiagnosticStatus(
+        level=level, name=name, message=text, hardware_id=hardware_id, values=pairs
     )
-    array = DiagnosticArray(status=[status])
-    array.header.stamp = stamp
-    return array
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return "nan" if seconds is None else f"{1e3 * seconds:.1f}"
+def twin_of(node: Node, topic: str) -> str:
+    """That another node has this one's name or publishes on its ``topic``, "" if none does."""
+    own = node.get_name(), node.get_namespace()
+    if node.get_node_names_and_namespaces().count(own) > 1:
+        return (
+            f"another node is named {node.get_fully_qualified_name()}: services and parameters "
+            "reach either, each frame is answered twice; end one, or give it another name or "
+            "namespace"
+        )
+    if (count := node.count_publishers(topic)) > 1:
+        return f"{count} nodes publish {topic}: each frame is answered {count} times; end one"
+    return ""

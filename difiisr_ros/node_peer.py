@@ -37,6 +37,7 @@ class NodePeer:
     Attributes:
         sent, arrived: header stamp -> monotonic time, both ns, of the frames and of the results.
         identity: what the node's diagnostics said last: ``backend``, ``device``, ...
+        node: that does all this.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class NodePeer:
         self.identity: dict[str, str] = {}
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=own_domain())
-        self._node = rclpy.create_node("peer", context=self._context)
+        self.node = rclpy.create_node("peer", context=self._context)
         self._publishers: dict[str, Publisher] = {}
         self._subscriptions: dict[str, Subscription] = {}
         self._clients: dict[str, Client] = {}
@@ -62,7 +63,7 @@ class NodePeer:
 
     def __enter__(self) -> NodePeer:
         executor = SingleThreadedExecutor(context=self._context)
-        executor.add_node(self._node)
+        executor.add_node(self.node)
         self._threads = ThreadPoolExecutor(1)
         self._spinning = self._threads.submit(executor.spin)
         return self
@@ -70,14 +71,14 @@ class NodePeer:
     def __exit__(self, *_: object) -> None:
         rclpy.try_shutdown(context=self._context)
         self._threads.shutdown()
-        self._node.destroy_node()
+        self.node.destroy_node()
         with suppress(ExternalShutdownException):
             self._spinning.result()
 
     def is_connected(self) -> bool:
         """Whether the node listens, offers results and has told of itself."""
         listens = self._publishers[self._image].get_subscription_count()
-        return bool(self.identity and listens and self._node.count_publishers(self._result))
+        return bool(self.identity and listens and self.node.count_publishers(self._result))
 
     def send(self, raw: bytes, topic: str | None = None) -> None:
         """Publish a serialised frame, or what comes on another ``topic``."""
@@ -90,24 +91,24 @@ class NodePeer:
         """Publish on these topics (name -> type), by new publishers where there were some."""
         for topic, kind in topics.items():
             if old := self._publishers.pop(topic, None):
-                self._node.destroy_publisher(old)
-            self._publishers[topic] = self._node.create_publisher(kind, topic, DEPTH)
+                self.node.destroy_publisher(old)
+            self._publishers[topic] = self.node.create_publisher(kind, topic, DEPTH)
 
     def listen(self, topics: Mapping[str, type]) -> None:
         """Subscribe to these topics (name -> type)."""
         for topic, kind in topics.items():
             take = partial(self._take, topic)
-            subscription = self._node.create_subscription(kind, topic, take, DEPTH, raw=True)
+            subscription = self.node.create_subscription(kind, topic, take, DEPTH, raw=True)
             self._subscriptions[topic] = subscription
 
     def leave(self, topic: str) -> None:
         """Subscribe to this topic no more."""
-        self._node.destroy_subscription(self._subscriptions.pop(topic))
+        self.node.destroy_subscription(self._subscriptions.pop(topic))
 
     def call(self, kind: type, name: str, request: object, patience: float = 60.0) -> object | None:
         """The answer of a service, None where none comes in ``patience`` seconds."""
         if name not in self._clients:
-            self._clients[name] = self._node.create_client(kind, name)
+            self._clients[name] = self.node.create_client(kind, name)
             self._clients[name].wait_for_service(patience)
             time.sleep(0.5)  # a node that has not found this client yet drops what it asks
         answered = Event()

@@ -161,15 +161,14 @@ def declare(node: Any) -> Parameters:
             # `changed` refuses other types too, and says what to write; rclpy only gives numbers.
             dynamic_typing=True,
         )
-        ends = limits(Parameters, name)
-        if ends and not isinstance(default, str):
+        if (ends := limits(Parameters, name)) and not isinstance(default, str):
             least, greatest = map(type(default), ends)
             if isinstance(default, float):
-                ranges = [FloatingPointRange(from_value=least, to_value=greatest)]
-                descriptor.floating_point_range = ranges
+                found = FloatingPointRange(from_value=least, to_value=greatest)
+                descriptor.floating_point_range = [found]
             else:
-                ranges = [IntegerRange(from_value=least, to_value=greatest, step=1)]
-                descriptor.integer_range = ranges
+                found = IntegerRange(from_value=least, to_value=greatest, step=1)
+                descriptor.integer_range = [found]
         try:
             values[name] = node.declare_parameter(name, default, descriptor).value
         except InvalidParameterValueException as error:
@@ -180,11 +179,7 @@ def declare(node: Any) -> Parameters:
 def undeclared(node: Any) -> list[str]:
     """Names that the node was started with and does not have, sorted; QoS overrides come later."""
     given = getattr(node, "_parameter_overrides", {})  # rclpy has no public name for them
-    return sorted(
-        name
-        for name in given
-        if not name.startswith("qos_overrides.") and not node.has_parameter(name)
-    )
+    return sorted(n for n in given if not (n.startswith("qos_overrides.") or node.has_parameter(n)))
 
 
 def readme_table() -> str:

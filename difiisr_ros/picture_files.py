@@ -97,9 +97,8 @@ def read(path: Path, window: Crop = Crop()) -> FileImages:
     if suffix in VIDEO or suffix == ".npy":
         count, images, _ = (_read_array if suffix == ".npy" else _read_video)(path)
         return FileImages(count, (replace(one, pixels=window.cut(one.pixels)) for one in images))
-    if library := _radiometric_library(path):
-        return FileImages(1, iter([_read_kelvin(path, window, library)]), "K")
-    return FileImages(1, iter([_read_image(path, window)]))
+    library = _radiometric_library(path)
+    return FileImages(1, iter([_read_image(path, window, library)]), "K" if library else "counts")
 
 
 def write(target: Path, pictures: Iterable[FileImage]) -> int:
@@ -168,7 +167,8 @@ def upright(pixels: NDArray, orientation: int) -> NDArray:
 # Images
 
 
-def _read_image(path: Path, window: Crop) -> FileImage:
+def _read_image(path: Path, window: Crop, library: Callable[[Path], NDArray] | None) -> FileImage:
+    """The picture of a file, or the kelvin that ``library`` reads of it."""
     with Image.open(path) as image:
         frames, raw_modes = getattr(image, "n_frames", 1), str([tile[3] for tile in image.tile])
         if frames > 1:
@@ -177,18 +177,14 @@ def _read_image(path: Path, window: Crop) -> FileImage:
             raise ValueError("colour of 16 bit a channel: write it as TIFF")
         image.load()
         keep, orientation = _kept(image, window), image.getexif().get(_ORIENTATION, 1)
+        if library is not None:
+            exif = {name: value for name, value in keep.items() if name == "exif"}
+            return FileImage(window.cut(np.asarray(library(path), np.float32)), exif)
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         elif image.mode not in ("L", "LA", "RGB", "RGBA", "F", "I") and image.mode[:4] != "I;16":
             raise ValueError(f"images of Pillow's mode {image.mode} are not read")
         return FileImage(window.cut(np.asarray(image)), keep, orientation)
-
-
-def _read_kelvin(path: Path, window: Crop, library: Callable[[Path], NDArray]) -> FileImage:
-    with Image.open(path) as image:
-        exif = _kept(image, window).get("exif")
-    pixels = window.cut(np.asarray(library(path), np.float32))
-    return FileImage(pixels, {"exif": exif} if exif else {})
 
 
 def _kept(image: Image.Image, window: Crop) -> dict[str, Any]:
@@ -258,23 +254,20 @@ def _read_array(path: Path) -> FileImages:
 def _read_tiff(path: Path, window: Crop) -> FileImages:
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
-        count = len(file.pages)
-
     def pages() -> Iterator[FileImage]:
-        with tifffile.TiffFile(path) as file:
+        with file:
             for page in file.pages:
                 if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
                     raise ValueError("a TIFF with a palette: write it as grey values or colours")
                 pixels = page.asarray()
                 pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
-                tags = page.tags
-                nodata = tags[_GDAL_NODATA].value if _GDAL_NODATA in tags else ""
-                found = tags[_ORIENTATION].value if _ORIENTATION in tags else 1
+                orientation = int(page.tags.valueof(_ORIENTATION, 1))
+                no_data = _numbers(str(page.tags.valueof(_GDAL_NODATA, "")))
                 keep = _kept_of_page(path, page, window)
-                yield FileImage(window.cut(pixels), keep, int(found), _numbers(str(nodata)))
+                yield FileImage(window.cut(pixels), keep, orientation, no_data)
 
-    return FileImages(count, pages())
+    file = tifffile.TiffFile(path)
+    return FileImages(len(file.pages), pages())
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -319,19 +312,16 @@ def _write_tiff(path: Path, pictures: Iterable[FileImage]) -> int:
     count = 0
     with tifffile.TiffWriter(path) as writer:
         for count, picture in enumerate(pictures, 1):
-            keep = picture.keep
-            if "extratags" not in keep and count == 1 and _pillow_writes(picture):
-                # tifffile cannot write EXIF.
-                Image.fromarray(picture.pixels).save(path, format="TIFF", exif=keep["exif"])
+            keep, pixels = picture.keep, picture.pixels
+            kinds = (np.uint8, np.uint16, np.float32)
+            if "exif" in keep and count == 1 and pixels.dtype in kinds:
+                # From a file of another kind; tifffile cannot write EXIF.
+                Image.fromarray(pixels).save(path, format="TIFF", exif=keep["exif"])
                 return 1
             own = keep if "extratags" in keep else {"metadata": None}
-            colour = "rgb" if picture.pixels.ndim == 3 else "minisblack"
-            writer.write(picture.pixels, **{"photometric": colour, **own})
+            colour = "rgb" if pixels.ndim == 3 else "minisblack"
+            writer.write(pixels, **{"photometric": colour, **own})
     return count
-
-
-def _pillow_writes(picture: FileImage) -> bool:
-    return "exif" in picture.keep and picture.pixels.dtype in (np.uint8, np.uint16, np.float32)
 
 
 # Videos

@@ -1,12 +1,9 @@
-"""Nothing that arrives over DDS ends the node: errors in words, and services that refuse."""
+"""Errors in words, and services that refuse: nothing that arrives over DDS ends the node."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-
-from rcl_interfaces.msg import SetParametersResult
-from rclpy.node import Node
 
 _LONGEST = 400  # characters: some are a sender's, who may send a megabyte
 
@@ -25,8 +22,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
-def guard_services(node: Node) -> None:
-    """Let each service of ``node`` so far answer what it cannot take with a refusal.
+def guard_services(node: Any) -> None:
+    """Let each service of an rclpy ``node`` so far answer what it cannot take with a refusal.
 
     rclpy's own callbacks raise, which ends the process: for a ``ParameterValue.type`` that does not
     exist, for example.
@@ -35,14 +32,15 @@ def guard_services(node: Node) -> None:
         service.callback = _guarded(service.callback, node)
 
 
-def _guarded(callback: Callable[[Any, Any], Any], node: Node) -> Callable[[Any, Any], Any]:
+def _guarded(callback: Callable[[Any, Any], Any], node: Any) -> Callable[[Any, Any], Any]:
+    from rcl_interfaces.msg import SetParametersResult
+
     def answer(request: Any, response: Any) -> Any:
         try:
             return callback(request, response)
         except Exception as error:
-            node.get_logger().warning(
-                f"{type(request).__name__} refused: {described(error)}", throttle_duration_sec=10.0
-            )
+            text = f"{type(request).__name__} refused: {described(error)}"
+            node.get_logger().warning(text, throttle_duration_sec=10.0)
             refused = SetParametersResult(successful=False, reason=described(error))
             if hasattr(response, "results"):  # of SetParameters: one for each, some are done
                 missing = len(request.parameters) - len(response.results)

@@ -8,42 +8,19 @@ bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from difiisr_models.settings import Camera
 from difiisr_models.stream import Stream, StreamEvents
-from difiisr_ros.bags import (
-    CAMERA_INFO_TYPE,
-    COMPRESSED_TYPE,
-    IMAGE_TYPE,
-    STORE,
-    Bag,
-    BagError,
-    Message,
-    TopicError,
-    Version,
-    choose_image_topic,
-    choose_info_topic,
-    compressed_bytes,
-    image_bytes,
-    info_topic_beside,
-    open_bag,
-    parse_message,
-    raw_topic,
-    read_image,
-    ros_topic,
-    stamp_of,
-    write_bag,
-)
+from difiisr_ros import bags
 from difiisr_ros.camera_info import camera_info_of_result, info_finder
-from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour, result_encoding
+from difiisr_ros.image_codec import FALSE_COLOUR, is_false_colour, result_encoding
 
 _RECALLED = 30  # frames: what a recurrent model remembers of older ones is faint
 
@@ -91,7 +68,7 @@ def replay(
     warm_up: int | None = None,
     camera: Camera = Camera(),
     stream: Stream | None = None,
-    rosbag2_version: Version = 8,
+    rosbag2_version: bags.Version = 8,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -126,19 +103,21 @@ def replay(
     if here == there or there in here.parents or here in there.parents:
         raise FileExistsError(f"the output {target} may not lie in or around the input {source}")
     with ExitStack() as stack:
-        bag = stack.enter_context(open_bag(source))
-        image_topic = choose_image_topic(bag, image_topic)
-        info_topic = choose_info_topic(bag, image_topic, info_topic)
+        bag = stack.enter_context(bags.open_bag(source))
+        image_topic = bags.choose_image_topic(bag, image_topic)
+        info_topic = bags.choose_info_topic(bag, image_topic, info_topic)
         info_of = info_finder(_infos(bag, info_topic))
         base = sr_topic or sr_topic_of(image_topic)
         report = ReplayReport(image_topic, f"{base}/compressed" if compressed else base)
         if info_topic is None:
-            beside = info_topic_beside(image_topic)
+            beside = bags.info_topic_beside(image_topic)
             report.warnings.append(f"there is no {beside}: the results have no camera_info")
         results = {report.sr_topic, f"{base}/camera_info"}
         if taken := sorted(results & {topic.name for topic in bag.topics}):
-            raise TopicError(f"the bag already has a topic {taken[0]}; name another result topic")
-        writer = stack.enter_context(write_bag(target, bag.storage, force, rosbag2_version))
+            raise bags.TopicError(
+                f"the bag already has a topic {taken[0]}; name another result topic"
+            )
+        writer = stack.enter_context(bags.write_bag(target, bag.storage, force, rosbag2_version))
         if not only_sr:
             writer.custom_data = bag.custom_data
             for topic in bag.topics:
@@ -146,11 +125,13 @@ def replay(
             for extra in bag.extras():
                 writer.write_extra(extra)
         source_topic = next(topic for topic in bag.topics if topic.name == image_topic)
-        sr_type, to_bytes = IMAGE_TYPE, image_bytes
+        sr_type, to_bytes = bags.IMAGE_TYPE, bags.image_bytes
         if compressed:
-            sr_type, to_bytes = COMPRESSED_TYPE, compressed_bytes
-        sr_image = writer.add(ros_topic(report.sr_topic, sr_type, source_topic))
-        sr_info = writer.add(ros_topic(f"{base}/camera_info", CAMERA_INFO_TYPE, source_topic))
+            sr_type, to_bytes = bags.COMPRESSED_TYPE, bags.compressed_bytes
+        sr_image = writer.add(bags.ros_topic(report.sr_topic, sr_type, source_topic))
+        sr_info = writer.add(
+            bags.ros_topic(f"{base}/camera_info", bags.CAMERA_INFO_TYPE, source_topic)
+        )
         stream = Stream() if stream is None else stream
         stream.set_camera(camera)
         total = max(0, bag.count(image_topic) - first)
@@ -164,7 +145,11 @@ def replay(
             if first > max(number, 0):
                 if is_frame and number >= seen_from:
                     computed = upscaler.is_recurrent and number >= first - _RECALLED
-                    _show(upscaler if computed else upscaler.skip, stream, message, camera)
+                    look = upscaler if computed else upscaler.skip
+                    with suppress(ValueError):
+                        look(
+                            bags.read_frame(message, camera)[2], stream, bags.stamp_of(message.data)
+                        )
                     stream.events = StreamEvents()  # what happened before the slice is not its own
                 continue
             if is_frame and report.frames_in == frames:
@@ -177,10 +162,11 @@ def replay(
             started = time.perf_counter()
             report.frames_in += 1
             try:
-                image, stamp = read_image(message), stamp_of(message.data)
-                pixels = image_to_array(image)
-                crop = camera.window(*pixels.shape[:2])
-                pixels = upscaler(crop.cut(pixels), stream, stamp)
+                (image, crop, pixels), stamp = (
+                    bags.read_frame(message, camera),
+                    bags.stamp_of(message.data),
+                )
+                pixels = upscaler(pixels, stream, stamp)
                 encoding = result_encoding(image.encoding, pixels)
                 result = to_bytes(image.header, pixels, encoding)
             except ValueError as error:
@@ -199,36 +185,25 @@ def replay(
                 except ValueError as error:
                     report.warnings = report.warnings or [str(error)]
                 else:
-                    data = bytes(STORE.serialize_cdr(info, CAMERA_INFO_TYPE))
-                    writer.write(message._replace(topic=sr_info, data=data))
+                    writer.write(message._replace(topic=sr_info, data=bags.message_bytes(info)))
             report.frames_out += 1
             report.latencies.append(time.perf_counter() - started)
         report.faults = bag.faults
         report.warnings += [f"left out: {what}" for what in bag.left_out]
         if report.faults and not report.frames_in:
-            raise BagError(f"no frame of {image_topic} is readable: {bag.fault}")
+            raise bags.BagError(f"no frame of {image_topic} is readable: {bag.fault}")
         report.events = stream.events.text
     return report
 
 
 def sr_topic_of(image_topic: str) -> str:
     """Topic of the results beside a camera's: /thermal/image_raw -> /thermal/sr."""
-    return f"{raw_topic(image_topic).rpartition('/')[0]}/sr"
+    return f"{bags.raw_topic(image_topic).rpartition('/')[0]}/sr"
 
 
-def _show(
-    look: Callable[[np.ndarray, Stream, int], Any], stream: Stream, message: Message, camera: Camera
-) -> None:
-    """Let the stream see a frame before a slice, unless it would be refused."""
-    with suppress(ValueError):
-        pixels = image_to_array(read_image(message))
-        window = camera.window(*pixels.shape[:2])
-        look(window.cut(pixels), stream, stamp_of(message.data))
-
-
-def _infos(bag: Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:
+def _infos(bag: bags.Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:
     """Stamp, time and message of each readable camera_info."""
     for message in bag.messages({topic}) if topic else ():
         with suppress(ValueError):
-            info = parse_message(message.data, CAMERA_INFO_TYPE)
-            yield stamp_of(message.data), message.time, info
+            info = bags.parse_message(message.data, bags.CAMERA_INFO_TYPE)
+            yield bags.stamp_of(message.data), message.time, info

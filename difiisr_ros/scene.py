@@ -19,15 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 
-from difiisr_ros.bags import (
-    CAMERA_INFO_TYPE,
-    IMAGE_TYPE,
-    STORE,
-    Message,
-    image_bytes,
-    ros_topic,
-    write_bag,
-)
+from difiisr_ros import bags
 
 SCALE = 4
 WIDTH, HEIGHT = 128, 96
@@ -40,7 +32,7 @@ FRAME_ID = "thermal_optical_frame"
 START = 1_700_000_000_000_000_000  # ns; fixed, so that the same seed gives the same bag
 
 _COLDEST, _KELVIN_PER_LEVEL = 278.0, 0.1
-_PAN_SECONDS = 20.0, 13.0  # there and back, to the side and down
+_PAN, _PAN_DOWN = 20.0, 13.0  # seconds, there and back
 
 # Flaws of the camera: blur in pixels of the truth, the others in kelvin
 _OPTICS_SIGMA = 1.2
@@ -68,14 +60,11 @@ class Scene:
 
     def truth(self, index: int) -> NDArray[np.float32]:
         """Frame ``index`` before the camera: (384, 512) float32, kelvin."""
-        seconds, corner = index / FRAME_RATE, []
-        for period, room in zip(
-            _PAN_SECONDS[::-1],
-            (self._kelvin.shape[0] - SCALE * HEIGHT, self._kelvin.shape[1] - SCALE * WIDTH),
-            strict=True,
-        ):
-            corner.append(round(room / 2 * (1 - cos(2 * pi * seconds / period))))
-        top, left = corner
+        seconds, (rows, columns) = index / FRAME_RATE, self._kelvin.shape
+        paths = (_PAN_DOWN, rows - SCALE * HEIGHT), (_PAN, columns - SCALE * WIDTH)
+        top, left = (
+            round(room / 2 * (1 - cos(2 * pi * seconds / period))) for period, room in paths
+        )
         return self._kelvin[top : top + SCALE * HEIGHT, left : left + SCALE * WIDTH]
 
     def frame(self, index: int) -> NDArray[np.uint16]:
@@ -93,16 +82,16 @@ def write_scene_bag(target: Path, frames: int, seed: int = 0, force: bool = Fals
     Raises:
         FileExistsError: ``target`` exists and is not to be replaced.
     """
-    with write_bag(target, force=force) as writer:
+    with bags.write_bag(target, force=force) as writer:
         scene = Scene(seed)
         for index in range(frames):
             at = START + round(index / FRAME_RATE * 1e9)
-            time = STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 1_000_000_000))
-            header = STORE.types["std_msgs/msg/Header"](stamp=time, frame_id=FRAME_ID)
-            info = bytes(STORE.serialize_cdr(camera_info(header), CAMERA_INFO_TYPE))
-            writer.write(Message(ros_topic(INFO_TOPIC, CAMERA_INFO_TYPE), at, info))
-            image = image_bytes(header, scene.frame(index), "mono16")
-            writer.write(Message(ros_topic(IMAGE_TOPIC, IMAGE_TYPE), at, image))
+            time = bags.STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 1_000_000_000))
+            header = bags.STORE.types["std_msgs/msg/Header"](stamp=time, frame_id=FRAME_ID)
+            info = bags.message_bytes(camera_info(header))
+            writer.write(bags.Message(bags.ros_topic(INFO_TOPIC, bags.CAMERA_INFO_TYPE), at, info))
+            image = bags.image_bytes(header, scene.frame(index), "mono16")
+            writer.write(bags.Message(bags.ros_topic(IMAGE_TOPIC, bags.IMAGE_TYPE), at, image))
 
 
 def frame_of_stamp(stamp: int) -> int:
@@ -113,7 +102,7 @@ def frame_of_stamp(stamp: int) -> int:
 def camera_info(header: Any) -> Any:
     """CameraInfo of the scene's pinhole camera: no distortion, principal point in the middle."""
     cx, cy = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
-    return STORE.types[CAMERA_INFO_TYPE](
+    return bags.STORE.types[bags.CAMERA_INFO_TYPE](
         header=header,
         height=HEIGHT,
         width=WIDTH,
@@ -124,7 +113,7 @@ def camera_info(header: Any) -> Any:
         p=np.array([FOCAL, 0, cx, 0, 0, FOCAL, cy, 0, 0, 0, 1.0, 0]),
         binning_x=0,
         binning_y=0,
-        roi=STORE.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
+        roi=bags.STORE.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
     )
 
 

@@ -39,8 +39,8 @@ class Summary:
         waiting: nobody listened when the newest image came.
         rate_in: images received, Hz.
         rate_out: results published, Hz.
-        latency: p50, p90 and p99 from an image to its result, seconds; None without any.
-        upscaling: p50 of the upscaler alone, seconds; None without any.
+        latency: p50, p90 and p99 from an image to its result, seconds; NaN without any.
+        upscaling: p50 of the upscaler alone, seconds; NaN without any.
         silence: seconds since the last image, or since the start.
         errors: reason -> text of the newest error of that kind.
     """
@@ -50,8 +50,8 @@ class Summary:
     waiting: bool = False
     rate_in: float = 0.0
     rate_out: float = 0.0
-    latency: tuple[float, float, float] | None = None
-    upscaling: float | None = None
+    latency: tuple[float, float, float] = (np.nan, np.nan, np.nan)
+    upscaling: float = np.nan
     silence: float = 0.0
     errors: Mapping[Reason, str] = field(default_factory=dict)
 
@@ -183,16 +183,16 @@ class StreamStatistics:
             while self._recent and self._recent[0].at < now - WINDOW:
                 self._recent.popleft()
             published = [event for event in self._recent if event.fate == "published"]
-            latencies = [event.latency for event in published]
-            upscaling = [event.upscaling for event in published]
+            latencies = [event.latency for event in published] or [np.nan]
+            upscaling = [event.upscaling for event in published] or [np.nan]
             return Summary(
                 total=self._total.copy(),
                 recent=Counter(event.fate for event in self._recent),
                 waiting=self._waiting,
                 rate_in=_rate([e.at for e in self._recent if e.fate == "received"], now),
                 rate_out=_rate([event.at for event in published], now),
-                latency=tuple(np.percentile(latencies, (50, 90, 99))) if published else None,
-                upscaling=float(np.median(upscaling)) if published else None,
+                latency=tuple(np.percentile(latencies, (50, 90, 99))),
+                upscaling=float(np.median(upscaling)),
                 silence=now - self._last_image,
                 errors=self._errors.copy(),
             )

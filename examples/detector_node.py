@@ -9,7 +9,6 @@ takes, from the camera's stamp to the boxes.
 """
 
 import contextlib
-from array import array
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 
+from difiisr_ros.derived_outputs import image_message
 from difiisr_ros.image_codec import image_to_array
 from difiisr_training.data.images import as_picture
 from difiisr_training.evaluation.detectors import Detections, OnnxDetector
@@ -74,16 +74,7 @@ class DetectorNode(Node):
             pen.rectangle((x, y, x + w, y + h), outline="cyan", width=2)
             text = f"{self._detect.classes[found.classes[n]]} {found.scores[n]:.2f}"
             pen.text((x + 2, y + 2), text, fill="cyan")
-        height, width = grey.shape
-        data = array("B", picture.tobytes())
-        return Image(
-            header=source.header,
-            height=height,
-            width=width,
-            encoding="rgb8",
-            step=3 * width,
-            data=data,
-        )
+        return image_message(source, np.asarray(picture), "rgb8")
 
     def _message(self, source: Image, found: Detections, boxes: list) -> Any:
         result = Detection2DArray(header=source.header)

@@ -8,7 +8,6 @@ number of the point whose object it is, 0 for none) and ``~/overlay`` (rgb8).
 """
 
 import contextlib
-from array import array
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from rclpy.qos import qos_profile_sensor_data
 from segment_anything import SamPredictor, sam_model_registry
 from sensor_msgs.msg import Image
 
+from difiisr_ros.derived_outputs import image_message
 from difiisr_ros.image_codec import image_to_array
 from difiisr_training.data.images import as_picture
 
@@ -49,20 +49,8 @@ class SegmenterNode(Node):
             masks, _, _ = self._sam.predict(point[None], np.ones(1), multimask_output=False)
             labels[masks[0]] = number
         blended = colours // 2 + (COLOURS[labels % len(COLOURS)] // 2).astype(np.uint8)
-        self._labels.publish(_message(message, labels, "mono8"))
-        self._overlay.publish(_message(message, blended, "rgb8"))
-
-
-def _message(source: Image, pixels: np.ndarray, encoding: str) -> Image:
-    height, width = pixels.shape[:2]
-    return Image(
-        header=source.header,
-        height=height,
-        width=width,
-        encoding=encoding,
-        step=pixels.nbytes // height,
-        data=array("B", pixels.tobytes()),
-    )
+        self._labels.publish(image_message(message, labels, "mono8"))
+        self._overlay.publish(image_message(message, blended, "rgb8"))
 
 
 def main() -> None:

@@ -11,13 +11,10 @@ One process holds a model once, and computes the frames of all cameras in turn.
 
 import json
 import os
-import sys
 from pathlib import Path
 from runpy import run_path
 
 import yaml
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
@@ -60,12 +57,9 @@ def read_cameras(path: str) -> list[dict[str, str]]:
 
 def is_short(count: int) -> bool:
     """Whether this machine should hold the model once: a GPU, or too little memory for more."""
-    if any(
-        Path(place).exists() for place in ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")
-    ):
-        return True
+    gpus = Path("/proc/driver/nvidia/version"), Path("/etc/nv_tegra_release")
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
-    return available < 2 * count * MEGABYTES_OF_A_NODE
+    return any(gpu.exists() for gpu in gpus) or available < 2 * count * MEGABYTES_OF_A_NODE
 
 
 def words(value: dict[str, str]) -> list[str]:
@@ -79,11 +73,9 @@ def words(value: dict[str, str]) -> list[str]:
     ]
 
 
-def nodes(context) -> list:  # noqa: ANN001
+def nodes(value: dict[str, str]) -> list:
     """Return the actions, from the values of the launch arguments."""
-    _sr["check_arguments"](sys.argv, ARGUMENTS, Path(__file__).name)
-    cameras = read_cameras(LaunchConfiguration("cameras").perform(context))
-    shared = LaunchConfiguration("shared").perform(context)
+    cameras, shared = read_cameras(value["cameras"]), value["shared"]
     together = is_short(len(cameras)) if shared == "auto" else _sr["is_true"]("shared", shared)
     if not together:
         return [action for camera in cameras for action in _sr["actions"](camera)]
@@ -101,8 +93,4 @@ def nodes(context) -> list:  # noqa: ANN001
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and the nodes."""
-    arguments = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, (default, description) in ARGUMENTS.items()
-    ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=nodes)])
+    return _sr["described"](__file__, ARGUMENTS, nodes)

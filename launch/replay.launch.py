@@ -12,17 +12,14 @@ from pathlib import Path
 from runpy import run_path
 
 from launch.actions import (
-    DeclareLaunchArgument,
     ExecuteProcess,
     IncludeLaunchDescription,
-    OpaqueFunction,
     RegisterEventHandler,
     Shutdown,
     TimerAction,
 )
 from launch.event_handlers import OnProcessExit
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
 
 from launch import LaunchDescription
 
@@ -56,30 +53,19 @@ def unless_ending(action) -> Callable:  # noqa: ANN001
     return lambda event, context: None if context.is_shutdown else [action]
 
 
-def replay(context) -> list:  # noqa: ANN001
+def replay(value: dict[str, str]) -> list:
     """Return node and recorder, then the player, then the end."""
-    # Read here: sr.launch.py's arguments are of the same scope, and its output is a topic.
-    value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    value["camera_info"] = value["camera_info"] or beside(value["image"], "camera_info")
-    result = value["result"].rstrip("/")
+    image, result = value["image"], value["result"].rstrip("/")
+    info = value["camera_info"] or beside(image, "camera_info")
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SR_LAUNCH)),
         launch_arguments={
-            "image": value["image"],
-            "camera_info": value["camera_info"],
-            "output": result,
-            "model": value["model"],
-            "device": value["device"],
-            "use_sim_time": "true",
+            **{"image": image, "camera_info": info, "output": result, "use_sim_time": "true"},
+            **{name: value[name] for name in ("model", "device")},
         }.items(),
     )
     # The recorder takes each topic with the QoS that is offered, once there is a publisher.
-    topics = (
-        value["image"],
-        value["camera_info"],
-        f"{result}(/image_raw|/camera_info)?",
-        "/diagnostics",
-    )
+    topics = (image, info, f"{result}(/image_raw|/camera_info)?", "/diagnostics")
     record = ExecuteProcess(
         cmd=[
             *("ros2", "bag", "record", "--regex", f"^({'|'.join(topics)})$"),
@@ -100,7 +86,7 @@ def replay(context) -> list:  # noqa: ANN001
         cmd=[
             *("ros2", "bag", "play", value["bag"], "--clock", "--rate", value["rate"]),
             *("--delay", value["delay"], "--disable-keyboard-controls"),
-            *("--topics", value["image"], value["camera_info"]),
+            *("--topics", image, info),
         ],
         name="play",
         additional_env=dds_profile(),  # it is the camera
@@ -128,8 +114,4 @@ def replay(context) -> list:  # noqa: ANN001
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, then what is made of them."""
-    arguments = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, (default, description) in ARGUMENTS.items()
-    ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=replay)])
+    return _shared["described"](__file__, ARGUMENTS, replay, *_shared["ARGUMENTS"])

@@ -9,6 +9,7 @@ launch may run in a Python that has none of the package's libraries.
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def beside(image: str, name: str) -> str:
     return image[: image.rfind("/") + 1] + name
 
 
-def check_arguments(words: list[str], known: dict, file: str) -> None:
+def check_arguments(words: list[str], known: Iterable[str], file: str) -> None:
     """Raise ValueError for ``name:=value`` that ``file``, if it is what is launched, ignores."""
     if not any(Path(word).name == file for word in words):
         return  # it is included, and these are another file's arguments
@@ -204,16 +205,23 @@ def actions(value: dict[str, str]) -> list:
     return [node, *viewers(value)]
 
 
-def sr_node(context) -> list:  # noqa: ANN001
-    """Return the actions."""
-    check_arguments(sys.argv, ARGUMENTS, Path(__file__).name)
-    return actions({name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS})
+def described(file: str, arguments: dict, make: Callable, *more: str) -> LaunchDescription:
+    """Return the description of ``file``: its arguments, and the actions of their values.
+
+    ``more`` are names of arguments of a file that it includes.
+    """
+
+    def make_of_words(context) -> list:  # noqa: ANN001
+        check_arguments(sys.argv, [*arguments, *more], Path(file).name)
+        return make({name: LaunchConfiguration(name).perform(context) for name in arguments})
+
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in arguments.items()
+    ]
+    return LaunchDescription([*declared, OpaqueFunction(function=make_of_words)])
 
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and the node."""
-    arguments = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, (default, description) in ARGUMENTS.items()
-    ]
-    return LaunchDescription([*arguments, OpaqueFunction(function=sr_node)])
+    return described(__file__, ARGUMENTS, actions)

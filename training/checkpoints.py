@@ -27,17 +27,13 @@ VALIDATION_NAME = "validation.jsonl"
 def save_checkpoint(
     path: Path, settings: Mapping[str, Any], parts: Mapping[str, Any], **values: Any
 ) -> None:
-    """Replace the file as a whole: a crash leaves the old one.
+    """Replace the file as a whole: a crash, or an OSError, leaves the old one.
 
     Args:
         path: file to write.
         settings: of the run, plain data; under ``"config"`` in the file.
-        parts: networks, optimisers and the like; each one's ``state_dict()`` is under its name,
-            ``None`` is kept as such.
+        parts: networks, optimisers and the like; each one's ``state_dict()`` is under its name.
         values: numbers, tensors or plain data, e.g. ``iteration``.
-
-    Raises:
-        OSError: the file cannot be written; the old one is kept.
     """
     states = {name: None if part is None else part.state_dict() for name, part in parts.items()}
     with replaced(path) as beside:
@@ -56,14 +52,8 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore ``parts`` in place from what :func:`save_checkpoint` wrote; returns the whole file.
 
-    Args:
-        path: file to read.
-        settings: of this run; those of the file must be equal.
-        parts: as they were given when it was written.
-        completed: gives the settings of an older file those that are new since.
-
-    Raises:
-        ValueError: the file is damaged, or was written with other settings; the text names them.
+    ``completed`` gives the settings of an older file those that are new since. ValueError: the file
+    is damaged, or was written with other settings, which the text names.
     """
     saved = read_checkpoint(path)
     theirs = completed(saved["config"])
@@ -79,12 +69,7 @@ def load_checkpoint(
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What ``torch.save`` wrote, on the CPU; no code in the file is run.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
-    """
+    """What ``torch.save`` wrote, on the CPU; no code in the file is run. ValueError: damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
@@ -94,11 +79,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, network: nn.Module, decay: float, iteration: float) -> None:
-    """ema <- decay ema + (1 - decay) network, with a shorter memory in the first iterations.
+    """ema <- decay ema + (1 - decay) network; buffers of integers are copied.
 
-    ``iteration`` counts from 0; infinity for the full memory from the start.
-
-    Buffers of floats are averaged too, others (counters, indices) are copied.
+    The memory is shorter in the first iterations: ``iteration`` counts from 0, infinity for the
+    full memory from the start.
     """
     if not math.isinf(iteration):
         decay = min(decay, (1 + iteration) / (10 + iteration))

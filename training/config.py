@@ -14,11 +14,10 @@ from pydantic.dataclasses import dataclass
 from difiisr_models.compact import CompactConfig
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.published.swin_unet import SwinUNetConfig
-from difiisr_training.data.images import ImageSource
+from difiisr_training.data.images import ImageSource, Share
 from difiisr_training.data.training_pairs import CropConfig
 from difiisr_training.guidance import GuidanceConfig
 
-Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 RunName = Annotated[str, Field(pattern=r"^[\w@+-][\w.@+-]*$", max_length=100)]
 """Of a folder below runs/, and of nothing beside it."""
@@ -48,23 +47,45 @@ class OptimiserConfig:
     grad_clip: Annotated[float, Gt(0)] | None = 1.0
 
 
-@dataclass(frozen=True, config={"extra": "forbid"})
-class TrainConfig:
-    """A whole run. Paths are relative to the folders given on the command line.
+@dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
+class RunConfig:
+    """What every run has, on images or on clips.
 
     Attributes:
         name: name of the model and of the run's folder: letters, digits and ``_-.@+``.
-        sources: where high-resolution frames come from.
-        network: sizes of the compact network.
-        published: sizes of the published UNet, to train that one in its latent space instead.
-        crops: how samples are drawn from the sources.
         optimiser: see :class:`OptimiserConfig`.
-        stage: "diffusion" trains all steps (ResShift), "distillation" one step from a teacher.
-        guidance: the gradient of L_g in the predicted noise (DifIISR).
         norm: what estimates are compared with their targets by: "l1" mean |a - b|; "l2" mean
             (a - b)^2, as in ResShift, for which ``guidance.py`` derives what an injected gradient
             does; "psnr" the logarithm of that, in which a frame of little contrast counts as much
             as any. What a distillation matches is compared by "l2" whatever this says.
+        last_step_share: share of samples trained at t = T; the rest is uniform over 1..T.
+        seed: of data, noise and initial weights.
+        checkpoint_every: iterations between checkpoints.
+        log_every: iterations between lines of statistics.
+        validate_every: iterations between validations; 0 = none.
+    """
+
+    name: RunName
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    norm: Literal["l1", "l2", "psnr"] = "l1"
+    last_step_share: Share = 0.6
+    seed: int = 0
+    checkpoint_every: Count = 500
+    log_every: Count = 50
+    validate_every: Annotated[int, Ge(0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
+class TrainConfig(RunConfig):
+    """A run on single images. Paths are relative to the folders given on the command line.
+
+    Attributes:
+        sources: where high-resolution frames come from.
+        network: sizes of the compact network.
+        published: sizes of the published UNet, to train that one in its latent space instead.
+        crops: how samples are drawn from the sources.
+        stage: "diffusion" trains all steps (ResShift), "distillation" one step from a teacher.
+        guidance: the gradient of L_g in the predicted noise (DifIISR).
         inverse_scaled_at: the step whose 1 / sqrt(kappa^2 eta_t + 1) scales the input of the
             distillation's learned inverse: "last" t = T, as in the public reference, or "first"
             t = 1, which the network is told.
@@ -74,35 +95,22 @@ class TrainConfig:
             ``recipes/begin_as_rlfn.py``; "none" = fresh weights, or those of ``--init``.
         iterations: length of the schedule.
         batch: samples per iteration over all processes.
-        last_step_share: share of samples trained at t = T; the rest is uniform over 1..T.
         precision: of the network's convolutions and products (autocast).
-        seed: of data, noise and initial weights.
-        checkpoint_every: iterations between checkpoints.
-        log_every: iterations between lines of statistics.
-        validate_every: iterations between validations; 0 = none.
-        validation_frames: frames that each of them looks at.
+        validation_frames: frames that each validation looks at.
     """
 
-    name: RunName
     sources: tuple[ImageSource, ...]
     network: CompactConfig = field(default_factory=CompactConfig)
     published: SwinUNetConfig | None = None
     crops: CropConfig = field(default_factory=CropConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     stage: Literal["diffusion", "distillation"] = "diffusion"
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    norm: Literal["l1", "l2", "psnr"] = "l1"
     inverse_scaled_at: Literal["last", "first"] = "last"
     perceptual_weight: Annotated[float, Ge(0)] = 0.0
     begin_as: Literal["none", "rlfn"] = "none"
     iterations: Count = 20000
     batch: Count = 16
-    last_step_share: Share = 0.6
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
-    checkpoint_every: Count = 500
-    log_every: Count = 50
-    validate_every: Annotated[int, Ge(0)] = 0
     validation_frames: Count = 12
 
     def __post_init__(self) -> None:
@@ -120,11 +128,9 @@ class TrainConfig:
                 f"guidance {guidance.kind!r} acts on the perceptual estimate, and "
                 "perceptual_weight 0 does not train that: set it above 0"
             )
-        if guidance.start_iteration >= self.iterations:
-            raise ValueError(
-                f"guidance starts at {guidance.start_iteration}, after the last of "
-                f"{self.iterations} iterations"
-            )
+        first = guidance.start_iteration
+        if first >= self.iterations:
+            raise ValueError(f"guidance starts at {first}, after the last of {self.iterations}")
         if self.stage == "distillation" and steps not in (guidance.timesteps or (steps,)):
             raise ValueError(
                 f"distillation is guided at t = {steps} alone, not at {list(guidance.timesteps)}"
@@ -132,12 +138,7 @@ class TrainConfig:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a YAML file.
-
-    Raises:
-        ValueError: an unknown or missing key, or a value of the wrong type or range; the text
-            names it.
-    """
+    """Read a YAML file; ValueError that names an unknown or missing key, a wrong type or range."""
     return from_dict(read_yaml(path), str(path))
 
 
@@ -151,13 +152,11 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} is nested too deeply") from error
 
 
-def from_dict(data: Any, where: str, kind: type = TrainConfig) -> Any:
+def from_dict(data: Any, where: str | Path, kind: type = TrainConfig) -> Any:
     """Settings of a ``kind`` from plain data; what an earlier version did not know has its default.
 
-    Its ``image_teacher``, which is gone, is passed over where it was "none".
-
-    Raises:
-        ValueError: as :func:`load_config`; the text begins with ``where``.
+    Its ``image_teacher``, which is gone, is passed over where it was "none". Raises as
+    :func:`load_config` does; the text begins with ``where``.
     """
     if isinstance(data, dict) and data.get("image_teacher") == "none":
         data = {k: v for k, v in data.items() if k not in ("image_teacher", "teacher_weight")}

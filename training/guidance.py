@@ -156,8 +156,7 @@ def guide(
         config: settings.
 
     Returns:
-        what is compared (with gradient to the network), with what, and a scalar to add, which is 0
-        unless the mode is "sum".
+        what is compared, with what, and a scalar to add, which is 0 unless the mode is "sum".
     """
     if config.mode == "sum":
         return x0, target, loss(x0).mean()
@@ -184,21 +183,14 @@ def spectral_loss(sr: Tensor, hr: Tensor) -> Tensor:
     thermal frames in [-1, 1] doubling the contrast costs 0.5 % of what a 3x3 blur does.
 
     ``(B, C, H, W)`` twice, any unit, float16 to float64 -> ``(B,)`` in [0, 4], float32 or float64.
-
-    Raises:
-        ValueError: the shapes differ.
     """
     if sr.shape != hr.shape:
         raise ValueError(f"images of one shape are compared, got {sr.shape} and {hr.shape}")
-    difference = log_spectrum(sr) - log_spectrum(hr)
-    return difference.square().mean(dim=(1, 2, 3))
+    return (log_spectrum(sr) - log_spectrum(hr)).square().mean(dim=(1, 2, 3))
 
 
 def log_spectrum(image: Tensor) -> Tensor:
-    """Eq. 10: log(1 + |shift(FFT(image))|), normalised to zero mean and unit variance per sample.
-
-    ``(B, C, H, W)`` -> the same shape, zero frequency at the centre.
-    """
+    """Eq. 10: log(1 + |FFT(image)|), normalised to zero mean and unit variance per sample."""
     full = image.to(torch.promote_types(image.dtype, torch.float32))
     spectrum = torch.fft.fftshift(torch.fft.fft2(full), dim=(-2, -1))
     log = spectrum.abs().log1p()
@@ -231,23 +223,20 @@ class GuidanceLoss(nn.Module):
         """Read the networks that the configuration asks for.
 
         ``vgg``: weights of the configured VGG; ``sam``: checkpoint of a Segment Anything model. The
-        one without its file is left out, and the log says so.
-
-        Raises:
-            ValueError: the perceptual loss is asked for and neither file is given.
+        one without its file is left out, and the log says so; ValueError without both.
         """
         super().__init__()
         self._config, self._terms = config, nn.ModuleList()
         if config.kind not in ("perceptual", "both"):
             return
-        if vgg is None and sam is None:
-            raise ValueError(
-                f"guidance {config.kind!r} needs the weights of a VGG or the checkpoint of a SAM"
-            )
         if vgg is not None:
             self._terms.append(PerceptualLoss(config.vgg, vgg))
         if sam is not None:
             self._terms.append(SamLoss(load_sam(sam), config.sam))
+        if not self._terms:
+            raise ValueError(
+                f"guidance {config.kind!r} needs the weights of a VGG or the checkpoint of a SAM"
+            )
         if len(self._terms) == 1:
             given, missing = ("VGG", "SAM checkpoint") if vgg else ("SAM", "VGG weights")
             log.warning("no %s given: L_perceptual is the %s term alone", missing, given)

@@ -47,8 +47,7 @@ class PackedSpace:
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean and perceptual sample of x_0, both ``(B, C, h, w)``.
 
-        ``scaled`` is x_t / sqrt(kappa^2 eta_t + 1), ``index (B,)`` the step counted from 0. A
-        network without a fidelity knob returns the same tensor twice.
+        ``scaled`` is x_t / sqrt(kappa^2 eta_t + 1), ``index (B,)`` the step counted from 0.
         """
         mean, detail = network.estimates(scaled, y, lr, index)
         return mean, mean + detail
@@ -59,10 +58,7 @@ class PackedSpace:
 
 
 class LatentSpace:
-    """Latents of the frozen autoencoder: the published network, fed three equal channels.
-
-    Methods as those of :class:`PackedSpace`.
-    """
+    """Latents of the frozen autoencoder: the published network, fed three equal channels."""
 
     def __init__(self, autoencoder: VQAutoencoder) -> None:
         self._autoencoder = autoencoder.eval().requires_grad_(False)
@@ -140,7 +136,8 @@ class TrainingLoss(nn.Module):
         guided = guided and self._objective.guidance_loss is not None
         if self._teacher[0] is None:
             return self.diffusion_loss(batch, index, eps, guided)
-        return self.distillation_loss(batch, eps, guided)
+        last = torch.full_like(index, self._schedule.steps - 1)
+        return self.distillation_loss(batch, last, eps, guided)
 
     def diffusion_loss(self, batch: _Batch, index: Tensor, eps: Tensor, guided: bool) -> Tensor:
         """|x_0 - mean|, plus perceptual_weight times the same for the perceptual estimate, guided.
@@ -154,56 +151,65 @@ class TrainingLoss(nn.Module):
         scaled = x_t / (kappa**2 * eta + 1).sqrt()
         mean, sample = self._space.estimates(self.network, scaled, batch.y, batch.lr, index)
         if weight == 0:
-            return self._mean_loss(mean, batch)
+            return self._distance(mean, batch.x0)
         target, penalty, is_only = batch.x0, sample.new_zeros(()), mean is sample
         if guided:
             sample, target, penalty = self._guide(x_t, sample, target, batch, index)
-        perceptual = weight * (distance(sample, target, self._config.norm).mean() + penalty)
-        return perceptual if is_only else self._mean_loss(mean, batch) + perceptual
+        perceptual = weight * (self._distance(sample, target) + penalty)
+        return perceptual if is_only else self._distance(mean, batch.x0) + perceptual
 
-    def distillation_loss(self, batch: _Batch, eps: Tensor, guided: bool) -> Tensor:
+    def distillation_loss(self, batch: _Batch, last: Tensor, eps: Tensor, guided: bool) -> Tensor:
         """SinSR's consistency-preserving distillation to one step, at t = T.
 
         |f(x_T) - teacher(x_T)|^2 + |f^{-1}(teacher(x_T)) - x_T|^2 + |f(f^{-1}(x_0)) - x_0|^2: the
         teacher's full deterministic result from the same noise, the learned inverse (the student
         told index 0 predicts x_T; its input is scaled as ``inverse_scaled_at`` says), and the
-        ground truth reached through that inverse. They shape
-        the fidelity-0 estimate f, weighted by perceptual_weight beside the loss of the mean at
-        t = T; a network with one estimate has them alone.
+        ground truth reached through that inverse. They shape the fidelity-0 estimate f, weighted by
+        perceptual_weight beside the loss of the mean at t = T; a network with one estimate has them
+        alone.
         """
-        steps = self._schedule.steps
+        steps, scaled_at = self._schedule.steps, self._config.inverse_scaled_at
+
+        def estimates(network: nn.Module, x: Tensor, t: int, told: int) -> tuple[Tensor, Tensor]:
+            """Both of x, scaled as at t, by a network that is told an index."""
+            scaled = x * latent_input_scale(t, self._schedule)
+            index = torch.full_like(last, told)
+            return self._space.estimates(network, scaled, batch.y, batch.lr, index)
+
+        def inverse(x0: Tensor) -> Tensor:
+            return estimates(self.network, x0, steps if scaled_at == "last" else 1, 0)[1]
+
         x_T = prior_sample(batch.y, eps, self._schedule)
-        target = self._sample_teacher(x_T, batch)
+        with torch.no_grad():
+            target = x_T
+            for t in range(steps, 0, -1):
+                x0 = estimates(self._teacher[0], target, t, t - 1)[1]
+                target = deterministic_step(target, x0, batch.y, t, self._schedule)
         x_T = x_T.requires_grad_(guided)
-        mean, forward = self._estimates_at(steps, self.network, x_T, batch)
+        mean, forward = estimates(self.network, x_T, steps, steps - 1)
         matched = (forward - target).square().mean()
         if guided:
-            last = torch.full((len(eps),), steps - 1, device=eps.device)
             f, h, penalty = self._guide(x_T, forward, target, batch, last)
             matched = (f - h).square().mean() + penalty
-        inverse = self._inverse(target, batch)
+        inverted = (inverse(target) - x_T.detach()).square().mean()
         with torch.no_grad():
-            x_T_of_truth = self._inverse(batch.x0, batch)
-        _, truth = self._estimates_at(steps, self.network, x_T_of_truth, batch)
-        inverted = (inverse - x_T.detach()).square().mean()
+            x_T_of_truth = inverse(batch.x0)
+        _, truth = estimates(self.network, x_T_of_truth, steps, steps - 1)
         distilled = matched + inverted + (truth - batch.x0).square().mean()
         if mean is forward:
             return distilled
-        return self._mean_loss(mean, batch) + self._config.perceptual_weight * distilled
+        return self._distance(mean, batch.x0) + self._config.perceptual_weight * distilled
 
-    def _mean_loss(self, mean: Tensor, batch: _Batch) -> Tensor:
-        """|x_0 - mean|."""
-        return distance(mean, batch.x0, self._config.norm).mean()
+    def _distance(self, estimate: Tensor, target: Tensor) -> Tensor:
+        return distance(estimate, target, self._config.norm).mean()
 
     def _guide(
         self, x_t: Tensor, x0: Tensor, target: Tensor, batch: _Batch, index: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Guide the samples whose t is among the configured ones; see :func:`guidance.guide`."""
         guidance = self._config.guidance
-        acts = torch.ones(len(index), device=index.device)
-        if guidance.timesteps:
-            steps = torch.tensor(guidance.timesteps, device=index.device)
-            acts = torch.isin(index + 1, steps).to(x0)
+        steps = guidance.timesteps or range(1, self._schedule.steps + 1)
+        acts = torch.isin(index + 1, torch.tensor(steps, device=index.device)).to(x0)
 
         def loss(estimate: Tensor) -> Tensor:
             # In half precision most of this gradient would be lost: it is of the order 1 / pixels.
@@ -217,29 +223,6 @@ class TrainingLoss(nn.Module):
         """eta_t of each sample, ``(B, 1, 1, 1)`` float32."""
         eta = torch.from_numpy(self._schedule.eta).float().to(index.device)
         return eta[index].view(-1, 1, 1, 1)
-
-    def _estimates_at(
-        self, t: int, network: nn.Module, x: Tensor, batch: _Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Both estimates of ``network``, all samples at one t."""
-        index = torch.full((len(x),), t - 1, device=x.device)
-        scaled = x * latent_input_scale(t, self._schedule)
-        return self._space.estimates(network, scaled, batch.y, batch.lr, index)
-
-    def _inverse(self, x0: Tensor, batch: _Batch) -> Tensor:
-        """The learned inverse: x_T of ``x0``, by the network told index 0."""
-        t = self._schedule.steps if self._config.inverse_scaled_at == "last" else 1
-        index = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-        scaled = x0 * latent_input_scale(t, self._schedule)
-        return self._space.estimates(self.network, scaled, batch.y, batch.lr, index)[1]
-
-    @torch.no_grad()
-    def _sample_teacher(self, x: Tensor, batch: _Batch) -> Tensor:
-        """The teacher's result after all T deterministic steps from x_T."""
-        for t in range(self._schedule.steps, 0, -1):
-            x0 = self._estimates_at(t, self._teacher[0], x, batch)[1]
-            x = deterministic_step(x, x0, batch.y, t, self._schedule)
-        return x
 
 
 def distance(a: Tensor, b: Tensor, norm: str) -> Tensor:

@@ -22,9 +22,7 @@ from difiisr_training.losses import LatentSpace, Objective, PackedSpace
 
 def build_network(config: TrainConfig) -> nn.Module:
     """A network with fresh weights: the compact one, or the published UNet if configured."""
-    if config.published is not None:
-        return SwinUNet(config.published)
-    return CompactNetwork(config.network)
+    return SwinUNet(config.published) if config.published else CompactNetwork(config.network)
 
 
 def build_objective(
@@ -35,22 +33,16 @@ def build_objective(
     vgg: Path | None = None,
     sam: Path | None = None,
 ) -> Objective:
-    """What the run minimises, with what its configuration asks for.
+    """What the run minimises; ValueError that names the option if it needs what is not given.
 
     ``vgg`` and ``sam`` are files, see :class:`difiisr_training.guidance.GuidanceLoss`.
-
-    Raises:
-        ValueError: the configuration needs what is not given; the text names the option.
     """
-    space: PackedSpace | LatentSpace = PackedSpace()
-    if config.published is not None:
-        if autoencoder is None:
-            raise ValueError("the published network needs --autoencoder DIR: it works in latents")
-        space = LatentSpace(autoencoder.to(device))
-    guidance_loss = None
-    if config.guidance.kind != "none":
-        guidance_loss = GuidanceLoss(config.guidance, vgg, sam).to(device)
-    return Objective(config, space, guidance_loss)
+    if config.published is not None and autoencoder is None:
+        raise ValueError("the published network needs --autoencoder DIR: it works in latents")
+    space = LatentSpace(autoencoder.to(device)) if config.published else PackedSpace()
+    is_guided = config.guidance.kind != "none"
+    loss = GuidanceLoss(config.guidance, vgg, sam).to(device) if is_guided else None
+    return Objective(config, space, loss)
 
 
 @torch.no_grad()
@@ -59,21 +51,18 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
 
     A compact network may be wider and have more blocks than ``initial``: until it is trained it
     computes what ``initial`` does, which never reads the added channels and passes the added blocks
-    unchanged (Net2Net; Chen et al., ICLR 2016).
-
-    Raises:
-        ValueError: any other difference in names or shapes.
+    unchanged (Net2Net; Chen et al., ICLR 2016). ValueError: any other difference.
     """
     if isinstance(network, CompactNetwork) and isinstance(initial, CompactNetwork):
         ours, theirs = network.config, initial.config
         larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
         if larger and ours.time_features == theirs.time_features:
-            for block in network.blocks:
+            for place, block in enumerate(network.blocks):
                 nn.init.dirac_(block.mix.weight)
                 nn.init.zeros_(block.mix.bias)
-            for block in network.blocks[theirs.blocks :]:
-                nn.init.zeros_(block.conv3.weight)
-                nn.init.zeros_(block.conv3.bias)
+                if place >= theirs.blocks:
+                    nn.init.zeros_(block.conv3.weight)
+                    nn.init.zeros_(block.conv3.bias)
             embed(initial, network)
             return
     try:
@@ -98,11 +87,7 @@ def load_average(path: Path) -> tuple[TrainConfig, nn.Module, int]:
 
 
 def starting_weights(folder: Path) -> nn.Module:
-    """Network of a run folder (its moving average) or of a weights folder.
-
-    Raises:
-        ValueError: it was trained with another schedule than runs of this package have.
-    """
+    """Network of a run folder (its moving average) or of a weights folder of the same schedule."""
     if (folder / CHECKPOINT_NAME).is_file():
         return load_average(folder / CHECKPOINT_NAME)[1]
     parts, own = load_parts(str(folder)), exponential_schedule()

@@ -18,13 +18,13 @@ from difiisr_training.checkpoints import read_checkpoint
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-_VGG16, _VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)  # convolutions of each block
+_VGG16, _VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)
 _LAYERS = {
-    # layer -> blocks, none: of the normalised VGG-19; indices of the feature maps; the input is
+    # layer -> convolutions of each block; indices of the feature maps; the input is
     "vgg16_relu3_3": (_VGG16, (15,), "imagenet"),
     "vgg19_relu5_4": (_VGG19, (35,), "as it is"),
-    "vgg19_relu3_1": ((), (17,), "unit"),
-    "vgg19_scales": ((), (6, 13, 17), "unit"),  # relu1_2, relu2_2 and relu3_1
+    "vgg19_relu3_1": (_VGG19, (17,), "unit"),
+    "vgg19_scales": (_VGG19, (6, 13, 17), "unit"),  # relu1_2, relu2_2 and relu3_1
 }
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DARK = 1e-4  # squared length below which features are nothing
@@ -48,16 +48,10 @@ class PerceptualLoss(nn.Module):
     """
 
     def __init__(self, layer: str, weights: Path) -> None:
-        """Build and fill the network from the file ``weights``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file holds another network, or no weights.
-        """
+        """Fill the network from the file ``weights``; ValueError if that holds another one."""
         super().__init__()
         blocks, self._taps, self._normalised = _LAYERS[layer]
-        network = _imagenet_vgg(blocks) if blocks else _normalised_vgg19()
-        self._network = network[: self._taps[-1] + 1]
+        self._network = _vgg(blocks, self._normalised == "unit")[: self._taps[-1] + 1]
         state = read_checkpoint(weights)
         names = {name.removeprefix("features."): value for name, value in state.items()}
         wanted = self._network.state_dict().keys()
@@ -92,29 +86,19 @@ class PerceptualLoss(nn.Module):
         return [x / (x.square().sum(1, keepdim=True) + _DARK).sqrt() for x in found]
 
 
-def _imagenet_vgg(blocks: tuple[int, ...]) -> nn.Sequential:
-    """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision."""
-    layers: list[nn.Module] = []
-    channels = 3
+def _vgg(blocks: tuple[int, ...], is_normalised: bool) -> nn.Sequential:
+    """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision.
+
+    The normalised one (Gatys et al. 2016) begins with colours and has padding layers.
+    """
+    layers, channels = [nn.Conv2d(3, 3, 1)] if is_normalised else [], 3
     for width, convolutions in zip((64, 128, 256, 512, 512), blocks, strict=True):
         for _ in range(convolutions):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            padding = [nn.ReflectionPad2d(1)] if is_normalised else []
+            layers += [*padding, nn.Conv2d(channels, width, 3, padding=1 - len(padding)), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
-
-
-def _normalised_vgg19() -> nn.Sequential:
-    """Normalised VGG-19 to relu3_1 (Gatys et al. 2016) with explicit padding layers."""
-
-    def convolution(channels: int, width: int) -> list[nn.Module]:
-        return [nn.ReflectionPad2d(1), nn.Conv2d(channels, width, 3), nn.ReLU()]
-
-    pool = nn.MaxPool2d(2)
-    return nn.Sequential(
-        nn.Conv2d(3, 3, 1), *convolution(3, 64), *convolution(64, 64), pool,
-        *convolution(64, 128), *convolution(128, 128), pool, *convolution(128, 256),
-    )  # fmt: skip
 
 
 class SamLoss(nn.Module):
@@ -129,7 +113,9 @@ class SamLoss(nn.Module):
     def __init__(self, sam: Sam, output: str, points_per_side: int = 4) -> None:
         """Freeze ``sam``, whose prompt points are a grid of ``points_per_side`` squared."""
         super().__init__()
-        self._sam = sam
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        self._sam, self._resize = sam, ResizeLongestSide(sam.image_encoder.img_size)
         describe = {"features": self.features, "raw_features": self.raw_features}
         self._describe = describe.get(output, self.masks)
         self._points_per_side = points_per_side
@@ -154,7 +140,11 @@ class SamLoss(nn.Module):
     def masks(self, image: Tensor) -> Tensor:
         """Mask probabilities ``(B, points, 4s, 4s)`` of ``(B, 1, H, W)`` in [-1, 1]."""
         sam, embeddings = self._sam, self.features(image)
-        points = self._prompt_points(image)
+        n, size = self._points_per_side, image.shape[-2:]
+        centres = (torch.arange(n, device=image.device) + 0.5) / n
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        grid = torch.stack([x * size[1], y * size[0]], dim=-1).reshape(n * n, 1, 2)
+        points = self._resize.apply_coords_torch(grid, size)
         labels = torch.ones(points.shape[:2], device=points.device)  # 1 = foreground
         sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
         prompts = [p.to(embeddings) for p in (sam.prompt_encoder.get_dense_pe(), sparse, dense)]
@@ -166,29 +156,15 @@ class SamLoss(nn.Module):
 
     def preprocess(self, image: Tensor) -> Tensor:
         """SAM's own, with gradient: longest side to ``img_size``, normalised, zeros to a square."""
-        size, grey = self._resized(image), (image + 1) * 127.5
-        return self._sam.preprocess(F.interpolate(grey, size, mode="bilinear", antialias=True))
-
-    def _resized(self, image: Tensor) -> tuple[int, int]:
-        scale = self._sam.image_encoder.img_size / max(image.shape[-2:])
-        return tuple(int(n * scale + 0.5) for n in image.shape[-2:])
-
-    def _prompt_points(self, image: Tensor) -> Tensor:
-        """Centres of a grid over the resized image: ``(points, 1, 2)``, x before y, in pixels."""
-        n = self._points_per_side
-        centres = (torch.arange(n, device=image.device) + 0.5) / n
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
-        height, width = self._resized(image)
-        return torch.stack([x * width, y * height], dim=-1).reshape(n * n, 1, 2)
+        size = self._resize.get_preprocess_shape(*image.shape[-2:], self._resize.target_length)
+        grey = F.interpolate((image + 1) * 127.5, size, mode="bilinear", antialias=True)
+        return self._sam.preprocess(grey)
 
 
 def load_sam(checkpoint: Path) -> Sam:
     """Build the SAM that a checkpoint belongs to (ViT-B, -L or -H, told by its width) and fill it.
 
-    Raises:
-        ModuleNotFoundError: ``segment-anything`` or torchvision is absent or does not fit torch.
-        FileNotFoundError: no such file.
-        ValueError: the file is no SAM checkpoint.
+    ModuleNotFoundError: ``segment-anything`` or torchvision is absent or does not fit torch.
     """
     try:
         from segment_anything import sam_model_registry

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from difiisr_training.checkpoints import (
     update_ema,
     write_journal,
 )
-from difiisr_training.config import OptimiserConfig, TrainConfig, from_dict
+from difiisr_training.config import OptimiserConfig, RunConfig, TrainConfig, from_dict
 from difiisr_training.data.images import LoadFrames
 from difiisr_training.data.training_pairs import CropDataset
 from difiisr_training.losses import Objective, TrainingLoss
@@ -53,10 +54,26 @@ class TrainState:
     iteration: int = 0
     interrupted: int = 0
 
-    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | None]:
+    def parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name."""
-        names = ("network", "ema", "optimiser", "scaler")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("network", "ema", "optimiser", "scaler")}
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a loop trains: images here, clips in ``sequence_training``.
+
+    Attributes:
+        build: makes the network with fresh weights.
+        groups: the optimiser's groups of its parameters; a group may have a ``rate`` of its own.
+        loss_of: wraps the network in what gives the loss of an iteration's inputs.
+        inputs: these inputs, a tuple for each iteration from the given one to the last.
+    """
+
+    build: Callable[[], nn.Module]
+    groups: Callable[[nn.Module], list[dict[str, Any]]]
+    loss_of: Callable[[nn.Module], nn.Module]
+    inputs: Callable[[int], Iterator[tuple[Any, ...]]]
 
 
 def train(
@@ -72,10 +89,7 @@ def train(
     budget_s: float = math.inf,
     workers: int = 0,
 ) -> TrainState:
-    """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
-
-    A run folder that holds a checkpoint is continued: sample i, noise i and rate i depend on i
-    alone, so the weights are those of an uninterrupted run.
+    """Train on single images; sample i and noise i depend on i alone. See :func:`run_task`.
 
     Args:
         config: the run.
@@ -84,36 +98,70 @@ def train(
         run: run folder.
         accelerator: device, precision and processes.
         teacher: the frozen network to distil.
-        initial: whose weights a new run starts from, see ``networks.start_from``.
-        validate: called every ``validate_every`` iterations and at the end of the schedule.
-        budget_s: wall-clock limit of this call; it ends after the iteration in which it is spent.
+        initial: as of :func:`run_task`, like ``validate`` and ``budget_s``.
         workers: processes that load samples, per training process.
-
-    Raises:
-        ValueError: the checkpoint belongs to other settings, the batch cannot be shared equally, or
-            a teacher is given or missing against ``config.stage``.
-        FloatingPointError: the loss or the weights are not finite any more; they are not saved.
     """
     if (config.stage == "distillation") != (teacher is not None):
         raise ValueError(f"stage {config.stage!r} {'has no' if teacher else 'needs a'} teacher")
-    deadline = time.monotonic() + budget_s
-    device, guidance = accelerator.device, config.guidance
-    own = _own_slice(config.batch, accelerator)
-    state = _begin_or_go_on(config, run, initial, accelerator)
-    loss_module = TrainingLoss(state.network, teacher, objective)
-    loss_module, state.optimiser = accelerator.prepare(loss_module, state.optimiser)
-    samples = CropDataset(
-        config.sources, load, config.crops, config.seed, config.iterations * config.batch
+    share, rest = divmod(config.batch, accelerator.num_processes)
+    if rest:
+        raise ValueError(
+            f"a batch of {config.batch} cannot be shared equally by {accelerator.num_processes} "
+            "processes"
+        )
+    own = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    device, guidance, length = accelerator.device, config.guidance, config.iterations * config.batch
+    samples = CropDataset(config.sources, load, config.crops, config.seed, length)
+
+    def inputs(first: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, bool]]:
+        numbers = np.arange(first * config.batch, length).reshape(-1, config.batch)[:, own]
+        mine, pinned = Subset(samples, numbers.ravel()), device.type == "cuda"
+        batches = DataLoader(mine, share, num_workers=workers, pin_memory=pinned)
+        for iteration, (lr, hr) in enumerate(batches, first):
+            index, eps = draw_steps_and_noise(config, iteration, hr.shape[-2:], device)
+            guided = guidance.kind != "none" and iteration >= guidance.start_iteration
+            images = (x.to(device, non_blocking=True) for x in (lr, hr))
+            yield *images, index[own], eps[own], guided
+
+    task = TrainingTask(
+        lambda: build_network(config).to(memory_format=torch.channels_last),
+        lambda network: [{"params": list(network.parameters())}],
+        lambda network: TrainingLoss(network, teacher, objective),
+        inputs,
     )
-    firsts = config.batch * np.arange(state.iteration, config.iterations)
-    numbers = firsts[:, None] + np.arange(own.start, own.stop)
-    batches = DataLoader(
-        Subset(samples, numbers.ravel()),
-        own.stop - own.start,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-    is_main = accelerator.is_main_process
+    return run_task(config, task, run, accelerator, initial, validate, budget_s)
+
+
+def run_task(
+    config: RunConfig,
+    task: TrainingTask,
+    run: Path,
+    accelerator: Accelerator,
+    initial: nn.Module | None = None,
+    validate: Validate | None = None,
+    budget_s: float = math.inf,
+) -> TrainState:
+    """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
+
+    A run folder that holds a checkpoint is continued: everything random depends on the iteration
+    alone, so the weights are those of an uninterrupted run.
+
+    Args:
+        config: the run.
+        task: what is trained.
+        run: run folder.
+        accelerator: device, precision and processes.
+        initial: whose weights a new run starts from, see ``networks.start_from``.
+        validate: called every ``validate_every`` iterations and at the end of the schedule.
+        budget_s: wall-clock limit of this call; it ends after the iteration in which it is spent.
+
+    ValueError: the checkpoint belongs to other settings. FloatingPointError: the loss or the
+    weights are not finite any more; they are not saved.
+    """
+    deadline, is_main = time.monotonic() + budget_s, accelerator.is_main_process
+    optimiser, every = config.optimiser, config.validate_every
+    state = _begin_or_go_on(config, task, run, initial, accelerator)
+    loss_of, state.optimiser = accelerator.prepare(task.loss_of(state.network), state.optimiser)
     progress = tqdm(
         total=config.iterations, initial=state.iteration, desc=config.name, unit="it",
         disable=not is_main,
@@ -122,33 +170,29 @@ def train(
     losses, waited, started = [], 0.0, time.monotonic()
     with progress, StopOnSignal() as stop:
         asked = time.monotonic()
-        for lr, hr in batches:
+        for inputs in task.inputs(state.iteration):
             waited += time.monotonic() - asked
 
-            # One step: t and eps are a function of the iteration, as the samples are.
-            images = [x.to(device, non_blocking=True) for x in (lr, hr)]
-            index, eps = draw_steps_and_noise(config, state.iteration, hr.shape[-2:], device)
-            rate = learning_rate(state.iteration, config.optimiser, config.iterations)
+            # One step.
+            rate = learning_rate(state.iteration, optimiser, config.iterations)
             for group in state.optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate", 1.0)
             state.optimiser.zero_grad(set_to_none=True)
-            guided = guidance.kind != "none" and state.iteration >= guidance.start_iteration
             with accelerator.autocast():
-                loss = loss_module(*images, index[own], eps[own], guided)
+                loss = loss_of(*inputs)
             accelerator.backward(loss)
-            if config.optimiser.grad_clip is not None:
-                accelerator.clip_grad_norm_(state.network.parameters(), config.optimiser.grad_clip)
+            if optimiser.grad_clip is not None:
+                accelerator.clip_grad_norm_(state.network.parameters(), optimiser.grad_clip)
             state.optimiser.step()
-            first = state.iteration if config.optimiser.ema_warmup else math.inf
-            update_ema(state.ema, state.network, config.optimiser.ema, first)
+            first = state.iteration if optimiser.ema_warmup else math.inf
+            update_ema(state.ema, state.network, optimiser.ema, first)
             losses.append(loss.detach())
             state.iteration += 1
             progress.update()
 
             if state.iteration % config.log_every == 0:
                 mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-                if not math.isfinite(mean):
-                    raise _diverged(f"the loss is {mean}", state, run)
+                _check(math.isfinite(mean), f"the loss is {mean}", state, run)
                 elapsed = time.monotonic() - started
                 speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
                 if is_main:
@@ -158,7 +202,7 @@ def train(
                 losses, waited, started = [], 0.0, time.monotonic()
             if state.iteration % config.checkpoint_every == 0:
                 _save(run, state, config, accelerator)
-            every, is_last = config.validate_every, state.iteration == config.iterations
+            is_last = state.iteration == config.iterations
             if is_main and validate and every and (state.iteration % every == 0 or is_last):
                 scores = validate(state.ema, state.iteration)
                 write_journal(run, VALIDATION_NAME, state.iteration, scores)
@@ -172,11 +216,7 @@ def train(
 
 
 def make_accelerator(config: TrainConfig, device: str) -> Accelerator:
-    """Processes and precision of a run; ``device``: "auto" or "cpu".
-
-    Raises:
-        ValueError: some of the processes that were started do not train with the others.
-    """
+    """Processes and precision of a run; ``device``: "auto" or "cpu"."""
     # Processes must not wait for the gradient of the fidelity-0 head where it gets none.
     idle_head = config.stage == "diffusion" and config.perceptual_weight == 0
     accelerator = Accelerator(
@@ -220,23 +260,26 @@ def learning_rate(iteration: int, config: OptimiserConfig, iterations: int) -> f
 
 
 def _begin_or_go_on(
-    config: TrainConfig, run: Path, initial: nn.Module | None, accelerator: Accelerator
+    config: RunConfig,
+    task: TrainingTask,
+    run: Path,
+    initial: nn.Module | None,
+    accelerator: Accelerator,
 ) -> TrainState:
     """The state of the run folder's checkpoint, or that of a new run, whose folder is made."""
     torch.manual_seed(config.seed)
-    network, ema = build_network(config), build_network(config)
+    network, ema = task.build(), task.build()
     if initial is not None:
         start_from(network, initial)
     ema.load_state_dict(network.state_dict())
-    network, ema = (n.to(memory_format=torch.channels_last) for n in (network, ema))
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay
+        task.groups(network), config.optimiser.lr, weight_decay=config.optimiser.weight_decay
     )
     state = TrainState(network, ema.requires_grad_(False), optimiser, accelerator.scaler)
     path, settings = run / CHECKPOINT_NAME, asdict(config)
     if path.exists():
         saved = load_checkpoint(
-            path, settings, state.parts(), lambda older: asdict(from_dict(older, str(path)))
+            path, settings, state.parts(), lambda old: asdict(from_dict(old, path, type(config)))
         )
         state.iteration = saved["iteration"]
     elif accelerator.is_main_process:
@@ -245,30 +288,21 @@ def _begin_or_go_on(
     return state
 
 
-def _save(run: Path, state: TrainState, config: TrainConfig, accelerator: Accelerator) -> None:
+def _save(run: Path, state: TrainState, config: RunConfig, accelerator: Accelerator) -> None:
     """Write the checkpoint, unless the weights, which all processes have, are not finite."""
-    if not all(weight.isfinite().all() for weight in state.network.parameters()):
-        raise _diverged("the weights hold NaN or infinity", state, run)
+    finite = all(weight.isfinite().all() for weight in state.network.parameters())
+    _check(finite, "the weights hold NaN or infinity", state, run)
     if accelerator.is_main_process:
         path = run / CHECKPOINT_NAME
         save_checkpoint(path, asdict(config), state.parts(), iteration=state.iteration)
 
 
-def _diverged(what: str, state: TrainState, run: Path) -> FloatingPointError:
-    return FloatingPointError(
-        f"{what} before iteration {state.iteration}; the last checkpoint in {run} is kept. "
-        "Lower the learning rate or use fp32"
-    )
-
-
-def _own_slice(batch: int, accelerator: Accelerator) -> slice:
-    """This process's samples of each batch."""
-    share, rest = divmod(batch, accelerator.num_processes)
-    if rest:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared equally by {accelerator.num_processes} processes"
+def _check(finite: bool, what: str, state: TrainState, run: Path) -> None:
+    if not finite:
+        raise FloatingPointError(
+            f"{what} before iteration {state.iteration}; the last checkpoint in {run} is kept. "
+            "Lower the learning rate or use fp32"
         )
-    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
 def _any_process(stop: bool, accelerator: Accelerator) -> bool:

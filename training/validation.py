@@ -26,7 +26,7 @@ from difiisr_training.evaluation import films
 from difiisr_training.evaluation.inputs import evenly, full_range
 from difiisr_training.evaluation.measures import Judge
 from difiisr_training.evaluation.metrics import psnr
-from difiisr_training.preview import save_panel
+from difiisr_training.run_pictures import save_panel
 
 _SIDE = 256  # high-resolution pixels of a validation crop
 _SHOWN = 4
@@ -47,20 +47,13 @@ class Validator:
 
         ``run``: pictures go to ``run/samples``; ``autoencoder``: of the published network;
         ``lpips``: folder of the LPIPS-squeeze networks, measured too where it is given.
-
-        Raises:
-            ValueError: no source has a validation part; the text says what to do.
         """
-        frames = [f for source in config.sources for f in load(source, "val")]
-        frames = [frame for frame in frames if min(frame.shape) >= _SIDE]
-        if not frames:
-            raise ValueError(
-                f"no validation frame of {_SIDE} pixels on a side: of each source whole sequences "
-                "are held out, never its only one (files numbered without a gap, or one "
-                "recording). Raise val_share, add a source of several sequences, or set "
-                "validate_every: 0"
-            )
-        self._hr = [_middle(frame) for frame in evenly(frames, config.validation_frames)]
+        frames = _held_out(config.sources, load, config.validation_frames, _SIDE)
+        corners = [[(side - _SIDE) // 2 for side in frame.shape] for frame in frames]
+        self._hr = [
+            frame[top : top + _SIDE, left : left + _SIDE]
+            for frame, (top, left) in zip(frames, corners, strict=True)
+        ]
         self._lr = [pillow_resize(hr, _SIDE // SCALE, _SIDE // SCALE) for hr in self._hr]
         self._bicubic = [pillow_resize(lr, _SIDE, _SIDE) for lr in self._lr]
         self._run, self._autoencoder = run, autoencoder
@@ -90,16 +83,9 @@ class FilmValidator:
     """Scores a recurrent network on pans over the middle of validation stills."""
 
     def __init__(self, stills: Sequence[ImageSource], load: LoadFrames, count: int = 4) -> None:
-        """``count``: of the films, evenly spaced over the validation parts of ``stills``.
-
-        Raises:
-            ValueError: there is no validation part.
-        """
-        frames = [frame for source in stills for frame in load(source, "val")]
-        if not frames:
-            raise ValueError("no still is held out: raise val_share, or set validate_every: 0")
-        pans = [(0.7, 0.0), (2.5, 1.0), (5.0, 2.0), (8.0, 3.0)]
-        chosen = zip(evenly(frames, count), itertools.cycle(pans), strict=False)
+        """``count``: of the films, evenly spaced over the validation parts of ``stills``."""
+        pans = itertools.cycle([(0.7, 0.0), (2.5, 1.0), (5.0, 2.0), (8.0, 3.0)])
+        chosen = zip(_held_out(stills, load, count, side=16), pans, strict=False)
         self._films = [films.pan_over(frame, *pan, 8, _SIDE) for frame, pan in chosen]
 
     def __call__(self, network: nn.Module, _: int) -> dict[str, float]:
@@ -127,6 +113,16 @@ def upscaler_of(network: nn.Module, autoencoder: VQAutoencoder | None = None) ->
     return Upscaler("validation", model, device=device)
 
 
-def _middle(frame: np.ndarray) -> np.ndarray:
-    top, left = ((side - _SIDE) // 2 for side in frame.shape)
-    return frame[top : top + _SIDE, left : left + _SIDE]
+def _held_out(
+    sources: Sequence[ImageSource], load: LoadFrames, count: int, side: int
+) -> list[np.ndarray]:
+    """``count`` frames of the sources' validation parts, evenly spaced; ValueError if none is."""
+    frames = [frame for source in sources for frame in load(source, "val")]
+    frames = [frame for frame in frames if min(frame.shape) >= side]
+    if not frames:
+        raise ValueError(
+            f"no validation frame of {side} pixels on a side: of each source whole sequences are "
+            "held out, never its only one (files numbered without a gap, or one recording). Raise "
+            "val_share, add a source of several sequences, or set validate_every: 0"
+        )
+    return evenly(frames, count)

@@ -25,7 +25,7 @@ from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
 from difiisr_ros.commands.arguments import CameraName, CameraOptions, camera_as_asked
-from difiisr_training.data.pairing import images_by_name
+from difiisr_training.data.annotations import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
 from difiisr_training.evaluation.evaluate import OutputFolder, judge_models

@@ -85,7 +85,7 @@ def train(
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     load = partial(load_source, data=data)
     if preview:
-        from difiisr_training.preview import save_preview
+        from difiisr_training.run_pictures import save_preview
 
         save_preview(settings, load, preview)
         print(f"{preview}: samples of the configured degradations")
@@ -98,7 +98,7 @@ def train(
     from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
     from difiisr_training.networks import build_objective, export_run, starting_weights
     from difiisr_training.recipes.begin_as_rlfn import begin
-    from difiisr_training.recipes.curves import save_learning_curve
+    from difiisr_training.run_pictures import save_learning_curve
     from difiisr_training.validation import Validator
 
     if export:
@@ -174,7 +174,7 @@ def _train_on_sequences(
     from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
     from difiisr_training.config import from_dict, read_yaml
     from difiisr_training.networks import starting_weights
-    from difiisr_training.recipes.curves import save_learning_curve
+    from difiisr_training.run_pictures import save_learning_curve
     from difiisr_training.validation import FilmValidator
 
     settings = from_dict(read_yaml(config), str(config), training.SequenceConfig)

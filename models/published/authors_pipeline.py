@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from difiisr_models.diffusion import NoiseSource
 from difiisr_models.frame_model import FrameModel
-from difiisr_models.resample import unpack
+from difiisr_models.resample import PHASES, unpack
 from difiisr_models.tiling import Tile, pad_to
 
 CHOP, STRIDE, MULTIPLE = 256, 224, 64
@@ -33,16 +32,10 @@ def super_resolve_as_published(
 
     Args:
         model: what super-resolves a tile.
-        counts: ``(h, w)`` uint8, or uint16 whose full scale is taken alike.
+        counts: ``(h, w)`` uint8, or uint16 whose full scale is taken alike; floats have none.
         noise_of: the draws for tiles of a frame of a size, see ``frame_model.FrameModel``.
         steps: diffusion steps.
         device: where the model runs.
-
-    Returns:
-        ``(4h, 4w)`` of the same dtype.
-
-    Raises:
-        ValueError: a float frame, which has no full scale.
     """
     if counts.dtype.kind != "u":
         raise ValueError("pipeline 'published' takes frames of 8 or 16 bit: floats have no scale")
@@ -50,13 +43,10 @@ def super_resolve_as_published(
     frame = torch.from_numpy(counts.astype(np.float32) / half - 1).to(device)[None, None]
     height, width = (side + -side % MULTIPLE for side in counts.shape)
     padded = pad_to(frame, height, width)
-    total: Tensor | None = None
+    total, count = (torch.zeros(1, n, height, width, device=device) for n in (PHASES, 1))
     for place in published_tiles(height, width):
         noise = noise_of([place], (height, width))
         result = model.super_resolve(place.cut(padded), noise, steps, 1.0)
-        if total is None:
-            total = result.new_zeros((1, result.shape[1], height, width))
-            count = torch.zeros_like(total[:, :1])
         place.cut(total)[...] += result
         place.cut(count)[...] += 1
     image = unpack(total / count)[0, 0, : 4 * counts.shape[0], : 4 * counts.shape[1]]
@@ -66,11 +56,10 @@ def super_resolve_as_published(
 
 def published_tiles(height: int, width: int) -> list[Tile]:
     """The windows of the reference's chop: every 224 pixels, the last ones flush with the end."""
-
-    def spans(length: int) -> list[tuple[int, int]]:
-        if length <= CHOP:
-            return [(0, length)]
-        starts = [*range(0, length - CHOP, STRIDE), length - CHOP]
-        return [(start, start + CHOP) for start in starts]
-
-    return [Tile(*rows, *columns) for rows in spans(height) for columns in spans(width)]
+    rows, columns = (
+        [(start, start + CHOP) for start in (*range(0, side - CHOP, STRIDE), side - CHOP)]
+        if side > CHOP
+        else [(0, side)]
+        for side in (height, width)
+    )
+    return [Tile(*row, *column) for row in rows for column in columns]

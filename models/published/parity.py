@@ -60,14 +60,13 @@ def rule_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     state = {}
     for name, shape in shapes.items():
         values = rule_values(name, shape)
-        if reference_names.KNOWN_BUFFERS.search(name):
-            values = torch.zeros(shape)
-        elif len(shape) > 1:
+        if len(shape) > 1:
             values /= np.float32(math.sqrt(math.prod(shape[1:])))
         else:
             values *= np.float32(0.1)
             values += name.endswith("weight")
-        state[name] = torch.as_tensor(values)
+        is_buffer = reference_names.KNOWN_BUFFERS.search(name)
+        state[name] = torch.zeros(shape) if is_buffer else torch.as_tensor(values)
     return state
 
 
@@ -105,21 +104,23 @@ def run_parity(size: Literal["tiny", "full"], folder: Path) -> Iterator[ParityRo
     def sampled(steps: int) -> Tensor:
         return model.sample_latent(image("sample.y", 1, 3, 64, 64), noises.__getitem__, steps)
 
-    outputs: dict[str, Callable[[], Tensor]] = {
+    plain: dict[str, Callable[[], Tensor]] = {
         "schedule.sqrt_etas": lambda: torch.from_numpy(np.sqrt(model.schedule.eta)),
         "unet.out": lambda: denoised("unet", 64, [14, 3]),
         "unet_wide.out": lambda: denoised("unet_wide", 128, [7]),
         "vq.z": encoded,
+    }
+    images: dict[str, Callable[[], Tensor]] = {  # from their latents
         "vq.decoded": encoded,
         "sample.one_step": lambda: sampled(1),
         "sample.steps15": lambda: sampled(15),
     }
-    for name in [name for name in outputs if name in expected]:
-        recorded, output = torch.from_numpy(expected[name]), outputs[name]()
-        if name in ("vq.decoded", "sample.one_step", "sample.steps15"):  # images, from latents
-            yield ParityRow(name, *compare_decoded(autoencoder, output, recorded))
+    for name in [name for name in (*plain, *images) if name in expected]:
+        recorded = torch.from_numpy(expected[name])
+        if name in plain:
+            yield ParityRow(name, _max_abs_diff(plain[name](), recorded))
         else:
-            yield ParityRow(name, _max_abs_diff(output, recorded))
+            yield ParityRow(name, *compare_decoded(autoencoder, images[name](), recorded))
 
 
 def _max_abs_diff(a: Tensor, b: Tensor) -> float:
@@ -143,8 +144,7 @@ def compare_decoded(autoencoder: VQAutoencoder, z: Tensor, recorded: Tensor) -> 
     pixels = z[0].flatten(1).T  # (h w, Z)
     near, index = torch.cdist(pixels.double(), codes.double()).square().topk(2, largest=False)
     ties = torch.nonzero(near[:, 1] - near[:, 0] < TIE)[:, 0].tolist()
-    width, factor = z.shape[-1], autoencoder.config.factor
-    settled = 0
+    width, factor, settled = z.shape[-1], autoencoder.config.factor, 0
     while ties and _max_abs_diff(image, recorded) > TOLERANCE:
         y, x = divmod(int((image - recorded).abs().amax(dim=(0, 1)).argmax()), image.shape[-1])
         row, column = y // factor, x // factor

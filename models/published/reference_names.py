@@ -15,15 +15,10 @@ KNOWN_BUFFERS = re.compile(r"\.(relative_position_index|attn_mask)$")
 """Reference entries that are computed here, not read."""
 
 _UNET_ENDS = {
-    "time_in": "time_embed.0",
-    "time_out": "time_embed.2",
-    "stem": "input_blocks.0.0",
-    "mid_in": "middle_block.0",
-    "mid_swin": "middle_block.1",
-    "mid_out": "middle_block.2",
-    "norm_out": "out.0",
-    "conv_out": "out.2",
-}
+    "time_in": "time_embed.0", "time_out": "time_embed.2", "stem": "input_blocks.0.0",
+    "mid_in": "middle_block.0", "mid_swin": "middle_block.1", "mid_out": "middle_block.2",
+    "norm_out": "out.0", "conv_out": "out.2",
+}  # fmt: skip
 _UNET_LAYERS = {
     # residual block
     "norm_in": "in_layers.0",
@@ -122,9 +117,7 @@ def reference_vq_name(own: str, config: VQConfig) -> str:
 def unet_config(shapes: Shapes) -> SwinUNetConfig:
     """Sizes of the UNet whose reference state dict has these shapes.
 
-    Raises:
-        KeyError: a name needed for it is absent.
-        IndexError, ValueError, ZeroDivisionError: its shape cannot be.
+    KeyError, IndexError, ValueError or ZeroDivisionError if no such network has them.
     """
     channels = shapes["time_embed.0.weight"][1]
     widths, blocks, index = [], [], 1

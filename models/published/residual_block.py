@@ -1,11 +1,27 @@
-"""The residual block of both published networks, and their group norm."""
+"""What both published networks are built of: residual block, group norm, named layers."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Layers that run one after the other, under their names."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+def check_sizes(config: Any) -> None:
+    """ValueError if a size of a network, its multipliers' included, is not at least 1."""
+    sizes = asdict(config)
+    widths = sizes.pop("multipliers")
+    if not widths or min(*widths, *sizes.values()) < 1:
+        raise ValueError(f"all sizes of a network must be at least 1, got {config}")
 
 
 class GroupNorm(nn.GroupNorm):

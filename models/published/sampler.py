@@ -20,7 +20,7 @@ class PublishedModel(FrameModel):
     """Swin-UNet and VQ autoencoder on one-channel tiles.
 
     Args:
-        unet: the denoiser, on the device where it will run.
+        unet: the denoiser.
         autoencoder: its codec, on the same device.
         schedule: all T levels that the denoiser was trained with.
         autocast: dtype of the networks' convolutions and products (torch.bfloat16 or
@@ -74,11 +74,7 @@ class PublishedModel(FrameModel):
         return self.autoencoder.decode(latent).float().mean(dim=1, keepdim=True)
 
     def sample_latent(self, lq: Tensor, noise: NoiseSource, steps: int) -> Tensor:
-        """Encode the bicubic image of ``lq (B, 3, h, w)`` in [-1, 1], and sample x_0.
-
-        Returns:
-            (B, 3, h, w) float32 latent before quantisation.
-        """
+        """``lq (B, 3, h, w)`` in [-1, 1] -> x_0, a float32 latent of its size, unquantised."""
         schedule = respace(self.schedule, steps)
         scale = float(self.autoencoder.config.factor)
         image = F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)

@@ -7,7 +7,6 @@ a window (its side squared), n = number of windows.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difiisr_models.diffusion import timestep_embedding
-from difiisr_models.published.residual_block import GroupNorm, ResBlock
+from difiisr_models.published.residual_block import GroupNorm, ResBlock, check_sizes, named
 
 EPS = 1e-5
 MASKED = -100.0
@@ -29,16 +28,13 @@ class SwinUNetConfig:
         channels: features of the first level, a multiple of 32.
         multipliers: features of each level over ``channels``; each level halves the resolution.
         blocks: residual blocks per level on the way down (one more on the way up).
-        swin_channels: features E inside the Swin stages, a multiple of 32 and of ``heads``, the
-            number of attention heads.
+        swin_channels: features E inside the Swin stages, a multiple of 32 and of ``heads``.
+        heads: of the attention.
         swin_depth: Swin blocks per stage; every second one looks through shifted windows.
         mlp_ratio: hidden features of a Swin block's MLP over E.
         window: side of an attention window.
         latent_size: side of the latent that the network was built for. A level whose share of
             it is one window does not shift, whatever size it is given later.
-
-    Raises:
-        ValueError: sizes that no network can have.
     """
 
     channels: int = 160
@@ -52,10 +48,7 @@ class SwinUNetConfig:
     latent_size: int = 64
 
     def __post_init__(self) -> None:
-        sizes = (self.channels, *self.multipliers, self.blocks, self.swin_channels, self.heads)
-        sizes += (self.swin_depth, self.mlp_ratio, self.window, self.latent_size)
-        if not self.multipliers or min(sizes) < 1:
-            raise ValueError(f"all sizes of a Swin-UNet must be at least 1, got {self}")
+        check_sizes(self)
         if self.channels % 32 or self.swin_channels % 32 or self.swin_channels % self.heads:
             raise ValueError(
                 "channels and swin_channels must be multiples of 32, swin_channels also of heads, "
@@ -143,10 +136,9 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, E, h, w) -> (B, E, h, w)."""
-        h, w = x.shape[-2:]
-        y = self.norm_attention(x)
-        mask = shift_mask(h, w, self.window, x.device) if self.shift else None
+        (h, w), mask, y = x.shape[-2:], None, self.norm_attention(x)
         if self.shift:
+            mask = shift_mask(h, w, self.window, x.device)
             y = y.roll((-self.shift, -self.shift), dims=(2, 3))
         y = from_windows(self.attention(to_windows(y, self.window), mask), self.window, h, w)
         if self.shift:
@@ -159,12 +151,11 @@ def _swin_stage(channels: int, config: SwinUNetConfig, level: int) -> nn.Sequent
     """Swin blocks between two 1x1 convolutions; the stage as a whole is not residual."""
     shifts = (config.latent_size >> level) > config.window
     blocks = (SwinBlock(config, shifts and i % 2 == 1) for i in range(config.swin_depth))
-    parts = {
-        "enter": nn.Conv2d(channels, config.swin_channels, 1),
-        "blocks": nn.Sequential(*blocks),
-        "leave": nn.Conv2d(config.swin_channels, channels, 1),
-    }
-    return nn.Sequential(OrderedDict(parts))
+    return named(
+        enter=nn.Conv2d(channels, config.swin_channels, 1),
+        blocks=nn.Sequential(*blocks),
+        leave=nn.Conv2d(config.swin_channels, channels, 1),
+    )
 
 
 def _res_block(channels_in: int, channels_out: int, config: SwinUNetConfig) -> ResBlock:
@@ -188,8 +179,9 @@ class DownLevel(nn.Module):
 
         ``blocks`` tensors (B, C, h, w), then one (B, C, h/2, w/2) unless this is the last level.
         """
-        outputs = [self.swin(self.blocks[0](x, time))]
-        for block in self.blocks[1:]:
+        first, *others = self.blocks
+        outputs = [self.swin(first(x, time))]
+        for block in others:
             outputs.append(block(outputs[-1], time))
         return outputs if self.down is None else [*outputs, self.down(outputs[-1])]
 
@@ -251,18 +243,12 @@ class SwinUNet(nn.Module):
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, x_t_scaled: Tensor, t: Tensor, lq: Tensor) -> Tensor:
-        """Predict x_0.
+        """Predict the latent x_0 (B, 3, h, w); h and w are multiples of ``config.stride``.
 
         Args:
             x_t_scaled: (B, 3, h, w) latent x_t over sqrt(kappa^2 eta_t + 1).
             t: (B,) int64 steps counted from 0 (T - 1 is the paper's T).
             lq: (B, 3, h, w) low-resolution image in [-1, 1].
-
-        Returns:
-            (B, 3, h, w) latent x_0.
-
-        Raises:
-            ValueError: h or w is no multiple of ``config.stride``.
         """
         h, w = x_t_scaled.shape[-2:]
         if h % self.config.stride or w % self.config.stride:

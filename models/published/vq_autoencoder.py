@@ -5,13 +5,12 @@ Shapes below use B = batch, Z = ``latent_channels``, K = ``codes``.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from difiisr_models.published.residual_block import GroupNorm, ResBlock
+from difiisr_models.published.residual_block import GroupNorm, ResBlock, check_sizes, named
 
 EPS = 1e-6
 CODES_AT_ONCE = 1024  # distances in memory at a time: this many per latent pixel
@@ -28,9 +27,6 @@ class VQConfig:
         blocks: residual blocks per level of the encoder (the decoder has one more).
         latent_channels: Z, channels of the latent and of a code.
         codes: K, entries of the codebook.
-
-    Raises:
-        ValueError: a size that no network can have, with the number.
     """
 
     channels: int = 128
@@ -40,9 +36,7 @@ class VQConfig:
     codes: int = 8192
 
     def __post_init__(self) -> None:
-        sizes = (self.channels, *self.multipliers, self.blocks, self.latent_channels, self.codes)
-        if not self.multipliers or min(sizes) < 1:
-            raise ValueError(f"all sizes of an autoencoder must be at least 1, got {self}")
+        check_sizes(self)
         if self.channels % 32:
             raise ValueError(f"channels must be a multiple of 32, got {self.channels}")
 
@@ -101,25 +95,26 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _middle(channels: int) -> nn.Sequential:
     """What works at the lowest resolution."""
-    parts = {
-        "block_in": _res_block(channels, channels),
-        "attention": PixelAttention(channels),
-        "block_out": _res_block(channels, channels),
-    }
-    return nn.Sequential(OrderedDict(parts))
+    return named(
+        block_in=_res_block(channels, channels),
+        attention=PixelAttention(channels),
+        block_out=_res_block(channels, channels),
+    )
 
 
 def _level(channels_in: int, channels: int, blocks: int, end: str) -> nn.Sequential:
     """Residual blocks, then half the size (``end``: "down"), twice the size ("up"), or neither."""
     inputs = [channels_in, *[channels] * (blocks - 1)]
-    parts = {"blocks": nn.Sequential(*(_res_block(c, channels) for c in inputs))}
+    parts: dict[str, nn.Module] = {
+        "blocks": nn.Sequential(*(_res_block(c, channels) for c in inputs))
+    }
     if end == "down":
         parts["border"] = nn.ZeroPad2d((0, 1, 0, 1))  # below and to the right only
         parts["down"] = nn.Conv2d(channels, channels, 3, stride=2)
     elif end == "up":
         parts["enlarge"] = nn.Upsample(scale_factor=2.0)
         parts["up"] = nn.Conv2d(channels, channels, 3, padding=1)
-    return nn.Sequential(OrderedDict(parts))
+    return named(**parts)
 
 
 def _levels(inputs: list[int], outputs: list[int], blocks: int, end: str) -> nn.Sequential:
@@ -133,29 +128,27 @@ def _levels(inputs: list[int], outputs: list[int], blocks: int, end: str) -> nn.
 def _encoder(config: VQConfig) -> nn.Sequential:
     """(B, 3, f h, f w) image -> (B, Z, h, w) features, f = ``config.factor``."""
     channels = [config.channels * m for m in config.multipliers]
-    parts = {
-        "stem": nn.Conv2d(3, config.channels, 3, padding=1),
-        "levels": _levels([config.channels, *channels[:-1]], channels, config.blocks, "down"),
-        "middle": _middle(channels[-1]),
-        "norm_out": GroupNorm(channels[-1], EPS),
-        "swish": Swish(),
-        "conv_out": nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1),
-    }
-    return nn.Sequential(OrderedDict(parts))
+    return named(
+        stem=nn.Conv2d(3, config.channels, 3, padding=1),
+        levels=_levels([config.channels, *channels[:-1]], channels, config.blocks, "down"),
+        middle=_middle(channels[-1]),
+        norm_out=GroupNorm(channels[-1], EPS),
+        swish=Swish(),
+        conv_out=nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1),
+    )
 
 
 def _decoder(config: VQConfig) -> nn.Sequential:
     """(B, Z, h, w) features -> (B, 3, f h, f w) image; lowest resolution first."""
     channels = [config.channels * m for m in reversed(config.multipliers)]
-    parts = {
-        "stem": nn.Conv2d(config.latent_channels, channels[0], 3, padding=1),
-        "middle": _middle(channels[0]),
-        "levels": _levels([channels[0], *channels[:-1]], channels, config.blocks + 1, "up"),
-        "norm_out": GroupNorm(channels[-1], EPS),
-        "swish": Swish(),
-        "conv_out": nn.Conv2d(channels[-1], 3, 3, padding=1),
-    }
-    return nn.Sequential(OrderedDict(parts))
+    return named(
+        stem=nn.Conv2d(config.latent_channels, channels[0], 3, padding=1),
+        middle=_middle(channels[0]),
+        levels=_levels([channels[0], *channels[:-1]], channels, config.blocks + 1, "up"),
+        norm_out=GroupNorm(channels[-1], EPS),
+        swish=Swish(),
+        conv_out=nn.Conv2d(channels[-1], 3, 3, padding=1),
+    )
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:

@@ -5,21 +5,23 @@ import time
 from array import array
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_ros.image_codec import encode_rows
+from difiisr_ros.node_peer import NodePeer
 from difiisr_ros.node_process import own_domain
 
 PATIENCE = 60.0  # seconds after which something that must happen has not
 RETRY = 5.0  # seconds after which a message or a service call counts as lost
 DOMAIN = own_domain()
+IMAGE, INFO = "/thermal/image_raw", "/thermal/camera_info"
+RESULTS = {"/thermal/sr": Image, "/thermal/sr/camera_info": CameraInfo}
 
 
 def wait_until(condition, describe=lambda: "", patience=PATIENCE):
@@ -56,23 +58,19 @@ class Peer:
     """Camera, recorder and operator in one node, spun by a thread."""
 
     def __init__(self):
-        self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=DOMAIN)
-        self.node = rclpy.create_node("peer", context=self._context)
-        best_effort = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._image = self.node.create_publisher(Image, "/thermal/image_raw", best_effort)
-        self._info = self.node.create_publisher(CameraInfo, "/thermal/camera_info", best_effort)
         self.images, self.infos, self.diagnostics = [], [], []
-        self._recorders = []
-        self.node.create_subscription(DiagnosticArray, "/diagnostics", self.diagnostics.append, 10)
-        self._clients = {}
-        self._stop_spinning = spin_in_thread(self.node)
-        self._stamp = 1_700_000_000
+        self._peer = NodePeer(IMAGE, "/thermal/sr", INFO, self._keep)
+        self.node = self._peer.node
+        self._hears, self._stamp = True, 1_700_000_000
+        self._peer.__enter__()
 
     def close(self):
-        self._stop_spinning()
-        self.node.destroy_node()
-        rclpy.shutdown(context=self._context)
+        self._peer.__exit__()
+
+    def _keep(self, topic, raw):
+        kept = dict(zip(RESULTS, (self.images, self.infos), strict=True))
+        kind = RESULTS.get(topic, DiagnosticArray)
+        kept.get(topic, self.diagnostics).append(deserialize_message(raw, kind))
 
     # Recorder
 
@@ -80,28 +78,24 @@ class Peer:
         """Subscribe to the results, and wait until an active node answers."""
         self.images.clear()
         self.infos.clear()
-        if not self._recorders:
-            subscribe = self.node.create_subscription
-            self._recorders = [
-                subscribe(Image, "/thermal/sr", self.images.append, 10),
-                subscribe(CameraInfo, "/thermal/sr/camera_info", self.infos.append, 10),
-            ]
+        if not self._hears:
+            self._peer.listen(RESULTS)
+            self._hears = True
         # Both ends find each other one after the other: ask for an answer until there is one.
-        wait_until(lambda: self._info.get_subscription_count() == 1)
+        wait_until(lambda: self.node.count_subscribers(INFO) == 1)
         probe = np.full((16, 16), 3000, np.uint16)
         wait_until(lambda: (self.send(probe) and time.sleep(0.05)) or self.images)
 
     def stop_listening(self):
-        for recorder in self._recorders:
-            self.node.destroy_subscription(recorder)
-        self._recorders = []
+        for topic in RESULTS if self._hears else ():
+            self._peer.leave(topic)
+        self._hears = False
 
     # Camera
 
     def restart_camera(self):
         """The images come from another publisher, with stamps of long ago."""
-        self.node.destroy_publisher(self._image)
-        self._image = self.node.create_publisher(Image, "/thermal/image_raw", 10)
+        self._peer.appear({IMAGE: Image})
         self._stamp -= 1_000_000_000
 
     def image(self, pixels, encoding="mono16"):
@@ -120,11 +114,11 @@ class Peer:
         return self.send_message(self.image(pixels, encoding))
 
     def send_message(self, message):
-        self._image.publish(message)
+        self._peer.send(serialize_message(message))
         return message
 
     def send_info(self, info):
-        self._info.publish(info)
+        self._peer.send(serialize_message(info), INFO)
 
     def answer_to(self, sent):
         """The result with the stamp of `sent`."""
@@ -159,19 +153,11 @@ class Peer:
 
         Asked again where no answer comes: a node that has not found this client yet drops it.
         """
-        if name not in self._clients:
-            self._clients[name] = self.node.create_client(service_type, f"/sr_node/{name}")
-        client = self._clients[name]
-        assert client.wait_for_service(PATIENCE), f"no service {name}"
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            answered = threading.Event()
-            future = client.call_async(request)
-            future.add_done_callback(lambda _, answered=answered: answered.set())
-            if answered.wait(RETRY):
-                return future.result()
-            if is_done():
-                return None
+            answer = self._peer.call(service_type, f"/sr_node/{name}", request, RETRY)
+            if answer is not None or is_done():
+                return answer
         raise AssertionError(f"no answer from {name}")
 
     def transition(self, label):

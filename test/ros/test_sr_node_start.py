@@ -19,7 +19,6 @@ from rosgraph_msgs.msg import Clock
 
 from difiisr_ros import sr_node
 from difiisr_ros.node_process import NodeProcess
-from difiisr_ros.shared_nodes import SharingNode
 from difiisr_ros.sr_node import SrNode, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +31,10 @@ def make_node():
     rclpy.init(context=context, domain_id=DOMAIN)
     nodes = []
 
-    def make(**parameters):
+    def make(node_name="sr_node", **parameters):
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-        nodes.append(SrNode(context=context, parameter_overrides=overrides))
+        words = ["--ros-args", "-r", f"__node:={node_name}"]
+        nodes.append(SrNode(context=context, parameter_overrides=overrides, cli_args=words))
         return nodes[-1]
 
     yield make
@@ -128,16 +128,11 @@ def test_a_failed_configure_ends_or_is_tried_again_as_asked(make_node, monkeypat
     assert "no model" in node.log
 
 
-def test_two_cameras_of_one_process_share_a_model_and_nothing_else(tmp_path):
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=DOMAIN)
+def test_two_cameras_of_one_process_share_a_model_and_nothing_else(make_node, tmp_path):
     nodes = [
-        SharingNode(context=context, cli_args=["--ros-args", "-r", f"__node:={name}", *words])
-        for name, words in (
-            ("a", ["-p", "device:=cpu", "-p", "model:=bicubic-consistent"]),
-            ("b", ["-p", "device:=cpu", "-p", "model:=bicubic-consistent", "-p", "seed:=3"]),
-            ("c", ["-p", "device:=cpu", "-p", "model:=bicubic"]),
-        )
+        make_node("a", device="cpu", model="bicubic-consistent"),
+        make_node("b", device="cpu", model="bicubic-consistent", seed=3),
+        make_node("c", device="cpu", model="bicubic"),
     ]
     for node in nodes:
         node.trigger_configure()
@@ -146,19 +141,19 @@ def test_two_cameras_of_one_process_share_a_model_and_nothing_else(tmp_path):
     assert (a.settings.seed, b.settings.seed) == (0, 3)
     nodes[0].set_parameters([Parameter("consistency", value=0.5)])
     assert (a.settings.consistency, b.settings.consistency) == (0.5, "auto")
-    for node in nodes:
-        node.destroy_node()
-    rclpy.shutdown(context=context)
     cameras = [
         json.dumps(["-r", f"__node:={name}", "-p", "model:=bicubic", "-p", "autostart:=true"])
         for name in ("front", "rear")
     ]
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "difiisr_ros.shared_nodes", *cameras]
+    command = [sys.executable, ROOT / "scripts" / "sr_nodes", *cameras]
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
-        wait_until(lambda: all(f"[{n}]: active:" in log.read_text() for n in ("front", "rear")))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        try:
+            wait_until(lambda: all(f"[{n}]: active:" in log.read_text() for n in ("front", "rear")))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     assert "Traceback" not in log.read_text()
 
 

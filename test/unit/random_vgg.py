@@ -1,6 +1,7 @@
 """Random VGG networks in files, for tests of what reads and uses them."""
 
 import torch
+from torch import nn
 
 WIDTHS = {
     "vgg16": (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0),
@@ -9,15 +10,16 @@ WIDTHS = {
 
 
 def random_vgg(arch, path):
-    """A whole random VGG, named as torchvision names it, with activations of unit size."""
-    rng, state, index, channels = torch.Generator().manual_seed(4), {}, 0, 3
+    """A whole random VGG, saved at ``path`` under torchvision's names; its layers."""
+    torch.manual_seed(4)
+    layers, channels = [], 3
     for width in WIDTHS[arch]:
-        if width:
-            weight = torch.randn(width, channels, 3, 3, generator=rng)
-            state[f"features.{index}.weight"] = weight * (2 / (9 * channels)) ** 0.5
-            state[f"features.{index}.bias"] = 0.1 * torch.randn(width, generator=rng)
-            channels = width
-        index += 2 if width else 1
-    state["classifier.0.weight"] = torch.zeros(2, 2)
-    torch.save(state, path)
-    return path
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else []
+        layers += [] if width else [nn.MaxPool2d(2)]
+        channels = width or channels
+    network = nn.Sequential(*layers)
+    for layer in network:
+        if isinstance(layer, nn.Conv2d):  # activations of unit size
+            nn.init.kaiming_normal_(layer.weight)
+    torch.save({f"features.{k}": v for k, v in network.state_dict().items()}, path)
+    return network

@@ -58,7 +58,8 @@ def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
     start = CompactNetwork(CompactConfig(channels=8, blocks=1, time_features=16))
     torch.nn.init.normal_(start.detail_head.weight)
     save_compact(start, tmp_path / "start", {"name": "start"})
-    out, vgg = tmp_path / "out", random_vgg("vgg16", tmp_path / "vgg16.pth")
+    out, vgg = tmp_path / "out", tmp_path / "vgg16.pth"
+    random_vgg("vgg16", vgg)
     arguments = command(
         tmp_path, data, CONFIG, "--init", tmp_path / "start", "--workers", 0, "--vgg", vgg,
         "--sets", "judged", "--device", "cpu", "--seed", 3,

@@ -8,11 +8,11 @@ from PIL import Image
 
 from difiisr_training.data.annotations import (
     annotations_sha256,
+    pair_names,
     pair_with_labels,
     read_annotations,
     read_labels,
 )
-from difiisr_training.data.pairing import pair_names
 
 VOC = """<annotation><filename>other.png</filename>
 <object><name>People</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>4</xmax><ymax>6</ymax></bndbox>
@@ -145,9 +145,6 @@ def test_label_maps_belong_to_the_image_of_their_folder(tmp_path):
         save(tmp_path / "labels" / f"{name}.png", np.full((8, 8), number))
     pairs = pair_with_labels(tmp_path / "images", tmp_path / "labels")
     assert [(i.parent.name, read_labels(m).max()) for i, m in pairs] == [("a", 0), ("b", 1)]
-
-
-def test_label_maps_of_colours_are_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "colours.png")
     with pytest.raises(ValueError, match="mode RGB"):
         read_labels(tmp_path / "colours.png")

@@ -8,16 +8,17 @@ import pytest
 import zstandard
 from mcap.reader import make_reader
 from mcap.writer import CompressionType
-from mcap.writer import Writer as McapWriter
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from thermal_bags import (
     IMAGE,
     INFO,
+    STRING,
     WORDS,
     header,
     kill_the_recorder,
+    mcap_file,
     messages,
     pixels,
     record,
@@ -25,25 +26,7 @@ from thermal_bags import (
     word,
 )
 
-from difiisr_ros.bags import (
-    IMAGE_TYPE,
-    STORE,
-    BagError,
-    Message,
-    TopicError,
-    choose_image_topic,
-    choose_info_topic,
-    find_recordings,
-    frames_of,
-    image_bytes,
-    open_bag,
-    ros_topic,
-    stamp_of,
-    write_bag,
-)
-
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-STRING = "std_msgs/msg/String"
+from difiisr_ros import bags
 
 
 @pytest.fixture(params=["mcap", "sqlite3"])
@@ -51,63 +34,35 @@ def storage(request):
     return request.param
 
 
-def overwrite(file, at, content):
-    data = bytearray(file.read_bytes())
-    data[at : at + len(content)] = content
-    file.write_bytes(data)
-
-
-def middle(file):
-    return file.stat().st_size // 2
-
-
-def test_whole_recording_has_no_fault(tmp_path, storage):
-    record(tmp_path / "bag", storage)
-    with open_bag(tmp_path / "bag") as bag, AnyReader([tmp_path / "bag"]) as reference:
-        assert bag.storage == storage
-        assert [topic.name for topic in bag.topics] == [INFO, IMAGE, WORDS]
-        assert [bag.count(topic.name) for topic in bag.topics] == [5, 5, 5]
-        found = [(m.topic.name, m.topic.type, m.time, m.data) for m in bag.messages()]
+def test_whole_recording_reads_as_others_read_it_its_file_alone_too(tmp_path, storage):
+    folder = record(tmp_path / "bag", storage)
+    with AnyReader([folder]) as reference:
         wanted = [(c.topic, c.msgtype, at, bytes(raw)) for c, at, raw in reference.messages()]
-        assert found == wanted
-        assert bag.fault == ""
-        for topic, connection in zip(bag.topics, reference.connections, strict=True):
-            assert topic.definition.decode() == connection.msgdef.data
-
-
-def test_storage_file_alone_reads_like_its_folder(tmp_path, storage):
-    bag = record(tmp_path / "bag", storage)
-    expected = messages(bag)
-    assert messages(storage_file(bag)) == expected
-    (bag / "metadata.yaml").unlink()
-    assert messages(bag) == expected
-    with open_bag(bag) as reader:
-        assert reader.fault == ""
-
-
-def write_mcap(path, payloads, compression=CompressionType.NONE, **options):
-    """Payloads of 200 kB in chunks of five or so, one every nanosecond."""
-    with path.open("wb") as file:
-        writer = McapWriter(file, compression=compression, **options)
-        writer.start(profile="ros2")
-        schema = writer.register_schema(STRING, "ros2msg", b"string data")
-        channel = writer.register_channel("/bytes", "cdr", schema)
-        for at, payload in enumerate(payloads):
-            writer.add_message(channel, at, payload, at)
-        writer.finish()
-    return path
-
-
-@pytest.fixture(scope="module")
-def payloads():
-    return [np.random.default_rng(at).bytes(200_000) for at in range(20)]
+        definitions = [connection.msgdef.data for connection in reference.connections]
+    for path in (folder, storage_file(folder), folder):  # the last time without metadata.yaml
+        with bags.open_bag(path) as bag:
+            assert (bag.storage, bag.fault) == (storage, "")
+            assert [topic.name for topic in bag.topics] == [INFO, IMAGE, WORDS]
+            assert [topic.definition.decode() for topic in bag.topics] == definitions
+            assert [bag.count(topic.name) for topic in bag.topics] == [5, 5, 5]
+            found = [(m.topic.name, m.topic.type, m.time, m.data) for m in bag.messages()]
+            assert found == wanted
+        if path != folder:
+            (folder / "metadata.yaml").unlink()
 
 
 @pytest.mark.parametrize("compression", list(CompressionType))
-def test_cut_chunk_gives_its_beginning(tmp_path, payloads, compression):
-    file = write_mcap(tmp_path / "a.mcap", payloads[:8], compression)
+def test_cut_chunk_gives_its_beginning(tmp_path, compression):
+    file, payloads = (
+        tmp_path / "a.mcap",
+        [np.random.default_rng(n).bytes(200_000) for n in range(8)],
+    )
+    with mcap_file(file, compression=compression) as writer:
+        channel = writer.register_channel("/bytes", "json", 0)
+        for at, payload in enumerate(payloads):
+            writer.add_message(channel, at, payload, at)
     file.write_bytes(file.read_bytes()[: int(0.4 * file.stat().st_size)])
-    with open_bag(file) as bag:
+    with bags.open_bag(file) as bag:
         left = [message.data for message in bag.messages()]
         assert bag.count("/bytes") == len(left)
         assert "cut off" in bag.fault
@@ -115,64 +70,33 @@ def test_cut_chunk_gives_its_beginning(tmp_path, payloads, compression):
     assert len(left) >= 2
 
 
-@pytest.mark.parametrize("index", [True, False])
-def test_damaged_chunk_costs_its_own_messages_only(tmp_path, payloads, index):
-    file = write_mcap(tmp_path / "a.mcap", payloads, CompressionType.ZSTD)
-    content = file.read_bytes()
-    overwrite(file, content.rindex(ZSTD_MAGIC, 0, content.index(payloads[10][:64])), bytes(4))
-    if not index:
-        file.write_bytes(file.read_bytes()[: int(0.95 * len(content))])
-    with open_bag(file) as bag:
-        left = {m.data for m in bag.messages()}
-        assert "damaged" in bag.fault
-        assert ("messages of /bytes are lost" in bag.fault) == index
-    assert {payloads[0], payloads[15]} <= left
-    assert payloads[10] not in left
-
-
-def test_checksum_of_a_chunk_is_checked(tmp_path, payloads):
-    file = write_mcap(tmp_path / "a.mcap", payloads)
-    overwrite(file, file.read_bytes().index(payloads[3][:64]) + 99, b"\x00\xff\x00\xff")
-    with open_bag(file) as bag:
-        assert len(list(bag.messages())) == 20
-        assert "checksum" in bag.fault
-
-
-@pytest.mark.parametrize("options", [{"use_chunking": False}, {"use_statistics": False}])
-def test_files_without_a_full_index_are_whole(tmp_path, payloads, options):
-    file = write_mcap(tmp_path / "a.mcap", payloads, **options)
-    with open_bag(file) as bag:
-        assert [m.data for m in bag.messages()] == payloads
-        assert bag.count("/bytes") == 20
-        assert bag.fault == ""
-
-
-def test_messages_come_in_order_of_time_whatever_chunk_they_lie_in(tmp_path):
+@pytest.mark.parametrize(
+    "options", [{"chunk_size": 150}, {"use_chunking": False}, {"use_statistics": False}]
+)
+def test_messages_come_by_time_whatever_chunk_they_lie_in_and_whatever_is_indexed(
+    tmp_path, options
+):
     times = [5, 1, 9, 3, 3, 8, 2, 7]
-    with (tmp_path / "a.mcap").open("wb") as file:
-        writer = McapWriter(file, chunk_size=150)
-        writer.start(profile="")
+    with mcap_file(tmp_path / "a.mcap", **options) as writer:
         channel = writer.register_channel("/bytes", "json", 0)
         for number, at in enumerate(times):
             writer.add_message(channel, at, bytes([number] * 100), at)
-        writer.finish()
-    with open_bag(tmp_path / "a.mcap") as bag:
+    with bags.open_bag(tmp_path / "a.mcap") as bag:
         found = [(m.time, m.data[0]) for m in bag.messages()]
         assert found == sorted((at, number) for number, at in enumerate(times))
-        assert bag.fault == ""
+        assert (bag.count("/bytes"), bag.fault) == (8, "")
 
 
 def test_several_files_are_read_in_numerical_order(tmp_path):
-    bag = tmp_path / "bag"
+    bag, expected = tmp_path / "bag", []
     bag.mkdir()
     for number in (0, 2, 10):
-        record(tmp_path / f"part_{number}", frames=1 + number)
-        (tmp_path / f"part_{number}" / f"part_{number}.mcap").rename(bag / f"bag_{number}.mcap")
-    parts = [messages(bag / f"bag_{number}.mcap") for number in (0, 2, 10)]
-    assert messages(bag) == [message for part in parts for message in part]
-    with open_bag(bag) as reader:
-        assert reader.count(IMAGE) == 15
-        assert len(reader.topics) == 3
+        part = record(tmp_path / f"part_{number}", frames=1 + number)
+        expected += messages(part)
+        storage_file(part).rename(bag / f"bag_{number}.mcap")
+    assert messages(bag) == expected
+    with bags.open_bag(bag) as reader:
+        assert (reader.count(IMAGE), len(reader.topics)) == (15, 3)
 
 
 @pytest.mark.parametrize("left_in_the_log", [6, 15])
@@ -183,7 +107,7 @@ def test_write_ahead_log_of_a_killed_recorder_is_read(tmp_path, left_in_the_log)
     left = {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()}
     for path in (tmp_path / "bag", tmp_path / "bag" / "bag.db3"):
         assert messages(path) == expected
-        with open_bag(path) as bag:
+        with bags.open_bag(path) as bag:
             assert "killed" in bag.fault
     assert {file.name: file.read_bytes() for file in (tmp_path / "bag").iterdir()} == left
 
@@ -202,12 +126,15 @@ def test_split_recording_with_a_damaged_file_gives_all_the_rest(tmp_path, storag
     (bag / "metadata.yaml").write_text(metadata.replace(f"  - bag{suffix}\n", names, 1))
     assert len(messages(bag, IMAGE)) == 300
     file = bag / f"bag_0{suffix}"
-    overwrite(file, middle(file), b"\xff" * 8192)
+    middle = file.stat().st_size // 2
+    with file.open("r+b") as damaged:
+        damaged.seek(middle)
+        damaged.write(b"\xff" * 8192)
     left = messages(bag, IMAGE)
     assert 210 < len(left) < 300  # something of the damaged file too
     assert left[-200:] == messages(bag / f"bag_1{suffix}", IMAGE) * 2
     assert left[:-200] == messages(file, IMAGE)
-    with open_bag(bag) as reader:
+    with bags.open_bag(bag) as reader:
         list(reader.messages())
         assert file.name in reader.fault
         assert "bag_1" not in reader.fault
@@ -234,7 +161,7 @@ def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
     writer.set_compression(mode, CompressionFormat.ZSTD)
     sent = [("/words", at, bytes([0, 1, 0, 0]) + bytes([at]) * 100) for at in range(9)]
     with writer:
-        topic = writer.add_connection("/words", STRING, typestore=STORE)
+        topic = writer.add_connection("/words", STRING, typestore=bags.STORE)
         for _, at, raw in sent:
             writer.write(topic, at, raw)
     assert messages(tmp_path / "bag") == sent
@@ -242,9 +169,8 @@ def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
     (file,) = (tmp_path / "bag").iterdir()
     for path in (tmp_path / "bag", file):
         assert messages(path) == sent
-        with open_bag(path) as bag:
-            assert bag.fault == ""
-            assert bag.storage == storage
+        with bags.open_bag(path) as bag:
+            assert (bag.fault, bag.storage) == ("", storage)
 
 
 @pytest.mark.parametrize(
@@ -259,55 +185,53 @@ def test_compressed_recording_needs_no_metadata(tmp_path, storage, mode):
 )
 def test_what_is_no_recording_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BagError, match=str(tmp_path)):
-        open_bag(tmp_path)
+    with pytest.raises(bags.BagError, match=str(tmp_path)):
+        bags.open_bag(tmp_path)
 
 
 def test_topics_are_chosen_or_asked_for(tmp_path):
     record(tmp_path / "bag")
-    with open_bag(tmp_path / "bag") as bag:
-        assert choose_image_topic(bag) == IMAGE
-        assert choose_info_topic(bag, IMAGE) == INFO
-        assert choose_info_topic(bag, "/other/image_raw") is None
-        with pytest.raises(TopicError, match=IMAGE):
-            choose_image_topic(bag, WORDS)
-        with pytest.raises(TopicError, match=INFO):
-            choose_info_topic(bag, IMAGE, WORDS)
-        bag.topics.append(ros_topic("/second", IMAGE_TYPE))
-        with pytest.raises(TopicError, match=r"say which topic.*/cam/image_raw, /second"):
-            choose_image_topic(bag)
+    with bags.open_bag(tmp_path / "bag") as bag:
+        assert bags.choose_image_topic(bag) == IMAGE
+        assert bags.choose_info_topic(bag, IMAGE) == INFO
+        assert bags.choose_info_topic(bag, "/other/image_raw") is None
+        with pytest.raises(bags.TopicError, match=IMAGE):
+            bags.choose_image_topic(bag, WORDS)
+        with pytest.raises(bags.TopicError, match=INFO):
+            bags.choose_info_topic(bag, IMAGE, WORDS)
+        bag.topics.append(bags.ros_topic("/second", bags.IMAGE_TYPE))
+        with pytest.raises(bags.TopicError, match=r"say which topic.*/cam/image_raw, /second"):
+            bags.choose_image_topic(bag)
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
 def test_stamp_of_serialized_message(big_endian):
-    info_type = "sensor_msgs/msg/CompressedImage"
-    time = STORE.types["builtin_interfaces/msg/Time"](-1, 5)
-    stamped = STORE.types["std_msgs/msg/Header"](time, "x")
-    message = STORE.types[info_type](stamped, "png", np.zeros(3, np.uint8))
-    raw = STORE.serialize_cdr(message, info_type, little_endian=not big_endian)
-    assert stamp_of(bytes(raw)) == -1_000_000_000 + 5
+    stamped = header(0)
+    stamped.stamp.sec = -1
+    message = bags.STORE.types[bags.COMPRESSED_TYPE](stamped, "png", np.zeros(3, np.uint8))
+    raw = bags.STORE.serialize_cdr(message, bags.COMPRESSED_TYPE, little_endian=not big_endian)
+    assert bags.stamp_of(bytes(raw)) == -1_000_000_000
     with pytest.raises(ValueError, match="3 bytes"):
-        stamp_of(raw[:3])
+        bags.stamp_of(raw[:3])
 
 
 def test_what_is_written_is_read_by_others(tmp_path, storage):
-    image = image_bytes(header(0), pixels(0), "mono16")
-    with write_bag(tmp_path / "bag", storage) as writer:
-        topic = writer.add(ros_topic(IMAGE, IMAGE_TYPE))
-        writer.write(Message(topic, 5, image))
-        writer.write(Message(ros_topic(WORDS, STRING), 6, word("hello")))
-        writer.add(ros_topic("/silent", STRING))
+    image = bags.image_bytes(header(0), pixels(0), "mono16")
+    with bags.write_bag(tmp_path / "bag", storage) as writer:
+        topic = writer.add(bags.ros_topic(IMAGE, bags.IMAGE_TYPE))
+        writer.write(bags.Message(topic, 5, image))
+        writer.write(bags.Message(bags.ros_topic(WORDS, STRING), 6, word("hello")))
+        writer.add(bags.ros_topic("/silent", STRING))
     with AnyReader([tmp_path / "bag"]) as reader:
         found = [(c.topic, at, bytes(raw)) for c, at, raw in reader.messages()]
         assert found == [(IMAGE, 5, image), (WORDS, 6, word("hello"))]
-        assert {c.topic: c.msgcount for c in reader.connections} == {
-            IMAGE: 1,
-            WORDS: 1,
-            "/silent": 0,
-        }
-        assert {c.digest for c in reader.connections if c.topic == IMAGE} == {
-            STORE.hash_rihs01(IMAGE_TYPE)
-        }
+        counted = {c.topic: (c.msgcount, c.digest) for c in reader.connections}
+    hashes = {IMAGE: bags.STORE.hash_rihs01(bags.IMAGE_TYPE), WORDS: bags.STORE.hash_rihs01(STRING)}
+    assert counted == {
+        IMAGE: (1, hashes[IMAGE]),
+        WORDS: (1, hashes[WORDS]),
+        "/silent": (0, hashes[WORDS]),
+    }
 
 
 def test_a_type_of_ones_own_keeps_its_definition(tmp_path, storage):
@@ -317,7 +241,10 @@ def test_a_type_of_ones_own_keeps_its_definition(tmp_path, storage):
     with Writer(tmp_path / "bag", version=9, storage_plugin=plugin) as writer:
         connection = writer.add_connection("/pressure", "our/msg/Pressure", typestore=own)
         writer.write(connection, 1, b"\x00\x01\x00\x00own")
-    with open_bag(tmp_path / "bag") as bag, write_bag(tmp_path / "copy", storage) as writer:
+    with (
+        bags.open_bag(tmp_path / "bag") as bag,
+        bags.write_bag(tmp_path / "copy", storage) as writer,
+    ):
         for message in bag.messages():
             writer.write(message)
     with AnyReader([tmp_path / "copy"]) as reader:
@@ -327,9 +254,7 @@ def test_a_type_of_ones_own_keeps_its_definition(tmp_path, storage):
 
 
 def test_foreign_channels_attachments_and_send_times_are_copied(tmp_path):
-    with (tmp_path / "a.mcap").open("wb") as file:
-        source = McapWriter(file, compression=CompressionType.ZSTD)
-        source.start(profile="")
+    with mcap_file(tmp_path / "a.mcap", compression=CompressionType.ZSTD) as source:
         schema = source.register_schema("some.Thing", "protobuf", b"\n\0")
         channels = [
             source.register_channel("/proto", "protobuf", schema, {"key": "value"}),
@@ -339,8 +264,7 @@ def test_foreign_channels_attachments_and_send_times_are_copied(tmp_path):
             source.add_message(channel, 9, b"{}", publish_time=4, sequence=7)
         source.add_attachment(1, 2, "calibration.yaml", "text/yaml", b"emissivity: 0.95\n")
         source.add_metadata("thermal", {"camera": "x"})
-        source.finish()
-    with open_bag(tmp_path / "a.mcap") as bag, write_bag(tmp_path / "copy") as writer:
+    with bags.open_bag(tmp_path / "a.mcap") as bag, bags.write_bag(tmp_path / "copy") as writer:
         for message in bag.messages():
             writer.write(message)
         for extra in bag.extras():
@@ -367,51 +291,50 @@ def test_foreign_channels_attachments_and_send_times_are_copied(tmp_path):
 
 
 def image(counts, encoding="mono16"):
-    return image_bytes(header(0), counts, encoding)
+    return bags.image_bytes(header(0), counts, encoding)
 
 
 def write(path, topics):
     """``topics``: name -> messages."""
-    with write_bag(path) as writer:
+    with bags.write_bag(path) as writer:
         for name, contents in topics.items():
             for at, data in enumerate(contents):
-                writer.write(Message(ros_topic(name, IMAGE_TYPE), at, data))
+                writer.write(bags.Message(bags.ros_topic(name, bags.IMAGE_TYPE), at, data))
     return path
 
 
 def test_frames_of_a_topic_and_of_some_messages(tmp_path):
     contents = [image(pixels(i)) for i in range(10)]
     write(tmp_path / "bag", {"/a": contents[:1], "/b": contents})
-    assert [n for n, _ in frames_of(tmp_path / "bag", "/b", 4)] == ["000000", "000004", "000008"]
-    last = frames_of(tmp_path / "bag", "/b", choose=lambda count: [3, count - 1])
+    assert [n for n, _ in bags.frames_of(tmp_path / "bag", "/b", 4)] == [
+        "000000",
+        "000004",
+        "000008",
+    ]
+    last = bags.frames_of(tmp_path / "bag", "/b", choose=lambda count: [3, count - 1])
     assert [name for name, _ in last] == ["000003", "000009"]
-    with pytest.raises(TopicError, match=r"say which topic.*/a, /b"):
-        list(frames_of(tmp_path / "bag"))
-    with pytest.raises(TopicError, match=r"no image topic '/c'.*/a, /b"):
-        list(frames_of(tmp_path / "bag", "/c"))
+    with pytest.raises(bags.TopicError, match=r"say which topic.*/a, /b"):
+        list(bags.frames_of(tmp_path / "bag"))
+    with pytest.raises(bags.TopicError, match=r"no image topic '/c'.*/a, /b"):
+        list(bags.frames_of(tmp_path / "bag", "/c"))
 
 
 def test_recordings_are_found_as_folders_and_as_files(tmp_path):
     for name in ("whole", "other"):
         write(tmp_path / name, {"/t": [image(pixels(0))]})
     loose = storage_file(tmp_path / "other").rename(tmp_path / "loose.mcap")
-    assert find_recordings(tmp_path) == [loose, tmp_path / "whole"]
-    assert find_recordings(loose) == [loose]
+    assert bags.find_recordings(tmp_path) == [loose, tmp_path / "whole"]
+    assert bags.find_recordings(loose) == [loose]
 
 
 def test_damaged_messages_are_skipped_and_named(tmp_path):
-    good = image(pixels(0))
-    nan = np.full((20, 20), np.nan, np.float32)
-    odd = [
-        good[:-1],
-        image(np.dstack([pixels(0).astype(np.uint8), *[pixels(1).astype(np.uint8)] * 2]), "rgb8"),
-        good[:40],
-        image(nan, "32FC1"),
-    ]
-    odd.append(b"\x00\x01\x00\x00" + b"\xff" * 60)
+    good, grey = image(pixels(0)), pixels(0).astype(np.uint8)
+    colours = image(np.dstack([grey, grey // 2, grey]), "rgb8")
+    nan = image(np.full((20, 20), np.nan, np.float32), "32FC1")
+    odd = [good[:-1], colours, good[:40], nan, b"\x00\x01\x00\x00" + b"\xff" * 60]
     write(tmp_path / "bag", {"/t": [good, *odd, good]})
     skipped = []
-    found = list(frames_of(tmp_path / "bag", skipped=skipped.append))
+    found = list(bags.frames_of(tmp_path / "bag", skipped=skipped.append))
     assert [name for name, _ in found] == ["000000", "000006"]
     assert [text.split(" of ")[0] for text in skipped] == [
         f"skipped message {n}" for n in range(1, 6)
@@ -422,7 +345,7 @@ def test_damaged_messages_are_skipped_and_named(tmp_path):
 
 def test_an_output_that_came_into_being_meanwhile_is_left_alone(tmp_path):
     target = tmp_path / "out"
-    with pytest.raises(FileExistsError, match="meanwhile"), write_bag(target):
+    with pytest.raises(FileExistsError, match="meanwhile"), bags.write_bag(target):
         target.mkdir()
     assert not any(target.iterdir())
 
@@ -439,7 +362,7 @@ def test_an_interrupted_replacement_leaves_the_old_recording(tmp_path, monkeypat
         return rename(path, other)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), write_bag(target, force=True):
+    with pytest.raises(KeyboardInterrupt), bags.write_bag(target, force=True):
         pass
     assert (target / "metadata.yaml").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

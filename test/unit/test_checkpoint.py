@@ -1,13 +1,11 @@
 """Checkpoints of strangers: every style that exists is read, every hostile one is refused."""
 
-import io
 import json
 import math
 import os
 import pickle
 import shutil
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ import torch
 
 from difiisr_models import WeightsError, load_upscaler
 from difiisr_models.model_loading import load_parts
-from difiisr_models.published import convert as convert_module
 from difiisr_models.published.convert import (
     CheckpointError,
     convert,
@@ -100,12 +97,9 @@ def test_missing_extra_and_misshapen_parameters_are_all_named(tmp_path, files, s
     assert "missing: out.2.bias" in text
     assert "surprise.weight" in text
     assert "(3, 32, 5, 5)" in text
-    assert not (tmp_path / "out").exists()
-
-
-def test_swapped_files_are_told_apart(files, tmp_path):
     with pytest.raises(CheckpointError, match=r"vq\.pth: not a SwinUNet"):
         convert(files[1], files[0], tmp_path / "out", schedule="sinsr")
+    assert not (tmp_path / "out").exists()
 
 
 def save_half(path):
@@ -117,19 +111,6 @@ def save_bomb(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}.")
         archive.writestr("archive/data/0", bytes(50_000_000))
-
-
-def save_index(path, index):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", index)
-
-
-def save_encrypted(path):
-    save_index(path, b"\x80\x02}.")
-    content = bytearray(path.read_bytes())
-    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        content[content.index(header) + flags] |= 1
-    path.write_bytes(content)
 
 
 def save_endless(path):
@@ -149,15 +130,13 @@ OLD = {"_use_new_zipfile_serialization": False}
         (lambda path: torch.save({"a": torch.zeros(4)}, path, **OLD), "save it again"),
         (save_half, "zip"),
         (save_bomb, "declares"),
-        (lambda path: save_index(path, b"\x80\x02\xff\xff not a pickle"), "damaged|refuses"),
-        (save_encrypted, "encrypted"),
         (save_endless, "dict"),
         (lambda path: torch.save([1, 2, 3], path), "list"),
         (lambda path: torch.save({"a": "text"}, path), "str"),
         (lambda path: torch.save(TWICE, path), "twice"),
-        (lambda path: torch.save({str(i): torch.zeros(1) for i in range(2001)}, path), "2001"),
         (lambda path: torch.save({"a": torch.zeros(1).expand(1 << 40)}, path), "declare|refuses"),
         (lambda path: path.write_bytes(b""), "zip"),
+        (lambda path: torch.jit.script(torch.nn.Conv2d(1, 1, 1)).save(path), "TorchScript"),
         (lambda path: None, "no such file"),
     ],
 )
@@ -165,12 +144,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, write, text):
     write(tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=text):
         read_checkpoint(tmp_path / "x.pth")
-
-
-def test_old_torch_is_not_trusted(files, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
-    with pytest.raises(CheckpointError, match=r"2\.6.*2\.5\.1"):
-        read_checkpoint(files[0])
 
 
 def test_the_command_converts_and_refuses_with_exit_code_1(files, tmp_path, capsys):
@@ -196,14 +169,6 @@ def test_a_converted_model_super_resolves_frames_of_any_size(converted):
     assert (result.shape, result.dtype) == ((64, 64), np.uint16)
     up.change(steps=2)
     assert (up(small) != result).any()
-
-
-def test_flat_frames_are_never_black_or_nan(converted):
-    """float32 frames: nothing hides behind a cast, and the consistency step holds the level."""
-    up = load_upscaler(str(converted), tile=64, overlap=16)
-    sr = up(np.full((16, 16), 65535, np.float32))
-    assert np.isfinite(sr).all()
-    assert abs(float(sr.mean()) - 65535) < 8
 
 
 def test_a_schedule_that_the_manifest_does_not_hold_is_refused(converted, tmp_path):
@@ -276,29 +241,6 @@ def test_a_run_refuses_a_teacher_of_another_schedule(files, tmp_path):
         starting_weights(tmp_path / "v3")
 
 
-def test_a_torchscript_program_is_named_as_such(tmp_path):
-    torch.jit.script(torch.nn.Conv2d(1, 1, 1)).save(tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="TorchScript"):
-        read_checkpoint(tmp_path / "x.pt")
-
-
-# Archives that torch.save would never write, and values that no network has
-
-VALUES = bytes(16)
-
-
-class StorageReference:
-    """Stands for a storage inside a pickle."""
-
-
-class ForgedTensor:
-    def __init__(self, shape, stride):
-        self.arguments = (StorageReference(), 0, shape, stride, False, OrderedDict())
-
-    def __reduce__(self):
-        return torch._utils._rebuild_tensor_v2, self.arguments
-
-
 class Command:
     def __init__(self, target):
         self.target = target
@@ -307,73 +249,13 @@ class Command:
         return os.mkdir, (str(self.target),)
 
 
-def write_archive(path, content, declared=4, protocol=2):
-    """An archive like torch.save's, whose storage claims to have ``declared`` values."""
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
-            if isinstance(value, StorageReference):
-                return ("storage", torch.FloatStorage, "0", "cpu", declared)
-            return None
-
-    index = io.BytesIO()
-    Pickler(index, protocol).dump(content)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", index.getvalue())
-        archive.writestr("archive/byteorder", "little")
-        archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/data/0", VALUES)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "forged.pth"
-
-
-def test_an_honest_archive_of_this_make_is_read(path):
-    write_archive(path, {"module.a": ForgedTensor((4,), (1,))})
-    assert torch.equal(read_checkpoint(path)["a"], torch.zeros(4))
-
-
-@pytest.mark.parametrize(
-    ("declared", "shape", "stride"),
-    [
-        (10**9, (10**9,), (1,)),  # more values than the archive holds
-        (4, (10**9,), (1,)),  # a shape beyond its storage
-        (4, (2**40,), (0,)),  # a shape that repeats one value
-        (-4, (4,), (1,)),
-    ],
-)
-def test_sizes_that_the_archive_does_not_hold(path, declared, shape, stride):
-    write_archive(path, {"a": ForgedTensor(shape, stride)}, declared)
-    with pytest.raises(CheckpointError, match=r"forged\.pth"):
-        read_checkpoint(path)
-
-
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_commands_are_refused_in_every_pickle_protocol(path, tmp_path, protocol):
+def test_commands_are_refused_in_every_pickle_protocol(tmp_path, protocol):
     target = tmp_path / "made"
-    write_archive(path, {"a": Command(target)}, protocol=protocol)
-    with pytest.raises(CheckpointError, match=r"mkdir|STACK_GLOBAL"):
-        read_checkpoint(path)
+    torch.save({"a": Command(target)}, tmp_path / "x.pth", pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match="torch refuses"):
+        read_checkpoint(tmp_path / "x.pth")
     assert not target.exists()
-
-
-def test_a_directory_that_declares_more_than_the_file_has(path):
-    torch.save({"a": torch.zeros(4)}, path)
-    data = bytearray(path.read_bytes())
-    entry = data.index(b"PK\x01\x02")
-    data[entry + 20 : entry + 28] = (0x7FFFFFFF).to_bytes(4, "little") * 2  # both sizes
-    path.write_bytes(bytes(data))
-    with pytest.raises(CheckpointError, match=r"declares \d{10} bytes of content"):
-        read_checkpoint(path)
-
-
-def test_files_beyond_the_limit_are_not_opened(path, monkeypatch):
-    torch.save({"a": torch.zeros(4)}, path)
-    monkeypatch.setattr(convert_module, "MAX_FILE_BYTES", 100)
-    with pytest.raises(CheckpointError, match="at most 100"):
-        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,6 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--sharpness", "3"],
         ["info", "bicubic", "--threads", "9999"],
         ["info", "bicubic", "--size", "200000x200000"],
-        ["info", "bicubic", "--profile", "120x160"],
         ["export", "difiisr-rt-x4", "x.onnx", "--input-size=120x160"],
         ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
     ],
@@ -96,12 +95,6 @@ def test_bad_usage_exits_with_2(arguments, capsys):
     output = capsys.readouterr()
     assert "Usage" in output.out if not arguments else "difiisr: " in output.err
     assert "Traceback" not in output.err
-
-
-@pytest.mark.parametrize("option", [["--profile", "120x160"], ["--input-size=120x160"]])
-def test_an_option_of_before_is_refused_with_the_new_spelling(option, capsys):
-    assert cli.main(["info", "bicubic", *option]) == 2
-    assert "write --size 160x120" in capsys.readouterr().err
 
 
 def test_version_json_and_completion(capsys):

@@ -8,22 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from thermal_bags import header, messages, pixels
+from thermal_bags import header, info_of, messages, pixels
 from thermal_bags import record as record_raw
 
 from difiisr_models import Camera, load_upscaler
-from difiisr_ros.bags import (
-    COMPRESSED_TYPE,
-    STORE,
-    choose_image_topic,
-    compressed_bytes,
-    frames_of,
-    image_bytes,
-    open_bag,
-    read_image,
-    ros_topic,
-    write_bag,
-)
+from difiisr_ros import bags
 from difiisr_ros.compressed_image import compress, decompress
 from difiisr_ros.image_codec import ImageCodecError, ImageTooLarge, image_to_array
 from difiisr_ros.replay import replay
@@ -107,39 +96,33 @@ def test_floats_have_no_png():
 
 
 def record(path, frames=3):
-    topic = ros_topic(TOPIC, COMPRESSED_TYPE)
-    with write_bag(path) as writer:
-        for index in range(frames):
-            data = compressed_bytes(header(index), pixels(index), "mono16")
-            writer.write(next(iter_message(topic, index, data)))
+    with bags.write_bag(path) as writer:
+        for n in range(frames):
+            data = bags.compressed_bytes(header(n), pixels(n), "mono16")
+            at = 10**9 + n * 10**8
+            writer.write(bags.Message(bags.ros_topic(TOPIC, bags.COMPRESSED_TYPE), at, data))
     return path
-
-
-def iter_message(topic, index, data):
-    from difiisr_ros.bag_storage import Message
-
-    yield Message(topic, 10**9 + index * 10**8, data)
 
 
 def test_a_compressed_recording_is_evaluated_and_replayed_like_a_raw_one(tmp_path):
     packed, raw = record(tmp_path / "packed"), record_raw(tmp_path / "raw", frames=3)
-    for found, counts in zip(frames_of(packed), frames_of(raw), strict=True):
+    for found, counts in zip(bags.frames_of(packed), bags.frames_of(raw), strict=True):
         np.testing.assert_array_equal(found[1], counts[1])
     upscaler = load_upscaler("bicubic")
     report = replay(packed, tmp_path / "a", upscaler, compressed=True)
     replay(raw, tmp_path / "b", upscaler)
     assert (report.frames_out, report.sr_topic) == (3, "/cam/sr/compressed")
-    with open_bag(tmp_path / "a") as ours, open_bag(tmp_path / "b") as theirs:
-        assert choose_image_topic(ours, TOPIC) == TOPIC
+    with bags.open_bag(tmp_path / "a") as ours, bags.open_bag(tmp_path / "b") as theirs:
+        assert bags.choose_image_topic(ours, TOPIC) == TOPIC
         ours, theirs = (
-            [image_to_array(read_image(m)) for m in bag.messages({topic})]
+            [image_to_array(bags.read_image(m)) for m in bag.messages({topic})]
             for bag, topic in ((ours, "/cam/sr/compressed"), (theirs, "/cam/sr"))
         )
     np.testing.assert_array_equal(ours, theirs)
 
 
 def test_colours_are_told_of_once_in_replay(tmp_path):
-    images = {n: image_bytes(header(n), RGB, "rgb8") for n in range(3)}
+    images = {n: bags.image_bytes(header(n), RGB, "rgb8") for n in range(3)}
     source = record_raw(tmp_path / "in", frames=3, images=images)
     report = replay(source, tmp_path / "out", load_upscaler("bicubic"))
     assert sum("false colour" in warning for warning in report.warnings) == 1
@@ -149,9 +132,11 @@ def test_telemetry_is_cut_and_no_data_filled_for_evaluation(tmp_path):
     frame = pixels(0, 20, 24)
     frame[:2], frame[9, 9] = 7, 0
     source = record_raw(
-        tmp_path / "in", frames=1, images={0: image_bytes(header(0), frame, "mono16")}
+        tmp_path / "in", frames=1, images={0: bags.image_bytes(header(0), frame, "mono16")}
     )
-    ((_, found),) = frames_of(source, camera=Camera(telemetry_rows=2, no_data="0", crop="0,0,0,4"))
+    ((_, found),) = bags.frames_of(
+        source, camera=Camera(telemetry_rows=2, no_data="0", crop="0,0,0,4")
+    )
     assert found.shape == (18, 20)
     assert found.min() > 20000
     assert (found != frame[2:, :20]).sum() == 1
@@ -159,11 +144,7 @@ def test_telemetry_is_cut_and_no_data_filled_for_evaluation(tmp_path):
         source, tmp_path / "out", load_upscaler("bicubic"), camera=Camera(telemetry_rows=2)
     )
     assert not report.warnings  # the camera_info is of 18 rows: without telemetry
-    ((_, _, raw),) = messages(tmp_path / "out", "/cam/sr/camera_info")
-    info = STORE.deserialize_cdr(raw, "sensor_msgs/msg/CameraInfo")
-    assert (info.height, info.k[5]) == (72, 4 * info_of_camera(source).k[5] + 1.5)
-
-
-def info_of_camera(source):
-    ((_, _, raw),) = messages(source, "/cam/camera_info")
-    return STORE.deserialize_cdr(raw, "sensor_msgs/msg/CameraInfo")
+    ((_, _, before),) = messages(source, "/cam/camera_info")
+    ((_, _, after),) = messages(tmp_path / "out", "/cam/sr/camera_info")
+    assert info_of(after).height == 72
+    assert info_of(after).k[5] == 4 * info_of(before).k[5] + 1.5

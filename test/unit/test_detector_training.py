@@ -187,7 +187,7 @@ def test_the_command_trains_exports_and_resumes(data, tmp_path, capsys, monkeypa
     train_detector(images, **options, resume=True)
 
 
-def test_the_command_refuses_what_does_not_go_together(data, tmp_path):
+def test_the_command_refuses_what_does_not_go_together(data, tmp_path, capsys):
     images, boxes = data
     with pytest.raises(ValueError, match="--val-annotations go together"):
         train_detector(images, annotations=boxes, out=tmp_path, val_data=images)
@@ -197,9 +197,6 @@ def test_the_command_refuses_what_does_not_go_together(data, tmp_path):
         train_detector(
             images, annotations=boxes, out=tmp_path, val_data=images, val_annotations=other
         )
-
-
-def test_an_option_out_of_range_is_a_wrong_command_line(capsys):
     words = ["train-detector", "images", "--annotations", "boxes.json", "--out", "run"]
     assert main([*words, "--crop", "72"]) == 2
     assert "multiple of 16" in capsys.readouterr().err

@@ -1,24 +1,15 @@
 from collections import Counter
 
-import numpy as np
 import pytest
 
 pytest.importorskip("diagnostic_msgs", reason="needs ROS messages")
 
 from diagnostic_msgs.msg import DiagnosticStatus as Status
 
-from difiisr_models import Stream, load_upscaler
+from difiisr_models import load_upscaler
 from difiisr_models.events import Event
 from difiisr_models.stream import StreamEvents
-from difiisr_ros.diagnostics import (
-    Finding,
-    findings,
-    model_values,
-    scene_values,
-    stream_state,
-    stream_values,
-    verdict,
-)
+from difiisr_ros import diagnostics
 from difiisr_ros.stream_statistics import Summary
 
 TOPIC = "/thermal/image_raw"
@@ -40,6 +31,8 @@ def recent(**fates):
         (total(received=5, idle=4), Status.OK, "computing the first frame"),
         ({}, Status.OK, "waiting for an image"),
         ({"silence": 5.0}, Status.ERROR, "no image on /thermal/image_raw for 5 s"),
+        ({**recent(received=5), "rate_in": 0.5}, Status.WARN, "brings 0.5 Hz, less than"),
+        ({**recent(received=5), "rate_in": 0.5, "silence": 4.0}, Status.ERROR, "no image on"),
         (recent(lost=3), Status.WARN, "3 frames lost before this node"),
         (recent(received=9, stale=6), Status.WARN, "6 of 9 frames skipped"),
         (
@@ -57,50 +50,35 @@ def recent(**fates):
     ],
 )
 def test_the_worst_trouble_sets_level_and_message(summary, level, text):
-    found_level, message = verdict(findings(Summary(**summary), TOPIC), Summary(**summary))
+    summary = Summary(**summary)
+    found_level, message = diagnostics.verdict(
+        diagnostics.findings(summary, TOPIC, min_rate=1.0), summary
+    )
     assert found_level == level
     assert text in message
+
+
+@pytest.mark.parametrize(
+    ("computing", "level", "text"),
+    [(2.0, None, ""), (6.0, Status.WARN, "computes for 6 s"), (31.0, Status.ERROR, "start the")],
+)
+def test_a_frame_that_computes_for_long_is_told(computing, level, text):
+    found = diagnostics.findings(Summary(), TOPIC, computing)
+    assert [finding.level for finding in found] == ([level] if level else [])
+    assert all(text in finding.text for finding in found)
 
 
 def test_all_that_is_wrong_is_told_the_worst_first():
     summary = Summary(**recent(failed=1, malformed=2))
-    found = [Finding("camera_info", Status.WARN, "no camera_info"), *findings(summary, TOPIC)]
-    level, message = verdict(found, summary)
+    found = [
+        diagnostics.Finding("camera_info", Status.WARN, "no camera_info"),
+        *diagnostics.findings(summary, TOPIC),
+    ]
+    level, message = diagnostics.verdict(found, summary)
     assert level == Status.ERROR
     assert message.startswith("1 frames failed")
     assert "2 images refused" in message
     assert "no camera_info" in message
-
-
-@pytest.mark.parametrize(
-    ("summary", "computing", "level", "text"),
-    [
-        ({}, 2.0, Status.OK, ""),
-        ({}, 6.0, Status.WARN, "one frame of /thermal/image_raw computes for 6 s"),
-        ({}, 31.0, Status.ERROR, "start the node again"),
-        ({**recent(received=5), "rate_in": 0.5}, 0.0, Status.WARN, "brings 0.5 Hz, less than"),
-        ({**recent(received=5), "rate_in": 0.5, "silence": 4.0}, 0.0, Status.ERROR, "no image on"),
-    ],
-)
-def test_the_watchdog_names_the_topic_and_what_to_do(summary, computing, level, text):
-    summary = Summary(**summary)
-    found_level, message = verdict(findings(summary, TOPIC, computing, min_rate=1.0), summary)
-    assert found_level == level
-    assert text in message
-
-
-def test_the_scene_is_told_in_counts():
-    stream, frame = Stream((7.0,)), np.arange(29000, 29000 + 32 * 32, dtype=np.uint16)
-    frame[0] = 7
-    stream.begin_frame(frame.reshape(32, 32), None)
-    stream.see(frame.reshape(32, 32))
-    values = scene_values(stream.seen)
-    assert values["hottest measured (counts)"] == "30023"
-    assert values["coldest measured (counts)"] == "29001"
-    assert values["invalid pixels"] == "1"
-    assert values["pattern rows (counts)"] == "0"
-    assert float(values["noise (% of span)"]) < 1
-    assert float(values["range to (counts)"]) > 30000
 
 
 def test_the_values_a_dashboard_reads():
@@ -109,18 +87,18 @@ def test_the_values_a_dashboard_reads():
         latency=(0.02, 0.03, 0.5),
         upscaling=0.015,
     )
-    values = stream_values(summary)
+    values = diagnostics.stream_values(summary)
     assert values["latency p50 (ms)"] == "20.0"
     assert values["latency p99 (ms)"] == "500.0"
     assert values["upscaling p50 (ms)"] == "15.0"
     assert (values["dropped stale"], values["dropped malformed"]) == ("2", "1")
     assert values["dropped failed"] == "0"
-    idle = stream_values(Summary())
+    idle = diagnostics.stream_values(Summary())
     assert idle["latency p50 (ms)"] == idle["upscaling p50 (ms)"] == "nan"
 
 
 def test_the_backend_and_what_was_passed_over_are_told():
-    values = model_values(load_upscaler("bicubic", device="cpu", backend="onnxruntime"))
+    values = diagnostics.model_values(load_upscaler("bicubic", device="cpu", backend="onnxruntime"))
     assert (values["model"], values["backend"], values["device"]) == ("bicubic", "torch", "cpu")
     assert values["passed over onnxruntime"] == "bicubic always runs in torch"
     assert 50 < float(values["memory (MB)"]) < 50_000
@@ -130,11 +108,8 @@ def test_the_state_of_the_stream_tells_event_counts_and_last_jump():
     events = StreamEvents()
     for n, event in enumerate((Event(), Event("offset", 1.0, -183.0, pause=0.8), Event())):
         events = events.then(event, 10**9 * (n + 1))
-    state = stream_state("sr_node: stream", "lens", events)
-    values = {value.key: value.value for value in state.values}
-    assert (state.message, state.hardware_id, state.level) == ("normal", "lens", Status.OK)
-    assert (values["event since (s)"], values["last event"]) == ("3.000", "offset")
-    assert (values["events offset"], values["events pause"], values["events cut"]) == (
-        "1", "1", "0"
-    )  # fmt: skip
-    assert values["last event offset (counts)"] == "-183"
+    values = diagnostics.event_values(events)
+    assert (values["event"], values["event since (s)"]) == ("normal", "3.000")
+    assert (values["last event"], values["last event offset (counts)"]) == ("offset", "-183")
+    counts = [values[f"events {kind}"] for kind in ("offset", "pause", "cut")]
+    assert counts == ["1", "1", "0"]

@@ -45,11 +45,10 @@ def test_borders_without_a_value_are_cut_off():
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_random_degradations_depend_on_the_frames_name_alone(degradation, dtype):
     frame = np.kron(np.random.default_rng(1).integers(20, 250, (8, 8)), np.ones((8, 8)))
-    lr, hr = make_pair(frame.astype(dtype), degradation, "a")
-    again, _ = make_pair(frame.astype(dtype), degradation, "a")
-    other, _ = make_pair(frame.astype(dtype), degradation, "b")
-    assert lr.shape == (16, 16)
-    assert hr.shape == (64, 64)
+    (lr, hr), (again, _), (other, _) = (
+        make_pair(frame.astype(dtype), degradation, name) for name in "aab"
+    )
+    assert (lr.shape, hr.shape) == ((16, 16), (64, 64))
     assert lr.dtype == hr.dtype == dtype
     assert np.array_equal(lr, again)
     assert not np.array_equal(lr, other)
@@ -72,18 +71,13 @@ def test_frames_are_selected(selection, wanted):
 
 
 def test_images_are_named_by_their_path_and_keep_their_depth(tmp_path):
-    write_images(tmp_path / "a" / "sub", 2, np.uint16)
-    (chosen,) = resolve_inputs([str(tmp_path / "a")], None, None, ALL)
-    assert chosen.kind == "images"
-    assert names(chosen) == ["sub__00", "sub__01"]
+    folder = write_images(tmp_path / "a" / "sub", 2, np.uint16).parent
+    (chosen,) = resolve_inputs([str(folder)], None, None, ALL)
+    assert (chosen.kind, names(chosen)) == ("images", ["sub__00", "sub__01"])
     assert all(counts.dtype == np.uint16 for _, counts in chosen.frames())
-
-
-def test_two_images_of_one_name_are_refused(tmp_path):
-    folder = write_images(tmp_path / "a", 1)
-    Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / "00.bmp")
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(folder / "sub" / "00.bmp")
     with pytest.raises(ValueError, match="one name"):
-        names(*resolve_inputs([str(folder)], None, None, ALL))
+        names(chosen)
 
 
 def test_a_held_out_set_is_found_below_the_data(tmp_path):
@@ -142,19 +136,14 @@ def test_each_recording_of_a_folder_is_a_set(tmp_path):
 
 
 def test_outputs_are_found_by_the_name_of_the_frame(tmp_path):
-    write_images(tmp_path / "out", 3, size=(64, 80))
-    method = OutputFolder.parse(f"CoRPLE={tmp_path / 'out'}")
-    found = method.images("a set", {"00": (16, 20), "02": (16, 20)})
-    assert [path.name for path in found.values()] == ["00.png", "02.png"]
-    write_images(tmp_path / "out" / "a-set", 1, size=(64, 80))
-    assert method.images("a set", {"00": (16, 20)})["00"].parent.name == "a-set"
-
-
-def test_missing_and_wrong_outputs_are_named(tmp_path):
-    method = OutputFolder("M", write_images(tmp_path / "out", 2))
+    method = OutputFolder.parse(f"M={write_images(tmp_path / 'out', 2)}")
+    found = method.images("a set", {"00": (16, 20), "01": (16, 20)})
+    assert [path.name for path in found.values()] == ["00.png", "01.png"]
     with pytest.raises(FileNotFoundError, match=r"2 of 3 frames of s: 07, 08; it has 00, 01"):
         method.images("s", dict.fromkeys(["00", "07", "08"], (16, 20)))
     with pytest.raises(ValueError, match=r"01.png is 80x64, wanted 80x80"):
         method.images("s", {"00": (16, 20), "01": (20, 20)})
+    write_images(tmp_path / "out" / "a-set", 1)
+    assert method.images("a set", {"00": (16, 20)})["00"].parent.name == "a-set"
     with pytest.raises(ValueError, match="NAME=DIR"):
         OutputFolder.parse("folder")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
 from difiisr_training.evaluation.inputs import Selection, image_set
-from difiisr_training.evaluation.measures import NIQE_FILE, Judge
+from difiisr_training.evaluation.measures import Judge
 from difiisr_training.evaluation.peers import Peer, load_peer
 
 METRICS = ("psnr", "ssim", "spectral", "consistency", "error")
@@ -30,8 +30,8 @@ def bicubic():
     return load_peer("bicubic", None, "cpu")
 
 
-def run(sets, out, models=None, metrics=METRICS, weights=None, **protocol):
-    judge = Judge("reference", metrics, weights)
+def run(sets, out, models=None, **protocol):
+    judge = Judge("reference", METRICS, None)
     return judge_models(sets, models or [bicubic()], judge, out, **protocol)
 
 
@@ -39,17 +39,6 @@ def values(found, metric):
     """Of the first model on the first set, per frame."""
     (chosen, *_) = found.sets
     return dict(zip(chosen.frame_names, chosen.models[0].values[metric], strict=True))
-
-
-def niqe_file(folder, centre=0.5):
-    folder.mkdir(parents=True, exist_ok=True)
-    offsets = np.arange(-3, 4)
-    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * (7 / 6) ** 2))
-    np.savez(
-        folder / NIQE_FILE, mu_pris_param=np.full((1, 36), centre), cov_pris_param=np.eye(36),
-        gaussian_window=window / window.sum(),
-    )  # fmt: skip
-    return folder
 
 
 def test_results_within_the_input_are_refused(tmp_path):
@@ -63,41 +52,14 @@ def test_results_within_the_input_are_refused(tmp_path):
     assert run([source], tmp_path / "input").sets[0].frames == 1  # beside it
 
 
-@pytest.mark.parametrize("name", ["hr", "lr", "HR", "truth"])
-def test_the_names_of_the_frames_and_boxes_are_no_models(tmp_path, name):
-    source = images(tmp_path / "in", a=texture((32, 32)))
-    with pytest.raises(ValueError, match=f"share the folder '{name}'; give each once"):
-        run([source], tmp_path / "out", [bicubic(), OutputFolder(name, tmp_path)])
-
-
-def test_another_network_of_a_metric_is_measured_again(tmp_path):
-    source = images(tmp_path / "in", a=texture((192, 192)))
-    weights, scores = tmp_path / "weights", []
-    for centre in (0.5, 0.5, 2.0):
-        niqe_file(weights, centre)
-        found = run([source], tmp_path / "out", metrics=("niqe",), weights=weights)
-        scores.append(values(found, "niqe")["a"])
-    assert scores[0] == scores[1] != scores[2]
-
-
-def test_in_another_environment_everything_is_measured_again(tmp_path):
-    source, calls, model = images(tmp_path / "in", a=texture((32, 32))), [], bicubic()
-
-    def upscale(counts):
-        calls.append(counts)
-        return model.upscale(counts)
-
-    for version, runs in (("1", 2), ("1", 2), ("2", 4)):  # one goes before the timed one
-        environment = {"lpips": version}
-        run([source], tmp_path / "out", [Peer("m", upscale, "", 0)], environment=environment)
-        assert len(calls) == runs
-
-
-def test_outputs_of_another_depth_are_refused(tmp_path):
-    source = images(tmp_path / "in", a=texture((32, 32), np.uint16))
-    images(tmp_path / "theirs", a=texture((32, 32)))
-    with pytest.raises(ValueError, match=r"frame a .*: uint8 is no image of uint16 counts"):
-        run([source], tmp_path / "out", [OutputFolder("theirs", tmp_path / "theirs")])
+def test_in_another_environment_or_with_another_metrics_network_all_is_measured_again(tmp_path):
+    source, calls = images(tmp_path / "in", a=texture((32, 32))), []
+    model = Peer("m", lambda counts: calls.append(0) or bicubic().upscale(counts))
+    judge = Judge("reference", ("psnr",), None)
+    for version, digest, runs in (("1", "a", 2), ("1", "a", 2), ("2", "a", 4), ("2", "b", 6)):
+        judge.files = {"network.pth": digest}
+        judge_models([source], [model], judge, tmp_path / "out", environment={"lpips": version})
+        assert len(calls) == runs  # one goes before the timed one
 
 
 @pytest.mark.parametrize(("dtype", "degradation"), [(np.uint8, "bicubic"), (np.uint16, "thermal")])
@@ -127,37 +89,36 @@ def test_what_a_metric_is_too_large_for_has_no_value_and_stops_nothing(tmp_path,
     assert math.isfinite(found.sets[0].models[0].mean["ssim"])
 
 
-def test_frames_of_less_than_four_pixels_are_named(tmp_path):
-    source = images(tmp_path / "in", good=texture((32, 32)), thin=texture((3, 40)))
-    with pytest.raises(ValueError, match=r"in: frame thin has 40x3 pixels, at least 4x4"):
-        run([source], tmp_path / "out")
-
-
-def test_a_frame_that_a_degradation_fails_at_is_named(tmp_path):
-    source = images(tmp_path / "in", good=texture((64, 64)), tiny=texture((4, 4)))
-    with pytest.raises(ValueError, match=r"second_order fails at frame tiny of .*in \(4x4 pixels"):
-        run([source], tmp_path / "out", degradation="second_order")
-
-
 def fails_below(least):
     def upscale(counts):
         if min(counts.shape) < least:
             raise RuntimeError("Output size is too small")
         return bicubic().upscale(counts)
 
-    return Peer("safmn", upscale, "", 0)
+    return Peer("safmn", upscale)
 
 
-@pytest.mark.parametrize("tiny", ["a", "z"])  # the first frame also runs before the timed ones
-def test_the_model_and_the_frame_that_it_fails_at_are_named(tmp_path, tiny):
-    source = images(tmp_path / "in", m=texture((64, 80)), **{tiny: texture((40, 48))})
-    said = rf"safmn fails at frame {tiny} of .*in \(12x10 pixels\): Output size is too small"
+@pytest.mark.parametrize(
+    ("bad", "protocol", "said"),
+    [
+        (texture((3, 40)), {}, "in: frame b has 40x3 pixels, at least 4x4"),
+        (texture((4, 4)), {"degradation": "second_order"},
+         r"second_order fails at frame b of .*in \(4x4 pixels"),
+        (texture((32, 32), np.uint16), {}, "uint16, uint8"),
+        (texture((40, 48)), {"models": [bicubic(), fails_below(16)]},
+         r"safmn fails at frame b of .*in \(12x10 pixels\): Output size is too small"),
+        (texture((32, 32)), {"models": [Peer("x2", lambda lr: lr.repeat(2, 0).repeat(2, 1))]},
+         r"result of x2 cannot be judged at frame a .*\(32x32"),
+    ],
+)  # fmt: skip
+def test_the_frame_that_something_fails_at_is_named(tmp_path, bad, protocol, said):
+    source = images(tmp_path / "in", a=texture((64, 64)), b=bad)
     with pytest.raises(ValueError, match=said):
-        run([source], tmp_path / "out", [bicubic(), fails_below(16)])
+        run([source], tmp_path / "out", **protocol)
 
 
-def test_a_model_of_another_scale_is_named(tmp_path):
-    source = images(tmp_path / "in", a=texture((64, 64)))
-    twice = Peer("x2", lambda counts: counts.repeat(2, 0).repeat(2, 1), "", 0)
-    with pytest.raises(ValueError, match=r"result of x2 cannot be judged at frame a .*\(32x32"):
-        run([source], tmp_path / "out", [twice])
+def test_outputs_of_another_depth_are_refused(tmp_path):
+    source = images(tmp_path / "in", a=texture((32, 32), np.uint16))
+    images(tmp_path / "theirs", a=texture((32, 32)))
+    with pytest.raises(ValueError, match=r"frame a .*: uint8 is no image of uint16 counts"):
+        run([source], tmp_path / "out", [OutputFolder("theirs", tmp_path / "theirs")])

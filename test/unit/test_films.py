@@ -24,7 +24,6 @@ def bicubic(lr):
 def test_a_pan_moves_whole_pixels_and_stays_inside():
     image = still()
     film = films.pan_over(image, 2, 0.0, 60, side=160)  # to the right, and back
-    assert len(film) == 60
     assert {frame.shape for frame in film} == {(160, 160)}
     assert (film[1][:, :-2] == film[0][:, 2:]).all()
     assert (film[-1] != film[0]).any()

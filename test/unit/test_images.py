@@ -2,8 +2,8 @@
 
 import logging
 import struct
-import zlib
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -64,30 +64,14 @@ def test_a_colour_file_gives_its_mean_channel_and_counts_beyond_16_bit_are_refus
         read_counts(tmp_path / "a.tif")
 
 
-def write_16_bit_png(path, counts, colour_type):
-    """What Pillow cannot write: ``(H, W, C)`` uint16."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in counts)
-    size = struct.pack(">IIBBBBB", counts.shape[1], counts.shape[0], 16, colour_type, 0, 0, 0)
-    parts = (chunk(b"IHDR", size), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-
-
-@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
-def test_16_bit_colours_are_refused_and_never_cut_to_8_bit(tmp_path, colour_type, channels):
-    counts = np.repeat(gradient(np.uint16, 30996)[..., None], channels, axis=-1)
-    write_16_bit_png(tmp_path / "a.png", counts, colour_type)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colours_are_refused_and_never_cut_to_8_bit(tmp_path, channels):
+    counts = gradient(np.uint16, 30996)
+    cv2.imwrite(str(tmp_path / "a.png"), np.stack([counts] * channels, axis=-1))
     with Image.open(tmp_path / "a.png") as image:
         assert np.asarray(image).dtype == np.uint8  # Pillow cuts them
     with pytest.raises(ValueError, match=r"a\.png: 16-bit colour; write it as one 16-bit channel"):
         read_counts(tmp_path / "a.png")
-    write_16_bit_png(tmp_path / "b.png", counts[..., :1], 0)
-    assert (read_counts(tmp_path / "b.png") == counts[..., 0]).all()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 pytest.importorskip("pycocotools")
 pytest.importorskip("onnxruntime")
 
+from difiisr_training.data.images import read_counts
 from difiisr_training.evaluation import judged_frames, segformer
 from difiisr_training.evaluation.detectors import Detections, OnnxDetector
 from difiisr_training.evaluation.judged_frames import (
@@ -24,9 +25,7 @@ from difiisr_training.evaluation.results import write_frame
 class BrightDetector:
     """Finds the bounding box of what is brighter than 200."""
 
-    classes = ("person",)
-    sha256 = "0" * 64
-    input_size = None
+    classes, sha256, input_size = ("person",), "0" * 64, None
 
     def __init__(self, path):
         self.path = path
@@ -52,15 +51,12 @@ def evaluated(tmp_path, monkeypatch):
         write_frame(out / "frames" / "scene" / series, "unlabelled", counts)
     write_frame(out / "frames" / "scene" / "lr", "a", bright[::4, ::4])
     boxes = tmp_path / "boxes.json"
-    boxes.write_text(
-        json.dumps(
-            {
-                "categories": [{"id": 0, "name": "Person"}],
-                "images": [{"id": 0, "filename": "a.jpg"}],
-                "annotation": [{"image_id": 0, "category_id": 0, "bbox": [12, 8, 12, 20]}],
-            }
-        )
-    )
+    content = {
+        "categories": [{"id": 0, "name": "Person"}],
+        "images": [{"id": 0, "filename": "a.jpg"}],
+        "annotation": [{"image_id": 0, "category_id": 0, "bbox": [12, 8, 12, 20]}],
+    }
+    boxes.write_text(json.dumps(content))
     return out, boxes
 
 
@@ -90,8 +86,7 @@ def test_sets_with_boxes_of_their_own_join_unless_the_detector_changed(evaluated
     judge_detection(out, "scene", out / "d.onnx", boxes)
     result = judge_detection(out, "other", out / "d.onnx", other)
     assert set(result["sets"]) == {"scene", "other"}
-    paths = {name: one["path"] for name, one in result["annotations"].items()}
-    assert paths == {"scene": str(boxes), "other": str(other)}
+    assert result["annotations"]["other"]["path"] == str(other)
     monkeypatch.setattr(BrightDetector, "sha256", "1" * 64)
     assert set(judge_detection(out, "other", out / "d.onnx", other)["sets"]) == {"other"}
 
@@ -136,8 +131,6 @@ def test_fastestdet_finds_the_car_of_a_thermal_street(shared_data):
     path = shared_data.parent / "weights" / "fastestdet_coco.onnx"
     if not path.is_file():
         pytest.skip(f"no {path.name}")
-    from difiisr_training.data.images import read_counts
-
     detector = OnnxDetector(path)
     assert detector.input_size == (352, 352)
     found = detector(read_counts(shared_data / "roadscene" / "train" / "FLIR_04285.png"))

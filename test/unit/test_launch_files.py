@@ -85,28 +85,34 @@ def started_node(load, /, **arguments):
     return node.named
 
 
-def started_rviz(load, /, **arguments):
-    (node,) = of_kind(made(load, "sr.launch.py", rviz="true", **arguments), "Node")
-    return node.named
-
-
-def test_stock_result_is_on_thermal_sr(load):
-    node = started_node(load)
-    assert (node["package"], node["executable"], node["name"]) == (
-        "difiisr_ros", "sr_node", "sr_node"
-    )  # fmt: skip
-    assert dict(node["remappings"]) == {
+@pytest.mark.parametrize(
+    ("chosen", "camera", "output", "image"),
+    [
         # Without a namespace /thermal/sr; with one everything moves there.
-        "image_raw": "thermal/image_raw",
-        "camera_info": "thermal/camera_info",
-        "sr/image_raw": "thermal/sr",
-        "sr/camera_info": "thermal/sr/camera_info",
-        "sr/temperature": "thermal/sr/temperature",
-        "sr/preview": "thermal/sr/preview",
-        "sr/uncertainty": "thermal/sr/uncertainty",
-        "sr/stream_state": "thermal/sr/stream_state",
-        "shutter_flag": "flag_state",
+        ({}, ("thermal/image_raw", "thermal/camera_info"), "thermal/sr", ""),
+        ({"image": "/a/b/i"}, ("/a/b/i", "/a/b/camera_info"), "/a/b/sr", ""),
+        ({"image": "image_raw"}, ("image_raw", "camera_info"), "sr", ""),
+        ({"image": "/image_raw"}, ("/image_raw", "/camera_info"), "/sr", ""),
+        ({"camera_info": "/b"}, ("thermal/image_raw", "/b"), "thermal/sr", ""),
+        ({"output": "/c/sr/"}, ("thermal/image_raw", "thermal/camera_info"), "/c/sr", ""),
+        # Where image_transport looks for the camera_info of that image.
+        ({"image": "a", "output_image_raw": "True"}, ("a", "camera_info"), "sr", "/image_raw"),
+    ],
+)
+def test_topics_are_beside_the_image_unless_they_are_given(load, chosen, camera, output, image):
+    node = started_node(load, **chosen)
+    assert [node[key] for key in ("package", "executable", "name")] == [
+        "difiisr_ros", "sr_node", "sr_node"
+    ]  # fmt: skip
+    below = ("camera_info", "temperature", "preview", "uncertainty", "stream_state")
+    assert dict(node["remappings"]) == {
+        **dict(zip(("image_raw", "camera_info"), camera, strict=True)),
+        **{"sr/image_raw": output + image, "shutter_flag": "flag_state"},
+        **{f"sr/{name}": f"{output}/{name}" for name in below},
     }
+    topics = {"image": camera[0], "camera_info": chosen.get("camera_info", "")}
+    actions = made(load, "replay.launch.py", bag="old", **topics)
+    assert process(actions, "ros2", "bag", "play")[1][-2:] == list(camera)
 
 
 def test_node_parameters_come_from_file_then_arguments(load):
@@ -134,59 +140,20 @@ def test_a_camera_s_file_gives_parameters_and_topics_under_the_user_s_own(load, 
     assert node["parameters"][1].items() >= {"unit": "celsius", "scale": 0.1}.items()
     assert "offset" not in node["parameters"][1]
     assert dict(node["remappings"])["image_raw"] == "/a/image"
-    with pytest.raises(ValueError, match=r"no camera 'bozon'; known are boson, .*optris"):
-        started_node(load, camera="bozon")
-
-
-@pytest.mark.parametrize("name", ["autostart", "use_sim_time", "output_image_raw"])
-def test_what_is_neither_true_nor_false_is_refused(load, name):
-    with pytest.raises(ValueError, match=f"{name} must be true or false, got 'yes'"):
-        started_node(load, **{name: "yes"})
-
-
-def test_node_log_level_namespace_and_topics(load):
-    chosen = {"log_level": "debug", "namespace": "front", "image": "a", "camera_info": "b"}
-    for true in ("true", "True", "1"):
-        node = started_node(load, **chosen, output="/front/sr/", output_image_raw=true)
-        assert node["namespace"] == "front"
-        assert node["arguments"][-2:] == ["--log-level", "debug"]
-        assert dict(node["remappings"]) == {
-            **{"image_raw": "a", "camera_info": "b"},
-            # Where image_transport looks for the camera_info of that image.
-            **{"sr/image_raw": "/front/sr/image_raw", "sr/camera_info": "/front/sr/camera_info"},
-            **{"sr/temperature": "/front/sr/temperature", "sr/preview": "/front/sr/preview"},
-            **{"sr/uncertainty": "/front/sr/uncertainty"},
-            **{"sr/stream_state": "/front/sr/stream_state", "shutter_flag": "flag_state"},
-        }
 
 
 @pytest.mark.parametrize(
-    ("image", "info"),
+    ("given", "reason"),
     [
-        ("/a/b/image_raw", "/a/b/camera_info"),
-        ("cam/image", "cam/camera_info"),
-        ("image_raw", "camera_info"),
-        ("/image_raw", "/camera_info"),
+        ({"autostart": "yes"}, "autostart must be true or false, got 'yes'"),
+        ({"output_image_raw": "yes"}, "output_image_raw must be true or false, got 'yes'"),
+        ({"params_file": "/no/such.yaml"}, "params_file: no file /no/such.yaml"),
+        ({"camera": "bozon"}, "no camera 'bozon'; known are boson, "),
     ],
 )
-def test_camera_info_is_beside_the_image_unless_it_is_given(load, image, info):
-    for given, expected in (("", info), ("/other", "/other")):
-        topics = {"image": image, "camera_info": given}
-        assert dict(started_node(load, **topics)["remappings"])["camera_info"] == expected
-        actions = made(load, "replay.launch.py", bag="old", **topics)
-        assert process(actions, "ros2", "bag", "play")[1][-2:] == [image, expected]
-
-
-@pytest.mark.parametrize(
-    ("image", "result"),
-    [("/a/b/image_raw", "/a/b/sr"), ("thermal/image_raw", "thermal/sr"), ("image_raw", "sr")],
-)
-def test_the_result_is_beside_the_image_unless_it_is_given(load, image, result):
-    topics = dict(started_node(load, image=image)["remappings"])
-    assert topics["sr/image_raw"] == result
-    assert topics["sr/camera_info"] == f"{result}/camera_info"
-    topics = dict(started_node(load, image=image, output="/c/sr/")["remappings"])
-    assert topics["sr/image_raw"] == "/c/sr"
+def test_what_cannot_be_launched_is_refused(load, given, reason):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(reason)):
+        started_node(load, **given)
 
 
 @pytest.mark.parametrize(
@@ -209,56 +176,32 @@ def test_unknown_arguments_are_refused_but_not_those_of_a_file_around(
         started_node(load)
 
 
-def test_a_missing_params_file_is_an_error(load):
-    with pytest.raises(FileNotFoundError, match=r"params_file: no file /no/such\.yaml"):
-        started_node(load, params_file="/no/such.yaml")
-
-
-def test_name_and_respawn(load):
-    node = started_node(load, name="front_sr", respawn="true")
-    assert (node["name"], node["respawn"]) == ("front_sr", True)
+def test_name_namespace_log_level_and_respawn(load):
+    node = started_node(load, name="front_sr", namespace="front", log_level="debug", respawn="true")
+    assert (node["name"], node["namespace"], node["respawn"]) == ("front_sr", "front", True)
+    assert node["arguments"][-2:] == ["--log-level", "debug"]
     assert node["parameters"][1]["on_failure"] == "exit"  # a node that waits is never started again
-    assert started_node(load, respawn="true", on_failure="retry")["parameters"][1] == {
-        "autostart": True, "on_failure": "retry"
-    }  # fmt: skip
+    retrying = started_node(load, respawn="true", on_failure="retry")["parameters"][1]
+    assert retrying["on_failure"] == "retry"
     assert started_node(load)["respawn"] is False
-
-
-def shown_topics(rviz, remappings):
-    """The topics that RViz subscribes to with its file of displays and these remappings."""
-    displays = yaml.safe_load(Path(rviz).read_text())["Visualization Manager"]["Displays"]
-    names = [one["Topic"]["Value"] for one in displays if "Topic" in one]
-    return [dict(remappings).get(name, name) for name in names]
 
 
 def test_rviz_and_foxglove_show_the_topics_that_are_launched(load, tmp_path):
     file = tmp_path / "layout.json"
     chosen = {"image": "cam/image_raw", "namespace": "front", "name": "sr1"}
-    rviz = started_rviz(load, foxglove=str(file), **chosen)
-    assert rviz["namespace"] == "front"
-    shown = shown_topics(rviz["arguments"][1], rviz["remappings"])
+    (rviz,) = of_kind(made(load, "sr.launch.py", rviz="true", foxglove=str(file), **chosen), "Node")
+    assert rviz.named["namespace"] == "front"
+    config = yaml.safe_load(Path(rviz.named["arguments"][1]).read_text())
+    displays = config["Visualization Manager"]["Displays"]
+    stock = [display["Topic"]["Value"] for display in displays if "Topic" in display]
+    shown = [dict(rviz.named["remappings"]).get(topic, topic) for topic in stock]
     assert shown == ["cam/image_raw", "cam/sr", "cam/sr/preview"]
     layout = json.loads(file.read_text())["configById"]
     assert layout["Image!result"]["imageMode"] == {
         "imageTopic": "/front/cam/sr", "calibrationTopic": "/front/cam/sr/camera_info"
     }  # fmt: skip
     assert layout["Image!input"]["imageMode"]["imageTopic"] == "/front/cam/image_raw"
-    assert layout["DiagnosticStatusPanel!node"]["selectedName"] == ("front/sr1: super-resolution")
-
-
-def test_layouts_name_what_the_viewers_have():
-    config = LAUNCH.parent / "config"
-    rviz = yaml.safe_load((config / "sr.rviz").read_text())
-    manager = rviz["Visualization Manager"]
-    assert {one["Class"] for one in manager["Displays"]} <= {"rviz_default_plugins/Image"}
-    layout = json.loads((config / "foxglove.json").read_text())
-
-    def leaves(node):
-        return [node] if isinstance(node, str) else leaves(node["first"]) + leaves(node["second"])
-
-    assert sorted(leaves(layout["layout"])) == sorted(layout["configById"])
-    kinds = {name.split("!")[0] for name in layout["configById"]}
-    assert kinds <= {"Image", "DiagnosticStatusPanel", "DiagnosticSummary", "Plot"}
+    assert layout["DiagnosticStatusPanel!node"]["selectedName"] == "front/sr1: super-resolution"
 
 
 CAMERAS = """
@@ -315,13 +258,9 @@ def assert_has_profile(environment, variable=DDS_VARIABLES[0]):
     ("distribution", "variable"),
     [("", DDS_VARIABLES[0]), ("kilted", DDS_VARIABLES[0]), ("jazzy", DDS_VARIABLES[1])],
 )
-def test_dds_profile_is_set_for_the_node_alone(load, monkeypatch, distribution, variable):
+def test_dds_profile_is_set_unless_the_user_set_one(load, monkeypatch, distribution, variable):
     monkeypatch.setenv("ROS_DISTRO", distribution)
     assert_has_profile(started_node(load)["additional_env"], variable)
-
-
-@pytest.mark.parametrize("variable", DDS_VARIABLES)
-def test_the_users_own_dds_profile_stays(load, monkeypatch, variable):
     monkeypatch.setenv(variable, "/my/profile.xml")
     assert started_node(load)["additional_env"] == {}
 
@@ -356,30 +295,28 @@ def following(actions, ended, ending=False):
     return done
 
 
-def test_replay_needs_the_bag_only_and_records_beside_it(load, monkeypatch):
-    given = defaults(described(load("replay.launch.py")))
-    assert {name for name, default in given.items() if default is None} == {"bag"}
+@pytest.mark.parametrize(
+    ("bag", "given", "output"),
+    [
+        ("/bags/old", {}, "/bags/old_sr"),
+        ("bags/old/", {}, "/bags/old_sr"),
+        ("/bags/old", {"output": "new"}, "new"),
+    ],
+)
+def test_replay_needs_the_bag_only_and_records_beside_it(load, monkeypatch, bag, given, output):
+    expected = defaults(described(load("replay.launch.py")))
+    assert {name for name, default in expected.items() if default is None} == {"bag"}
     monkeypatch.chdir("/")
-    for arguments, output in (
-        ({"bag": "/bags/old"}, "/bags/old_sr"),
-        ({"bag": "bags/old/"}, "/bags/old_sr"),
-        ({"bag": "/bags/old", "output": "new"}, "new"),
-    ):
-        _, command = process(made(load, "replay.launch.py", **arguments), "ros2", "bag", "record")
-        assert command[command.index("--output") + 1] == output
+    actions = made(load, "replay.launch.py", bag=bag, **given)
+    _, command = process(actions, "ros2", "bag", "record")
+    assert command[command.index("--output") + 1] == output
 
 
-def test_replay_hands_over_only_arguments_that_the_node_knows(load, replay):
+def test_replay_records_camera_and_result_of_a_node_in_simulated_time(load, replay):
     (include,) = of_kind(replay, "IncludeLaunchDescription")
-    (source,) = include.positional
-    assert Path(source.positional[0]) == LAUNCH / "sr.launch.py"
     handed = dict(include.named["launch_arguments"])
     assert set(handed) <= set(defaults(described(load("sr.launch.py"))))
-    assert handed["use_sim_time"] == "true"
-    assert handed["output"] == "/t/sr"
-
-
-def test_replay_records_camera_and_result(replay):
+    assert (handed["use_sim_time"], handed["output"]) == ("true", "/t/sr")
     record, command = process(replay, "ros2", "bag", "record")
     assert record in replay  # from the beginning
     pattern = command[command.index("--regex") + 1]
@@ -390,14 +327,6 @@ def test_replay_records_camera_and_result(replay):
         assert not re.fullmatch(pattern, topic), topic
     # Log times of the machine's clock: the bag's clock moves in steps.
     assert "--use-sim-time" not in command
-
-
-def test_replay_plays_when_the_node_has_started(replay):
-    wait, command = process(replay, "ros2", "topic", "echo")
-    assert wait in replay
-    assert command[-2:] == ["/diagnostics", "diagnostic_msgs/msg/DiagnosticArray"]
-    (play,) = following(replay, wait)
-    assert play.named["cmd"][:4] == ["ros2", "bag", "play", "/bags/old"]
 
 
 @pytest.mark.parametrize(
@@ -417,12 +346,14 @@ def test_replay_knows_a_started_node_by_its_diagnostics(load, name, message, sta
     assert evaluated is started
 
 
-def test_replay_plays_as_a_camera_with_the_bags_clock_and_time_for_discovery(replay):
+def test_replay_plays_as_a_camera_with_the_bags_clock_once_the_node_has_started(replay):
+    wait, _ = process(replay, "ros2", "topic", "echo")
     play, command = process(replay, "ros2", "bag", "play")
+    assert wait in replay
+    assert following(replay, wait) == [play]
     assert_has_profile(play.named["additional_env"])  # its images are large
-    assert "--clock" in command
-    assert command[command.index("--rate") + 1] == "0.5"
-    assert command[command.index("--delay") + 1] == "4.0"
+    expected = "ros2 bag play /bags/old --clock --rate 0.5 --delay 4.0"
+    assert " ".join(command).startswith(expected)
     assert command[-3:] == ["--topics", "/t/image_raw", "/t/camera_info"]
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation import measures
 from difiisr_training.evaluation.inputs import make_pair
@@ -24,30 +24,30 @@ def bicubic(lr):
     return pillow_resize(lr, lr.shape[0] * 4, lr.shape[1] * 4)
 
 
-def film(frames=12, sigma=3.0, size=(24, 32)):
-    """A scene that stands still, seen with noise."""
+def nearest(lr):
+    return lr.repeat(4, 0).repeat(4, 1)
+
+
+def film(frames=12, size=(24, 32)):
+    """A scene that stands still, seen with noise of standard deviation 3."""
     rng = np.random.default_rng(0)
     scene = rng.uniform(1000, 3000, size)
-    return [(scene + rng.normal(0, sigma, size)).astype(np.float32) for _ in range(frames)]
+    return [(scene + rng.normal(0, 3, size)).astype(np.float32) for _ in range(frames)]
 
 
 def measure(frames, model):
     """``(flicker, flicker_counts)`` per frame."""
     flicker = Flicker()
-    return [flicker(model(lr), lr) for lr in frames]
+    return np.array([flicker(model(lr), lr) for lr in frames])
 
 
-def test_bicubic_flickers_like_itself_and_twice_its_contrast_twice_as_much():
-    for model, wanted in ((bicubic, 1), (lambda lr: 2 * bicubic(lr), 2)):
-        found = measure(film(), model)
-        assert np.isnan(found[0][0])
-        assert all(one[0] == pytest.approx(wanted, rel=1e-5) for one in found[1:])
-
-
-def test_a_model_that_repeats_pixels_passes_the_noise_on():
+def test_flicker_is_over_that_of_bicubic_and_that_of_the_noise():
     """|difference| of two samples of noise of standard deviation s: 2 s / sqrt(pi) on average."""
-    found = measure(film(40), lambda lr: lr.repeat(4, 0).repeat(4, 1))
-    counts = np.mean([one[1] for one in found[1:]])
+    for factor in (1, 2):
+        found = measure(film(), lambda lr, factor=factor: factor * bicubic(lr))
+        assert np.isnan(found[0]).all()
+        assert found[1:, 0] == pytest.approx(factor, rel=1e-5)
+    counts = measure(film(40), nearest)[1:, 1].mean()
     assert counts == pytest.approx(2 * 3 / np.sqrt(np.pi), rel=0.02)
 
 
@@ -57,21 +57,19 @@ def test_pixels_that_move_in_the_scene_are_left_out():
         lr[:12] = 1000 if index % 2 else 3000  # the upper half blinks
 
     def blink_more(lr):
-        sr = lr.repeat(4, 0).repeat(4, 1)
-        sr[:48] *= 5
-        return sr
+        return nearest(np.vstack([5 * lr[:12], lr[12:]]))
 
-    plain = measure(frames, lambda lr: lr.repeat(4, 0).repeat(4, 1))
-    assert measure(frames, blink_more)[1:] == plain[1:]
-    assert plain[-1][1] < 10
+    plain = measure(frames, nearest)
+    assert np.array_equal(measure(frames, blink_more)[1:], plain[1:])
+    assert plain[-1, 1] < 10
 
 
 def test_no_value_where_nothing_is_static_or_the_size_changes():
     rng = np.random.default_rng(1)
     wild = [rng.uniform(0, 5000, (24, 32)).astype(np.float32) for _ in range(6)]
-    assert all(np.isnan(one[0]) for one in measure(wild, bicubic)[2:])
+    assert np.isnan(measure(wild, bicubic)[2:, 0]).all()
     frames = [*film(2), *film(2, size=(16, 16))]
-    assert [np.isnan(one[0]) for one in measure(frames, bicubic)] == [1, 0, 1, 0]
+    assert np.isnan(measure(frames, bicubic)[:, 0]).tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +86,7 @@ def test_a_linear_radiometry_is_read(text, wanted):
     assert found.kelvin(np.array([100], np.uint16)) == 100 * wanted[0] + wanted[1]
 
 
-@pytest.mark.parametrize(
-    "text", ["0.04", "kelvin=counts**2", "kelvin=0*counts+3", "celsius=1*counts"]
-)
+@pytest.mark.parametrize("text", ["0.04", "kelvin=counts**2", "kelvin=0*counts+3"])
 def test_anything_else_is_refused(text):
     with pytest.raises(ValueError, match="radiometry"):
         Radiometry.parse(text)
@@ -114,22 +110,15 @@ def test_errors_are_counted_where_the_pixel_should_be():
     sr[1, 0] -= 20
     for _ in range(2):
         errors.add(sr, hr)
-    assert errors.bins() == [
-        {"low": 279, "high": 283, "pixels": 20}, {"low": 293, "high": 297, "pixels": 20},
-    ]  # fmt: skip
-    cold, hot = errors.errors()
-    assert (cold["bias"], cold["p95"]) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert (hot["bias"], hot["p95"]) == (pytest.approx(-0.2), pytest.approx(2.0))
+    half, two = pytest.approx(0.5), pytest.approx(2.0)
+    assert errors.table() == [
+        {"low": 279, "high": 283, "pixels": 20, "bias": half, "p95": half},
+        {"low": 293, "high": 297, "pixels": 20, "bias": pytest.approx(-0.2), "p95": two},
+    ]
 
 
-def texture(size, dtype=np.uint8, seed=0):
-    return np.random.default_rng(seed).integers(20, 200, size).astype(dtype)
-
-
-def perfect(size):
-    """A result that equals the reference, what it was made of, and the reference."""
-    lr, hr = make_pair(texture(size))
-    return hr, lr, hr
+def pair(size, dtype=np.uint8, factor=1):
+    return make_pair((np.random.default_rng(0).integers(20, 200, size) * factor).astype(dtype))
 
 
 def test_a_network_may_fail_at_small_frames_only(monkeypatch):
@@ -140,29 +129,27 @@ def test_a_network_may_fail_at_small_frames_only(monkeypatch):
 
     monkeypatch.setattr(measures, "ssim", fail)
     judge = Judge("reference", ("psnr", "ssim"), None)
-    assert math.isnan(judge(*perfect((40, 400)))["ssim"])
-    assert judge(*perfect((40, 400)))["psnr"] == math.inf
+    lr, hr = pair((40, 400))
+    found = judge(hr, lr, hr)
+    assert math.isnan(found["ssim"])
+    assert found["psnr"] == math.inf
+    with pytest.raises(ValueError, match=r"of \(40, 400\) are compared, got \(36, 400\)"):
+        judge(hr[:-4], lr, hr)
+    lr, hr = pair((64, 64))
     with pytest.raises(RuntimeError, match="Kernel size"):
-        judge(*perfect((64, 64)))
+        judge(hr, lr, hr)
     error = torch.cuda.OutOfMemoryError("no memory")
     with pytest.raises(RuntimeError, match="no memory"):
-        judge(*perfect((40, 40)))
-
-
-def test_results_of_a_wrong_size_are_refused_and_never_without_value():
-    hr, lr, _ = perfect((40, 48))
-    judge = Judge("reference", ("ssim",), None)
-    with pytest.raises(ValueError, match=r"of \(40, 48\) are compared, got \(36, 48\)"):
-        judge(hr[:-4], lr, hr)
+        judge(hr[:40], lr[:10], hr[:40])
 
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
 def test_all_metrics_agree_which_result_is_better(shared_data):
-    frame = np.asarray(Image.open(sorted((shared_data / "roadscene/train").glob("*"))[0]))
+    frame = read_counts(list_images(shared_data / "roadscene" / "train")[0])
     lr, hr = make_pair(frame[:288, :288])
     names = ["psnr", "ssim", "lpips_squeeze", "niqe", "spectral", "error"]
     judge = Judge("reference", names, WEIGHTS)
-    exact, coarse = (judge(sr, lr, hr) for sr in (hr, lr.repeat(4, 0).repeat(4, 1)))
+    exact, coarse = (judge(sr, lr, hr) for sr in (hr, nearest(lr)))
     assert exact["lpips_squeeze"] == exact["spectral"] == exact["error_p95"] == 0
     for name, info in judge.columns.items():
         if info.better != "zero":
@@ -170,6 +157,6 @@ def test_all_metrics_agree_which_result_is_better(shared_data):
 
 
 def test_16_bit_images_are_judged_on_their_own_range():
-    lr, hr = make_pair(texture((64, 76), np.uint16) * np.uint16(40))
+    lr, hr = pair((64, 76), np.uint16, 40)
     score = Judge("reference", ["psnr"], None)(hr + np.uint16(100), lr, hr)
-    assert score["psnr"] == pytest.approx(20 * np.log10((int(hr.max()) - int(hr.min())) / 100))
+    assert score["psnr"] == pytest.approx(20 * np.log10(float(np.ptp(hr)) / 100))

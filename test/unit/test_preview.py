@@ -8,7 +8,7 @@ from wave_frames import write_waves
 
 from difiisr_training.config import from_dict
 from difiisr_training.data.images import load_images
-from difiisr_training.preview import save_panel, save_preview
+from difiisr_training.run_pictures import save_panel, save_preview
 
 
 def test_samples_of_a_run_are_drawn_the_same_each_time(tmp_path):

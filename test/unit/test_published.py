@@ -1,4 +1,4 @@
-"""The published model on tiles: sizes, noise, precision, steps."""
+"""The published networks: sizes, any frame, half precision, the nearest code, the authors' way."""
 
 import copy
 
@@ -9,10 +9,12 @@ import torch
 from difiisr_models import load_upscaler
 from difiisr_models.diffusion import draw_noise, exponential_schedule
 from difiisr_models.frame_model import BicubicModel
+from difiisr_models.published import vq_autoencoder
 from difiisr_models.published.authors_pipeline import published_tiles
+from difiisr_models.published.parity import TIE, compare_decoded
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
-from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig, attend, nearest_codes
 from difiisr_models.resample import unpack
 
 
@@ -21,11 +23,11 @@ def networks():
     torch.manual_seed(0)
     unet = SwinUNet(
         SwinUNetConfig(
-            channels=32, multipliers=(1, 1), blocks=1, swin_channels=32, heads=2, mlp_ratio=1,
-            latent_size=16,
+            channels=32, multipliers=(1, 2), blocks=1, swin_channels=32, heads=2, mlp_ratio=1,
+            latent_size=32,
         )
     )  # fmt: skip
-    autoencoder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64))
+    autoencoder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 1, 2), blocks=1, codes=64))
     return unet.eval().requires_grad_(False), autoencoder.eval().requires_grad_(False)
 
 
@@ -38,6 +40,31 @@ def noise_for(lr, seed=0):
     return lambda k: draw_noise((lr.shape[0], 3, *lr.shape[2:]), seed, k)
 
 
+def test_published_sizes():
+    with torch.device("meta"):
+        networks = SwinUNet(SwinUNetConfig()), VQAutoencoder(VQConfig())
+    sizes = [sum(p.numel() for p in network.parameters()) for network in networks]
+    assert sizes == [118_593_583, 55_322_782]
+    assert (SwinUNetConfig().stride, VQConfig().factor) == (64, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (SwinUNetConfig, {"channels": 48}, "multiples of 32"),
+        (SwinUNetConfig, {"heads": 5}, "also of heads"),
+        (SwinUNetConfig, {"latent_size": 32}, "at least 64"),
+        (SwinUNetConfig, {"blocks": 0}, "at least 1"),
+        (SwinUNetConfig, {"multipliers": ()}, "at least 1"),
+        (VQConfig, {"channels": 40}, "multiple of 32, got 40"),
+        (VQConfig, {"codes": 0}, "at least 1"),
+    ],
+)
+def test_impossible_sizes_are_named(kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**changes)
+
+
 @pytest.mark.parametrize("steps", [1, 4, 15])
 def test_tiles_grow_by_four(model, steps):
     lr = torch.rand(2, 1, 16, 32) * 2 - 1
@@ -45,6 +72,8 @@ def test_tiles_grow_by_four(model, steps):
     assert image.shape == (2, 1, 64, 128)
     assert image.dtype == torch.float32
     assert torch.isfinite(image).all()
+    with pytest.raises(ValueError, match="multiples of 16"):
+        model.super_resolve(lr[..., 1:], noise_for(lr[..., 1:]), steps)
 
 
 # Half precision is emulated, very slowly, by CPUs without it.
@@ -61,6 +90,17 @@ def test_flat_tiles_stay_finite(networks, autocast, value):
     assert result.abs().max() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(networks, dtype):
+    unet, autoencoder = networks
+    x, lq = torch.rand(2, 1, 3, 16, 16) * 2 - 1
+    image = torch.zeros(1, 3, 32, 32)
+    full, latent = unet(x, torch.tensor([14]), lq), autoencoder.encode(image)
+    with torch.autocast("cpu", dtype):
+        assert (unet(x, torch.tensor([14]), lq) - full).norm() < 0.1 * full.norm()
+        assert (autoencoder.encode(image).float() - latent).abs().max() < 0.1
+
+
 @pytest.mark.slow
 def test_an_overflow_in_half_precision_is_computed_again(networks):
     unet, autoencoder = copy.deepcopy(networks)
@@ -73,6 +113,27 @@ def test_an_overflow_in_half_precision_is_computed_again(networks):
     assert torch.isfinite(result).all()
     precise = PublishedModel(unet, autoencoder, exponential_schedule())
     assert torch.equal(result, precise.super_resolve(lr, noise_for(lr), 1))
+
+
+@pytest.mark.parametrize("codes", [1, 1024, 3000])
+def test_the_nearest_code_is_taken_and_of_equals_the_first(codes):
+    generator = torch.Generator().manual_seed(codes)
+    z, codebook = (torch.randn(n, 3, generator=generator) for n in (200, codes))
+    chosen = (z - codebook[nearest_codes(z, codebook)]).norm(dim=1)
+    nearest = torch.cdist(z.double(), codebook.double()).amin(dim=1).float()
+    torch.testing.assert_close(chosen, nearest, atol=1e-4, rtol=1e-4)
+    equal = torch.ones(3000, 3)
+    equal[:5] = 9.0
+    assert nearest_codes(torch.zeros(4, 3), equal).tolist() == [5] * 4
+
+
+def test_attention_in_parts_is_attention(monkeypatch):
+    q, k, v = (torch.randn(2, 8, 35) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v))
+    ).transpose(1, 2)
+    monkeypatch.setattr(vq_autoencoder, "LOGITS_AT_ONCE", 35 * 4)
+    torch.testing.assert_close(attend(q, k, v), expected)
 
 
 def test_the_authors_pipeline_takes_full_scale_chops_and_means_without_weights():
@@ -108,3 +169,24 @@ def test_the_authors_pipeline_takes_full_scale_chops_and_means_without_weights()
 )
 def test_the_authors_tiles_lie_every_224_pixels_and_end_flush(length, starts):
     assert [tile.left for tile in published_tiles(64, length)] == starts
+
+
+def test_the_comparison_with_the_reference_forgives_a_pixel_between_two_codes_alone():
+    torch.manual_seed(0)
+    coder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 1), blocks=1, codes=2)).eval()
+    with torch.no_grad():
+        coder.codebook[:] = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+    coder.requires_grad_(False)
+    z = torch.full((1, 3, 4, 4), 0.5)
+    z[0, 0, 1, 2] = TIE / 16  # halfway between the codes
+    assert compare_decoded(coder, z, coder.decode(z)) == (0.0, 0)
+    tie, other = z.clone(), z.clone()
+    tie[0, 0, 1, 2] *= -1
+    other[0, 0, 3, 0] *= -1  # no tie
+    for side in (8, 4):  # 4: only the upper left corner of the image was recorded
+        recorded = coder.decode(tie)[..., :side, :side]
+        assert (coder.decode(z)[..., :side, :side] - recorded).abs().max() > 1e-3
+        difference, settled = compare_decoded(coder, z, recorded)
+        assert settled == 1
+        assert difference < 1e-5
+    assert compare_decoded(coder, z, coder.decode(other))[0] > 1e-3

@@ -1,4 +1,3 @@
-import json
 import math
 import re
 
@@ -14,8 +13,6 @@ from difiisr_training.evaluation.figures import choose_window
 from difiisr_training.evaluation.measures import MetricInfo
 from difiisr_training.evaluation.report import best_of, write_report
 from difiisr_training.evaluation.results import (
-    HR_FOLDER,
-    LR_FOLDER,
     ModelResult,
     Results,
     SetResult,
@@ -34,61 +31,41 @@ REFERENCE = {
 CAMERA = {"niqe": MetricInfo("NIQE", "", "lower"), "flicker": MetricInfo("Flicker", "", "lower")}
 
 
-def model_result(name, values, difference=0.0):
-    """One model whose numbers per frame are given for each metric."""
-    means = {key: float(np.mean(numbers)) for key, numbers in values.items()}
-    return ModelResult(
-        name, f"{name} title", "ab" * 32, 1000, 0.01, means,
-        {key: (mean - 1, mean + 1) for key, mean in means.items()},
-        {key: {"mean": difference, "interval": (0.5, 1.5)} for key in values},
-        pd.DataFrame(values, frame_names(values)).assign(seconds=0.01),
-    )  # fmt: skip
-
-
-def frame_names(values):
-    return [f"{index:03}" for index, _ in enumerate(next(iter(values.values())))]
-
-
-def set_result(name, models):
-    frames = len(models[0].values)
-    return SetResult(name, f"/data/{name}", "images", None, frames, "5e" * 32, models, None)
-
-
 def make_report(
-    out,
-    models=("bicubic", "ours"),
-    sets=("road",),
-    frames=2,
-    dtype="uint8",
-    metrics=REFERENCE,
-    changed=lambda values, model: values,
-    **parts,
-):
+    out, models=("bicubic", "ours"), sets=("road",), frames=2, dtype="uint8", metrics=REFERENCE,
+    changed=lambda values, model: values, **parts,
+):  # fmt: skip
     """The page about noise, and numbers that rise with the model's place."""
     rng = np.random.default_rng(0)
-    with_reference = "psnr" in metrics
-    found = []
-    for name in sets:
-        for index in range(frames):
+    names, found = [f"{index:03}" for index in range(frames)], []
+    for chosen in sets:
+        for frame in names:
             hr = (rng.random((96, 128)) * 200).astype(dtype)
-            frame = f"{index:03}"
-            write_frame(frames_folder(out, name, LR_FOLDER), frame, pillow_resize(hr, 24, 32))
-            if with_reference:
-                write_frame(frames_folder(out, name, HR_FOLDER), frame, hr)
-            for place, model in enumerate(models):
-                sr = (hr * (1 - 0.1 * place)).astype(dtype)
-                write_frame(frames_folder(out, name, model), frame, sr)
+            series = {model: hr * (1 - 0.1 * place) for place, model in enumerate(models)}
+            series |= {"lr": pillow_resize(hr, 24, 32)} | ({"hr": hr} if "psnr" in metrics else {})
+            for name, counts in series.items():
+                write_frame(frames_folder(out, chosen, name), frame, counts.astype(dtype))
         results = []
         for place, model in enumerate(models):
             values = {key: 10.0 + place + 0.1 * np.arange(frames) for key in metrics}
-            results.append(model_result(model, changed(values, model), float(place)))
-        found.append(set_result(name, results))
-    mode = "reference" if with_reference else "camera"
+            values = changed(values, model)
+            means = {key: float(np.mean(numbers)) for key, numbers in values.items()}
+            ends = {key: (mean - 1, mean + 1) for key, mean in means.items()}
+            difference = {key: {"mean": float(place), "interval": (0.5, 1.5)} for key in values}
+            results.append(
+                ModelResult(
+                    model, f"{model} title", "ab" * 32, 1000, 0.01, means, ends, difference,
+                    pd.DataFrame(values, names).assign(seconds=0.01),
+                )
+            )  # fmt: skip
+        found.append(
+            SetResult(chosen, f"/data/{chosen}", "images", None, frames, "5e" * 32, results, None)
+        )
+    mode, made = ("reference", "bicubic") if "psnr" in metrics else ("camera", None)
     results = Results(
         ["difiisr", "evaluate", "a b", "--out", str(out.name)],
         {"device": "cpu", "threads": 1, "versions": {"numpy": "9.9"}},
-        mode, "bicubic" if with_reference else None, metrics, {"musiq": "no file"}, found,
-        **parts,
+        mode, made, metrics, {"musiq": "no file"}, found, **parts,
     )  # fmt: skip
     write_results(results, out)
     return write_report(results, out).read_text()
@@ -183,13 +160,6 @@ def test_segmentation_is_shown(tmp_path):
     page = make_report(tmp_path, segmentation=content).split('<section id="segmentation">')[1]
     for text in ("pseudo-labels of HR", "mIoU", "sky", "0.910", "[0.410, 0.620]"):
         assert text in page
-
-
-def test_files_of_an_older_run_are_not_shown(tmp_path):
-    content = {"detector": {"name": "old.onnx"}, "sets": {"gone": {"ours": {"map": 0.4}}}}
-    for name in ("detection", "segmentation"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert "old.onnx" not in make_report(tmp_path)
 
 
 def test_values_that_are_not_finite_do_not_stand_below_the_crops(tmp_path):

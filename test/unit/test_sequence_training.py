@@ -1,6 +1,7 @@
 """Training on clips: what is drawn, that it resumes to the bit, and that weights come out."""
 
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import yaml
 from wave_frames import write_waves
 
 from difiisr_models import Stream, load_upscaler
-from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.motion import warp
 from difiisr_models.resample import downsample, pack
 from difiisr_ros.cli import main as difiisr
@@ -19,13 +19,12 @@ from difiisr_training.checkpoints import (
     read_checkpoint,
     read_journal,
 )
-from difiisr_training.config import from_dict, read_yaml
+from difiisr_training.config import from_dict
 from difiisr_training.data.clips import ClipConfig, Clips
-from difiisr_training.data.images import ImageSource, read_counts
+from difiisr_training.data.images import ImageSource, load_images
 from difiisr_training.sequence_training import (
     SequenceConfig,
     export_sequence_run,
-    refit_detail,
     train_on_sequences,
 )
 
@@ -52,11 +51,12 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def clips_of(data, lr_size=16, **fields):
-    def load(source, _):
-        return [read_counts(path) for path in sorted((data / source.folder).rglob("*.png"))]
+def loader(data):
+    return partial(load_images, data=data)
 
-    config = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields)
+
+def clips_of(data, lr_size=16, **fields):
+    config, load = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields), loader(data)
     return Clips([ImageSource("stills")], [data / "films"], load, config, seed=1)
 
 
@@ -105,9 +105,6 @@ def test_a_signal_ends_a_run_that_can_be_resumed(data, tmp_path):
     )
     config = from_dict(yaml.safe_load(text), "tiny", SequenceConfig)
 
-    def load(source, _):
-        return [read_counts(path) for path in sorted((data / source.folder).rglob("*.png"))]
-
     def interrupt(network, iteration):
         if iteration == 1:  # a second one would end the process
             signal.raise_signal(signal.SIGTERM)
@@ -115,14 +112,21 @@ def test_a_signal_ends_a_run_that_can_be_resumed(data, tmp_path):
 
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_on_sequences(config, data, load, run, validate=interrupt)
-    assert read_checkpoint(run / CHECKPOINT_NAME)["iteration"] == 2  # the one under way is ended
-    assert train_on_sequences(config, data, load, run)
+        train_on_sequences(config, data, loader(data), run, validate=interrupt)
+    assert read_checkpoint(run / CHECKPOINT_NAME)["iteration"] == 1
+    assert train_on_sequences(config, data, loader(data), run)
 
 
-def test_a_run_stays_below_its_folder():
-    with pytest.raises(ValueError, match="name"):
-        from_dict(yaml.safe_load(CONFIG.replace("tiny", "../evil")), "x", SequenceConfig)
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("tiny", "../evil", "name"),
+        ("frames: 3", "frames: 1", r"stages.0.frames: .*greater than or equal to 2"),
+    ],
+)
+def test_wrong_settings_are_named(old, new, said):
+    with pytest.raises(ValueError, match=said):
+        from_dict(yaml.safe_load(CONFIG.replace(old, new)), "x", SequenceConfig)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
@@ -146,24 +150,3 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
     up = load_upscaler(str(out), backend="torch")
     assert up.is_recurrent
     assert up(np.full((20, 24), 7000, np.uint16), Stream()).shape == (80, 96)
-
-
-def test_wrong_settings_are_named(tmp_path):
-    config = tmp_path / "wrong.yaml"
-    config.write_text(CONFIG.replace("batch: 2, frames: 3", "batch: 2, frames: 1"))
-    with pytest.raises(ValueError, match=r"stages.0.frames: .*greater than or equal to 2"):
-        from_dict(read_yaml(config), str(config), SequenceConfig)
-
-
-def test_the_detail_head_follows_features_that_moved(data):
-    torch.manual_seed(0)
-    config = CompactConfig(channels=8, blocks=1, time_features=16, recurrent=True)
-    teacher, network = CompactNetwork(config), CompactNetwork(config)
-    teacher.detail_head.weight.data.normal_(std=0.05)
-    network.load_state_dict(teacher.state_dict())
-    network.fuse.weight.data *= 2  # the features move, the head does not know
-    network.stem_lr.weight.data *= 2
-    network.stem_lr.bias.data *= 2
-    clips = clips_of(data, clean_share=1.0, camera_share=0.0)
-    share = refit_detail(network, teacher, (clips.draw(k, 2) for k in range(6)))
-    assert 0.5 < share <= 1

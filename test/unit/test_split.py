@@ -4,12 +4,17 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from difiisr_training.data.images import ImageSource, load_images
-from difiisr_training.data.sequences import LARGEST_GAP, sequence_names, validation_sequences
+from difiisr_training.data.images import (
+    LARGEST_GAP,
+    ImageSource,
+    load_images,
+    sequence_names,
+    validation_sequences,
+)
 
 
 def groups(*files):
@@ -51,6 +56,7 @@ def test_sequences_of_known_naming_schemes(scheme):
     assert found == sorted(stems)
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=30),
     share=st.floats(0, 0.9),

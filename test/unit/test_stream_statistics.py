@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from difiisr_ros.stream_statistics import WINDOW, StreamStatistics
@@ -11,6 +12,16 @@ class ManualClock:
         return self.now
 
 
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def statistics(clock):
+    return StreamStatistics(clock)
+
+
 def stream(clock, statistics, frames, hertz=10.0, latency=0.02, upscaling=0.01):
     """Receive and publish `frames` frames whose stamps are those of a steady camera."""
     for _ in range(frames):
@@ -19,9 +30,7 @@ def stream(clock, statistics, frames, hertz=10.0, latency=0.02, upscaling=0.01):
         statistics.published(latency, upscaling)
 
 
-def test_rates_and_latencies_of_a_steady_stream():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_rates_and_latencies_of_a_steady_stream(clock, statistics):
     stream(clock, statistics, 30, latency=0.02)
     stream(clock, statistics, 1, latency=0.5, upscaling=0.4)
     summary = statistics.summary()
@@ -32,9 +41,7 @@ def test_rates_and_latencies_of_a_steady_stream():
     assert summary.total == {"received": 31, "published": 31}
 
 
-def test_the_window_forgets_but_the_totals_do_not():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_the_window_forgets_but_the_totals_do_not(clock, statistics):
     stream(clock, statistics, 5)
     statistics.dropped("malformed", "step 3 is too short")
     statistics.dropped("stale")
@@ -44,16 +51,14 @@ def test_the_window_forgets_but_the_totals_do_not():
     assert summary.errors == {"malformed": "step 3 is too short", "stale": ""}
     clock.now += WINDOW + 1
     summary = statistics.summary()
-    assert summary.latency is summary.upscaling is None
+    assert np.isnan([*summary.latency, summary.upscaling]).all()
     assert summary.rate_in == summary.rate_out == 0
     assert not summary.recent
     assert summary.total == {"received": 5, "published": 5, "malformed": 1, "stale": 2}
     assert summary.silence == pytest.approx(WINDOW + 1)
 
 
-def test_a_stream_waits_while_its_newest_image_was_not_wanted():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_a_stream_waits_while_its_newest_image_was_not_wanted(clock, statistics):
     assert not statistics.summary().waiting
     stream(clock, statistics, 2)
     statistics.received(3)
@@ -64,9 +69,7 @@ def test_a_stream_waits_while_its_newest_image_was_not_wanted():
     assert not statistics.summary().waiting
 
 
-def test_frames_lost_on_the_way_are_seen_in_the_stamps():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_frames_lost_on_the_way_are_seen_in_the_stamps(clock, statistics):
     stream(clock, statistics, 8)
     clock.now += 0.3  # three frames do not arrive
     stream(clock, statistics, 8)
@@ -77,49 +80,28 @@ def test_frames_lost_on_the_way_are_seen_in_the_stamps():
 @pytest.mark.parametrize(
     "stamps",
     [
-        [0.1 * n + jitter for n, jitter in enumerate((0, 0.03, -0.02, 0.01, -0.03, 0.02, 0, 0.03))],
-        [0.1 * (n % 10) for n in range(20)],
-        [0.0] * 10,
+        [100 * n + late for n, late in enumerate((0, 30, -20, 10, -30, 20, 0, 30))],
+        [100 * (n % 10) for n in range(20)],
+        [0] * 10,
+        [*(1e-6 * n for n in range(20)), *(9000 + 1e-6 * n for n in range(20))],
+        [*(100 * n for n in range(20)), *(5000 + 100 * n for n in range(20))],
     ],
-    ids=["jitter", "a bag that starts again", "no stamps"],
+    ids=["jitter", "a bag that starts again", "none", "1 ns apart, then 9 s", "a jump in no time"],
 )
-def test_nothing_is_lost(stamps):
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_stamps_in_ms_that_tell_of_no_loss(clock, statistics, stamps):
     for stamp in stamps:
         clock.now += 0.1
-        statistics.received(round(stamp * 1e9))
+        statistics.received(round(stamp * 1e6))
     assert statistics.summary().total["lost"] == 0
 
 
-@pytest.mark.parametrize(
-    "stamps",
-    [
-        [*range(20), *(9_000_000_000 + n for n in range(20))],
-        [*(n * 10**8 for n in range(20)), *(5 * 10**9 + n * 10**8 for n in range(20))],
-    ],
-    ids=["1 ns apart, then 9 s", "a jump that took no time"],
-)
-def test_implausible_stamps_make_no_figure(stamps):
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
-    for stamp in stamps:
-        clock.now += 0.1
-        statistics.received(stamp)
-    assert statistics.summary().total["lost"] == 0
-
-
-def test_another_rate_is_no_loss():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_another_rate_is_no_loss(clock, statistics):
     for hertz in (30, 9, 30, 1, 9):
         stream(clock, statistics, 40, hertz)
         assert statistics.summary().total["lost"] == 0, hertz
 
 
-def test_a_silent_or_slower_camera_has_no_longer_its_old_rate():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_a_silent_or_slower_camera_has_no_longer_its_old_rate(clock, statistics):
     stream(clock, statistics, 60, hertz=10)
     clock.now += 2.0
     assert statistics.summary().rate_in == pytest.approx(60 / 7.9, rel=0.01)
@@ -127,9 +109,7 @@ def test_a_silent_or_slower_camera_has_no_longer_its_old_rate():
     assert statistics.summary().rate_in == 0
 
 
-def test_every_frame_has_met_a_fate_or_is_pending_over_all_streams():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_every_frame_has_met_a_fate_or_is_pending_over_all_streams(clock, statistics):
     stream(clock, statistics, 3)
     for stamp in range(4):
         statistics.received(stamp)
@@ -147,9 +127,7 @@ def gap(clock, statistics, seconds):
     stream(clock, statistics, 8)
 
 
-def test_a_pause_of_the_camera_is_no_loss():
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_a_pause_of_the_camera_is_no_loss(clock, statistics):
     stream(clock, statistics, 8)
     gap(clock, statistics, 1.2)
     total = statistics.summary().total
@@ -160,9 +138,7 @@ def test_a_pause_of_the_camera_is_no_loss():
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["frozen before", "level jumps after"])
-def test_a_short_gap_at_a_shutter_event_is_no_loss(after):
-    clock = ManualClock()
-    statistics = StreamStatistics(clock)
+def test_a_short_gap_at_a_shutter_event_is_no_loss(clock, statistics, after):
     stream(clock, statistics, 8)
     if not after:
         statistics.explained()

@@ -36,25 +36,15 @@ ONE = (10, 10, 20, 20, 0)
 @pytest.mark.parametrize(
     ("truth", "hits", "ap"),
     [
-        pytest.param(
-            objects(ONE),
-            found((200, 200, 20, 20, 0, 0.9), (*ONE, 0.5)),
-            0.5,
-            id="a false alarm with a higher score",
-        ),
-        pytest.param(
-            objects(ONE, (100, 100, 80, 80, -1), ignored=[False, True]),
-            found((120, 120, 20, 20, 0, 0.9), (*ONE, 0.5)),
-            1.0,
-            id="an alarm in an ignored region",
-        ),
-        pytest.param(
-            objects(ONE), found((*ONE, 0.9), (1, 1, 5, 5, 1, 0.9)), 1.0, id="a class without object"
-        ),
-        pytest.param(objects(), found((*ONE, 0.9)), None, id="no object"),
-        pytest.param(objects(ONE), found(), 0.0, id="no detection"),
+        # a false alarm with a higher score, one in an ignored region, a class without object
+        (objects(ONE), found((200, 200, 20, 20, 0, 0.9), (*ONE, 0.5)), 0.5),
+        (objects(ONE, (100, 100, 80, 80, -1), ignored=[False, True]),
+         found((120, 120, 20, 20, 0, 0.9), (*ONE, 0.5)), 1.0),
+        (objects(ONE), found((*ONE, 0.9), (1, 1, 5, 5, 1, 0.9)), 1.0),
+        (objects(), found((*ONE, 0.9)), None),
+        (objects(ONE), found(), 0.0),
     ],
-)
+)  # fmt: skip
 def test_average_precision_of_one_image(truth, hits, ap):
     result = average_precision([truth], [hits], CLASSES)
     assert result["map"] == pytest.approx(ap)

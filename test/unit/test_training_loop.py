@@ -1,6 +1,5 @@
 """Training can be stopped, resumed and trusted."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -10,129 +9,150 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+import yaml
 from accelerate.state import AcceleratorState
 from wave_frames import write_waves
 
 from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
+from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_ros.cli import main as difiisr
 from difiisr_training import train as training
 from difiisr_training.checkpoints import STATISTICS_NAME, read_journal, update_ema
-from difiisr_training.config import OptimiserConfig, load_config
+from difiisr_training.config import OptimiserConfig, from_dict, load_config
 from difiisr_training.data.images import load_images
 from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.losses import Objective, PackedSpace, TrainingLoss, distance
 from difiisr_training.networks import build_network, build_objective, load_average, starting_weights
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.train import learning_rate, train
+from difiisr_training.train import learning_rate, make_accelerator, train
+from difiisr_training.validation import Validator
 
-CPU = torch.device("cpu")
-CONFIG = """
-name: tiny
-network: {channels: 8, blocks: 1, time_features: 16}
-sources: [{folder: frames, val_share: 0.0}]
-crops: {lr_size: 16}
-optimiser: {lr: 0.001, warmup: 2}
-iterations: 12
-batch: 3
-checkpoint_every: 5
-log_every: 4
-"""
+SETTINGS = {
+    "name": "tiny",
+    "network": {"channels": 8, "blocks": 1, "time_features": 16},
+    "sources": [{"folder": "frames", "val_share": 0.0}],
+    "crops": {"lr_size": 16},
+    "optimiser": {"lr": 0.001, "warmup": 2},
+    "iterations": 12,
+    "batch": 3,
+    "checkpoint_every": 5,
+    "log_every": 4,
+}
+PUBLISHED = {
+    "published": {
+        "channels": 32, "multipliers": [1, 1], "blocks": 1, "swin_channels": 32, "heads": 2,
+        "mlp_ratio": 1, "latent_size": 16,
+    },
+    "norm": "l2",
+}  # fmt: skip
+VISUAL = {"perceptual_weight": 0.5, "guidance": {"kind": "visual"}}
+
+
+def configured(**changes):
+    return from_dict(SETTINGS | changes, "test")
 
 
 @pytest.fixture
 def data(tmp_path):
     write_waves(tmp_path / "data" / "frames", 3)
+    for slower, sequence in enumerate("abcd"):
+        write_waves(tmp_path / "data" / "scenes" / sequence, 1, (256, 256), slower)
     return tmp_path / "data"
 
 
 @pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(CONFIG)
-    return load_config(path)
+def fresh_accelerator():
+    """A process has one precision for all its accelerators, until this."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(config, data, folder, budget=1e9, teacher=None):
-    accelerator, load = Accelerator(cpu=True), partial(load_images, data=data)
-    objective = build_objective(config, accelerator.device)
+    torch.manual_seed(0)
+    sizes = VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64)
+    coder = VQAutoencoder(sizes) if config.published else None
+    accelerator, load = make_accelerator(config, "cpu"), partial(load_images, data=data)
+    objective = build_objective(config, accelerator.device, autoencoder=coder)
+    validate = Validator(config, load, folder, coder) if config.validate_every else None
     return train(
         config, objective, load, folder, accelerator=accelerator, teacher=teacher, initial=teacher,
-        budget_s=budget,
+        validate=validate, budget_s=budget,
     )  # fmt: skip
 
 
-def command(tmp_path, data, *more, text=CONFIG, run="run"):
-    """Arguments of ``difiisr train`` on a configuration of that text."""
+def command(tmp_path, data, *more, **changes):
+    """Arguments of ``difiisr train`` on these settings."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(text)
-    given = ["--data", data, "--run", tmp_path / run, "--workers", 0, "--device", "cpu", *more]
+    path.write_text(yaml.safe_dump(SETTINGS | changes))
+    given = ["--data", data, "--run", tmp_path / "run", "--workers", 0, "--device", "cpu", *more]
     return ["train", str(path), *map(str, given)]
 
 
+def teacher_of(config):
+    torch.manual_seed(3)
+    network = build_network(config)
+    if config.published is None:
+        torch.nn.init.normal_(network.detail_head.weight, std=0.01)
+    return network.eval().requires_grad_(False)
+
+
+def assert_equal(network, other):
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("log_every", [8, 100])
-def test_a_diverged_run_keeps_its_last_good_checkpoint(
-    config, data, tmp_path, monkeypatch, log_every
-):
+def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path, monkeypatch, log_every):
     """Whatever is due first, the check of the loss, a checkpoint or the last save."""
     monkeypatch.setattr(training, "learning_rate", lambda *_: 1e15)  # more than may be asked for
-    optimiser = OptimiserConfig(grad_clip=1e9)
-    changes = {"optimiser": optimiser, "log_every": log_every, "checkpoint_every": 1}
+    changes = {"optimiser": {"grad_clip": 1e9}, "log_every": log_every, "checkpoint_every": 1}
     with pytest.raises(FloatingPointError, match=r"the last checkpoint in .* is kept"):
-        run(dataclasses.replace(config, **changes), data, tmp_path / "run")
+        run(configured(**changes), data, tmp_path / "run")
     saved = load_average(tmp_path / "run" / "checkpoint.pt")[1]
     assert all(value.isfinite().all() for value in saved.parameters())
 
 
-def test_a_checkpoint_goes_on_with_its_own_settings_and_the_defaults_of_what_is_new(
-    config, data, tmp_path
-):
-    run(config, data, tmp_path / "run", budget=0)
+def test_a_checkpoint_goes_on_with_its_own_settings_and_the_defaults_of_what_is_new(data, tmp_path):
+    run(configured(), data, tmp_path / "run", budget=0)
     path = tmp_path / "run" / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
     del saved["config"]["crops"]["inverted_share"]
     saved["config"]["image_teacher"] = "none"  # there was one once
     torch.save(saved, path)
     with pytest.raises(ValueError, match="batch"):
-        run(dataclasses.replace(config, batch=4), data, tmp_path / "run")
-    assert run(config, data, tmp_path / "run", budget=0).iteration == 2
+        run(configured(batch=4), data, tmp_path / "run")
+    assert run(configured(), data, tmp_path / "run", budget=0).iteration == 2
+    path.write_bytes(path.read_bytes()[:-5000])
+    for read in (load_average, lambda path: run(configured(), data, path.parent)):
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+            read(path)
 
 
-def test_training_lowers_the_loss_and_writes_statistics(config, data, tmp_path):
-    run(dataclasses.replace(config, iterations=45, log_every=15), data, tmp_path / "run")
+def test_training_lowers_the_loss_and_writes_statistics(data, tmp_path):
+    run(configured(iterations=45, log_every=15), data, tmp_path / "run")
     lines = read_journal(tmp_path / "run", STATISTICS_NAME)
     assert [line["iteration"] for line in lines] == [15, 30, 45]
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
-@pytest.fixture
-def teacher(config):
-    torch.manual_seed(3)
-    network = build_network(config)
-    torch.nn.init.normal_(network.detail_head.weight, std=0.01)
-    return network.eval().requires_grad_(False)
-
-
-def test_distillation_shapes_fidelity_0_and_fidelity_1_stays_the_mean(
-    config, data, tmp_path, teacher
-):
-    settings = {"stage": "distillation", "iterations": 2, "perceptual_weight": 0.5}
-    distilled = dataclasses.replace(config, **settings)
+def test_distillation_shapes_fidelity_0_and_fidelity_1_stays_the_mean(data, tmp_path):
+    teacher = teacher_of(configured())
     with pytest.raises(ValueError, match="'distillation' needs a teacher"):
-        run(distilled, data, tmp_path / "none")
+        run(configured(stage="distillation"), data, tmp_path / "none")
     with pytest.raises(ValueError, match="'diffusion' has no teacher"):
-        run(config, data, tmp_path / "wrong", teacher=teacher)
+        run(configured(), data, tmp_path / "wrong", teacher=teacher)
     for weight in (0.5, 0.0):
-        settings = dataclasses.replace(distilled, perceptual_weight=weight)
+        settings = configured(stage="distillation", iterations=2, perceptual_weight=weight)
         found = run(settings, data, tmp_path / str(weight), teacher=teacher).network
         assert torch.equal(found.detail_head.weight, teacher.detail_head.weight) is (weight == 0)
         assert not torch.equal(found.mean_head.weight, teacher.mean_head.weight)
 
 
 @pytest.mark.parametrize(("place", "scale"), [("last", 1 / 2.2181), ("first", 1 / 1.0008)])
-def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(config, place, scale):
+def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(place, scale):
     """1 / sqrt(kappa^2 eta_t + 1) at t = T, as in the public reference, or at t = 1."""
     told = []
 
@@ -141,9 +161,7 @@ def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(config, place, s
             told.append((scaled.abs().max().item(), index.tolist()))
             return scaled, scaled
 
-    distilled = dataclasses.replace(
-        config, stage="distillation", perceptual_weight=1.0, inverse_scaled_at=place
-    )
+    distilled = configured(stage="distillation", perceptual_weight=1.0, inverse_scaled_at=place)
     network = Watched()
     loss = TrainingLoss(network, network, Objective(distilled, PackedSpace(), None))
     hr = torch.ones(1, 1, 64, 64)
@@ -160,47 +178,45 @@ def test_without_warm_up_the_moving_average_is_that_of_its_decay_alone():
     assert average.weight.item() == pytest.approx(0.1)
 
 
-@pytest.fixture
-def fresh_accelerator():
-    """A process has one precision for all its accelerators, until this."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
-        "",
-        "stage: distillation\nperceptual_weight: 1.0",
-        "precision: bf16",
-        "norm: l2\nperceptual_weight: 0.5\nguidance: {kind: visual, corrects: target, rho: 0.1}",
-        "perceptual_weight: 0.5\nguidance: {kind: visual, mode: sum}",
-        "norm: psnr\nperceptual_weight: 0.5\n"
-        "guidance: {kind: visual, mode: sum, weight_pattern: 10.0}",
+        {},
+        {"stage": "distillation", "perceptual_weight": 1.0},
+        {"precision": "bf16"},
+        VISUAL | {"norm": "l2", "guidance": {"kind": "visual", "corrects": "target", "rho": 0.1}},
+        VISUAL
+        | {"norm": "psnr", "guidance": {"kind": "visual", "mode": "sum", "weight_pattern": 9.0}},
+        PUBLISHED
+        | {"sources": [{"folder": "scenes", "val_share": 0.5}], "batch": 2, "validate_every": 2},
+        PUBLISHED | VISUAL | {"batch": 2},
+        PUBLISHED
+        | {"stage": "distillation", "batch": 2}
+        | {"guidance": {"kind": "visual", "gradient_path": "fixed_noise", "timesteps": [15]}},
     ],
 )
 @pytest.mark.usefixtures("fresh_accelerator")
-def test_every_objective_resumes_to_the_bit(data, tmp_path, teacher, settings):
-    given = {"text": CONFIG.replace("12", "2") + settings + "\n"}
-    save_compact(teacher, tmp_path / "teacher", {})
-    more = ["--teacher", tmp_path / "teacher"] if "distillation" in settings else []
-    assert difiisr(command(tmp_path, data, *more, **given, run="whole")) == 0
-    for _ in range(2):
-        assert difiisr(command(tmp_path, data, *more, "--budget", "0s", **given, run="pieces")) == 0
-    (_, whole, _), (_, pieces, done) = (
-        load_average(tmp_path / name / "checkpoint.pt") for name in ("whole", "pieces")
+def test_every_objective_resumes_to_the_bit(data, tmp_path, settings):
+    config = configured(iterations=2, **settings)
+    teacher = teacher_of(config) if config.stage == "distillation" else None
+    whole = run(config, data, tmp_path / "whole", teacher=teacher)
+    first, pieces = (
+        run(config, data, tmp_path / "pieces", budget=0, teacher=teacher) for _ in range(2)
     )
-    assert done == 2
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, pieces.state_dict()[name]), name
+    assert (first.iteration, pieces.iteration) == (1, 2)
+    assert_equal(whole.network, pieces.network)
+    assert_equal(whole.ema, pieces.ema)
+    assert any(
+        not torch.equal(*pair)
+        for pair in zip(first.network.parameters(), pieces.network.parameters(), strict=True)
+    )
 
 
 def test_a_run_begins_as_the_published_network(data, tmp_path, capsys):
     """With a rate of 0 the run ends with what it began with: weights fitted to RLFN."""
     torch.save(Rlfn().state_dict(), tmp_path / "rlfn_x4.pth")
-    text = CONFIG.replace("blocks: 1", "blocks: 6").replace("lr: 0.001", "lr: 0.0")
-    given = command(tmp_path, data, "--budget", "0s", text=text + "begin_as: rlfn\n")
+    changes = {"network": {**SETTINGS["network"], "blocks": 6}, "optimiser": {"lr": 0.0}}
+    given = command(tmp_path, data, "--budget", "0s", begin_as="rlfn", **changes)
     assert difiisr(given) == difiisr([*given, "--init", str(tmp_path / "any")]) == 1
     told = capsys.readouterr().err
     assert "begin_as 'rlfn' needs --peers" in told
@@ -228,9 +244,8 @@ def test_the_exported_weights_are_the_moving_average(data, tmp_path):
     assert difiisr(command(tmp_path, data, "--export", tmp_path / "out")) == 0
     up = load_upscaler(str(tmp_path / "out"), device="cpu", backend="torch")
     assert up(np.zeros((16, 16), np.uint8)).shape == (64, 64)
-    average = load_average(tmp_path / "run" / "checkpoint.pt")[1].state_dict()
-    for name, value in starting_weights(tmp_path / "out").state_dict().items():
-        assert torch.equal(value, average[name]), name
+    average = load_average(tmp_path / "run" / "checkpoint.pt")[1]
+    assert_equal(starting_weights(tmp_path / "out"), average)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["training"]["iterations"] == 12
     assert manifest["training"]["sources"] == ["frames"]
@@ -253,13 +268,10 @@ def test_weights_are_not_exported_over_something_else(data, tmp_path, capsys):
 
 
 def test_validation_scores_both_ends_on_frames_that_training_never_sees(tmp_path, data):
-    for sequence in "abcd":
-        write_waves(data / "scenes" / sequence, 1, (256, 256), slower=ord(sequence) - ord("a"))
-    text = CONFIG.replace("folder: frames, val_share: 0.0", "folder: scenes, val_share: 0.5")
-    text = text.replace("12", "4") + "perceptual_weight: 0.5\nvalidate_every: 3\n"
-    assert difiisr(command(tmp_path, data, text=text)) == 0
-    lines = (tmp_path / "run" / "validation.jsonl").read_text().splitlines()
-    judged = [json.loads(line) for line in lines]
+    sources = [{"folder": "scenes", "val_share": 0.5}]
+    changes = {"sources": sources, "iterations": 4, "perceptual_weight": 0.5, "validate_every": 3}
+    assert difiisr(command(tmp_path, data, **changes)) == 0
+    judged = read_journal(tmp_path / "run", "validation.jsonl")
     assert [line["iteration"] for line in judged] == [3, 4]
     assert judged[0]["psnr_bicubic"] == judged[1]["psnr_bicubic"] > 30
     assert judged[0]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_1"]
@@ -287,18 +299,9 @@ def test_validation_scores_both_ends_on_frames_that_training_never_sees(tmp_path
 )  # fmt: skip
 def test_wrong_settings_are_refused_by_name(tmp_path, change, text):
     path = tmp_path / "wrong.yaml"
-    path.write_text(CONFIG + change + "\n")
+    path.write_text(f"{yaml.safe_dump(SETTINGS)}{change}\n")
     with pytest.raises(ValueError, match=text):
         load_config(path)
-
-
-def test_a_damaged_checkpoint_is_named(config, data, tmp_path):
-    run(config, data, tmp_path / "run", budget=0)
-    path = tmp_path / "run" / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:-5000])
-    for read in (load_average, lambda path: run(config, data, path.parent)):
-        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
-            read(path)
 
 
 def test_a_run_goes_on_after_its_beginning_is_gone_and_its_journal_was_cut(data, tmp_path, capsys):

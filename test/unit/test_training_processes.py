@@ -27,17 +27,11 @@ log_every: 4
 """
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Arguments of a tiny run on two frames; the run's folder is still to be added."""
+def test_two_processes_train_the_weights_of_one(tmp_path):
     write_waves(tmp_path / "data" / "frames", 2)
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG)
-    data = ["--data", str(tmp_path / "data")]
-    return [str(config), *data, "--workers", "0"]  # without a GPU this is a CPU's
-
-
-def test_two_processes_train_the_weights_of_one(command, tmp_path):
+    command = [str(config), "--data", str(tmp_path / "data"), "--workers", "0"]
     assert difiisr(["train", *command, "--run", str(tmp_path / "one")]) == 0
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     verb = ["--", "difiisr_ros.cli", "train", *command, "--run", str(tmp_path / "two")]

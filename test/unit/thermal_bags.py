@@ -2,15 +2,27 @@
 
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from difiisr_ros import scene
-from difiisr_ros.bags import CAMERA_INFO_TYPE, IMAGE_TYPE, STORE, image_bytes, open_bag
+from difiisr_ros.bags import (
+    CAMERA_INFO_TYPE,
+    IMAGE_TYPE,
+    STORE,
+    image_bytes,
+    message_bytes,
+    open_bag,
+    parse_message,
+)
+from difiisr_ros.image_codec import image_to_array
 
+STRING = "std_msgs/msg/String"
 IMAGE, INFO, WORDS = "/cam/image_raw", "/cam/camera_info", "/words"
 START, PERIOD = 1_000_000_000, 100_000_000
 
@@ -27,13 +39,21 @@ def pixels(index: int, height: int = 18, width: int = 24) -> np.ndarray:
 def camera_info(index: int, height: int = 18, width: int = 24) -> bytes:
     info = scene.camera_info(header(index))
     info.height, info.width = height, width
-    return bytes(STORE.serialize_cdr(info, CAMERA_INFO_TYPE))
+    return message_bytes(info)
 
 
 def word(text: str) -> bytes:
-    return bytes(
-        STORE.serialize_cdr(STORE.types["std_msgs/msg/String"](text), "std_msgs/msg/String")
-    )
+    return message_bytes(STORE.types[STRING](text))
+
+
+@contextmanager
+def mcap_file(path: Path, **options) -> Iterator[McapWriter]:
+    """A writer of an MCAP file, which ends with the block."""
+    with path.open("wb") as file:
+        writer = McapWriter(file, **options)
+        writer.start(profile="ros2")
+        yield writer
+        writer.finish()
 
 
 def record(
@@ -47,7 +67,7 @@ def record(
     with Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
         info = writer.add_connection(INFO, CAMERA_INFO_TYPE, typestore=STORE)
         image = writer.add_connection(IMAGE, IMAGE_TYPE, typestore=STORE)
-        words = writer.add_connection(WORDS, "std_msgs/msg/String", typestore=STORE)
+        words = writer.add_connection(WORDS, STRING, typestore=STORE)
         for index in range(frames):
             at = START + index * PERIOD + 7
             default = image_bytes(header(index), pixels(index), "mono16")
@@ -60,6 +80,16 @@ def record(
 def messages(path: Path, *topics: str) -> list[tuple[str, int, bytes]]:
     with open_bag(path) as bag:
         return [(m.topic.name, m.time, m.data) for m in bag.messages(topics or None)]
+
+
+def image_of(data: bytes):
+    """The image of its bytes, and its counts."""
+    image = parse_message(data, IMAGE_TYPE)
+    return image, image_to_array(image)
+
+
+def info_of(data: bytes):
+    return parse_message(data, CAMERA_INFO_TYPE)
 
 
 def storage_file(path: Path) -> Path:

@@ -1,19 +1,23 @@
-"""What the frames of a set show: boxes (COCO, HIT-UAV's dialect, Pascal VOC) and label maps."""
+"""What the frames of a set show, by their names: boxes (COCO, Pascal VOC) and label maps."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from difiisr_models.files import sha256_file
-from difiisr_training.data.pairing import images_by_name, name_images, pair_names
+from difiisr_training.data.images import list_images
+
+Value = TypeVar("Value")
 
 IGNORED = 255
 """Label of pixels that nobody judges."""
@@ -66,10 +70,8 @@ def read_annotations(path: Path) -> Annotations:
     HIT-UAV's names of keys (``annotation``, ``filename``) are understood, ids may start anywhere,
     and boxes of the category DontCare or marked ``iscrowd`` or ``difficult`` are ignored regions.
 
-    Raises:
-        OSError: the file is not readable.
-        ValueError: the file is of neither kind, its parts contradict each other, or two images
-            have one name.
+    ValueError: the file is of neither kind, its parts contradict each other, or two images have one
+    name.
     """
     path = Path(path)
     if not path.is_dir():
@@ -95,12 +97,7 @@ def annotations_sha256(path: Path) -> str:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Read a label map ``(H, W)`` uint8 of class numbers; 255 marks pixels that nobody judges.
-
-    Raises:
-        OSError: the file is no image.
-        ValueError: an image of colours: their classes are not known.
-    """
+    """Read a label map ``(H, W)`` uint8 of class numbers; 255 marks pixels that nobody judges."""
     with Image.open(path) as image:
         if image.mode not in ("L", "P"):
             raise ValueError(
@@ -110,12 +107,58 @@ def read_labels(path: Path) -> np.ndarray:
         return np.array(image, np.uint8)
 
 
-def pair_with_labels(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Images and label maps of the same name (the suffix may differ), sorted.
+def name_images(paths: Sequence[Path], folder: Path) -> list[str]:
+    """Name of the frame that each image holds: its path below ``folder`` without suffix.
 
-    Raises:
-        FileNotFoundError: a folder is missing or empty, or no image has a label map.
-        ValueError: the label map of an image could be one of several.
+    ValueError: two images differ in their suffix alone.
+    """
+    names = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = (str(path) for path, other in zip(paths, names, strict=True) if other == name)
+            raise ValueError(f"{' and '.join(same)} have one name; keep one of them")
+    return names
+
+
+def images_by_name(folder: Path) -> dict[str, Path]:
+    """The images in a folder by the names of their frames, sorted by path.
+
+    Raises as ``images.list_images`` and :func:`name_images` do.
+    """
+    paths = list_images(folder)
+    return dict(zip(name_images(paths, folder), paths, strict=True))
+
+
+def pair_names(names: Sequence[str], known: Mapping[str, Value]) -> dict[str, Value]:
+    """What is known by each name; names by which nothing is are left out.
+
+    Names are paths without suffix, joined by ``__``, as those of frames. A name belongs to its
+    equal, else to the only one with the same last part: one side may lack folders. ValueError:
+    several names have that last part, on either side.
+    """
+    ours, theirs = defaultdict(list), defaultdict(list)
+    for found, given in ((ours, names), (theirs, known)):
+        for name in given:
+            found[name.rpartition("__")[2]].append(name)
+    pairs, taken = {}, set(names)
+    for name in names:
+        mine, others = (found[name.rpartition("__")[2]] for found in (ours, theirs))
+        if name in known:
+            pairs[name] = known[name]
+        elif not taken.issuperset(others):  # else each of them belongs to its equal
+            if len(mine) > 1 or len(others) > 1:
+                raise ValueError(
+                    f"{', '.join(mine)} cannot be told apart by the names {', '.join(others)}: "
+                    "folders and names of both sides must be equal"
+                )
+            pairs[name] = known[others[0]]
+    return pairs
+
+
+def pair_with_labels(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Images and label maps of the same name (the suffix may differ), sorted; see pair_names.
+
+    FileNotFoundError: a folder is missing or empty, or no image has a label map.
     """
     named = images_by_name(images)
     found = pair_names(list(named), images_by_name(labels))

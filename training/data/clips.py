@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 import cv2
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -21,10 +21,14 @@ from difiisr_models.motion import dense_flow, picture_for_motion
 from difiisr_models.noise import denoise
 from difiisr_models.radiometry import NETWORK_LIMIT, robust_range
 from difiisr_models.resample import SCALE, downsample, pack
-from difiisr_training.data.images import ImageSource, LoadFrames, list_images, read_counts
+from difiisr_training.data.images import (
+    ImageSource,
+    LoadFrames,
+    Share,
+    list_images,
+    read_counts,
+)
 from difiisr_training.degradations.thermal_camera import random_jpeg, stripes
-
-Share = Annotated[float, Ge(0), Le(1)]
 
 _TEXTURE = 0.018  # network units: a stream's tracker counts weaker noise as none, see noise.py
 _STEPS = 8  # attempts to find a crop that is not flat
@@ -93,13 +97,12 @@ class Clips:
         ``recordings``: folders whose folders hold the frames of one recording each, as images.
         """
         self._config, self._seed, self._side = config, seed, config.lr_size * SCALE
-        self._stills: list[_Still] = []
-        weights: list[float] = []
+        self._stills, weights = [], []
         for source in stills:
-            images = [_prepared(x, scale) for x in load(source, "train") for scale in source.scales]
-            images = [x for x in images if min(x.image.shape) >= self._side + 8]
-            self._stills += images
-            weights += [source.weight / max(1, len(images))] * len(images)
+            scaled = [_scaled(x, scale) for x in load(source, "train") for scale in source.scales]
+            large = [still for still in scaled if min(still[0].shape) >= self._side + 8]
+            self._stills += large
+            weights += [source.weight / max(1, len(large))] * len(large)
         self._shares, self._recordings = np.array(weights) / sum(weights), []
         for folder in sorted(path for root in recordings for path in root.iterdir()):
             if folder.is_dir() and folder.name not in config.left_out:
@@ -109,23 +112,22 @@ class Clips:
 
     def draw(self, number: int, length: int) -> Clip:
         """Clip ``number`` of ``length`` frames."""
+        # The order of the draws is part of every seeded run.
         rng = np.random.Generator(np.random.Philox(key=[self._seed, number]))
-        if rng.random() < self._config.recorded_share:
-            hr, count = self._recorded(rng, length)
-        else:
-            hr, count = self._made(rng, length)
-        hr = _turned_and_mirrored(hr, rng)
+        is_recorded = rng.random() < self._config.recorded_share
+        hr, count = (self._recorded if is_recorded else self._made)(rng, length)
+        hr = np.rot90(hr, rng.integers(4), axes=(1, 2))
+        hr = hr[:, :, ::-1] if rng.random() < 0.5 else hr
         gain = rng.choice((-1, 1)) * 1.4 ** rng.uniform(-1, 1)
-        hr = (hr * np.float32(gain) + np.float32(rng.uniform(-0.2, 0.2))).clip(
-            -NETWORK_LIMIT, NETWORK_LIMIT
-        )
-        hr = torch.from_numpy(np.ascontiguousarray(hr))[:, None]
+        hr = hr * np.float32(gain) + np.float32(rng.uniform(-0.2, 0.2))
+        hr = np.ascontiguousarray(hr.clip(-NETWORK_LIMIT, NETWORK_LIMIT))
+        hr = torch.from_numpy(hr)[:, None]
         lr, sigma = self._measured(downsample(pack(hr)), rng)
         if rng.random() < self._config.whole_share:
             unit = abs(float(gain)) * count
             lr = (lr / unit).round() * unit
-        seen = denoise_all(lr, sigma)
-        pictures = [picture_for_motion(x[0], sigma) for x in seen.numpy()]
+        quiet = (denoise(frame, sigma)[0, 0].numpy() for frame in lr.split(1))
+        pictures = [picture_for_motion(frame, sigma) for frame in quiet]
         pairs = zip(pictures[1:], pictures, strict=False)
         flows = [dense_flow(now, before, sigma) for now, before in pairs]
         flow = np.stack([np.zeros((self._side, self._side, 2), np.float32), *flows])
@@ -143,7 +145,8 @@ class Clips:
         for _ in range(_STEPS):
             top, left = (rng.integers(n - self._side + 1) for n in chosen.shape[1:])
             crop = chosen[:, top : top + self._side, left : left + self._side]
-            if crop[0].std() > 0.1 * shown.span or crop[0].std() > rng.uniform(0, 0.1) * shown.span:
+            contrast = crop[0].std()
+            if contrast > 0.1 * shown.span or contrast > rng.uniform(0, 0.1) * shown.span:
                 break
         return shown.normalise(crop), shown.gain
 
@@ -156,24 +159,15 @@ class Clips:
         room = [n - side for n in still.shape]
         path = _folded(path + rng.integers(0, np.array(room) + 1), room)
         turns = rng.random() < config.turned_share
-        angle, zoom = np.cumsum(
-            rng.normal(0, 0.4, (2, 1)) * np.ones((2, length)) + rng.normal(0, 0.1, (2, length)), 1
-        )
-        frames = []
-        for k, (top, left) in enumerate(path):
-            if turns:
-                centre = (float(left + side / 2), float(top + side / 2))
-                matrix = cv2.getRotationMatrix2D(centre, float(angle[k]), 1 + 0.01 * float(zoom[k]))
-                matrix[:, 2] -= (left, top)
-                frames.append(
-                    cv2.warpAffine(
-                        still, matrix, (side, side), flags=cv2.INTER_LANCZOS4,
-                        borderMode=cv2.BORDER_REFLECT,
-                    )
-                )  # fmt: skip
-            else:
-                frames.append(still[top : top + side, left : left + side])
-        frames = np.stack(frames)
+        steps = rng.normal(0, 0.4, (2, 1)) * np.ones((2, length)) + rng.normal(0, 0.1, (2, length))
+        angle, zoom = np.cumsum(steps, 1)
+        frames = np.stack([still[top : top + side, left : left + side] for top, left in path])
+        for k, (top, left) in enumerate(path if turns else ()):
+            centre = (float(left + side / 2), float(top + side / 2))
+            matrix = cv2.getRotationMatrix2D(centre, float(angle[k]), 1 + 0.01 * float(zoom[k]))
+            matrix[:, 2] -= (left, top)
+            reflected = {"flags": cv2.INTER_LANCZOS4, "borderMode": cv2.BORDER_REFLECT}
+            frames[k] = cv2.warpAffine(still, matrix, (side, side), **reflected)
         if rng.random() < config.object_share:
             frames = _with_object(frames, other, rng, config.fastest)
         return frames, count
@@ -196,22 +190,13 @@ class Clips:
         return lr, float(told * np.exp(rng.normal(0, 0.12)))
 
 
-def denoise_all(lr: Tensor, sigma: float) -> Tensor:
-    """``noise.denoise`` of each of ``(T, 1, h, w)``."""
-    return denoise(lr, sigma) if sigma <= 0 else torch.cat([denoise(x[None], sigma) for x in lr])
-
-
-class _Still(NamedTuple):
-    image: np.ndarray  # in network units
-    count: float  # what one count of it is there
-
-
-def _prepared(counts: np.ndarray, scale: float) -> _Still:
+def _scaled(counts: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
+    """A still in network units, and what one count of it is there."""
     shown = robust_range(counts)
     image = shown.normalise(counts)
     if scale != 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return _Still(image, shown.gain)
+    return image, shown.gain
 
 
 def _path(rng: np.random.Generator, length: int, fastest: float) -> np.ndarray:
@@ -243,23 +228,12 @@ def _with_object(
     piece = piece + np.float32(rng.uniform(-1, 1.5))
     y, x = np.ogrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
     mask = ((1 - np.hypot(y, x)) * min(h, w) / 4).clip(0, 1).astype(np.float32)
-    path = _path(rng, len(frames), fastest) + rng.integers(-8, side - 8, 2)
-    frames = frames.copy()
-    for frame, (down, right) in zip(frames, path, strict=True):
-        rows = slice(max(0, down), max(0, min(side, down + h)))
-        columns = slice(max(0, right), max(0, min(side, right + w)))
-        part = (
-            slice(rows.start - down, rows.stop - down),
-            slice(columns.start - right, columns.stop - right),
-        )
-        if rows.start < rows.stop and columns.start < columns.stop:
-            frame[rows, columns] += mask[part] * (piece[part] - frame[rows, columns])
-    return frames
-
-
-def _turned_and_mirrored(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    frames = np.rot90(frames, rng.integers(4), axes=(1, 2))
-    return frames[:, :, ::-1] if rng.random() < 0.5 else frames
+    path, margin = _path(rng, len(frames), fastest) + rng.integers(-8, side - 8, 2), max(h, w)
+    canvas = np.pad(frames, ((0, 0), (margin, margin), (margin, margin)))
+    for frame, (down, right) in zip(canvas, path.clip(-margin, side) + margin, strict=True):
+        place = frame[down : down + h, right : right + w]
+        place += mask * (piece - place)
+    return canvas[:, margin:-margin, margin:-margin]
 
 
 def _through_jpeg(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:

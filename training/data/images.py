@@ -1,28 +1,43 @@
-"""High-resolution infrared frames of image files, for training and validation."""
+"""High-resolution infrared frames of image files: where they lie, how they are split and read.
+
+Images that were taken one after the other are a sequence, and none of a sequence is used to judge
+what was trained on another.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from PIL import Image, ImageOps, ImageSequence
 from pydantic.dataclasses import dataclass
 
 from difiisr_models.files import files_below
 from difiisr_models.radiometry import robust_range
-from difiisr_training.data.sequences import sequence_names, validation_sequences
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 Part = Literal["train", "val"]
+Share = Annotated[float, Ge(0), Le(1)]
 
 _BITS_PER_SAMPLE = 258  # tag of a TIFF
 _TWO_BYTES = re.compile(r";16[BLN]$")  # at the end of Pillow's raw modes; BMP's BGR;16 is 5+6+5 bit
+
+LARGEST_GAP = 50
+"""Numbers further apart than this belong to different sequences."""
+
+_FEW = 8  # files of a folder, too few to tell that their numbers say nothing
+_NEARLY_ALL = 0.9
+
+_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +85,7 @@ data=folder)`` for image files.
 def load_images(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
     """Read one part of a source of image files; what is damaged is skipped, counted and logged.
 
-    Raises:
-        FileNotFoundError: the folder does not exist or holds no image.
-        ValueError: nothing of the training part is readable.
+    Raises as :func:`list_images` and :func:`read_part` do.
     """
     root = data / source.folder
     paths = list_images(root)
@@ -89,6 +102,8 @@ def read_part(
     read: Callable[[Path, Callable[[str], None]], Iterator[np.ndarray]],
 ) -> list[np.ndarray]:
     """Read the files of one part: whole sequences, never some frames of one.
+
+    ValueError: nothing of a training part is readable.
 
     Args:
         source: says how much is held out.
@@ -127,11 +142,60 @@ def _read_readable(path: Path, skipped: Callable[[str], None]) -> Iterator[np.nd
         yield from pages
 
 
+def sequence_names(paths: Sequence[PurePath]) -> list[str]:
+    """Name the sequence of each image, from folder and file name alone.
+
+    A sequence is a run of numbers without a gap above :data:`LARGEST_GAP` among the files of one
+    folder whose names differ in their last number only: FLIR_04593 and FLIR_04598 are one drive,
+    HIT-UAV's 0_100_30_0_03281 and 0_100_30_0_08070 two flights at the same height and angle, and
+    0_100_40_0_03317 is another view; MSRS' 00056D and 00003N are day and night. A name without a
+    number is a sequence of its own. Where nearly all files of a folder would be (numbers that are
+    time stamps or hashes, every hundredth frame), they say nothing: the folder is one sequence.
+
+    Args:
+        paths: relative to the data, so that the names are the same on every machine.
+    """
+    names, streams = [path.as_posix() for path in paths], defaultdict(list)
+    folders = [path.parent.as_posix() for path in paths]
+    for index, path in enumerate(paths):
+        if match := _NUMBERED.fullmatch(path.stem):
+            before, number, after = match.groups()
+            streams[folders[index], before, after].append((int(number), index))
+    for (folder, before, after), numbered in streams.items():
+        first = previous = -math.inf
+        for number, index in sorted(numbered):
+            if number - previous > LARGEST_GAP:
+                first = number
+            names[index] = f"{folder}/{before}{first}{after}"
+            previous = number
+    sizes = Counter(names)
+    alone = Counter(f for f, name in zip(folders, names, strict=True) if sizes[name] == 1)
+    silent = {f for f, n in Counter(folders).items() if n >= _FEW and alone[f] > _NEARLY_ALL * n}
+    return [f if f in silent else name for f, name in zip(folders, names, strict=True)]
+
+
+def validation_sequences(names: Sequence[str], share: float) -> set[str]:
+    """Choose whole sequences that together hold at most ``share`` of the images.
+
+    The choice depends on the names alone: sequences are taken in the order of their hashes, each
+    one that still fits. A source of a single sequence keeps it for training.
+
+    ``names``: the sequence of each image.
+    """
+    sizes = Counter(names)
+    room = share * len(names)
+    chosen = set()
+    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if sizes[name] <= room:
+            chosen.add(name)
+            room -= sizes[name]
+    return chosen
+
+
 def list_images(folder: Path) -> list[Path]:
     """Image files in a folder and the folders below it, also behind links, sorted by path.
 
-    Raises:
-        FileNotFoundError: the folder does not exist or holds no image.
+    FileNotFoundError: the folder does not exist or holds no image.
     """
     if not folder.exists():
         raise FileNotFoundError(f"no folder {folder}")

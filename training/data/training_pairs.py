@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import field
@@ -83,18 +84,14 @@ class CropDataset(Dataset):
     ) -> None:
         """Read the training parts of ``sources``, whose frames ``load`` gives.
 
-        ``length``: samples of the whole run. Frames too small for a crop are counted in the log.
-
-        Raises:
-            ValueError: no frame of a source is large enough; the text names it.
+        ``length``: samples of the whole run. Frames too small for a crop are counted in the log;
+        ValueError if a source has no larger ones.
         """
         self._frames, side = [], _crop_side(config)
         tail = config.degradation.shown_tail
         for source in sources:
-            images = load(source, "train")
-            found = [
-                _prepare(image, scale, side, tail) for image in images for scale in source.scales
-            ]
+            given = itertools.product(load(source, "train"), source.scales)
+            found = [_prepare(image, scale, side, tail) for image, scale in given]
             frames = [frame for frame in found if frame is not None]
             if not frames:
                 raise ValueError(

@@ -65,11 +65,11 @@ def degrade(
     """Make a training pair of a high-resolution crop.
 
     Args:
-        kind: which degradation.
+        kind: which degradation; "bicubic" draws nothing.
         hr: ``(4h, 4w)`` uint8, uint16 or float32 counts.
         shown: ``thermal_camera.agc_range`` of the frame that ``hr`` is cut from.
         config: ranges to draw from.
-        rng: where everything random comes from; "bicubic" draws nothing.
+        rng: where everything random comes from.
 
     Returns:
         low resolution ``(h, w)`` and target ``(4h, 4w)``, float32 counts on the same scale. The

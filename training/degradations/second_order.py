@@ -67,8 +67,8 @@ class KernelConfig:
         shares: of the kernels that are no sinc, in the order of :data:`KERNELS`.
         sinc_share: share of sinc kernels.
         sigma: standard deviations, pixels.
-        generalised_shape: beta of the generalised Gaussian; 1 is the Gaussian.
-        plateau_shape: beta of the plateau kernel.
+        generalised_shape: beta of the generalised Gaussian exp(-d^beta / 2); 1 is the Gaussian.
+        plateau_shape: beta of the plateau 1 / (1 + d^beta).
     """
 
     sides: Sides = (3, 19)
@@ -139,21 +139,22 @@ def second_order_pair(
     Both results are clipped to ``shown``.
     """
     # The order of the draws is part of every seeded run.
+    first, second = config.first, config.second
     target = hr.astype(np.float32).clip(shown.lo, shown.hi)
     size = (hr.shape[0] // SCALE, hr.shape[1] // SCALE)
     picture = (target - shown.lo) / shown.span
-    picture = _compress(_one_pass(picture, hr.shape, config.first, rng), config.first, rng)
+    picture = _compress(_one_pass(picture, hr.shape, first, rng), first, rng)
     if rng.random() < config.second_share:
-        picture = _one_pass(picture, size, config.second, rng)
+        picture = _one_pass(picture, size, second, rng)
     sinc_comes_first = rng.random() < 0.5
     if not sinc_comes_first:
-        picture = _compress(picture, config.second, rng)
+        picture = _compress(picture, second, rng)
     picture = _resize(picture, size, rng)
     if rng.random() < config.sinc_share:
-        side = _random_side(config.second.kernel.sides, rng)
+        side = _random_side(second.kernel.sides, rng)
         picture = convolve(picture, sinc_kernel(side, rng.uniform(math.pi / 3, math.pi)))
     if sinc_comes_first:
-        picture = _compress(picture, config.second, rng)
+        picture = _compress(picture, second, rng)
     return from_eight_bit(to_eight_bit(picture, _UNIT), shown), target
 
 
@@ -168,7 +169,8 @@ def _one_pass(
     factor = rng.uniform(*limits)
     picture = _resize(picture, (int(size[0] * factor), int(size[1] * factor)), rng)
     if rng.random() < config.gaussian_share:
-        return add_gaussian_noise(picture, rng.uniform(*config.gaussian_sigma), rng)
+        noise = rng.normal(0.0, rng.uniform(*config.gaussian_sigma) / _WHITE, picture.shape)
+        return (picture + noise).clip(0, 1).astype(np.float32)
     return add_poisson_noise(picture.clip(0, 1), rng.uniform(*config.poisson_scale), rng)
 
 
@@ -185,19 +187,12 @@ def _resize(picture: np.ndarray, size: tuple[int, int], rng: np.random.Generator
 
 def convolve(picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Filter ``(H, W)`` by a kernel of odd side, mirrored at the borders; float32."""
-    half = kernel.shape[0] // 2
-    padded = F.pad(_as_tensor(picture), (half,) * 4, mode="reflect")
+    padded = F.pad(_as_tensor(picture), (len(kernel) // 2,) * 4, mode="reflect")
     return F.conv2d(padded, _as_tensor(kernel))[0, 0].numpy()
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
-
-
-def add_gaussian_noise(picture: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """White noise of standard deviation ``sigma`` (of 255) on a picture 0..1, clipped to that."""
-    noise = rng.normal(0.0, sigma / _WHITE, picture.shape)
-    return (picture + noise).clip(0, 1).astype(np.float32)
 
 
 def add_poisson_noise(picture: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
@@ -218,14 +213,15 @@ def random_kernel(config: KernelConfig, rng: np.random.Generator) -> np.ndarray:
         return sinc_kernel(side, rng.uniform(math.pi / (3 if side < _WIDE else 5), math.pi))
     family, shape = KERNELS[rng.choice(len(KERNELS), p=config.shares)]
     sigma_x = sigma_y = rng.uniform(*config.sigma)
-    angle = 0.0
+    angle, beta = 0.0, 1.0
     if shape == "anisotropic":
         sigma_y, angle = rng.uniform(*config.sigma), rng.uniform(-math.pi, math.pi)
-    distance, beta = squared_distance(side, sigma_x, sigma_y, angle), 1.0
     if family != "gaussian":  # half of the time below 1, half of the time above
         low, high = config.plateau_shape if family == "plateau" else config.generalised_shape
         beta = rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high)
-    return blur_kernel(distance, beta, is_plateau=family == "plateau")
+    power = squared_distance(side, sigma_x, sigma_y, angle) ** beta
+    kernel = 1 / (1 + power) if family == "plateau" else np.exp(-0.5 * power)
+    return kernel / kernel.sum()
 
 
 def squared_distance(side: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
@@ -235,16 +231,6 @@ def squared_distance(side: int, sigma_x: float, sigma_y: float, angle: float) ->
     along = (x * math.cos(angle) + y * math.sin(angle)) / sigma_x
     across = (y * math.cos(angle) - x * math.sin(angle)) / sigma_y
     return along**2 + across**2
-
-
-def blur_kernel(distance: np.ndarray, beta: float, *, is_plateau: bool) -> np.ndarray:
-    """Plateau 1 / (1 + d^beta) or generalised Gaussian exp(-d^beta / 2), normalised.
-
-    ``distance``: from :func:`squared_distance`.
-    """
-    power = distance**beta
-    kernel = 1 / (1 + power) if is_plateau else np.exp(-0.5 * power)
-    return kernel / kernel.sum()
 
 
 def sinc_kernel(side: int, cutoff: float) -> np.ndarray:

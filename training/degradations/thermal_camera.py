@@ -136,9 +136,6 @@ def blur_by_lens(image: np.ndarray, cutoff: float, spot: float) -> np.ndarray:
         image: any unit, more than 16 pixels on a side.
         cutoff: frequency above which nothing passes, pixel / (wavelength f-number).
         spot: standard deviation of the Gaussian spot, pixels.
-
-    Returns:
-        ``(H, W)`` float32.
     """
     padded = np.pad(image, _BORDER, mode="reflect")
     rows, columns = np.fft.fftfreq(padded.shape[0]), np.fft.rfftfreq(padded.shape[1])

@@ -34,17 +34,11 @@ _YOLO_COLUMNS = 4 + 1 + 1  # left, top, right, bottom; score; class
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """What was found in one image, best first."""
 
-    Attributes:
-        xywh: ``(N, 4)`` float64: left, top, width and height in pixels.
-        classes: ``(N,)`` int64: places in the detector's classes.
-        scores: ``(N,)`` float64 in 0..1.
-    """
-
-    xywh: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
+    xywh: np.ndarray  # (N, 4) float64: left, top, width and height in pixels
+    classes: np.ndarray  # (N,) int64: places in the detector's classes
+    scores: np.ndarray  # (N,) float64 in 0..1
 
 
 class OnnxDetector:
@@ -53,15 +47,8 @@ class OnnxDetector:
     An export of ``difiisr train-detector``, FastestDet for COCO, or an export of ultralytics' YOLO
     with its own suppression of overlapping boxes (``nms=True``: an output ``(1, N, 6)``).
 
-    Attributes:
-        path: its file.
-        sha256: of the file.
-        classes: names of what it finds.
-        input_size: ``(H, W)`` that pictures are resized to; ``None``: any size, as it is.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: none of these.
+    ``classes`` are the names of what it finds, ``input_size`` is the ``(H, W)`` that pictures are
+    resized to; ``None``: any size, as it is. ValueError: the file is none of these.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,21 +91,21 @@ class OnnxDetector:
         return decode_peaks(scores[0], sides[0], picture.shape)
 
     def _find_fastestdet(self, picture: np.ndarray) -> Detections:
-        height, width = self.input_size
-        grey = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
-        colours = np.repeat(np.asarray(grey)[None, None], 3, axis=1)
-        (maps,) = self._session.run(None, {self._input.name: colours})
-        return decode_fastestdet(maps[0], picture.shape)
+        return decode_fastestdet(self._resized(picture), picture.shape)
 
     def _find_yolo(self, picture: np.ndarray) -> Detections:
+        rows = self._resized(picture)
+        rows = rows[rows[:, 4] > _MIN_SCORE]
+        scale = np.divide(picture.shape, self.input_size)[[1, 0, 1, 0]]
+        corners = rows[:, :4].astype(np.float64) * scale
+        return _keep_best(corners, rows[:, 5].astype(np.int64), rows[:, 4], picture.shape)
+
+    def _resized(self, picture: np.ndarray) -> np.ndarray:
+        """The output for a picture at the size of the input, in three equal colours."""
         height, width = self.input_size
         grey = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
         colours = np.repeat(np.asarray(grey)[None, None], 3, axis=1)
-        (rows,) = self._session.run(None, {self._input.name: colours})
-        scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
-        found = rows[0][rows[0, :, 4] > _MIN_SCORE]
-        corners = found[:, :4].astype(np.float64) * scale
-        return _keep_best(corners, found[:, 5].astype(np.int64), found[:, 4], picture.shape)
+        return self._session.run(None, {self._input.name: colours})[0][0]
 
 
 def pad_to_multiple(picture: np.ndarray, multiple: int) -> np.ndarray:

@@ -7,9 +7,11 @@ import json
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -25,7 +27,7 @@ from difiisr_training.data.images import read_counts
 from difiisr_training.data.pairing import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.inputs import InputSet
-from difiisr_training.evaluation.measures import Judge, TemperatureErrors, bin_edges, is_flat
+from difiisr_training.evaluation.measures import Judge, Mode, TemperatureErrors, bin_edges, is_flat
 from difiisr_training.evaluation.metrics import mean_and_interval
 from difiisr_training.evaluation.peers import Peer
 from difiisr_training.evaluation.results import (
@@ -54,10 +56,8 @@ _WITHOUT_VALUE = (
 class OutputFolder:
     """Output images of a method that does not run here: ``--outputs NAME=DIR``.
 
-    Attributes:
-        name: in tables.
-        folder: holds an image per frame, named as the frame is (as the files of
-            ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
+    ``folder`` holds an image per frame, named as the frame is (as the files of
+    ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
     """
 
     name: str
@@ -80,9 +80,7 @@ class OutputFolder:
     def images(self, set_name: str, sizes: dict[str, tuple[int, int]]) -> dict[str, Path]:
         """The image of each frame of a set.
 
-        Args:
-            set_name: the set.
-            sizes: of its low-resolution frames by their names, ``(h, w)``.
+        ``sizes``: of its low-resolution frames by their names, ``(h, w)``.
 
         Raises:
             FileNotFoundError: no such folder, or frames without an image.
@@ -108,21 +106,13 @@ class OutputFolder:
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A set whose frames lie in the results' folder, ready for every model.
-
-    Attributes:
-        source: where they are from.
-        sizes: of the low-resolution frames by their names, in order, ``(h, w)``.
-        sha256: of the frames as read.
-        edges: of the temperature bins; ``None`` without radiometry or reference.
-        flat: how many frames have no picture, see :func:`is_flat`.
-    """
+    """A set whose frames lie in the results' folder, ready for every model."""
 
     source: InputSet
-    sizes: dict[str, tuple[int, int]]
-    sha256: str
-    edges: list[float] | None
-    flat: int
+    sizes: dict[str, tuple[int, int]]  # of the low-resolution frames by name, in order, (h, w)
+    sha256: str  # of the frames as read
+    edges: list[float] | None  # of the temperature bins; None without radiometry or reference
+    flat: int  # number of frames that have no picture, see is_flat
 
 
 def judge_models(
@@ -160,11 +150,11 @@ def judge_models(
                 "themselves the next time; write them to another folder"
             )
     prepared = [_prepare(source, judge, degradation, out) for source in sets]
-    for one in prepared:  # a missing image is said before hours of work, not after
-        for model in models:
-            if isinstance(model, OutputFolder):
-                model.images(one.source.name, one.sizes)
+    for one, model in product(prepared, models):
+        if isinstance(model, OutputFolder):  # a missing image is said before hours of work
+            model.images(one.source.name, one.sizes)
     protocol = {
+        "layout": 2,  # of what is finished
         "mode": judge.mode,
         "degradation": degradation,
         "radiometry": judge.radiometry and asdict(judge.radiometry),
@@ -190,24 +180,19 @@ def judge_models(
                 f"{one.flat} flat frame{'s' * (one.flat > 1)} (all pixels equal) left out of the "
                 "means; consistency and errors do include them"
             )
+    made, own = degradation, [source.name for source in sets if source.lr]
+    if own:
+        made = "own pairs" if len(own) == len(sets) else f"{made}; own pairs of {', '.join(own)}"
     return Results(
         command=[],
         environment=dict(environment),
         mode=judge.mode,
-        degradation=_made(degradation, sets) if judge.mode == "reference" else None,
+        degradation=made if judge.mode == "reference" else None,
         metrics=metrics,
         not_run=not_run,
         sets=[_summary(*one, models, metrics) for one in zip(prepared, measured, strict=True)],
         metric_files=judge.files,
     )
-
-
-def _made(degradation: Kind, sets: Sequence[InputSet]) -> str:
-    """How low resolution was made, in words."""
-    own = [source.name for source in sets if source.lr]
-    if len(own) == len(sets):
-        return "own pairs"
-    return f"{degradation}; own pairs of {', '.join(own)}" if own else degradation
 
 
 def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> PreparedSet:
@@ -259,12 +244,11 @@ def _measure(
 
     Returns:
         ``sha256`` of the weights or output images; ``values``, a table with a row per frame and
-        columns of the metrics and ``seconds``; ``bins`` and ``errors`` of them, see
-        :class:`TemperatureErrors`, ``None`` without.
+        columns of the metrics and ``seconds``; ``bins``, see :class:`TemperatureErrors`.
     """
-    source, outputs = prepared.source, None
+    source, outputs, sha256 = prepared.source, None, hashlib.sha256()
     if isinstance(model, OutputFolder):
-        outputs, sha256 = model.images(source.name, prepared.sizes), hashlib.sha256()
+        outputs = model.images(source.name, prepared.sizes)
         for path in outputs.values():
             sha256.update(path.read_bytes())
     key = protocol | {  # all that the numbers depend on
@@ -284,62 +268,55 @@ def _measure(
         progress.update(len(prepared.sizes))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        found = _run(model, outputs, prepared, judge, out, progress)
+        bins = prepared.edges and TemperatureErrors(judge.radiometry, prepared.edges)
+        rows = []
+        for frame, lr, sr, seconds in _results(model, outputs, prepared, judge.mode, out):
+            write_frame(folder, frame, sr)
+            hr = mask = None
+            if judge.mode == "reference":
+                hr = read_frame(frames_folder(out, source.name, HR_FOLDER), frame)
+                mask = source.mask(frame, hr)
+            with _named(f"the result of {model.name} cannot be judged", source, frame, sr):
+                if not rows:
+                    judge.reset()
+                rows.append(judge(sr, lr, hr, mask) | {"seconds": seconds})
+            if bins:
+                bins.add(*((sr, hr) if mask is None else (sr[mask], hr[mask])))
+            progress.update()
+        values = pd.DataFrame(rows).to_dict("list")
+        found = {"values": values, "bins": bins and bins.table()}
         write_json(record, {"key": key, "measured": found})
     values = pd.DataFrame(found["values"], list(prepared.sizes), dtype=np.float64)
     return found | {"sha256": key["weights_sha256"], "values": values}
 
 
-def _run(
+def _results(
     model: Peer | OutputFolder,
     outputs: dict[str, Path] | None,
     prepared: PreparedSet,
-    judge: Judge,
+    mode: Mode,
     out: Path,
-    progress: tqdm,
-) -> dict[str, Any]:
-    """As :func:`_measure` gives it, but values in lists; ``outputs``: images of a folder."""
-    source, bins, rows = prepared.source, None, []
-    lr_folder, hr_folder, folder = (
-        frames_folder(out, source.name, series) for series in (LR_FOLDER, HR_FOLDER, model.name)
-    )
-    # The frames of a film are one stream, as on the robot; images are each a stream of their own.
-    film = source.kind == "bag" or judge.mode == "camera"
-    if outputs is None:  # one untimed run goes before
-        frame = next(iter(prepared.sizes))
-        lr = read_frame(lr_folder, frame)
-        with _named(f"{model.name} fails", source, frame, lr):
-            model.upscale(lr)
-        model.reset()
-    judge.reset()
-    if prepared.edges is not None:
-        bins = TemperatureErrors(judge.radiometry, prepared.edges)
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
+    """Name, low resolution, result and seconds of each frame; ``outputs``: images of a folder."""
+    source, is_first = prepared.source, True
     for frame in prepared.sizes:
-        lr = read_frame(lr_folder, frame)
-        hr = read_frame(hr_folder, frame) if judge.mode == "reference" else None
+        lr = read_frame(frames_folder(out, source.name, LR_FOLDER), frame)
         with _named(f"{model.name} fails", source, frame, lr):
-            if outputs is None:
-                if not film:
+            if outputs:
+                sr, seconds = read_counts(outputs[frame]), math.nan
+                if sr.dtype != lr.dtype:
+                    raise ValueError(f"{sr.dtype} is no image of {lr.dtype} counts")
+            else:
+                if is_first:  # one untimed run goes before
+                    model.upscale(lr)
+                # The frames of a film are one stream, as on the robot; images are each their own.
+                if is_first or not (source.kind == "bag" or mode == "camera"):
                     model.reset()
                 started = time.perf_counter()
                 sr = model.upscale(lr)
                 seconds = time.perf_counter() - started
-            else:
-                sr, seconds = read_counts(outputs[frame]), math.nan
-                if sr.dtype != lr.dtype:
-                    raise ValueError(f"{sr.dtype} is no image of {lr.dtype} counts")
-        write_frame(folder, frame, sr)
-        with _named(f"the result of {model.name} cannot be judged", source, frame, sr):
-            mask = None if hr is None else source.mask(frame, hr)
-            rows.append(judge(sr, lr, hr, mask) | {"seconds": seconds})
-        if bins is not None:
-            bins.add(*((sr, hr) if mask is None else (sr[mask], hr[mask])))
-        progress.update()
-    return {
-        "values": pd.DataFrame(rows).to_dict("list"),
-        "bins": bins and bins.bins(),
-        "errors": bins and bins.errors(),
-    }
+        is_first = False
+        yield frame, lr, sr, seconds
 
 
 @contextmanager
@@ -361,30 +338,35 @@ def _summary(
     models: Sequence[Peer | OutputFolder],
     metrics: Iterable[str],
 ) -> SetResult:
-    tables = {model.name: f["values"] for model, f in zip(models, measured, strict=True)}
+    found = dict(zip((model.name for model in models), measured, strict=True))
     results = []
-    for model, found in zip(models, measured, strict=True):
-        own, differences = found["values"], {}
-        means = {name: mean_and_interval(own[name].to_numpy()) for name in metrics}
-        for name in metrics if _BASELINE in tables else ():  # two infinities have no difference
-            mean, interval = mean_and_interval((own - tables[_BASELINE])[name].to_numpy())
-            differences[name] = {"mean": mean, "interval": interval}
+    for model in models:
+        values, differences = found[model.name]["values"], {}
+        if _BASELINE in found:  # two infinities have no difference
+            differences = _means(values - found[_BASELINE]["values"], metrics)
+        means = _means(values, metrics)
         results.append(
             ModelResult(
                 name=model.name,
                 title=model.title,
-                weights_sha256=found["sha256"],
+                weights_sha256=found[model.name]["sha256"],
                 parameters=model.parameters,
-                seconds_per_frame=float(own["seconds"].mean()),
-                mean={name: mean for name, (mean, _) in means.items()},
-                interval={name: interval for name, (_, interval) in means.items()},
+                seconds_per_frame=float(values["seconds"].mean()),
+                mean={name: one["mean"] for name, one in means.items()},
+                interval={name: one["interval"] for name, one in means.items()},
                 difference_to_bicubic=differences,
-                values=own,
+                values=values,
             )
         )
     bins = prepared.edges and [
-        one | {"models": dict(zip(tables, errors, strict=True))}
-        for one, *errors in zip(measured[0]["bins"], *(f["errors"] for f in measured), strict=True)
+        {key: of_models[0][key] for key in ("low", "high", "pixels")}
+        | {
+            "models": {
+                name: {key: one[key] for key in ("bias", "p95")}
+                for name, one in zip(found, of_models, strict=True)
+            }
+        }
+        for of_models in zip(*(one["bins"] for one in measured), strict=True)
     ]
     source = prepared.source
     return SetResult(
@@ -393,11 +375,15 @@ def _summary(
     )  # fmt: skip
 
 
+def _means(values: pd.DataFrame, metrics: Iterable[str]) -> dict[str, dict[str, Any]]:
+    found = {name: mean_and_interval(values[name].to_numpy()) for name in metrics}
+    return {name: {"mean": mean, "interval": ends} for name, (mean, ends) in found.items()}
+
+
 def _check_names(names: Sequence[str]) -> None:
     """Names must stay apart as names of folders."""
-    folders = [slug(name) for name in names]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise ValueError(
-                f"two would share the folder {folder!r}; give each once and under another name"
-            )
+    shared = [folder for folder, count in Counter(map(slug, names)).items() if count > 1]
+    if shared:
+        raise ValueError(
+            f"two would share the folder {shared[0]!r}; give each once and under another name"
+        )

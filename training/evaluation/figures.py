@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
@@ -31,26 +32,15 @@ from difiisr_training.evaluation.results import (
 CROP_SIDE = 64
 MOST_LOOKED_AT = 48
 _LARGEST_SIDE, _QUALITY = 960, 88
-_INK = "#010203"  # replaced by the page's text colour
+_INK = "#000000"  # replaced by the page's text colour
 _COLOURS = (
     "#3b82c4", "#d9722e", "#2f9a57", "#c2498a", "#8467cf", "#a88a1e", "#2197a0", "#cf4a44",
 )  # fmt: skip
-_MARKERS = "os^DvPX*"
 _STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # names are shown as they are
-    "font.family": "sans-serif",
-    "font.size": 11,
-    **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color",
-         "grid.color"), _INK,
-    ),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "svg.fonttype": "none", "text.parse_math": False,  # names are shown as they are
+    "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
+    "axes.spines.right": False, "grid.color": _INK,
 }  # fmt: skip
-
-Look = tuple[str, str]
-"""Colour and marker."""
 
 
 class Picture(NamedTuple):
@@ -66,16 +56,8 @@ def colour_of(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
-def looks(models: Sequence[str]) -> dict[str, Look]:
-    """Colour and marker of each model in the plot; they repeat after eight."""
-    return {m: (colour_of(i), _MARKERS[i % len(_MARKERS)]) for i, m in enumerate(models)}
-
-
 def gray_range(counts: np.ndarray) -> tuple[float, float]:
-    """Counts shown as black and as white: the 0.2 % and 99.8 % quantiles.
-
-    Single hot or dead pixels do not set them.
-    """
+    """Counts shown as black and as white, but for 0.2 % at either end: hot and dead pixels."""
     low, high = np.quantile(counts, (0.002, 0.998))
     return float(low), float(high) if high > low else float(low) + 1
 
@@ -123,25 +105,21 @@ def colour_bar() -> Picture:
 
 
 def trade_off(
-    points: Sequence[tuple[Look, tuple, tuple]], labels: tuple[str, str], lower: Sequence[bool]
+    points: Sequence[tuple[str, tuple, tuple]], labels: tuple[str, str], lower: Sequence[bool]
 ) -> str:
     """Perception against distortion, best to the upper right; SVG.
 
     Args:
-        points: per model its look, and ``(mean, (low, high))`` on both axes.
+        points: per model its colour, and ``(mean, (low, high))`` on both axes.
         labels: of the axes, with units.
         lower: for both axes, whether lower is better; the axis is then turned round.
     """
-
-    salt = f"scatter {labels[0]} {labels[1]}"
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"scatter {labels[0]} {labels[1]}"}):
         figure = Figure(figsize=(4.8, 2.9), layout="constrained")
-        figure.patch.set_alpha(0)
         axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
         axes.grid(alpha=0.13)
-        for (colour, marker), (x, x_ends), (y, y_ends) in sorted(points, key=lambda p: p[2][0]):
-            axes.plot(x, y, marker, color=colour, ms=9, alpha=0.95)
+        for colour, (x, x_ends), (y, y_ends) in sorted(points, key=lambda point: point[2][0]):
+            axes.plot(x, y, "o", color=colour, ms=9, alpha=0.95)
             axes.plot(x_ends, (y, y), (x, x), y_ends, color=colour, lw=1.2, alpha=0.95)
         axes.margins(0.16)
         axes.xaxis.set_inverted(lower[0])
@@ -153,7 +131,7 @@ def trade_off(
         )  # fmt: skip
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(text, metadata=nothing)
+        figure.savefig(text, format="svg", metadata=nothing, transparent=True)
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(_INK, "currentColor")
 
@@ -173,14 +151,9 @@ class Window(NamedTuple):
     side: int
     score: float
 
-    def cut(self, image: np.ndarray, scale: int = 1) -> np.ndarray:
-        """The window of ``image (H, W)``, which is ``scale`` times smaller."""
-        top, left, side = (n // scale for n in self[:3])
-        return image[top : top + side, left : left + side]
-
 
 class FrameImages(NamedTuple):
-    """A frame as all see it, ``(H, W)`` counts.
+    """A frame, or a window of it, as all see it, ``(H, W)`` counts.
 
     Attributes:
         name: of the frame.
@@ -201,6 +174,18 @@ class FrameImages(NamedTuple):
         height, width = self.lr.shape
         return pillow_resize(self.lr, SCALE * height, SCALE * width)
 
+    def cut(self, window: Window) -> FrameImages:
+        """What lies in a window."""
+
+        def part(image: np.ndarray) -> np.ndarray:
+            scale = SCALE if image.shape == self.lr.shape else 1
+            top, left, side = (n // scale for n in window[:3])
+            return image[top : top + side, left : left + side]
+
+        hr = None if self.hr is None else part(self.hr)
+        parts = ({m: part(i) for m, i in images.items()} for images in (self.results, self.errors))
+        return FrameImages(self.name, part(self.lr), hr, *parts)
+
 
 def read_images(out: Path, chosen: SetResult, frame: str) -> FrameImages:
     """All pictures of a frame; FileNotFoundError where one is missing."""
@@ -210,8 +195,7 @@ def read_images(out: Path, chosen: SetResult, frame: str) -> FrameImages:
     names = [model.name for model in chosen.models]
     results = {name: read_frame(frames_folder(out, chosen.name, name), frame) for name in names}
     errors = {
-        name: (pillow_resize(sr, *lr.shape) if hr is None else sr)
-        - (lr if hr is None else hr).astype(np.float64)
+        name: pillow_resize(sr, *lr.shape) - np.float64(lr) if hr is None else sr - np.float64(hr)
         for name, sr in results.items()
     }
     return FrameImages(frame, lr, hr, results, errors)
@@ -225,16 +209,14 @@ def choose_window(images: Sequence[np.ndarray], side: int, step: int) -> Window:
         side: of the square, pixels; at most the frame's own sides.
         step: rows and columns start at multiples of it.
     """
-    score = np.std(np.stack([image.astype(np.float64) for image in images]), axis=0)
-    side = min(side, *score.shape) // step * step
-    sums = np.pad(score, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-    inside = inside[::step, ::step]
-    row, column = np.unravel_index(np.argmax(inside), inside.shape)
-    return Window(int(row) * step, int(column) * step, side, float(inside[row, column]) / side**2)
+    spread = np.std(np.stack(images).astype(np.float64), axis=0)
+    side = min(side, *spread.shape) // step * step
+    scores = F.avg_pool2d(torch.from_numpy(spread)[None], side, step)[0].numpy()
+    row, column = np.unravel_index(np.argmax(scores), scores.shape)
+    return Window(int(row) * step, int(column) * step, side, float(scores[row, column]))
 
 
-def choose_frames(out: Path, chosen: SetResult, most: int) -> list[tuple[str, Window]]:
+def choose_frames(out: Path, chosen: SetResult, most: int) -> list[tuple[FrameImages, Window]]:
     """The frames whose window differs most, relative to the frame's own range; worst first.
 
     A single result without reference is compared with the interpolated input.
@@ -248,7 +230,7 @@ def choose_frames(out: Path, chosen: SetResult, most: int) -> list[tuple[str, Wi
         window = choose_window(compared, CROP_SIDE, SCALE)
         low, high = gray_range(images.lr)
         found.append((-window.score / (high - low), frame, window))
-    return [(frame, window) for _, frame, window in sorted(found)[:most]]
+    return [(read_images(out, chosen, frame), window) for _, frame, window in sorted(found)[:most]]
 
 
 def panel(images: FrameImages, window: Window) -> dict[str, Any]:
@@ -260,26 +242,18 @@ def panel(images: FrameImages, window: Window) -> dict[str, Any]:
         "context": compact_picture(to_gray(whole)),
         "percent": [100 * n for n in (left / width, top / height, side / width, side / height)],
         "window": window,
-        "tiles": side_by_side(images, exact_picture, window),
+        "tiles": side_by_side(images.cut(window), exact_picture),
     }
 
 
-def side_by_side(
-    images: FrameImages, encode: Callable[[np.ndarray], Picture], window: Window | None = None
-) -> dict[str, Any]:
-    """One place (the whole frame without ``window``) as all see it, in one gray scale.
+def side_by_side(images: FrameImages, encode: Callable[[np.ndarray], Picture]) -> dict[str, Any]:
+    """One place as all see it, in one gray scale.
 
     Error maps are in one colour scale, which ends at the 99th percentile of all models' absolute
     errors there.
     """
-
-    def cut(image: np.ndarray) -> np.ndarray:
-        scale = SCALE if image.shape == images.lr.shape else 1
-        return image if window is None else window.cut(image, scale)
-
-    lr, hr = cut(images.lr), None if images.hr is None else cut(images.hr)
+    lr, hr, errors = images.lr, images.hr, images.errors
     shown = gray_range(lr if hr is None else hr)
-    errors = {name: cut(error) for name, error in images.errors.items()}
     limit = float(np.quantile(np.abs(list(errors.values())), 0.99)) or 1.0
     return {
         "frame": images.name,
@@ -287,11 +261,7 @@ def side_by_side(
         "limit": limit,
         "input": encode(to_gray(lr, shown)),
         "results": [
-            (
-                name,
-                encode(to_gray(cut(sr), shown)),
-                encode(to_signed_colour(errors[name], limit)),
-            )
+            (name, encode(to_gray(sr, shown)), encode(to_signed_colour(errors[name], limit)))
             for name, sr in images.results.items()
         ],
         "reference": None if hr is None else encode(to_gray(hr, shown)),

@@ -5,6 +5,7 @@ Arrays are ``(H, W)`` counts; a film is a list of frames of one size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,21 +25,17 @@ _WAKE = 3  # frames that an object has left a place for, at most
 
 
 class FilmScore(NamedTuple):
-    """Of one model on one film.
+    """Of one model on one film; what there is nothing to measure for is NaN.
 
-    Attributes:
-        psnr: of each frame, dB.
-        flicker: mean of ``measures.Flicker``; NaN where nothing stands still.
-        warping: root mean square of SR_t - W SR_{t-1} over that of the truth, W the motion that is
-            found in the frames without noise, where it explains the truth to 1 % of the span.
-        wake: PSNR where an object was in one of the last 3 frames and is not now, dB; NaN without
-            one.
+    ``warping``: root mean square of SR_t - W SR_{t-1} over that of the truth, W the motion that is
+    found in the frames without noise, where it explains the truth to 1 % of the span. ``wake``:
+    PSNR where an object was in one of the last 3 frames and is not now.
     """
 
-    psnr: list[float]
-    flicker: float
+    psnr: list[float]  # of each frame, dB
+    flicker: float  # mean of measures.Flicker
     warping: float
-    wake: float
+    wake: float  # dB
 
 
 def low_resolution(film: Sequence[np.ndarray], noise: float, seed: int = 0) -> list[np.ndarray]:
@@ -59,12 +56,8 @@ def pan_over(
 ) -> list[np.ndarray]:
     """A film of ``length`` frames of ``side`` pixels: whole pixels of a still, back at its edges.
 
-    Args:
-        still: ``(H, W)``.
-        speed: mean, pixels a frame.
-        angle: of the motion, radians.
-        length: frames.
-        side: of a frame; less for small stills.
+    ``speed``: mean, pixels a frame; ``angle``: of the motion, radians; ``side``: less for small
+    stills.
     """
     side = min(side, *(n - 8 for n in still.shape)) // 4 * 4
     path = np.arange(1, length + 1)[:, None] * speed * np.array((np.sin(angle), np.cos(angle)))
@@ -108,28 +101,25 @@ def judge_film(
     """
     _, span = full_range(film[0])
     shown, flicker = robust_range(film[0]), Flicker()
-    values, flickers, moved, true, wake, before = [], [], [], [], [], None
-    clean = low_resolution(film, 0)
-    pictures = [picture_for_motion(shown.normalise(x), 0.0) for x in clean]
-    for t, (hr, lr) in enumerate(zip(film, seen, strict=True)):
-        sr = upscale(lr)
-        values.append(psnr(sr, hr, span))
-        flickers.append(flicker(sr, lr)[0])
-        if t >= max(1, first):
-            flow = dense_flow(pictures[t], pictures[t - 1], 0.0)
-            truth = hr - _warped(film[t - 1], flow)
-            steady = np.abs(truth) < _EXPLAINED * shown.span
-            moved.append(np.square(sr - _warped(before, flow))[steady].mean())
-            true.append(np.square(truth)[steady].mean())
-            if wakes is not None and wakes[t].any():
-                wake.append(psnr(sr[wakes[t]], hr[wakes[t]], span))
-        before = sr
-    still = np.array(flickers[first:])
+    results = [upscale(lr) for lr in seen]
+    values = [psnr(sr, hr, span) for sr, hr in zip(results, film, strict=True)]
+    flickers = [flicker(sr, lr)[0] for sr, lr in zip(results, seen, strict=True)]
+    pictures = [picture_for_motion(shown.normalise(x), 0.0) for x in low_resolution(film, 0)]
+    moved, true, wake = [], [], []
+    for t in range(max(1, first), len(film)):
+        flow = dense_flow(pictures[t], pictures[t - 1], 0.0)
+        truth = film[t] - _warped(film[t - 1], flow)
+        steady = np.abs(truth) < _EXPLAINED * shown.span
+        moved.append(np.square(results[t] - _warped(results[t - 1], flow))[steady].mean())
+        true.append(np.square(truth)[steady].mean())
+        if wakes is not None and wakes[t].any():
+            wake.append(psnr(results[t][wakes[t]], film[t][wakes[t]], span))
+    settled = flickers[first:]
     return FilmScore(
         values,
-        float(np.nanmean(still)) if np.isfinite(still).any() else float("nan"),
-        float(np.sqrt(np.mean(moved) / max(np.mean(true), 1e-12))) if moved else float("nan"),
-        float(np.mean(wake)) if wake else float("nan"),
+        float(np.nanmean(settled)) if np.isfinite(settled).any() else math.nan,
+        float(np.sqrt(np.mean(moved) / max(np.mean(true), 1e-12))) if moved else math.nan,
+        float(np.mean(wake)) if wake else math.nan,
     )
 
 

@@ -14,8 +14,8 @@ from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 
 from difiisr_models.resample import SCALE
+from difiisr_training.data.annotations import images_by_name, pair_names
 from difiisr_training.data.images import crop_to_multiple, read_counts, read_pages
-from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.degradations.mix import DegradationConfig, Kind, degrade, pillow_resize
 from difiisr_training.degradations.thermal_camera import agc_range
 
@@ -27,20 +27,12 @@ HELD_OUT = {"roadscene/last20": ("roadscene/train", 20)}
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames of a set are used; applied in the order of the fields.
+    """Which frames of a set are used; applied in the order of the fields."""
 
-    Attributes:
-        every: the first of each so many.
-        last: only so many at the end; 0 = all.
-        limit: at most so many; ``None`` = all.
-        spread: the limit takes frames evenly spaced over the set, else the first ones: neighbours
-            in time, which flicker needs.
-    """
-
-    every: Annotated[int, Ge(1)] = 1
-    last: Annotated[int, Ge(0)] = 0
+    every: Annotated[int, Ge(1)] = 1  # the first of each so many
+    last: Annotated[int, Ge(0)] = 0  # only so many at the end; 0 = all
     limit: Annotated[int, Ge(1)] | None = None
-    spread: bool = True
+    spread: bool = True  # over the set, else the first: neighbours in time, which flicker needs
 
     def choose(self, count: int) -> list[int]:
         """Indices of the chosen frames among ``count``, ascending."""
@@ -54,14 +46,9 @@ class Selection:
 class InputSet:
     """Frames that belong together: one folder of images, or one topic of one recording.
 
-    Attributes:
-        name: in tables.
-        path: the folder or recording.
-        kind: what it is.
-        read: gives names and ``(H, W)`` uint8, uint16 or float32 counts, in order, anew each time.
-        topic: image topic of a recording.
-        lr: the user's own low-resolution image of each frame, by name; else they are made.
-        masks: image of each frame, by name, that is 0 where results are not judged.
+    ``read`` gives names and ``(H, W)`` uint8, uint16 or float32 counts, in order, anew each time.
+    ``lr`` holds the user's own low-resolution image of each frame, by name, else they are made;
+    ``masks`` images that are 0 where results are not judged.
     """
 
     name: str
@@ -90,13 +77,11 @@ class InputSet:
     def pair(self, name: str, hr: np.ndarray, degradation: Kind) -> tuple[np.ndarray, np.ndarray]:
         """Low and high resolution of a frame; as :func:`make_pair`, or the user's own.
 
-        Raises:
-            FileNotFoundError: there is no image of that frame.
-            ValueError: it is not a quarter of the frame's size.
+        FileNotFoundError: there is no image of it; ValueError: it is not a quarter of the size.
         """
         if not self.lr:
             return make_pair(hr, degradation, name)
-        lr, hr = read_counts(_of_frame(self.lr, name, "--lr")), crop_to_multiple(hr, SCALE)
+        lr, hr = _read_of(self.lr, name, "--lr"), crop_to_multiple(hr, SCALE)
         if tuple(SCALE * side for side in lr.shape) != hr.shape or lr.dtype != hr.dtype:
             raise ValueError(
                 f"--lr gives {lr.shape} {lr.dtype}, a quarter of {hr.shape} {hr.dtype} is needed"
@@ -107,40 +92,36 @@ class InputSet:
         """Which pixels of a frame are judged, bool; None: all. Raises as :meth:`pair`."""
         if not self.masks:
             return None
-        mask = crop_to_multiple(read_counts(_of_frame(self.masks, name, "--masks")), SCALE) > 0
+        mask = crop_to_multiple(_read_of(self.masks, name, "--masks"), SCALE) > 0
         if mask.shape != hr.shape or not mask.any():
             raise ValueError(f"--masks gives {mask.shape} or nothing to judge, not {hr.shape}")
         return mask
 
 
-def _of_frame(images: Mapping[str, Path], name: str, option: str) -> Path:
+def _read_of(images: Mapping[str, Path], name: str, option: str) -> np.ndarray:
     found = pair_names([name], images)
     if name not in found:
         raise FileNotFoundError(f"{option} has no image of frame {name}")
-    return found[name]
+    return read_counts(found[name])
 
 
 def finite_window(counts: np.ndarray) -> tuple[slice, slice]:
     """What is left of ``(H, W)`` without borders that hold NaN or infinity, worst side first."""
-    finite = np.isfinite(counts)
-    (top, left), (bottom, right) = (0, 0), counts.shape
-    while top < bottom and left < right:
-        part = finite[top:bottom, left:right]
+    rows, columns = (slice(0, side) for side in counts.shape)
+    while (part := np.isfinite(counts[rows, columns])).size:
         sides = [1 - line.mean() for line in (part[0], part[-1], part[:, 0], part[:, -1])]
         worst = int(np.argmax(sides))
         if sides[worst] == 0:
             break
-        top, bottom = top + (worst == 0), bottom - (worst == 1)
-        left, right = left + (worst == 2), right - (worst == 3)
-    return slice(top, bottom), slice(left, right)
+        rows = slice(rows.start + (worst == 0), rows.stop - (worst == 1))
+        columns = slice(columns.start + (worst == 2), columns.stop - (worst == 3))
+    return rows, columns
 
 
 def image_set(name: str, folder: Path, selection: Selection, last: int = 0) -> InputSet:
     """The images in a folder and below; frames are named by their path in it, without suffix.
 
-    ``last``: the set is only so many at the end of the folder; 0 = all. Reading them raises
-    FileNotFoundError where there is no image, OSError for a damaged one and ValueError where two
-    have one name.
+    ``last``: the set is only so many at the end of the folder; 0 = all.
     """
 
     def read() -> Iterator[tuple[str, np.ndarray]]:
@@ -162,7 +143,7 @@ def evenly(entries: Sequence, count: int) -> list:
 def make_pair(
     hr: np.ndarray, degradation: Kind = "bicubic", name: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A frame cut to multiples of 4 and what a camera with a quarter of its resolution saw.
+    """What a camera with a quarter of a frame's resolution saw, and the frame cut to fit.
 
     Args:
         hr: ``(H, W)`` uint8, uint16 or float32 counts.
@@ -171,9 +152,8 @@ def make_pair(
         name: of the frame; the same name draws the same degradation, whatever frames are beside.
 
     Returns:
-        ``(lr, hr)``, ``(h, w)`` and ``(4h, 4w)``, of the dtype of ``hr``. The second is the frame
-        itself, but for what a camera with more pixels would show as well (a thermal camera's
-        drift, the range of an 8-bit picture).
+        ``(h, w)`` and ``(4h, 4w)`` of the dtype of ``hr``; the second has what a camera with more
+        pixels would show as well (a thermal camera's drift, the range of an 8-bit picture).
     """
     hr = crop_to_multiple(hr, SCALE)
     if degradation == "bicubic":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from difiisr_training.data.annotations import (
 from difiisr_training.data.images import list_images
 from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.evaluation.detectors import Detections, OnnxDetector
+from difiisr_training.evaluation.inputs import evenly
 from difiisr_training.evaluation.results import (
     FRAMES_FOLDER,
     HR_FOLDER,
@@ -31,19 +33,13 @@ from difiisr_training.evaluation.results import (
 )
 from difiisr_training.evaluation.task_scores import IOU, average_precision, count_pixels, mean_iou
 
-Answer = TypeVar("Answer")
-
 _HR_NAME = "HR"
 _OVERLAYS = 6
 _SHOWN_SCORE = 0.3
-# What a class is called where another set has another word for it.
-_SAME_CLASS = {
-    "people": "person",
-    "pedestrian": "person",
-    "bike": "bicycle",
-    "cyclist": "bicycle",
+_SAME_CLASS = {  # what a class is called where another set has another word for it
+    "people": "person", "pedestrian": "person", "bike": "bicycle", "cyclist": "bicycle",
     "motorbike": "motorcycle",
-}
+}  # fmt: skip
 _VEHICLES = ("motorcycle", "airplane", "bus", "train", "truck", "boat")
 
 
@@ -68,14 +64,7 @@ def judge_detection(
 
     Returns:
         The content of ``detection.json``; a model is named as its folder, high resolution ``"HR"``,
-        and boxes are left, top, width and height in pixels::
-
-            {"detector": {"name", "sha256", "classes", "input_size"},
-             "iou": what mAP is the mean over,
-             "annotations": {SET: {"path", "sha256"}},
-             "sets": {SET: {MODEL: see average_precision}},
-             "overlays": {SET: {FRAME: {MODEL: [{"box", "class", "score"}],
-                                        "truth": [{"box", "class"}]}}}}
+        its scores are those of ``average_precision``, and boxes are left, top, width and height.
 
     Raises:
         OSError: a file or folder is missing.
@@ -100,9 +89,11 @@ def judge_detection(
         known = places[found.classes] >= 0
         return Detections(found.xywh[known], places[found.classes[known]], found.scores[known])
 
-    found = _for_each_frame(find, boxes, series)
+    found = {
+        model: [find(name, folder) for name in tqdm(boxes, model, unit="frame")]
+        for model, folder in series.items()
+    }
     truths = list(boxes.values())
-    judged = {m: average_precision(truths, f, classes, intervals=True) for m, f in found.items()}
     described = {
         "name": finder.path.name,
         "sha256": finder.sha256,
@@ -111,11 +102,13 @@ def judge_detection(
     }
     parts = {
         "annotations": {"path": str(annotations), "sha256": annotations_sha256(annotations)},
-        "sets": judged,
+        "sets": {
+            model: average_precision(truths, detections, classes, intervals=True)
+            for model, detections in found.items()
+        },
         "overlays": _overlays(boxes, found, classes),
     }
-    path = out / "detection.json"
-    return _join(path, {"detector": described, "iou": IOU}, set_slug, parts)
+    return _join(out / "detection.json", {"detector": described, "iou": IOU}, set_slug, parts)
 
 
 def judge_segmentation(
@@ -135,12 +128,7 @@ def judge_segmentation(
     is, and HR is not listed.
 
     Returns:
-        The content of ``segmentation.json``::
-
-            {"segmenter": {"name", "sha256", "classes"},
-             "mode": "ground truth" or "agreement with HR pseudo-labels",
-             "labels": {SET: folder or null},
-             "sets": {SET: {MODEL: see mean_iou}}}
+        The content of ``segmentation.json``; scores are those of ``mean_iou``.
 
     Raises:
         OSError: a file or folder is missing, or there are neither labels nor HR frames.
@@ -169,11 +157,10 @@ def judge_segmentation(
             return segment(model, read_frame(high, name))
         return _fit_labels(maps[name], size, enlarge=not high.is_dir())
 
-    def count(name: str, folder: Path) -> np.ndarray:
-        result = segment(model, read_frame(folder, name))
-        return count_pixels(reference(name, result.shape), result, len(classes))
-
-    counted = _for_each_frame(count, maps or names, series)
+    counted = {name: [] for name in series}
+    for frame, (name, folder) in product(tqdm(maps or names, unit="frame"), series.items()):
+        result = segment(model, read_frame(folder, frame))
+        counted[name].append(count_pixels(reference(frame, result.shape), result, len(classes)))
     described = {
         "name": Path(segmenter).name,
         "sha256": sha256_file(Path(segmenter) / "model.safetensors"),
@@ -184,8 +171,8 @@ def judge_segmentation(
         "labels": labels and str(labels),
         "sets": {m: mean_iou(np.stack(counts), classes) for m, counts in counted.items()},
     }
-    path = out / "segmentation.json"
-    return _join(path, {"segmenter": described, "mode": mode}, set_slug, parts)
+    described = {"segmenter": described, "mode": mode}
+    return _join(out / "segmentation.json", described, set_slug, parts)
 
 
 def match_classes(ours: Sequence[str], true: Sequence[str]) -> np.ndarray:
@@ -244,17 +231,6 @@ def _series(
     return series, root / HR_FOLDER, frame_names(next(iter(series.values())))
 
 
-def _for_each_frame(
-    answer: Callable[[str, Path], Answer], names: Collection[str], series: Mapping[str, Path]
-) -> dict[str, list[Answer]]:
-    """The answers for the frames of each model."""
-    answers: dict[str, list[Answer]] = {model: [] for model in series}
-    for name in tqdm(names, desc="judging", unit="frame"):
-        for model, folder in series.items():
-            answers[model].append(answer(name, folder))
-    return answers
-
-
 def _join(
     path: Path, described: Mapping[str, Any], set_slug: str, parts: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -277,16 +253,14 @@ def _overlays(
         rows = zip(one.xywh[shown].round(1).tolist(), one.classes[shown], strict=True)
         return [{"box": box, "class": classes[place]} for box, place in rows]
 
-    names, overlays = list(boxes), {}
+    overlays = {}
     full = [place for place, one in enumerate(boxes.values()) if not one.ignored.all()]
-    for place in np.linspace(0, len(full) - 1, min(len(full), _OVERLAYS)).round().astype(int):
-        frame = full[place]
-        truth = boxes[names[frame]]
-        series = {"truth": drawn(truth, ~truth.ignored)}
-        for model, by_frame in found.items():
-            sure = by_frame[frame].scores >= _SHOWN_SCORE
-            scores = by_frame[frame].scores[sure].tolist()
-            rows = zip(drawn(by_frame[frame], sure), scores, strict=True)
-            series[model] = [row | {"score": round(score, 3)} for row, score in rows]
-        overlays[names[frame]] = series
+    for place in evenly(full, _OVERLAYS):
+        name, truth = list(boxes.items())[place]
+        overlays[name] = {"truth": drawn(truth, ~truth.ignored)}
+        for model, of_frames in found.items():
+            sure = of_frames[place].scores >= _SHOWN_SCORE
+            scores = of_frames[place].scores[sure].round(3).tolist()
+            rows = zip(drawn(of_frames[place], sure), scores, strict=True)
+            overlays[name][model] = [row | {"score": score} for row, score in rows]
     return overlays

@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,6 @@ from difiisr_models.resample import SCALE
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range
 from difiisr_training.evaluation.metrics import (
-    LPIPS_BACKBONES,
     LpipsSqueeze,
     Niqe,
     consistency,
@@ -32,8 +32,7 @@ from difiisr_training.evaluation.metrics import (
 )
 
 SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth"
-NIQE_FILE, CLIP_FILE = "niqe_pris_params.npz", "RN50.pt"
-MUSIQ_FILE = "musiq_koniq_ckpt-e95806b9.pth"
+NIQE_FILE = "niqe_pris_params.npz"
 
 Mode = Literal["reference", "camera"]
 Function = Callable[[np.ndarray, np.ndarray, "np.ndarray | None"], "float | Sequence[float]"]
@@ -47,14 +46,11 @@ _LARGEST = 100_000  # mK; larger errors count as this one
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """How a metric is shown: its exact name, its unit ("" for a pure number), the better way.
-
-    ``"zero"``: either sign is an error.
-    """
+    """How a metric is shown."""
 
     label: str
-    unit: str
-    better: Literal["higher", "lower", "zero"]
+    unit: str  # "" for a pure number
+    better: Literal["higher", "lower", "zero"]  # zero: either sign is an error
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,7 @@ class Radiometry:
 
     @classmethod
     def parse(cls, text: str) -> Radiometry:
-        """Read ``"kelvin=0.1*counts+173.15"``; spaces are free, the offset may be absent.
-
-        Raises:
-            ValueError: another form, or a gain of 0.
-        """
+        """Read ``"kelvin=0.1*counts+173.15"``; the offset may be absent, ValueError: all else."""
         found = re.fullmatch(r"kelvin=(\S+?)\*counts([+-]\S+)?", re.sub(r"\s", "", text).lower())
         if not found or float(found[1]) == 0:
             raise ValueError(
@@ -161,14 +153,10 @@ class Flicker:
     def __call__(
         self, sr: np.ndarray, lr: np.ndarray, _: np.ndarray | None = None
     ) -> tuple[float, float]:
-        """``(flicker, flicker_counts)`` of the newest frame.
+        """``(flicker, flicker_counts)`` of the newest frame, ``sr (4h, 4w)`` of ``lr (h, w)``.
 
         Both are NaN for the first frame, after a change of size, and where less than 1 % of the
         pixels are static; ``flicker`` also where bicubic stands still.
-
-        Args:
-            sr: ``(4h, 4w)`` counts.
-            lr: ``(h, w)`` counts.
         """
         if self._window and self._window[-1].shape != lr.shape:
             self.reset()
@@ -187,26 +175,24 @@ Make = Callable[[Sequence[Path], str, "Radiometry | None"], Function]
 """Paths of a measure's network files, device and radiometry -> its function."""
 
 
-def _lpips(net: Literal["alex", "vgg"]) -> Make:
-    return lambda files, device, _: _compared(load_lpips(net, *files, device))
+def _by(load: Callable[..., Callable], shown: Callable[[Callable], Function]) -> Make:
+    """Of a network: how its files are read, and how it is shown images."""
+    return lambda files, device, _: shown(load(*files, device))
 
 
 MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
     "psnr": (lambda *_: _compared(psnr), ()),
     "ssim": (lambda *_: _compared(ssim), ()),
-    "lpips_squeeze": (
-        lambda files, device, _: _compared(LpipsSqueeze(*files, device)),
-        (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE),
-    ),
-    "lpips_alex": (_lpips("alex"), (LPIPS_BACKBONES["alex"],)),
-    "lpips_vgg": (_lpips("vgg"), (LPIPS_BACKBONES["vgg"],)),
+    "lpips_squeeze": (_by(LpipsSqueeze, _compared), (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE)),
+    "lpips_alex": (_by(partial(load_lpips, "alex"), _compared), ("alexnet-owt-7be5be79.pth",)),
+    "lpips_vgg": (_by(partial(load_lpips, "vgg"), _compared), ("vgg16-397923af.pth",)),
     "spectral": (lambda *_: _compared(spectral_distance), ()),
     "consistency": (lambda *_: _consistency, ()),
     "error": (lambda *_: _error(Radiometry(1, 0)), ()),
     "kelvin": (lambda _files, _device, radiometry: _error(radiometry), ()),
     "niqe": (lambda files, *_: _rated(Niqe(*files)), (NIQE_FILE,)),
-    "clip_iqa": (lambda files, device, _: _rated(load_clip_iqa(*files, device)), (CLIP_FILE,)),
-    "musiq": (lambda files, device, _: _rated(load_musiq(*files, device)), (MUSIQ_FILE,)),
+    "clip_iqa": (_by(load_clip_iqa, _rated), ("RN50.pt",)),
+    "musiq": (_by(load_musiq, _rated), ("musiq_koniq_ckpt-e95806b9.pth",)),
     "flicker": (lambda *_: Flicker(), ()),
 }
 """What ``--metrics NAME`` asks for: how its function is made, and the files that it needs."""
@@ -245,7 +231,7 @@ class Judge:
 
     Attributes:
         mode: with reference, or of a camera's own frames.
-        radiometry: of the counts, if known.
+        radiometry: of the counts, if known; the error in kelvin needs it.
         columns: name and description of each value, in order.
         not_run: what cannot be measured, and why.
         files: SHA-256 of each network file that was loaded, by the file's name.
@@ -261,16 +247,9 @@ class Judge:
     ) -> None:
         """Load what the metrics need.
 
-        Args:
-            mode: with reference, or of a camera's own frames.
-            metrics: some of :data:`METRICS`; ``None``: all that can be measured here.
-            weights: folder of the metrics' networks, under their authors' names.
-            device: where networks run.
-            radiometry: of the counts; the error in kelvin needs it.
-
-        Raises:
-            ValueError: a metric that is unknown in this mode, or that was asked for and cannot
-                be measured.
+        ``metrics``: some of :data:`METRICS`, ``None``: all that can be measured here. ``weights``:
+        folder of their networks, under their authors' names. ValueError: a metric that is unknown
+        in this mode, or that was asked for and cannot be measured.
         """
         self.mode, self.radiometry = mode, radiometry
         if unknown := sorted(set(metrics or ()) - set(METRICS[mode])):
@@ -314,10 +293,9 @@ class Judge:
         hr: np.ndarray | None = None,
         mask: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Measure one result; NaN where a metric has no value.
+        """Measure one result; NaN where a frame is too small for a metric, or flat.
 
-        Those are a flat frame's picture metrics (it would be perfect in each), and what a frame is
-        too small for. Flicker compares with the frame of the call before.
+        Flicker compares with the frame of the call before.
 
         Args:
             sr: ``(4h, 4w)`` counts, what the model made.
@@ -365,26 +343,21 @@ class TemperatureErrors:
         error = self._radiometry.kelvin(sr).ravel() - wanted
         place = np.digitize(wanted, self._edges[1:-1])
         size = np.rint(np.abs(error) * 1000).clip(0, _LARGEST).astype(np.int64)
-        self._sums += np.bincount(place, error, minlength=len(self._sums))
-        cell, cells = np.ravel_multi_index((place, size), self._counts.shape), self._counts.size
-        self._counts += np.bincount(cell, minlength=cells).reshape(self._counts.shape)
+        np.add.at(self._sums, place, error)
+        np.add.at(self._counts, (place, size), 1)
 
-    def bins(self) -> list[dict[str, float]]:
-        """Bins with a pixel: ``low``, ``high``, their number of ``pixels``."""
-        sides = zip(self._edges, self._edges[1:], self._counts.sum(axis=1).tolist(), strict=False)
-        return [{"low": low, "high": high, "pixels": n} for low, high, n in sides if n]
-
-    def errors(self) -> list[dict[str, float]]:
-        """In each of them mean error ``bias`` and 95th percentile ``p95`` of its magnitude, kelvin.
-
-        To the millikelvin, 100 K at most.
+    def table(self) -> list[dict[str, float]]:
+        """Bins with a pixel: ``low``, ``high``, their number of ``pixels``, the mean error ``bias``
+        and the 95th percentile ``p95`` of its magnitude, kelvin, to the millikelvin, 100 K at most.
         """
-        found = []
-        for total, counts in zip(self._sums, self._counts.cumsum(axis=1), strict=True):
-            if pixels := counts[-1]:
-                p95 = np.searchsorted(counts, 0.95 * pixels) / 1000
-                found.append({"bias": float(total / pixels), "p95": float(p95)})
-        return found
+        rows = []
+        sides = zip(self._edges, self._edges[1:], strict=False)
+        for (low, high), total, counts in zip(sides, self._sums, self._counts, strict=True):
+            if pixels := int(counts.sum()):
+                p95 = np.searchsorted(counts.cumsum(), 0.95 * pixels) / 1000
+                errors = {"bias": float(total / pixels), "p95": float(p95)}
+                rows.append({"low": low, "high": high, "pixels": pixels} | errors)
+        return rows
 
 
 def bin_edges(low: float, high: float) -> list[float]:

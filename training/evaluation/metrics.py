@@ -1,7 +1,8 @@
 """Image quality of one-channel images, each a number; and how sure their mean over frames is.
 
 Images are ``(H, W)`` arrays of any real dtype in counts; ``data_range`` is the width of the scale
-that they live on (255 for 8 bit). Everything is computed on whole images, no border is cut off.
+that they live on (255 for 8 bit). Everything is computed on whole images, no border is cut off;
+ValueError: two images differ in size.
 Networks are read from files that the user has; nothing is downloaded: FileNotFoundError without
 them, RuntimeError for other weights, ModuleNotFoundError without a network's package.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,25 +27,16 @@ from difiisr_models.resample import SCALE, downsample, pack
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.guidance import spectral_loss
 
-LPIPS_BACKBONES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
-"""Torchvision's own names of the files."""
-
 _NIQE_BLOCK = 96
 _LPIPS_TAPS = (1, 4, 7, 9, 10, 11, 12)
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Mean over frames, and its 95 % percentile interval of 2000 resamples (Efron 1979).
+    """Mean over frames ``(N,)``, and its 95 % percentile interval of 2000 resamples (Efron 1979).
 
     Frames of one film resemble each other, so that the interval holds for these scenes and is too
-    narrow for others. The seed is fixed.
-
-    Args:
-        values: ``(N,)`` one number per frame; NaN = no value, left out.
-
-    Returns:
-        mean and ``(low, high)``; all NaN without any value, and the mean alone, twice, for one
-        frame. An infinite value makes the mean infinite and the interval NaN.
+    narrow for others. The seed is fixed. NaN = no value, left out; all NaN without any value, and
+    the mean alone, twice, for one frame; an infinite value gives an interval of NaN.
     """
     values = values[~np.isnan(values)]
     mean = float(values.mean()) if values.size else math.nan
@@ -52,19 +44,23 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
         return mean, (math.nan, math.nan)
     if len(values) == 1:
         return mean, (mean, mean)
-    low, high = bootstrap(
-        (values,), np.mean, n_resamples=2000, batch=100, method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return mean, (float(low), float(high))
+    low, high = bootstrap_interval(values, np.mean, 2000).tolist()
+    return mean, (low, high)
+
+
+def bootstrap_interval(
+    values: np.ndarray, score: Callable[..., Any], resamples: int, vectorized: bool = True
+) -> np.ndarray:
+    """95 % percentile interval (Efron 1979) of a score of values, ``(2,)`` or ``(S, 2)``."""
+    drawn = bootstrap(
+        (values,), score, n_resamples=resamples, batch=100, method="percentile",
+        vectorized=vectorized, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return np.stack(drawn.confidence_interval, axis=-1)
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """Peak signal-to-noise ratio in dB; infinite for equal images."""
     with np.errstate(divide="ignore"):
         return float(peak_signal_noise_ratio(*_doubles(hr, sr), data_range=data_range))
 
@@ -72,8 +68,7 @@ def psnr(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
 def ssim(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
     """Structural similarity (Wang et al. 2004), Gaussian window of sigma 1.5, population moments.
 
-    Raises:
-        ValueError: the shapes differ, or a side is shorter than the window of 11 pixels.
+    ValueError: a side is shorter than the window of 11 pixels.
     """
     return float(
         structural_similarity(
@@ -84,26 +79,15 @@ def ssim(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
 
 
 def spectral_distance(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
-    """L_visual of the paper (Eq. 10-11) between images scaled to [-1, 1]; 0 to 4, lower is better.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """L_visual of the paper (Eq. 10-11) of images scaled to [-1, 1]; 0 to 4, lower is better."""
     a, b = (torch.from_numpy(i * (2 / data_range) - 1)[None, None] for i in _doubles(sr, hr))
     return float(spectral_loss(a, b))
 
 
 def consistency(sr: np.ndarray, lr: np.ndarray) -> np.ndarray:
-    """|D(SR) - LR| in counts, ``(h, w)`` float64; D is antialiased bicubic /4.
+    """|D(SR) - LR| of ``(4h, 4w)`` and ``(h, w)`` counts, float64; D is antialiased bicubic /4.
 
     Rounding alone leaves some tenths of a count: ``sr`` is rounded, and ``lr`` may be.
-
-    Args:
-        sr: ``(4h, 4w)`` counts.
-        lr: ``(h, w)`` counts.
-
-    Raises:
-        ValueError: the sizes do not fit.
     """
     if sr.shape != (lr.shape[0] * SCALE, lr.shape[1] * SCALE):
         raise ValueError(f"an image x{SCALE} of {lr.shape} is compared, got {sr.shape}")

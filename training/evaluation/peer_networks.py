@@ -132,7 +132,7 @@ class _RlfnBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)
         )
         self.c5 = nn.Conv2d(channels, channels, 1)
-        self.esa = _SpatialAttention(channels, 16)
+        self.esa = _SpatialAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = x
@@ -142,7 +142,7 @@ class _RlfnBlock(nn.Module):
 
 
 class _SpatialAttention(nn.Module):
-    def __init__(self, channels: int, narrow: int) -> None:
+    def __init__(self, channels: int, narrow: int = 16) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, narrow, 1)
         self.conv_f = nn.Conv2d(narrow, narrow, 1)

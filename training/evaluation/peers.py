@@ -37,19 +37,14 @@ _TILE, _OVERLAP = 256, 32  # larger frames are cut, as by our own upscaler: tran
 class Peer:
     """A model under comparison.
 
-    Attributes:
-        name: as asked for, e.g. ``"safmn"`` or ``"runs/a@0.5"``.
-        upscale: ``(H, W)`` uint8, uint16 or float32 counts -> ``(4H, 4W)`` of the same dtype and
-            unit; the calls since the last ``reset`` are one stream.
-        weights_sha256: hash of its weights, "" without any.
-        parameters: number of trained values.
-        reset: forget the stream seen so far.
+    ``upscale`` makes ``(4H, 4W)`` of ``(H, W)`` uint8, uint16 or float32 counts, of the same dtype
+    and unit; the calls since the last ``reset`` are one stream.
     """
 
-    name: str
+    name: str  # as asked for, e.g. "safmn" or "runs/a@0.5"
     upscale: Callable[[np.ndarray], np.ndarray]
     weights_sha256: str = ""
-    parameters: int = 0
+    parameters: int = 0  # trained values
     reset: Callable[[], None] = lambda: None
 
     @property
@@ -65,11 +60,8 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
     Args:
         name: ``"bicubic"`` (plain interpolation, Pillow's); ``"safmn"``, ``"rlfn"`` or
             ``"realesrgan"``; what :func:`difiisr_models.load_upscaler` knows, as a shipped model,
-            a weights folder or ``"bicubic-consistent"``; or a file (.pth, .safetensors) of a
-            published network that spandrel knows. What the upscaler knows takes settings:
-            ``@0.5`` for the fidelity, ``@steps=15``, ``@consistency=0``, ``@seed=3``,
-            ``@pipeline=published`` for the authors' own way of reading a frame, one after
-            the other.
+            a weights folder or ``"bicubic-consistent"``, with :func:`split_settings`; or a file
+            (.pth, .safetensors) of a published network that spandrel knows.
         weights: folder of the three published peers' files; only they need it.
         device: ``"cpu"``, ``"cuda"``, ...
 
@@ -100,10 +92,9 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
 
 
 def split_settings(name: str) -> tuple[str, dict[str, float | str]]:
-    """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``.
+    """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``, else ValueError.
 
-    Raises:
-        ValueError: something else follows an ``@``.
+    ``@pipeline=published`` is the authors' own way of reading a frame.
     """
     model, settings = name, {}
     while "@" in Path(model).name and not Path(model).expanduser().exists():

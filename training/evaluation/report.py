@@ -15,7 +15,6 @@ import pandas as pd
 
 from difiisr_models.files import sha256_file, write_text
 from difiisr_training.evaluation import figures
-from difiisr_training.evaluation.figures import Look, read_images, side_by_side, to_gray
 from difiisr_training.evaluation.measures import MetricInfo
 from difiisr_training.evaluation.results import (
     HR_FOLDER,
@@ -47,13 +46,12 @@ _ARROWS = {
 }
 _SCORES = {"map": "mAP@.5:.95", "map50": "mAP@.5", "miou": "mIoU"}
 _NOT_MODELS = {"HR": "Reference (HR)", "truth": "Annotated"}
-_NOTHING = "\N{EM DASH}"
 
 
 class Cell(NamedTuple):
     """A number in a table."""
 
-    text: str
+    text: str = "\N{EM DASH}"
     interval: str = ""  # "[low, high]"
     best: bool = False
     verdict: str = ""  # "better" or "worse" than bicubic
@@ -68,18 +66,16 @@ def write_report(results: Results, out: Path) -> Path:
         FileNotFoundError: ``results.json``, ``per_frame.csv`` or a frame is missing.
     """
     metrics, models = results.metrics, results.sets[0].models
-    look = figures.looks([model.name for model in models])
     most = max(1, min(MOST_PANELS_OF_A_SET, MOST_PANELS // len(results.sets)))
     headlines = [one for names in _HEADLINES if (one := _first(names, metrics))] or list(metrics)
     del headlines[3:]
     titles = {model.name: model.title for model in models}
-    by_folder = {slug(name): title for name, title in titles.items()} | _NOT_MODELS
     set_titles = short_names([chosen.name for chosen in results.sets])
-    by_folder |= {
-        slug(chosen.name): title for chosen, title in zip(results.sets, set_titles, strict=True)
-    }
+    names = [*titles, *(chosen.name for chosen in results.sets)]
+    by_folder = dict(zip(map(slug, names), [*titles.values(), *set_titles], strict=True))
     parts = {"detection": results.detection, "segmentation": results.segmentation}
     seconds = np.mean([[m.seconds_per_frame for m in c.models] for c in results.sets], axis=0)
+    colours = {name: figures.colour_of(place) for place, name in enumerate(titles)}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -92,15 +88,19 @@ def write_report(results: Results, out: Path) -> Path:
         headlines=headlines,
         headline_columns=[_column(metrics[key]) for key in headlines],
         sections=[
-            _section(out, f"set-{number}", chosen, metrics, headlines, look, most)
-            | {"title": title}
+            _section(out, chosen, metrics, headlines, colours, most)
+            | {"title": title, "anchor": f"set-{number}"}
             for number, (chosen, title) in enumerate(zip(results.sets, set_titles, strict=True), 1)
         ],
-        tasks=[_task_section(out, name, part, by_folder) for name, part in parts.items() if part],
+        tasks=[
+            _task_section(out, name, part, by_folder | _NOT_MODELS)
+            for name, part in parts.items()
+            if part
+        ],
         models=models,
         titles=titles,
-        times=dict(zip(titles, (number(1000 * mean, 0) for mean in seconds), strict=True)),
-        look=look,
+        times=dict(zip(titles, (_number(1000 * mean, 0) for mean in seconds), strict=True)),
+        colours=colours,
         bar=figures.colour_bar(),
         command=shlex.join(results.command),
         hashes={name: sha256_file(out / name) for name in (RESULTS_FILE, PER_FRAME_FILE)},
@@ -112,62 +112,96 @@ def write_report(results: Results, out: Path) -> Path:
 
 def _section(
     out: Path,
-    anchor: str,
     chosen: SetResult,
     metrics: Mapping[str, MetricInfo],
     headlines: Sequence[str],
-    look: Mapping[str, Look],
+    colours: Mapping[str, str],
     most: int,
 ) -> dict[str, Any]:
     """All that the page shows of one set."""
-    cells = {key: _mean_cells(chosen, key, info) for key, info in metrics.items()}
-    deltas = {key: _delta_cells(chosen, key, info) for key, info in metrics.items()}
-    grouped: dict[str, dict[str, MetricInfo]] = {title: {} for title in _GROUPS}
+    cells, deltas, leaders = {}, {}, {}
     for key, info in metrics.items():
-        title = [title for title, heads in _GROUPS.items() if key.startswith(heads)][-1]
-        grouped[title][key] = info
+        means = {m.name: (m.mean[key], m.interval[key]) for m in chosen.models}
+        differences = {
+            m.name: (found["mean"], found["interval"])
+            for m in chosen.models
+            if m.name != "bicubic" and (found := m.difference_to_bicubic.get(key))
+        }
+        cells[key] = _cells(means, info.better)
+        deltas[key] = _cells(differences, info.better, against_bicubic=True)
+        if key == "flicker":  # measured in that of bicubic, which leads nobody
+            means.pop("bicubic", None)
+        best = best_of({name: mean for name, (mean, _) in means.items()}, info.better)
+        leaders[key] = sorted(best or (means if key == "flicker" else ()))
+    grouped: dict[str, list[str]] = {title: [] for title in _GROUPS}
+    for key in metrics:
+        grouped[[title for title, heads in _GROUPS.items() if key.startswith(heads)][-1]] += [key]
+    titles = {model.name: model.title for model in chosen.models}
+
+    def table(title: str, keys: Iterable[str], of: Mapping[str, dict[str, Cell]]) -> dict[str, Any]:
+        return _table(title, [(_column(metrics[key]), of[key]) for key in keys], titles)
+
     worst = figures.choose_frames(out, chosen, most)
-    images = [read_images(out, chosen, frame) for frame, _ in worst]
     return {
-        "anchor": anchor,
         "result": chosen,
         "cells": cells,
         "deltas": deltas,
-        "leaders": {key: _leaders(chosen, key, metrics[key]) for key in headlines},
-        "tables": [_table(title, chosen, own, cells) for title, own in grouped.items() if own],
-        "differences": _table("Against bicubic", chosen, metrics, deltas),
-        "panels": [figures.panel(i, window) for i, (_, window) in zip(images, worst, strict=True)],
-        "whole": side_by_side(images[0], figures.compact_picture),
-        "plot": _trade_off(chosen, metrics, look),
+        "leaders": {key: leaders[key] for key in headlines},
+        "tables": [table(title, keys, cells) for title, keys in grouped.items() if keys],
+        "differences": table("Against bicubic", metrics, deltas),
+        "panels": [figures.panel(images, window) for images, window in worst],
+        "whole": figures.side_by_side(worst[0][0], figures.compact_picture),
+        "plot": _trade_off(chosen, metrics, colours),
     }
 
 
-# Numbers: how they are written, ranked and put in tables.
+def _cells(
+    found: Mapping[str, tuple[float, Interval]],
+    better: str,
+    *,
+    digits: int | None = None,
+    against_bicubic: bool = False,
+) -> dict[str, Cell]:
+    """A column: means with intervals by model, the best among them or what beats bicubic.
+
+    ``digits``: after the point; by default about four that count in the largest number.
+    """
+    means = {name: mean for name, (mean, _) in found.items()}
+    if digits is None:
+        largest = max((abs(v) for v in means.values() if math.isfinite(v)), default=0) or 1.0
+        digits = min(max(3 - math.floor(math.log10(largest)), 1), 6) if largest < 100 else 1
+    ranked = {name: mean for name, mean in means.items() if name not in _NOT_MODELS}
+    best, cells = set() if against_bicubic else best_of(ranked, better), {}
+    for name, (mean, (low, high)) in found.items():
+        interval = verdict = ""
+        if low < high:
+            ends = (_number(end, digits, against_bicubic) for end in (low, high))
+            interval = f"[{', '.join(ends)}]"
+            if against_bicubic and better != "zero" and (low > 0 or high < 0):
+                verdict = "better" if _goodness(low, better) > 0 else "worse"
+        cells[name] = Cell(_number(mean, digits, against_bicubic), interval, name in best, verdict)
+    return cells
 
 
-def decimals(values: Iterable[float]) -> int:
-    """Digits after the point for a column: about four that count in its largest number."""
-    largest = max((abs(v) for v in values if math.isfinite(v)), default=0)
-    if largest == 0:
-        return 2
-    return min(max(3 - math.floor(math.log10(largest)), 1), 6) if largest < 100 else 1
+def _table(
+    title: str,
+    columns: Sequence[tuple[tuple[str, str], Mapping[str, Cell]]],
+    titles: Mapping[str, str],
+) -> dict[str, Any]:
+    """A row per model that has cells."""
+    names = dict.fromkeys(name for _, cells in columns for name in cells)
+    rows = [(titles.get(n, n), [cells.get(n, Cell()) for _, cells in columns]) for n in names]
+    return {"title": title, "columns": [head for head, _ in columns], "rows": rows}
 
 
-def number(value: float, digits: int, signed: bool = False) -> str:
+def _number(value: float, digits: int, signed: bool = False) -> str:
     """A number for a cell, with a true minus sign."""
     if math.isnan(value):
-        return _NOTHING
+        return Cell().text
     if math.isinf(value):
         return "\N{INFINITY}"
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return text.replace("-", "\N{MINUS SIGN}")
-
-
-def _interval(ends: Interval, digits: int, signed: bool = False) -> str:
-    low, high = ends
-    if math.isnan(low) or low == high:
-        return ""
-    return f"[{number(low, digits, signed)}, {number(high, digits, signed)}]"
 
 
 def _goodness(value: float, better: str) -> float:
@@ -181,56 +215,6 @@ def best_of(values: Mapping[str, float], better: str) -> set[str]:
     return set(scores.index[scores == scores.max()]) if scores.nunique() > 1 else set()
 
 
-def _mean_cells(chosen: SetResult, key: str, info: MetricInfo) -> dict[str, Cell]:
-    """Means of a metric with intervals, per model."""
-    means = {model.name: model.mean[key] for model in chosen.models}
-    digits, best = decimals(means.values()), best_of(means, info.better)
-    return {
-        m.name: Cell(
-            number(means[m.name], digits), _interval(m.interval[key], digits), m.name in best
-        )
-        for m in chosen.models
-    }
-
-
-def _leaders(chosen: SetResult, key: str, info: MetricInfo) -> list[str]:
-    """The models that are best in a metric, but bicubic in what is measured in bicubic's own."""
-    means = {model.name: model.mean[key] for model in chosen.models}
-    if key == "flicker":
-        means.pop("bicubic", None)
-        return sorted(best_of(means, info.better) or means)
-    return sorted(best_of(means, info.better))
-
-
-def _delta_cells(chosen: SetResult, key: str, info: MetricInfo) -> dict[str, Cell]:
-    """Differences to bicubic of the other models; none where bicubic was not asked for."""
-    found = {m.name: m.difference_to_bicubic.get(key) for m in chosen.models if m.name != "bicubic"}
-    found = {name: one for name, one in found.items() if one}
-    digits, cells = decimals(one["mean"] for one in found.values()), {}
-    for name, one in found.items():
-        ends, verdict = one["interval"], ""
-        if chosen.frames > 1 and info.better != "zero" and (ends[0] > 0 or ends[1] < 0):
-            verdict = "better" if _goodness(ends[0], info.better) > 0 else "worse"
-        text = number(one["mean"], digits, signed=True)
-        cells[name] = Cell(text, _interval(ends, digits, signed=True), verdict=verdict)
-    return cells
-
-
-def _table(
-    title: str,
-    chosen: SetResult,
-    metrics: Mapping[str, MetricInfo],
-    cells: Mapping[str, Mapping[str, Cell]],
-) -> dict[str, Any]:
-    """A row per model that has cells, a column per metric."""
-    rows = [
-        (m.title, [cells[key][m.name] for key in metrics])
-        for m in chosen.models
-        if any(m.name in cells[key] for key in metrics)
-    ]
-    return {"title": title, "columns": [_column(i) for i in metrics.values()], "rows": rows}
-
-
 def _column(info: MetricInfo) -> tuple[str, str]:
     """Head of a metric's column with its unit, and the way that is better."""
     return f"{info.label} ({info.unit})" if info.unit else info.label, _ARROWS[info.better]
@@ -242,7 +226,7 @@ def _first(names: Iterable[str], metrics: Mapping[str, MetricInfo]) -> str | Non
 
 def _size(parameters: int | None) -> str:
     if parameters is None:
-        return _NOTHING
+        return Cell().text
     return f"{parameters / 1e6:.2f} M" if parameters >= 10_000 else str(parameters)
 
 
@@ -251,22 +235,19 @@ def _counts(value: float) -> str:
 
 
 def _trade_off(
-    chosen: SetResult, metrics: Mapping[str, MetricInfo], look: Mapping[str, Look]
+    chosen: SetResult, metrics: Mapping[str, MetricInfo], colours: Mapping[str, str]
 ) -> dict[str, str] | None:
     """Perception and distortion; nothing where either was not measured."""
     keys = [_first(names, metrics) for names in _TRADE_OFF]
     if None in keys:
         return None
     points = [
-        (look[m.name], *((m.mean[key], m.interval[key]) for key in keys)) for m in chosen.models
+        (colours[m.name], *((m.mean[key], m.interval[key]) for key in keys)) for m in chosen.models
     ]
     x, y = (_column(metrics[key])[0] for key in keys)
     svg = figures.trade_off(points, (x, y), [metrics[key].better == "lower" for key in keys])
     text = f"{y} against {x}; bars are 95 % intervals, better is to the upper right."
     return {"svg": svg, "text": text}
-
-
-# Detection and segmentation.
 
 
 def _task_section(
@@ -278,18 +259,16 @@ def _task_section(
     is the reference and ``truth`` what was annotated. All else in it becomes notes. ``titles``: of
     sets and models, by the names of their folders.
     """
-    overlays = content.get("overlays", {})
-    shown = [boxes for of_set in overlays.values() for boxes in of_set.values()]
-    classes = sorted(
-        {b["class"] for by_model in shown for found in by_model.values() for b in found}
-    )
+    overlays, shown = content.get("overlays", {}), {k: _in_words(v) for k, v in content.items()}
+    drawn = [boxes for frames in overlays.values() for boxes in frames.values()]
+    classes = sorted({box["class"] for of in drawn for found in of.values() for box in found})
     return {
         "anchor": name,
         "title": name.capitalize(),
         "notes": [
-            f"{key.replace('_', ' ')}: {_in_words(value)}"
-            for key, value in content.items()
-            if key not in ("sets", "overlays") and _in_words(value)
+            f"{key.replace('_', ' ')}: {text}"
+            for key, text in shown.items()
+            if key not in ("sets", "overlays") and text
         ],
         "tables": [
             _task_table(titles.get(chosen, chosen), models, titles)
@@ -313,22 +292,22 @@ def _task_table(
     name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]
 ) -> dict[str, Any]:
     """Scores of a set, and the first of them per class; the best among the models alone."""
-    scores: dict[str, dict[str, float]] = {}
-    for model, found in models.items():
-        scores[model] = {key: found[key] for key in _SCORES if found.get(key) is not None}
-        for one, score in found.get("per_class", {}).items():
-            scores[model][one] = score["ap"] if isinstance(score, Mapping) else score
-    table, columns = pd.DataFrame(scores, dtype=np.float64), []
-    rows: dict[str, list[Cell]] = {model: [] for model in models}
-    for key, values in table.iterrows():
-        of_class = _SCORES[table.index[0]][1:]  # AP of mAP, IoU of mIoU
-        columns.append((_SCORES.get(key, f"{key}, {of_class}"), _ARROWS["higher"]))
-        best = best_of(values.drop(_NOT_MODELS, errors="ignore").to_dict(), "higher")
-        for model, value in values.items():
-            ends = models[model].get(f"{key}_interval") or (math.nan, math.nan)
-            rows[model].append(Cell(number(value, 3), _interval(ends, 3), model in best))
-    titled = [(titles.get(model, model), cells) for model, cells in rows.items()]
-    return {"title": name, "columns": columns, "rows": titled}
+    nowhere, any_model = (math.nan, math.nan), next(iter(models.values()))
+    known = [key for key in _SCORES if key in any_model]
+    found: dict[str, dict[str, tuple[float, Interval]]] = {
+        _SCORES[key]: {m: (s[key], s.get(f"{key}_interval") or nowhere) for m, s in models.items()}
+        for key in known
+    }
+    for one in any_model["per_class"]:
+        scores = {m: s["per_class"][one] for m, s in models.items()}
+        found[f"{one}, {_SCORES[known[0]][1:]}"] = {  # AP of mAP, IoU of mIoU
+            m: (s["ap"] if isinstance(s, Mapping) else s, nowhere) for m, s in scores.items()
+        }
+    columns = []
+    for head, column in found.items():
+        numbers = {model: one for model, one in column.items() if one[0] is not None}
+        columns.append(((head, _ARROWS["higher"]), _cells(numbers, "higher", digits=3)))
+    return _table(name, columns, titles)
 
 
 def _overlay(
@@ -347,7 +326,8 @@ def _overlay(
     tiles = []
     for series in order:
         folder = frames_folder(out, set_slug, reference if series in _NOT_MODELS else series)
-        drawn = figures.draw_boxes(to_gray(read_frame(folder, frame)), boxes[series], classes)
+        gray = figures.to_gray(read_frame(folder, frame))
+        drawn = figures.draw_boxes(gray, boxes[series], classes)
         tiles.append((titles.get(series, series), figures.compact_picture(drawn)))
     named = ", ".join(sorted({box["class"] for found in boxes.values() for box in found}))
     text = f"{titles.get(set_slug, set_slug)}. Boxes: {named or 'none'}."

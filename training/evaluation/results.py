@@ -39,59 +39,38 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model on one set.
+    """One model on one set, means and bootstrap 95 % intervals of each metric over the frames.
 
     Frames without a value (NaN: the first has no flicker, a flat one no PSNR) are left out of mean
     and interval. The PSNR of equal images is infinite.
-
-    Attributes:
-        name: as asked for.
-        title: for tables and captions.
-        weights_sha256: hash of the weights, or of the images of a folder of outputs; "" without.
-        parameters: number of trained values; ``None`` for a folder of outputs.
-        seconds_per_frame: mean time to super-resolve; NaN for a folder of outputs.
-        mean: per metric, over the frames.
-        interval: bootstrap 95 % interval of it.
-        difference_to_bicubic: ``"mean"`` and ``"interval"`` of value minus bicubic's, frame by
-            frame; empty where bicubic was not asked for.
-        values: a row per frame, named by it; a column per metric, and ``seconds``. Not in
-            ``results.json``.
     """
 
-    name: str
-    title: str
-    weights_sha256: str
-    parameters: int | None
-    seconds_per_frame: float
+    name: str  # as asked for
+    title: str  # for tables and captions
+    weights_sha256: str  # or of the images of a folder of outputs; "" without
+    parameters: int | None  # trained values; None for a folder of outputs
+    seconds_per_frame: float  # NaN for a folder of outputs
     mean: dict[str, float]
     interval: dict[str, Interval]
-    difference_to_bicubic: dict[str, dict[str, Any]]
-    values: pd.DataFrame = field(repr=False)
+    difference_to_bicubic: dict[str, dict[str, Any]]  # "mean", "interval", paired; {} without it
+    values: pd.DataFrame = field(repr=False)  # a row per frame; not in results.json
 
 
 @dataclass(frozen=True)
 class SetResult:
     """All models on one set.
 
-    Attributes:
-        name: as asked for.
-        path: folder or recording.
-        kind: ``"images"`` or ``"bag"``.
-        topic: of a bag.
-        frames: number of frames that were judged.
-        sha256: of the frames' names, dtypes, shapes and pixels, as read.
-        models: in the order asked for.
-        temperature_bins: with reference and a radiometry, else ``None``: high-resolution pixels of
-            ``low <= kelvin < high`` (the end bins take what lies beyond), their number ``pixels``,
-            and per name in ``models`` mean error ``bias`` and 95th percentile ``p95`` in kelvin.
+    ``temperature_bins``, with reference and a radiometry: high-resolution pixels of
+    ``low <= kelvin < high`` (the end bins take what lies beyond), their number ``pixels``, and per
+    name in ``models`` mean error ``bias`` and 95th percentile ``p95`` in kelvin.
     """
 
-    name: str
+    name: str  # as asked for
     path: str
     kind: Literal["images", "bag"]
-    topic: str | None
-    frames: int
-    sha256: str
+    topic: str | None  # of a bag
+    frames: int  # that were judged
+    sha256: str  # of the frames' names, dtypes, shapes and pixels, as read
     models: list[ModelResult]
     temperature_bins: list[dict[str, Any]] | None
 
@@ -103,33 +82,19 @@ class SetResult:
 
 @dataclass
 class Results:
-    """The content of ``results.json``.
-
-    Attributes:
-        command: the command line's arguments.
-        environment: device, threads, versions.
-        mode: with reference, or of the camera's own frames.
-        degradation: how low resolution was made; ``None`` in camera mode.
-        metrics: what was measured, in the order of the columns.
-        not_run: what was not, and why.
-        sets: in the order asked for.
-        metric_files: SHA-256 of the metrics' networks, by the name of their file.
-        detection: content of ``detection.json``, where a detector judged.
-        segmentation: content of ``segmentation.json``, where a segmenter judged.
-        version: of this layout.
-    """
+    """The content of ``results.json``."""
 
     command: list[str]
-    environment: dict[str, Any]
+    environment: dict[str, Any]  # device, threads, versions
     mode: Mode
-    degradation: str | None
-    metrics: dict[str, MetricInfo]
-    not_run: dict[str, str]
+    degradation: str | None  # how low resolution was made; None in camera mode
+    metrics: dict[str, MetricInfo]  # that were measured, in the order of the columns
+    not_run: dict[str, str]  # and why
     sets: list[SetResult]
-    metric_files: dict[str, str] = field(default_factory=dict)
-    detection: dict[str, Any] | None = None
-    segmentation: dict[str, Any] | None = None
-    version: int = 1
+    metric_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the metrics' networks
+    detection: dict[str, Any] | None = None  # content of detection.json
+    segmentation: dict[str, Any] | None = None  # content of segmentation.json
+    version: int = 1  # of this layout
 
 
 def short_names(given: Sequence[str]) -> list[str]:
@@ -178,11 +143,7 @@ def frame_names(folder: Path) -> list[str]:
 
 
 def write_results(results: Results, out: Path) -> None:
-    """Write ``results.json`` and ``per_frame.csv``.
-
-    Numbers that are not finite become ``null`` in the first; in the second a frame without a value
-    has an empty cell, and the PSNR of equal images is ``inf``.
-    """
+    """Write ``results.json``, where ``null`` is what is not finite, and ``per_frame.csv``."""
     tables = {
         (chosen.name, model.name): model.values[[*results.metrics, "seconds"]]
         for chosen in results.sets

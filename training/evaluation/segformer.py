@@ -26,10 +26,7 @@ _B1_CHANNELS = [64, 128, 320, 512]  # the rest is as transformers has it
 
 
 def build_segformer(classes: Sequence[str]) -> SegformerForSemanticSegmentation:
-    """SegFormer-b1 (13.7 M parameters), the paper's segmenter, with random weights.
-
-    ``classes``: in the order of their labels.
-    """
+    """SegFormer-b1 (13.7 M parameters), the paper's segmenter, with random weights."""
     config_type, model_type = _transformers()
     return model_type(config_type(hidden_sizes=_B1_CHANNELS, **_labels(classes)))
 

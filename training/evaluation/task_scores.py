@@ -11,10 +11,11 @@ import numpy as np
 
 from difiisr_training.data.annotations import IGNORED, Boxes
 from difiisr_training.evaluation.detectors import Detections
+from difiisr_training.evaluation.metrics import bootstrap_interval
 
 IOU = "0.50:0.95, step 0.05, at most 100 detections per image (COCO)"
 
-_RESAMPLES, _SEED = 200, 0
+_RESAMPLES = 200
 
 
 def average_precision(
@@ -31,9 +32,6 @@ def average_precision(
         {CLASS: {"ap", "ap50", "boxes"}}, "images", "boxes"}``: in 0..1, over the IoU thresholds
         of ``IOU`` or at 0.50, means over the classes that the truth has objects of, 95 %
         intervals over the images; ``None`` without objects. ``boxes``: objects not ignored.
-
-    Raises:
-        ValueError: the two differ in length.
     """
     if len(truth) != len(found):
         raise ValueError(f"{len(truth)} images with objects, but {len(found)} with detections")
@@ -68,10 +66,8 @@ def average_precision(
 def count_pixels(reference: np.ndarray, result: np.ndarray, class_count: int) -> np.ndarray:
     """Pixels of each class, ``(3, C)``: in both label maps, in the reference, in the result.
 
-    Both are ``(H, W)`` integers; where the reference is 255 nothing is counted.
-
-    Raises:
-        ValueError: the two differ in size, or the reference holds labels beyond the classes.
+    Both are ``(H, W)`` integers; where the reference is 255 nothing is counted. ValueError: the two
+    differ in size, or the reference holds labels beyond the classes.
     """
     if reference.shape != result.shape:
         raise ValueError(f"labels are {reference.shape}, the result is {result.shape}")
@@ -116,28 +112,14 @@ def mean_iou(counted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
 def interval_over_images(
     count: int, score: Callable[[np.ndarray], float | np.ndarray]
 ) -> np.ndarray:
-    """95 % percentile bootstrap interval (Efron 1979) of one score, or of ``(S,)`` scores.
+    """95 % interval of one score, or of ``(S,)`` scores, by a bootstrap over images.
 
-    Args:
-        count: number of images.
-        score: of the images of these numbers, some more than once.
-
-    Returns:
-        Low and high end, ``(2,)`` or ``(S, 2)``; the score itself, twice, of a single image.
+    ``score`` is that of the images of some numbers, some more than once. Gives low and high end,
+    ``(2,)`` or ``(S, 2)``; the score itself, twice, of a single image.
     """
-    from scipy.stats import bootstrap
-
     if count == 1:
         return np.stack([score(np.zeros(1, np.int64))] * 2, axis=-1)
-    drawn = bootstrap(
-        (np.arange(count),),
-        score,
-        n_resamples=_RESAMPLES,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(_SEED),
-    )
-    return np.stack(drawn.confidence_interval, axis=-1)
+    return bootstrap_interval(np.arange(count), score, _RESAMPLES, vectorized=False)
 
 
 def _iou(counted: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from difiisr_training.evaluation.results import (
     read_frame,
     slug,
 )
-from difiisr_training.preview import save_panel
+from difiisr_training.run_pictures import save_panel
 
 METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")
 _CROP = 192  # pixels of a picture's crop
@@ -33,9 +33,6 @@ def variants(config: TrainConfig) -> dict[str, TrainConfig]:
 
     The guidance of ``config`` gives weights, rho and all else; "both" is also the "gradient" row of
     Table 4.
-
-    Raises:
-        ValueError: a configuration that cannot be varied so.
     """
     if config.stage != "diffusion" or config.published is not None:
         raise ValueError(f"{config.name}: the ablation trains compact networks by diffusion")
@@ -50,11 +47,7 @@ def variants(config: TrainConfig) -> dict[str, TrainConfig]:
 
 
 def write_table(config: TrainConfig, results: Results, out: Path) -> str:
-    """``ablation.md`` and ``ablation.json``: means per set, and what they were made with.
-
-    Returns:
-        the table in Markdown.
-    """
+    """``ablation.md``, which is returned, and ``ablation.json``: means per set, what made them."""
     parts = []
     for judged in results.sets:
         detected = (results.detection or {}).get("sets", {}).get(slug(judged.name), {})

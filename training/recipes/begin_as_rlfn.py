@@ -35,9 +35,6 @@ def begin(config: TrainConfig, peers: Path | None, load: LoadFrames) -> CompactN
     """The configured network with weights made of those that ``config.begin_as`` names.
 
     ``peers``: folder with the published weights; ``load``: gives the frames they are fitted on.
-
-    Raises:
-        ValueError: the published weights are not given, or do not fit the configured network.
     """
     if peers is None:
         raise ValueError(f"begin_as {config.begin_as!r} needs --peers DIR")
@@ -55,10 +52,7 @@ def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
 
     It then ignores x_t and the step, and its perceptual sample is its mean. ``lr (n, 1, h, w)``:
     frames that the layers are fitted on, each shown from its own black to its own white, since
-    outside its range RLFN may do anything.
-
-    Raises:
-        ValueError: the network is wider, or has another number of blocks.
+    outside its range RLFN may do anything. The network is not wider, and has as many blocks.
     """
     theirs = [block for name, block in rlfn.named_children() if name.startswith("block_")]
     width, wanted = rlfn.conv_1.out_channels, network.config

@@ -15,9 +15,8 @@ from PIL import Image
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from difiisr_training.data.annotations import Annotations, Boxes
+from difiisr_training.data.annotations import Annotations, Boxes, images_by_name, pair_names
 from difiisr_training.data.images import as_picture, read_counts
-from difiisr_training.data.pairing import images_by_name, pair_names
 from difiisr_training.evaluation.detectors import MULTIPLE
 from difiisr_training.evaluation.task_scores import average_precision
 from difiisr_training.recipes.centre_network import (
@@ -68,11 +67,7 @@ class DetectorConfig(ReaderConfig):
 
 
 def load_frames(folder: Path, annotations: Annotations) -> list[LabelledFrame]:
-    """Read the annotated images of a folder, in the order of their names.
-
-    Raises:
-        ValueError: the folder holds none of the annotated images, or one that could be several.
-    """
+    """Read the annotated images of a folder, by name; ValueError if it holds none."""
     named = images_by_name(folder)
     boxes = pair_names(list(named), annotations.images)
     if not boxes:
@@ -123,18 +118,12 @@ def fit_detector(
         network.load_state_dict(initial)
     network.to(device, memory_format=torch.channels_last)
     kinds = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
+    weights, kind = network.parameters(), kinds[config.optimiser]
+    optimiser = kind(weights, config.lr, weight_decay=config.weight_decay)
     return train_reader(
-        config,
-        classes,
-        network,
-        kinds[config.optimiser](network.parameters(), config.lr, weight_decay=config.weight_decay),
-        run,
-        loss_of=loss_of,
-        rate_at=rate_at,
-        judge=judge if val_frames else None,
-        gradient_norm=_GRADIENT_NORM,
-        budget_s=budget_s,
-    )
+        config, classes, network, optimiser, run, loss_of=loss_of, rate_at=rate_at,
+        judge=judge if val_frames else None, gradient_norm=_GRADIENT_NORM, budget_s=budget_s,
+    )  # fmt: skip
 
 
 def detector_scores(
@@ -149,11 +138,8 @@ def augment(
     picture: np.ndarray, boxes: Boxes, config: DetectorConfig, rng: np.random.Generator
 ) -> LabelledFrame:
     """One sample: ``(S, S)`` float32 in 0..1 and its boxes. Outside of the frame there is grey."""
-    height, width = picture.shape
-    scale = np.exp(rng.uniform(*np.log(config.scales)))
-    size = config.crop
-    left = rng.uniform(min(0, width - size / scale), max(0, width - size / scale))
-    top = rng.uniform(min(0, height - size / scale), max(0, height - size / scale))
+    size, scale = config.crop, np.exp(rng.uniform(*np.log(config.scales)))
+    left, top = (rng.uniform(*sorted((0, n - size / scale))) for n in reversed(picture.shape))
     corner = (1 / scale, 0, left, 0, 1 / scale, top)
     sample = np.array(
         Image.fromarray(picture).transform(

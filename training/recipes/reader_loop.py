@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -65,17 +65,14 @@ def train_reader(
     gradient_norm: float = math.inf,
     budget_s: float = math.inf,
 ) -> tuple[nn.Module, int]:
-    """Train until the schedule ends, ``budget_s`` seconds are spent, or Ctrl-C; always saves.
-
-    A run folder that holds a checkpoint is continued: sample i, rate i and dropout i depend on i
-    alone, so the weights are those of an uninterrupted run.
+    """Train as ``train.run_task`` does; a checkpoint of the same settings and classes is continued.
 
     Args:
-        config: the run; its settings and ``classes`` must be those of the checkpoint.
+        config: the run.
         classes: names, in the order of the outputs.
         network: with its first weights, on the device where it is trained.
         optimiser: of its parameters.
-        run: folder of the checkpoint and ``statistics.jsonl``.
+        run: its folder.
         loss_of: the loss of a network on the samples of these numbers.
         rate_at: learning rate of an iteration.
         judge: scores of the average on validation frames; the first one chooses the best weights.
@@ -84,18 +81,14 @@ def train_reader(
 
     Returns:
         The average, the best one on validation or without validation the last, and the steps done.
-
-    Raises:
-        ValueError: the checkpoint is damaged or belongs to other settings.
-        FloatingPointError: the loss is not finite any more; its weights are not saved.
     """
     deadline = time.monotonic() + budget_s
-    settings = {"classes": list(classes), **dataclasses.asdict(config)}
+    path, settings = run / CHECKPOINT_NAME, {"classes": list(classes), **asdict(config)}
     average = copy.deepcopy(network).requires_grad_(False)
     parts = {"network": network, "average": average, "optimiser": optimiser}
     reached = {"iteration": 0, "best": None, "best_score": -1.0}
-    if (run / CHECKPOINT_NAME).exists():
-        saved = load_checkpoint(run / CHECKPOINT_NAME, settings, parts)
+    if path.exists():
+        saved = load_checkpoint(path, settings, parts)
         reached = {name: saved[name] for name in reached}
     run.mkdir(parents=True, exist_ok=True)
     iteration = reached["iteration"]
@@ -124,13 +117,13 @@ def train_reader(
                 score = next(iter(scores.values()), None)
                 if score is not None and score > reached["best_score"]:
                     reached |= {"best": copy.deepcopy(average.state_dict()), "best_score": score}
-                save_checkpoint(run / CHECKPOINT_NAME, settings, parts, **reached)
+                save_checkpoint(path, settings, parts, **reached)
             write_journal(run, STATISTICS_NAME, iteration, {"loss": loss.item(), **scores})
             progress.update()
             progress.set_postfix(loss=f"{loss.item():.3f}", **scores)
         if stop.requested:
             progress.write(f"stopped at iteration {iteration}; --resume goes on")
-    save_checkpoint(run / CHECKPOINT_NAME, settings, parts, **reached)
+    save_checkpoint(path, settings, parts, **reached)
     if reached["best"] is not None:
         average.load_state_dict(reached["best"])
     return average.eval(), iteration

@@ -56,16 +56,11 @@ def fit_segmenter(
         logits = class_logits(network, pictures.to(model.device))
         return F.cross_entropy(logits, labels.to(model.device), ignore_index=IGNORED)
 
+    optimiser = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
     return train_reader(
-        config,
-        class_names(model),
-        model,
-        torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay),
-        run,
-        loss_of=loss_of,
+        config, class_names(model), model, optimiser, run, loss_of=loss_of, budget_s=budget_s,
         rate_at=lambda iteration: config.lr * (1 - iteration / config.iterations),
-        budget_s=budget_s,
-    )
+    )  # fmt: skip
 
 
 def segmenter_scores(
@@ -89,9 +84,6 @@ def draw_crops(
     Returns:
         Pictures ``(B, 1, S, S)`` in 0..1 and labels ``(B, S, S)`` int64. Beyond the borders of a
         smaller image the picture is its border, and the labels are 255, which nobody judges.
-
-    Raises:
-        ValueError: an image and its labels differ in size.
     """
     pictures, labels = [], []
     for number in numbers:
