@@ -139,7 +139,7 @@ def camera_values(stream: Stream) -> dict[str, str]:
     How many results are plain bicubic, and why the last is, stands there before the first frame.
     """
     values = {"plain bicubic": str(stream.fallbacks), "why plain bicubic": stream.last_fallback}
-    if (scene := stream.summary()) is None:
+    if (scene := stream.seen) is None:
         return values
     counts = {
         "noise": scene.noise,
@@ -155,7 +155,7 @@ def camera_values(stream: Stream) -> dict[str, str]:
     return {
         **{f"{name} (counts)": f"{value:.6g}" for name, value in counts.items()},
         "noise (% of span)": f"{scene.noise_percent:.2f}",
-        "invalid pixels": str(scene.invalid),
+        "invalid pixels": str(scene.invalid_count),
         **event_values(stream.events),
         **values,
     }

@@ -49,7 +49,7 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from difiisr_models import Runtime, Stream, Upscaler
-from difiisr_models.quickest_backend import load_quickest
+from difiisr_models.model_loading import load_quickest
 from difiisr_models.settings import Crop
 from difiisr_ros import diagnostics, image_codec
 from difiisr_ros.camera_info import camera_info_of_result

@@ -1,13 +1,15 @@
 """difiisr_models: networks, diffusion and the frame upscaler. Imports neither ROS nor training."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from difiisr_models.settings import Camera, FrameSettings, Runtime
 from difiisr_models.weights import WeightsError
 
 if TYPE_CHECKING:
+    from difiisr_models.model_loading import load_upscaler
     from difiisr_models.stream import Stream
-    from difiisr_models.upscaler import Upscaler, load_upscaler
+    from difiisr_models.upscaler import Upscaler
 
 __all__ = [
     "Camera",
@@ -22,12 +24,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import torch when it is needed: what reads settings alone starts in a moment."""
-    if name == "Stream":
-        from difiisr_models.stream import Stream
-
-        return Stream
-    if name in ("Upscaler", "load_upscaler"):
-        from difiisr_models import upscaler
-
-        return getattr(upscaler, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = {"Stream": "stream", "Upscaler": "upscaler", "load_upscaler": "model_loading"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{homes[name]}"), name)

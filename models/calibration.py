@@ -48,25 +48,16 @@ class Calibration:
             raise
         except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no calibration: {error}") from error
-        bad, noise = arrays.pop("bad", None), arrays.pop("noise", None)
-        is_right = (
-            bad is not None
-            and (bad.ndim, bad.dtype) == (2, np.dtype(bool))
-            and noise is not None
-            and noise.shape == ()
-            and noise.dtype.kind == "f"
-            and bool(np.isfinite(noise) and noise >= 0)
-        )
-        if is_right and arrays:
-            height, width = bad.shape
-            shapes = (3, height, 1), (3, 1, width), (3, height, width)
-            is_right = tuple(arrays) == _PATTERN and all(
-                part.shape == shape and part.dtype == np.float32 and np.isfinite(part).all()
-                for part, shape in zip(arrays.values(), shapes, strict=True)
-            )
-        if not is_right:
+        kinds = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+        height, width = size = arrays["bad"].shape if np.ndim(arrays.get("bad")) == 2 else (0, 0)
+        wanted = {"bad": ("bool", size), "noise": ("float64", ())}
+        shapes = (3, height, 1), (3, 1, width), (3, *size)
+        parts = {name: ("float32", shape) for name, shape in zip(_PATTERN, shapes, strict=True)}
+        is_right = kinds in (wanted, wanted | parts)
+        is_right = is_right and all(np.isfinite(array).all() for array in arrays.values())
+        if not is_right or arrays["noise"] < 0:
             raise ValueError(
                 f"{path} is no calibration: its arrays are of other names, sizes or types; remove "
                 "it and calibrate anew"
             )
-        return cls(bad, float(noise), arrays)
+        return cls(arrays.pop("bad"), float(arrays.pop("noise")), arrays)

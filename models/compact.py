@@ -7,8 +7,8 @@ There is no normalisation layer: smooth thermal tiles cannot overflow half preci
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +40,6 @@ class CompactConfig:
     def __post_init__(self) -> None:
         if min(self.channels, self.blocks, self.time_features) < 1 or self.time_features % 2:
             raise ValueError(f"sizes must be 1 or more, and time_features even, got {self}")
-
-    def as_dict(self) -> dict[str, int | bool]:
-        """Plain dictionary, as written into a manifest."""
-        return asdict(self)
 
 
 class ResidualBlock(nn.Module):
@@ -171,31 +167,12 @@ class CompactNetwork(nn.Module):
         return self.fuse(h) + stem
 
 
-class NetworkRunner(Protocol):
-    """Runs a compact network: the arguments and the result of ``CompactNetwork.forward``.
+Runner = Callable[..., Tensor]
+"""Runs a compact network: called as ``CompactNetwork.forward`` is, by position.
 
-    Attributes:
-        shape: the one ``(batch, height, width)`` that it takes, None if it takes all.
-    """
-
-    shape: tuple[int, int, int] | None
-
-    def __call__(
-        self,
-        x_t: Tensor,
-        y: Tensor,
-        lr: Tensor,
-        t: Tensor,
-        fidelity: Tensor,
-        past: Tensor | None = None,
-    ) -> Tensor:
-        """Predict x_0 ``(B, 16, h, w)`` float32, or both parts of a recurrent network's result.
-
-        All tensors lie on the source's device: ``x_t`` and ``y (B, 16, h, w)`` and
-        ``lr (B, 1, h, w)`` float32, ``t (1,)`` int64, ``fidelity (1,)`` float32; a recurrent
-        network alone takes ``past (B, 20, h, w)``. The result may be overwritten by the next call.
-        """
-        ...
+All tensors lie on one device, ``t (1,)`` is int64, the others are float32; the next call may
+overwrite the result. An attribute ``shape`` is the only (batch, height, width) that it takes.
+"""
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ is then weaker, see :func:`noise_aware_consistency`; bounds on the result are me
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,7 +24,14 @@ from torch import Tensor
 
 from difiisr_models.motion import warp
 from difiisr_models.precision import tf32_products
-from difiisr_models.resample import down_matrix, downsample, downsample_adjoint, pack, unpack
+from difiisr_models.resample import (
+    down_matrix,
+    downsample,
+    downsample_adjoint,
+    kept,
+    pack,
+    unpack,
+)
 
 _LONGEST_AXIS = 1280  # of the usual cameras, low-resolution pixels: the inverse has its square
 _WINDOW = 7  # pixels on a side, over which the network's error is judged
@@ -186,25 +192,20 @@ def _pulled(packed: Tensor, residual: Tensor) -> Tensor:
 
 
 def _solve(y: Tensor) -> Tensor:
-    """Y (R R^T)^{-1} along the last axis, a long one in pieces."""
-    n = y.shape[-1]
+    """Y (R R^T)^{-1} along the last axis, a long one in pieces with margins."""
+    n, pieces, each = y.shape[-1], [], _LONGEST_AXIS - 2 * _MARGIN
     if n <= _LONGEST_AXIS:
-        return y @ _inverse_gram(n, False, False, y.device, y.dtype)
-    pieces, kept = [], _LONGEST_AXIS - 2 * _MARGIN
-    for first in range(0, n, kept):
-        begin, end = max(0, first - _MARGIN), min(n, first + kept + _MARGIN)
-        inverse = _inverse_gram(end - begin, begin > 0, end < n, y.device, y.dtype)
-        columns = slice(first - begin, min(n, first + kept) - begin)
-        pieces.append(y[..., begin:end] @ inverse[:, columns])
+        return y @ _inverse_gram(n, y.device, y.dtype)
+    for first in range(0, n, each):
+        last = min(n, first + each)
+        begin, end = max(0, first - _MARGIN), min(n, last + _MARGIN)
+        inverse = _inverse_gram(end - begin, y.device, y.dtype)
+        pieces.append(y[..., begin:end] @ inverse[:, first - begin : last - begin])
     return torch.cat(pieces, dim=-1)
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # the cached tensor serves training too
-def _inverse_gram(
-    n: int, goes_on_before: bool, goes_on_after: bool, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """(R R^T)^{-1} of ``n`` pixels, ``(n, n)``, symmetric: of a whole axis, or of part of one."""
-    before, after = (_MARGIN * goes_on for goes_on in (goes_on_before, goes_on_after))
-    matrix = down_matrix(before + n + after)[before : before + n]
+@kept
+def _inverse_gram(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(R R^T)^{-1} of ``n`` pixels, ``(n, n)``, symmetric."""
+    matrix = down_matrix(n)
     return torch.tensor(np.linalg.inv(matrix @ matrix.T), device=device, dtype=dtype)

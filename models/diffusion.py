@@ -1,4 +1,4 @@
-"""Residual-shifting diffusion: schedule, forward process, prior, posterior and sampling loop.
+"""Residual-shifting diffusion: schedule, forward process, prior, posterior and step back.
 
 Free functions on tensors of any shape; t is the paper's (1..T). Noise is always an argument.
 """
@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-
-Denoiser = Callable[[Tensor, int], Tensor]
-"""``denoiser(x_t, t)`` -> x0 prediction; ``t`` counts 1..T of the schedule in use."""
 
 NoiseSource = Callable[[int], Tensor]
 """``noise(k)`` -> the k-th standard normal draw of a sampling run; k = 0 is x_T's."""
@@ -150,25 +147,10 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
     return torch.cat((phase.cos(), phase.sin()), dim=-1)
 
 
-def sample(denoiser: Denoiser, y: Tensor, schedule: Schedule, noise: NoiseSource) -> Tensor:
-    """Ancestral sampling from x_T to x_0; with a one-step schedule a single network call.
-
-    Args:
-        denoiser: predicts x_0 from (x_t, t).
-        y: upsampled (or encoded) low-resolution image, any shape.
-        schedule: as respaced for this run.
-        noise: draws; called with k = 0 for x_T, then once per step down to the last.
-
-    Returns:
-        x_0, shaped like ``y``.
-    """
-    x = prior_sample(y, noise(0), schedule)
-    for k, t in enumerate(range(schedule.steps, 0, -1), start=1):
-        x0 = denoiser(x, t)
-        if t > 1:  # the last posterior is x_0 itself
-            mean, variance = posterior(x, x0, t, schedule)
-            x = mean + _deviation(variance) * noise(k)
-    return x0
+def ancestral_step(x_t: Tensor, x0: Tensor, t: int, schedule: Schedule, noise: Tensor) -> Tensor:
+    """x_{t-1}, drawn from the posterior for t > 1; at t = 1 the posterior is x_0 itself."""
+    mean, variance = posterior(x_t, x0, t, schedule)
+    return mean + _deviation(variance) * noise
 
 
 def _deviation(variance: float) -> float:

@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.fft import irfft2, next_fast_len, rfft2
 
+from difiisr_models.frame_statistics import block_sums, vertex
+
 Kind = Literal["normal", "repeat", "offset", "gain", "flicker", "flat", "cut", "pause"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -20,6 +22,7 @@ _SIDE = 30  # blocks on the short side of a thumbnail
 _CLIPPED = (0.005, 0.1, 0.5, 0.9, 0.995)
 _BEYOND = 0.5  # of the way between the outer two of them: a hot object there is cut to that
 _QUARTILES = (0.25, 0.5, 0.75)
+_ROBUST = 1.4826  # times the median absolute deviation: the standard deviation
 _SAMPLES = 4  # pixels on a side that a block is the mean of, about
 _TELEMETRY = 4  # rows at the top or bottom that may differ in a repeated frame
 _FAR, _NEAR = 0.65, 0.2  # of the frame: the most that the scene is looked for aside
@@ -72,10 +75,6 @@ class EventDetector:
     """Tells what each frame of one channel of a stream is."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all frames."""
         self._last: np.ndarray | None = None
         self._scene: np.ndarray | None = None  # thumbnail of the last frame that showed it
         self._flat_for = 0  # frames
@@ -96,9 +95,8 @@ class EventDetector:
             return repeat
         now = _thumbnail(counts, invalid)
         event = self._compare(now, is_closed)
-        if event.is_affine and not (
-            1 / _ABSURD < event.gain < _ABSURD and np.isfinite(event.offset)
-        ):
+        is_sane = 1 / _ABSURD < event.gain < _ABSURD and np.isfinite(event.offset)
+        if event.is_affine and not is_sane:
             event = Event("cut")  # one of both is garbage
         self._flat_for = self._flat_for + 1 if event.kind == "flat" else 0
         if event.kind == "cut":
@@ -173,14 +171,8 @@ class _Fit:
             gain = float(x.std()) / deviation  # noise in both does not make it smaller
             offset = _median(x - gain * y)
             residual = np.abs(a - gain * b - offset)
-            kept = residual <= 2.5 * 1.4826 * _median(residual) + 1e-6
+            kept = residual <= 2.5 * _ROBUST * _median(residual) + 1e-6
         return cls(gain, offset, level, _median(residual), alike)
-
-
-def is_same(counts: np.ndarray, before: np.ndarray) -> bool:
-    """Whether two frames of one shape are the same to the bit: NaN is NaN."""
-    words = f"u{counts.dtype.itemsize}"
-    return np.array_equal(counts.view(words), before.view(words))
 
 
 def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
@@ -209,9 +201,7 @@ def _thumbnail(counts: np.ndarray, invalid: np.ndarray | None) -> np.ndarray:
     if some.size < pixels.size:
         pixels[~valid] = middle
     np.clip(pixels, lo - width, hi + width, out=pixels)
-    height, width = (n - n % block for n in pixels.shape)
-    rows = sum(pixels[n:height:block] for n in range(block))
-    return sum(rows[:, n:width:block] for n in range(block)) / np.float32(block * block)
+    return block_sums(pixels, block) / np.float32(block * block)
 
 
 def _quantiles(values: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
@@ -228,15 +218,10 @@ def _spread(values: np.ndarray) -> float:
     return float(hi - lo)
 
 
-def _deviation(values: np.ndarray) -> float:
-    """Robust standard deviation."""
-    return 1.4826 * _median(np.abs(values - _median(values)))
-
-
 def _texture(thumbnail: np.ndarray) -> float:
     """Deviation that noise has at most, from second differences along the rows."""
     second = thumbnail[:, 2:] - 2 * thumbnail[:, 1:-1] + thumbnail[:, :-2]
-    return _deviation(second) / 6**0.5 * 2**0.5
+    return _ROBUST * _median(np.abs(second - _median(second))) / 6**0.5 * 2**0.5
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -265,56 +250,40 @@ def _search(
 ) -> tuple[float, tuple[float, float], tuple[float, float]]:
     """Where the scene lies now, shifted by up to ``far`` of the frame.
 
-    Sums over the overlap come from cumulative sums, products from a Fourier transform (Lewis, Fast
-    normalized cross-correlation, 1995).
+    Normalised over the overlap of each shift (Lewis, Fast normalized cross-correlation, 1995).
 
     Returns:
         the highest correlation, its shift down and right in blocks, and the shift of the least mean
         square of the difference.
     """
-    now, before = now - before.mean(dtype=float), before - before.mean(dtype=float)
-    height, width = now.shape
-    down, right = (np.arange(-most, most + 1) for most in (int(far * height), int(far * width)))
-    size = next_fast_len(2 * height - 1, True), next_fast_len(2 * width - 1, True)
-    product = irfft2(rfft2(now, size) * rfft2(before, size).conj(), size)[np.ix_(down, right)]
-    count = np.outer(height - np.abs(down), width - np.abs(right))
-    sums, squares = [], []
-    for image, sign in ((now, 1), (before, -1)):
-        rows = [np.maximum(0, sign * s) for s in (down, right)]
-        ends = [n + np.minimum(0, sign * s) for n, s in ((height, down), (width, right))]
-        sums.append(_box_sums(image, rows, ends))
-        squares.append(_box_sums(image * image, rows, ends))
+    now, before = (each.astype(float) - before.mean(dtype=float) for each in (now, before))
+    down, right = (np.arange(-int(far * n), int(far * n) + 1) for n in now.shape)
+    size = tuple(next_fast_len(2 * n - 1, True) for n in now.shape)
+    everywhere = np.ones_like(now)
+
+    def overlapping(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Sums of a b over what overlaps, ``b`` being moved down and right."""
+        return irfft2(rfft2(a, size) * rfft2(b, size).conj(), size)[np.ix_(down, right)]
+
+    count = np.rint(overlapping(everywhere, everywhere))
+    product = overlapping(now, before)
+    sums = overlapping(now, everywhere), overlapping(everywhere, before)
+    squares = overlapping(now * now, everywhere), overlapping(everywhere, before * before)
     power = np.prod([s2 - s * s / count for s, s2 in zip(sums, squares, strict=True)], axis=0)
     alike = (product - sums[0] * sums[1] / count) / np.sqrt(np.maximum(power, 1e-12))
     near = -(squares[0] + squares[1] - 2 * product) / count
     small = count < _OVERLAP * now.size
     alike[small | (power <= 1e-9 * power.max())] = -1
     near[small] = near.min()
-    (best, shift), (_, plain_shift) = (_peak(surface, down, right) for surface in (alike, near))
-    return best, shift, plain_shift
+    return float(alike.max()), _peak(alike), _peak(near)
 
 
-def _peak(
-    surface: np.ndarray, down: np.ndarray, right: np.ndarray
-) -> tuple[float, tuple[float, float]]:
+def _peak(surface: np.ndarray) -> tuple[float, float]:
+    """Place of the highest value against the middle, between the samples where it lies inside."""
     peak = np.unravel_index(surface.argmax(), surface.shape)
-    part = [_vertex(np.take(surface, peak[1 - n], 1 - n), peak[n]) for n in (0, 1)]
-    return float(surface[peak]), (down[peak[0]] + part[0], right[peak[1]] + part[1])
-
-
-def _vertex(line: np.ndarray, at: int) -> float:
-    """Where between the samples around ``at`` a parabola through three of them has its vertex."""
-    if not 0 < at < len(line) - 1:
-        return 0.0
-    before, here, after = line[at - 1 : at + 2]
-    curve = before - 2 * here + after
-    return float(np.clip(0.5 * (before - after) / curve, -0.5, 0.5)) if curve < 0 else 0.0
-
-
-def _box_sums(image: np.ndarray, begin: list[np.ndarray], end: list[np.ndarray]) -> np.ndarray:
-    """Sums over the rows and columns ``begin`` to ``end``, for each pair of them."""
-    total = np.zeros(tuple(n + 1 for n in image.shape))
-    np.cumsum(np.cumsum(image, 0, dtype=float), 1, out=total[1:, 1:])
-    (top, left), (bottom, right) = begin, end
-    corner = total[np.ix_(bottom, right)] - total[np.ix_(top, right)]
-    return corner - total[np.ix_(bottom, left)] + total[np.ix_(top, left)]
+    part = [0.0, 0.0]
+    for axis in (0, 1):
+        line, at = np.take(surface, peak[1 - axis], 1 - axis), peak[axis]
+        if 0 < at < len(line) - 1:
+            part[axis] = vertex(*line[at - 1 : at + 2])
+    return tuple(int(at) - n // 2 + by for at, n, by in zip(peak, surface.shape, part, strict=True))

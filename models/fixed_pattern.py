@@ -14,6 +14,8 @@ import numpy as np
 from scipy.fft import irfft2, rfft2
 from scipy.ndimage import uniform_filter, uniform_filter1d
 
+from difiisr_models.frame_statistics import RANGE_QUANTILES, block_sums, vertex
+
 _CROP = 256  # pixels on a side, most, of the part that motion is looked for in
 _BAND = 0.25  # cycles a pixel: above it there is more pattern and noise than scene
 _PEAK = 0.15  # of a perfect match: below it nobody knows how the scene has moved
@@ -31,7 +33,8 @@ _CAP = 3.0  # times the noise: no offset is larger
 _LEAST, _WINDOW = 8, 100  # used frames
 _EVERY = 4  # used frames tell more of the pattern; later on, one frame in so many is used
 _DOUBTED = 5  # of them: a few frames do not tell their own variance well
-_ERRORS = 3.0, 3.0, 2.0  # standard errors below which a row, column, pixel has no offset
+_PARTS = "rows", "columns", "pixels"
+_ERRORS = {"rows": 3.0, "columns": 3.0, "pixels": 2.0}  # standard errors: below, there is no offset
 _MEDIAN_SQUARE = 0.455  # of a standard normal variable
 _MANY = 1.5  # times that: pixels have offsets where most do, and not where a few stand out
 
@@ -52,20 +55,19 @@ class PatternTracker:
     horizontally, single pixels where it did both: blinds are no pattern, though a camera that pans
     along them sees them stand still. Offsets are relative to the 15x15 pixels around, so shading is
     none of them.
+
+    Attributes:
+        pattern: what :meth:`update` returned last.
+        strength: of that; zeros while none is established.
     """
 
     def __init__(self) -> None:
-        self._frames = self._used_frames = 0
-        self._earlier: _Earlier | None = None
+        self.frames = self._used_frames = 0
+        self._earlier: tuple[np.ndarray, np.ndarray] | None = None  # a frame and its spectrum
         self._used = np.full((3, 2), np.inf)  # shift of the last frame used for each of the three
-        self._evidence: tuple[_Evidence, _Evidence, _Evidence] | None = None
-        self._pattern: np.ndarray | None = None
-        self._strength = PatternStrength()
-
-    @property
-    def strength(self) -> PatternStrength:
-        """Of the pattern that :meth:`update` returned last; zeros while none is established."""
-        return self._strength
+        self._evidence: dict[str, _Evidence] = {}
+        self.pattern: np.ndarray | None = None
+        self.strength = PatternStrength()
 
     def update(self, counts: np.ndarray, noise: float) -> np.ndarray | None:
         """Take in the next frame as the camera gave it.
@@ -77,31 +79,26 @@ class PatternTracker:
         Returns:
             the pattern to subtract, ``(H, W)`` float32, counts; None while none is established.
         """
-        self._frames += 1
-        if self._used_frames >= _WINDOW and self._frames % _EVERY:
-            return self._pattern
+        self.frames += 1
+        if self._used_frames >= _WINDOW and self.frames % _EVERY:
+            return self.pattern
         frame = counts.astype(np.float32)
-        if self._evidence is None:
+        if not self._evidence:
             height, width = frame.shape
             sizes = (height, 1), (1, width), (height, width)
-            self._evidence = tuple(_Evidence(size) for size in sizes)
-        lo, hi = np.quantile(frame[::4, ::4], (0.002, 0.998))
+            found = (_Evidence(np.zeros((3, *size), np.float32)) for size in sizes)
+            self._evidence = dict(zip(_PARTS, found, strict=True))
+        lo, hi = np.quantile(frame[::4, ::4], RANGE_QUANTILES)
         noise = max(float(noise), _FAINT * float(hi - lo))
-        now = _Earlier(frame, _spectrum(frame))
-        shift = None
+        spectrum, shift = _spectrum(frame), None
         if self._earlier is not None and noise > 0:
-            shift = _shift_between(now, self._earlier, noise)
+            shift = _shift_between(spectrum, self._earlier[1], frame.shape, noise)
             if shift is not None and np.abs(shift).max() >= _MOVED:
                 self._compare(frame, shift, noise)
         if shift is None or np.abs(shift).max() > _KEPT:
-            self._earlier = now
+            self._earlier = frame, spectrum
             self._used = np.full((3, 2), np.inf) if shift is None else self._used - shift
-        return self._pattern
-
-    @property
-    def pattern(self) -> np.ndarray | None:
-        """What :meth:`update` returned last."""
-        return self._pattern
+        return self.pattern
 
     def begin_scene(self, gain: float = 1.0) -> None:
         """The next frame cannot be compared with the ones before; the pattern is the camera's.
@@ -111,21 +108,19 @@ class PatternTracker:
         self._earlier = None
         if gain == 1:
             return
-        self._strength = PatternStrength(*(gain * each for each in astuple(self._strength)))
-        self._pattern = None if self._pattern is None else self._pattern * np.float32(gain)
-        for evidence in self._evidence or ():
-            evidence.scale(gain)
+        self.strength = PatternStrength(*(gain * each for each in astuple(self.strength)))
+        self.pattern = None if self.pattern is None else self.pattern * np.float32(gain)
+        for evidence in self._evidence.values():
+            evidence.mean *= np.float32(gain)
+            evidence.variance *= np.float32(gain * gain)
 
     def state(self) -> dict[str, np.ndarray]:
         """What has been found so far, to be saved; empty before any."""
-        names = ("rows", "columns", "pixels") if self._evidence else ()
-        return {n: e.state() for n, e in zip(names, self._evidence or (), strict=True)}
+        return {name: evidence.state.copy() for name, evidence in self._evidence.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Go on from a saved state."""
-        self._evidence = tuple(_Evidence(found[0].shape) for found in state.values()) or None
-        for evidence, found in zip(self._evidence or (), state.values(), strict=True):
-            evidence.restore(found)
+        self._evidence = {name: _Evidence(found.copy()) for name, found in state.items()}
         if self._evidence:
             self._establish(np.inf)
 
@@ -135,8 +130,8 @@ class PatternTracker:
         tells = moved[0, 0], moved[1, 1], moved[2].all()
         if not any(tells):
             return
-        earlier = self._earlier.frame
-        corrected = earlier if self._pattern is None else earlier - self._pattern
+        earlier = self._earlier[0]
+        corrected = earlier if self.pattern is None else earlier - self.pattern
         where, shifted = _shifted(corrected, shift)
         differs = frame[where] - shifted
         good = _explained(differs, frame[where] - earlier[where], noise)
@@ -154,43 +149,26 @@ class PatternTracker:
         found = rows, columns, (offsets - rows[0] - columns[0], good)
         places = (where[0], slice(None)), (slice(None), where[1]), where
         for n in np.flatnonzero(tells):
-            self._evidence[n].add(*found[n], places[n])
+            self._evidence[_PARTS[n]].add(*found[n], places[n])
             self._used[n] = shift
         if self._used_frames % _EVERY == 0:
             self._establish(noise)
 
     def _establish(self, noise: float) -> None:
-        parts = [e.offsets(k, _CAP * noise) for e, k in zip(self._evidence, _ERRORS, strict=True)]
-        self._strength = PatternStrength(*(float(np.sqrt((part**2).mean())) for part in parts))
-        self._pattern = sum(parts) if any(part.any() for part in parts) else None
-
-
-@dataclass(frozen=True)
-class _Earlier:
-    frame: np.ndarray
-    spectrum: np.ndarray
+        parts = [self._evidence[n].offsets(_ERRORS[n], _CAP * noise) for n in _PARTS]
+        self.strength = PatternStrength(*(float(np.sqrt((part**2).mean())) for part in parts))
+        self.pattern = sum(parts) if any(part.any() for part in parts) else None
 
 
 class _Evidence:
     """Mean and variance of each offset over the frames that told it, the older the less."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._frames, self._mean, self._variance = np.zeros((3, *size), np.float32)
-
-    def state(self) -> np.ndarray:
-        return np.stack((self._frames, self._mean, self._variance))
-
-    def restore(self, state: np.ndarray) -> None:
-        self._frames, self._mean, self._variance = state.copy()
-
-    def scale(self, gain: float) -> None:
-        self._mean *= np.float32(gain)
-        self._variance *= np.float32(gain * gain)
+    def __init__(self, state: np.ndarray) -> None:
+        self.state = state  # (3, h, w) float32, of which the other three are views
+        self.frames, self.mean, self.variance = state
 
     def add(self, offsets: np.ndarray, good: np.ndarray, where: tuple[slice, slice]) -> None:
-        frames, mean, variance = (
-            each[where] for each in (self._frames, self._mean, self._variance)
-        )
+        frames, mean, variance = self.state[(slice(None), *where)]
         frames[...] = np.minimum(frames + good, _WINDOW)
         rate = good / np.maximum(frames, 1)
         change = offsets - mean
@@ -199,16 +177,16 @@ class _Evidence:
 
     def offsets(self, errors: float, most: float) -> np.ndarray:
         """The offsets that stand out by ``errors`` standard errors, shrunk as they do so less."""
-        if self._frames.max() < _LEAST:
-            return np.zeros_like(self._mean)
-        square = self._mean * self._mean
-        doubt = self._variance / np.maximum((self._frames - _DOUBTED) * square, _TINY)
-        if self._mean.shape[0] > 1 < self._mean.shape[1]:
-            some = doubt[::3, ::3][self._frames[::3, ::3] >= _LEAST]
+        if self.frames.max() < _LEAST:
+            return np.zeros_like(self.mean)
+        square = self.mean * self.mean
+        doubt = self.variance / np.maximum((self.frames - _DOUBTED) * square, _TINY)
+        if self.mean.shape[0] > 1 < self.mean.shape[1]:
+            some = doubt[::3, ::3][self.frames[::3, ::3] >= _LEAST]
             if some.size == 0 or np.median(some) * _MANY * _MEDIAN_SQUARE > 1:
-                return np.zeros_like(self._mean)
-        kept = np.maximum(1 - np.float32(errors**2) * doubt, 0) * (self._frames >= _LEAST)
-        return np.clip(kept * self._mean, -most, most)
+                return np.zeros_like(self.mean)
+        kept = np.maximum(1 - np.float32(errors**2) * doubt, 0) * (self.frames >= _LEAST)
+        return np.clip(kept * self.mean, -most, most)
 
 
 @lru_cache(maxsize=8)
@@ -232,14 +210,16 @@ def _spectrum(frame: np.ndarray) -> np.ndarray:
     return rfft2((crop - crop.mean()) * _window(crop.shape))
 
 
-def _shift_between(now: _Earlier, earlier: _Earlier, noise: float) -> np.ndarray | None:
-    """How far the scene has moved since, ``(2,)`` pixels down and right; None where unknown.
+def _shift_between(
+    now: np.ndarray, before: np.ndarray, shape: tuple[int, int], noise: float
+) -> np.ndarray | None:
+    """How far the scene has moved, ``(2,)`` pixels down and right, by two spectra; None if unknown.
 
     Phase correlation, weighted by how much more than noise each frequency holds. Rows and columns
     have all their power at the two axes of the spectrum, which are left out.
     """
-    height, width = (min(n, _CROP) for n in now.frame.shape)
-    cross = now.spectrum * earlier.spectrum.conj() * _band((height, width))
+    height, width = (min(n, _CROP) for n in shape)
+    cross = now * before.conj() * _band((height, width))
     size = np.maximum(np.abs(cross), _TINY)
     floor = 4 * noise**2 * (0.375 * height) * (0.375 * width)  # 0.375: mean square of a Hann window
     weight = np.maximum(1 - np.float32(floor) / size, 0)
@@ -254,17 +234,11 @@ def _shift_between(now: _Earlier, earlier: _Earlier, noise: float) -> np.ndarray
         return None
     if surface[0, 0] >= _STATIC * best:
         peak[:] = 0
+    around = np.roll(surface, 1 - peak, (0, 1))[:3, :3]  # it is periodic
+    part = vertex(*around[:, 1]), vertex(*around[1])
     middle = np.array((height // 2, width // 2))
-    whole = (peak + middle) % (height, width) - middle
-    shift = whole + [_vertex(np.take(surface, peak[1 - n], 1 - n), peak[n]) for n in (0, 1)]
+    shift = (peak + middle) % (height, width) - middle + part
     return shift if (np.abs(shift) < _FAR * np.array((height, width))).all() else None
-
-
-def _vertex(line: np.ndarray, at: int) -> float:
-    """Where between the samples around ``at`` a parabola through three of them has its vertex."""
-    before, here, after = line[at - 1], line[at], line[(at + 1) % len(line)]
-    curve = before - 2 * here + after
-    return float(np.clip(0.5 * (before - after) / curve, -0.5, 0.5)) if curve < 0 else 0.0
 
 
 def _shifted(frame: np.ndarray, shift: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
@@ -321,11 +295,5 @@ def _explained(moved: np.ndarray, still: np.ndarray, noise: float) -> np.ndarray
 def _block_power(difference: np.ndarray) -> np.ndarray:
     """Mean square of a difference in each block, after means over 4x4 pixels."""
     height, width = (n - n % _BLOCK for n in difference.shape)
-    means = _sums(difference[:height, :width], 4) / 16
-    return _sums((means - np.median(means)) ** 2, _BLOCK // 4) / (_BLOCK // 4) ** 2
-
-
-def _sums(values: np.ndarray, size: int) -> np.ndarray:
-    """Over ``size`` x ``size`` values each."""
-    rows = sum(values[n::size] for n in range(size))
-    return sum(rows[:, n::size] for n in range(size))
+    means = block_sums(difference[:height, :width], 4) / 16
+    return block_sums((means - np.median(means)) ** 2, _BLOCK // 4) / (_BLOCK // 4) ** 2

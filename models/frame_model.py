@@ -1,21 +1,27 @@
-"""What a model must offer to super-resolve tiles, and two that do: interpolation, compact."""
+"""What turns tiles into larger tiles: interpolation, or the compact network inside the sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import math
 
 import torch
 from torch import Tensor
 
-from difiisr_models.diffusion import NoiseSource, Schedule, latent_input_scale, respace, sample
+from difiisr_models.compact import CompactNetwork, Runner, parameter_count
+from difiisr_models.diffusion import (
+    NoiseSource,
+    Schedule,
+    ancestral_step,
+    latent_input_scale,
+    prior_sample,
+    respace,
+)
 from difiisr_models.plausibility import EstimateLimits
+from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import PHASES, upsample
 
-_WHOLE_FRAME = 640  # of the usual cameras: a border between tiles is work done twice
 
-
-class FrameModel(Protocol):
+class FrameModel:
     """A x4 model of normalised one-channel tiles.
 
     Attributes:
@@ -31,16 +37,16 @@ class FrameModel(Protocol):
         parameter_count: trainable values.
     """
 
-    noise_channels: int
-    multiple: int
-    tile_shape: tuple[int, int, int] | None
-    own_tile: int
-    input_limit: float
-    is_projected: bool
-    limits: EstimateLimits | None
-    is_recurrent: bool
-    max_steps: int
-    parameter_count: int
+    noise_channels: int = 0
+    multiple: int = 1
+    tile_shape: tuple[int, int, int] | None = None
+    own_tile: int = 640  # of the usual cameras: a border between tiles is work done twice
+    input_limit: float = NETWORK_LIMIT
+    is_projected: bool = True
+    limits: EstimateLimits | None = None
+    is_recurrent: bool = False
+    max_steps: int = 15  # all that settings allow
+    parameter_count: int = 0
 
     def super_resolve(
         self,
@@ -55,71 +61,53 @@ class FrameModel(Protocol):
         ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``. ``past (n, 20, h, w)`` is
         for a recurrent model, which returns ``(n, 32, h, w)``: the result, and the posterior mean.
         """
-        ...
+        raise NotImplementedError
 
 
-class BicubicModel:
+class BicubicModel(FrameModel):
     """The honest baseline: bicubic x4, no network.
 
-    ``is_projected``: the consistency step follows (``bicubic-consistent``), or it is interpolation
-    and nothing else (``bicubic``).
+    With the consistency step (``bicubic-consistent``), or interpolation and nothing else
+    (``bicubic``).
     """
 
-    noise_channels = 0
-    multiple = 1
-    tile_shape = None
-    own_tile = _WHOLE_FRAME
-    limits = None
-    is_recurrent = False
-    max_steps = 15  # all that settings allow
-    parameter_count = 0
+    def __init__(self, is_projected: bool) -> None:
+        self.is_projected = is_projected
+        self.input_limit = NETWORK_LIMIT if is_projected else math.inf
 
-    def __init__(self, is_projected: bool, input_limit: float) -> None:
-        self.is_projected, self.input_limit = is_projected, input_limit
-
-    def super_resolve(
-        self,
-        lr: Tensor,
-        noise: NoiseSource,
-        steps: int,
-        fidelity: float | Tensor,
-        past: Tensor | None = None,
-    ) -> Tensor:
+    def super_resolve(self, lr: Tensor, *_: object) -> Tensor:
         """See :class:`FrameModel`; there is nothing for what follows ``lr`` to act on."""
         return upsample(lr)
 
 
-class CompactModel:
+BICUBIC = {"bicubic": BicubicModel(False), "bicubic-consistent": BicubicModel(True)}
+"""The models without a network, by name."""
+
+
+class CompactModel(FrameModel):
     """The compact network, in whatever runs it, inside the residual-shifting sampler."""
 
     noise_channels = PHASES
-    multiple = 1
-    own_tile = _WHOLE_FRAME
-    is_projected = True
 
     def __init__(
         self,
-        runner: Callable[..., Tensor],
-        parameter_count: int,
+        network: CompactNetwork,
         schedule: Schedule,
-        input_limit: float,
-        limits: EstimateLimits = EstimateLimits(),
-        is_recurrent: bool = False,
+        runner: Runner | None = None,
+        limits: EstimateLimits | None = EstimateLimits(),
     ) -> None:
         """Put a network to work.
 
         Args:
-            runner: a ``CompactNetwork`` or what runs it, see :mod:`difiisr_models.backends`.
-            parameter_count: of the network.
+            network: as it was trained.
             schedule: all T levels that it was trained with.
-            input_limit: it is shown [-limit, limit].
+            runner: what runs it, see :mod:`difiisr_models.backends`; by default itself.
             limits: of its estimates.
-            is_recurrent: whether it reads the frames before.
         """
-        self._runner, self._schedule = runner, schedule
+        self._runner, self._schedule, self.limits = runner or network, schedule, limits
         self.tile_shape = getattr(runner, "shape", None)
-        self.parameter_count, self.max_steps = parameter_count, schedule.steps
-        self.input_limit, self.limits, self.is_recurrent = input_limit, limits, is_recurrent
+        self.max_steps, self.parameter_count = schedule.steps, parameter_count(network)
+        self.is_recurrent = network.config.recurrent
 
     def super_resolve(
         self,
@@ -130,20 +118,15 @@ class CompactModel:
         past: Tensor | None = None,
     ) -> Tensor:
         """See :class:`FrameModel`; ``fidelity`` is that of ``CompactNetwork.forward``."""
-        schedule = respace(self._schedule, steps)
-        y = upsample(lr)
+        schedule, y = respace(self._schedule, steps), upsample(lr)
         if not isinstance(fidelity, Tensor):
             fidelity = torch.full((1,), float(fidelity), device=lr.device)
-
-        def denoise(x_t: Tensor, t: int) -> Tensor:
+        told = () if past is None else (past,)
+        x_t = prior_sample(y, noise(0), schedule)
+        for k, t in enumerate(range(schedule.steps, 0, -1), start=1):
             step = torch.full((1,), int(schedule.timesteps[t - 1]), device=lr.device)
-            inputs = (x_t * latent_input_scale(t, schedule), y, lr, step, fidelity)
-            if past is None:
-                return self._runner(*inputs)
-            x0, *mean = self._runner(*inputs, past).split(PHASES, dim=1)
-            means[:] = mean
-            return x0
-
-        means: list[Tensor] = []  # of a recurrent network: that of the last step
-        x0 = sample(denoise, y, schedule, noise)
-        return torch.cat((x0, *means), dim=1) if means else x0
+            scaled = x_t * latent_input_scale(t, schedule)
+            estimate = self._runner(scaled, y, lr, step, fidelity, *told)
+            if t > 1:
+                x_t = ancestral_step(x_t, estimate[:, :PHASES], t, schedule, noise(k))
+        return estimate

@@ -37,7 +37,7 @@ def hot_parts(frame: Tensor, limit: float) -> list[tuple[slice, slice]]:
     return find_objects(labels)
 
 
-def within_bounds(packed: Tensor, frame: Tensor, seen: Seen, dtype: np.dtype) -> Tensor:
+def within_bounds(packed: Tensor, frame: Tensor, seen: Seen) -> Tensor:
     """The image with no value that its counts cannot hold, and with no ringing around hot spots.
 
     What D of it is stays: clipping and projection go together. A hot spot is where neighbouring
@@ -48,10 +48,9 @@ def within_bounds(packed: Tensor, frame: Tensor, seen: Seen, dtype: np.dtype) ->
     Args:
         packed: ``(1, 16, h, w)`` in network units.
         frame: ``(1, 1, h, w)``, what was measured.
-        seen: of the stream.
-        dtype: of the counts; integers have limits.
+        seen: of the stream; integer counts have limits.
     """
-    found = seen.range
+    found, dtype = seen.range, seen.measured.dtype
     brightest, darkest = (sign * F.max_pool2d(sign * frame, 5, 1, 2) for sign in (1, -1))
     contrast = brightest - darkest
     bulk = max(seen.bulk * found.gain, _LEAST_BULK)

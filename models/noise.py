@@ -5,12 +5,16 @@ Standard deviations are in the unit of the frame that is given.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import deque
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import dct
 from torch import Tensor
+
+from difiisr_models.frame_statistics import RANGE_QUANTILES, thinned
+from difiisr_models.resample import kept
 
 _BLOCK = 8  # pixels on a side of the blocks that noise is looked for in
 _BLOCKS = 2_000  # that are looked at
@@ -21,6 +25,10 @@ _FALLS = 0.8  # texture's power in the high ones over what it has more in the lo
 _TEXTURE = 0.005  # of the span: what the flattest blocks of clean frames show as noise all the same
 _PATCH = 5  # pixels on a side of the patches that are denoised
 _THRESHOLD = 2.7  # deviations below which a coefficient is taken for noise
+_LAG = 6  # frames
+_WHITE = 1.3  # times: differences of white noise do not grow with the lag
+_EVERY = 4  # frames: noise changes slowly, and looking for it takes as long as bicubic
+_RATE = 0.5  # share of such a frame in the tracked variance
 _STRIP = 16_000  # pixels that a CPU denoises at a time: they stay in its cache
 
 
@@ -38,8 +46,7 @@ def scene_noise(frame: np.ndarray) -> tuple[float, float]:
     Returns:
         the noise, and what noise and texture have together, same unit.
     """
-    stride = max(1, int((frame.size / _BLOCKS) ** 0.5))
-    lo, hi = np.quantile(frame[::stride, ::stride], (0.002, 0.998))
+    lo, hi = np.quantile(thinned(frame, _BLOCKS), RANGE_QUANTILES)
     power, low, high = _flattest_power(frame)
     texture = _FALLS * max(0.0, low - high) + (_TEXTURE * float(hi - lo)) ** 2
     return float(np.sqrt(max(0.0, high - texture))), float(np.sqrt(power))
@@ -85,6 +92,51 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
     return tuple(scale * float(part.mean()) for part in parts)
 
 
+class NoiseTracker:
+    """The noise of a stream over time.
+
+    Every fourth frame is judged: by itself at first, from the seventh on by its difference to
+    earlier ones. Where nothing moves, that holds noise and nothing else, be the scene as textured
+    as it may. It is believed where the difference to the frame before is as large as to the one six
+    before. If it is smaller, the camera filters over time (as a Lepton does), or all of the scene
+    moves, and the frame by itself tells better.
+    """
+
+    def __init__(self, known: float = 0.0) -> None:
+        """``known``: of the camera's earlier frames, counts; 0 where nobody knows."""
+        self._frames = 0
+        self._earlier: deque[np.ndarray] = deque(maxlen=_LAG)
+        self._variance = known**2 or None
+
+    @property
+    def deviation(self) -> float:
+        """The noise of the frames so far, counts; 0 before any."""
+        return float(np.sqrt(self._variance or 0.0))
+
+    def follow(self, gain: float, offset: float) -> None:
+        """All counts are from now on ``gain`` times what they were, plus ``offset``."""
+        self._variance = (self._variance or 0.0) * gain**2
+        earlier = (np.float32(gain) * each + np.float32(offset) for each in self._earlier)
+        self._earlier = deque(earlier, maxlen=_LAG)
+
+    def update(self, counts: np.ndarray) -> float:
+        """Take in a frame ``(H, W)`` without gaps; returns its noise, counts."""
+        earlier = self._earlier
+        if earlier and np.array_equal(earlier[-1], counts):
+            return self.deviation
+        if self._frames % _EVERY == 0:
+            sigma, with_texture = scene_noise(counts)
+            if len(earlier) == _LAG:
+                near, far = (difference_noise(counts, earlier[i]) for i in (-1, 0))
+                if far < with_texture and far <= _WHITE * near:
+                    sigma = far
+            rate = 1.0 if self._variance is None else _RATE
+            self._variance = (self._variance or 0.0) * (1 - rate) + rate * sigma**2
+        self._frames += 1
+        earlier.append(counts)
+        return self.deviation
+
+
 def denoise(frame: Tensor, sigma: float) -> Tensor:
     """The frame with most of its white noise taken off, for a network that knows clean frames.
 
@@ -115,17 +167,17 @@ def _denoised(frame: Tensor, sigma: float) -> Tensor:
     """``(1, 1, h, w)`` but the outermost 8 pixels."""
     kernels = _patch_kernels(frame.device, frame.dtype)
     noisy = F.conv2d(frame, kernels)
-    kept = F.hardshrink(noisy, _THRESHOLD * sigma)
-    kept[:, 0] = noisy[:, 0]
-    is_kept = (kept / (_THRESHOLD * sigma)).square_().clamp_(max=1)  # faster than a comparison
+    large = F.hardshrink(noisy, _THRESHOLD * sigma)
+    large[:, 0] = noisy[:, 0]
+    is_kept = (large / (_THRESHOLD * sigma)).square_().clamp_(max=1)  # faster than a comparison
     is_kept[:, 0] = 1
-    first = _from_patches(kept, 1 / is_kept.sum(1, keepdim=True), kernels)
+    first = _from_patches(large, 1 / is_kept.sum(1, keepdim=True), kernels)
     inside = slice(_PATCH - 1, 1 - _PATCH)
     gain = F.conv2d(first, kernels).square_()
     gain = gain.div_(gain + sigma * sigma)
     gain[:, 0] = 1
-    kept = noisy[..., inside, inside] * gain
-    return _from_patches(kept, 1 / gain.square_().sum(1, keepdim=True), kernels)
+    noisy = noisy[..., inside, inside] * gain
+    return _from_patches(noisy, 1 / gain.square_().sum(1, keepdim=True), kernels)
 
 
 def _from_patches(coefficients: Tensor, weight: Tensor, kernels: Tensor) -> Tensor:
@@ -137,8 +189,7 @@ def _from_patches(coefficients: Tensor, weight: Tensor, kernels: Tensor) -> Tens
     return total[..., inside, inside] / F.avg_pool2d(weight, _PATCH, 1, divisor_override=1)
 
 
-@lru_cache
-@torch.inference_mode(False)
+@kept
 def _upper_half() -> tuple[Tensor, np.ndarray]:
     """DCT-II kernels of the upper half for a block, ``(64, 28)``, and their frequencies' sums."""
     frequency = np.add.outer(np.arange(_BLOCK), np.arange(_BLOCK)).ravel()
@@ -147,8 +198,7 @@ def _upper_half() -> tuple[Tensor, np.ndarray]:
     return torch.tensor(kernels.T, dtype=torch.float32), frequency[upper]
 
 
-@lru_cache(maxsize=4)
-@torch.inference_mode(False)
+@kept
 def _patch_kernels(device: torch.device, dtype: torch.dtype) -> Tensor:
     """The DCT of a patch as convolution kernels, ``(25, 1, 5, 5)``."""
     kernels = _dct_kernels(_PATCH).reshape(_PATCH * _PATCH, 1, _PATCH, _PATCH)
@@ -157,6 +207,5 @@ def _patch_kernels(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def _dct_kernels(n: int) -> np.ndarray:
     """The two-dimensional DCT-II of ``n`` x ``n`` pixels, orthonormal, ``(n, n, n, n)``."""
-    axis = np.cos(np.pi * np.outer(np.arange(n), 2 * np.arange(n) + 1) / (2 * n)) * np.sqrt(2 / n)
-    axis[0] /= np.sqrt(2)
+    axis = dct(np.eye(n), axis=0, norm="ortho")
     return np.einsum("ia,jb->ijab", axis, axis)

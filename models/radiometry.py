@@ -10,20 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from difiisr_models.frame_statistics import RANGE_QUANTILES, thinned
 from difiisr_models.settings import Camera
 from difiisr_models.validity import NO_DATA
 
 NETWORK_LIMIT = 6.0
 """The network is shown [-6, 6]; what lies beyond (a dead pixel, the sun) goes around it."""
 
-_RANGE_QUANTILES = (0.002, 0.998)  # leaves 38 pixels of a 160x120 frame outside on either side
 _WIDENING = 0.5  # of the span between the quantiles, at most, at either end
 _SCENE_QUANTILES = (0.1, 0.5, 0.9)
-_SAMPLED_PIXELS = 80_000  # larger frames are thinned out before their quantiles are taken
+_ABSURD = 50.0  # times the span of a frame
+_SCENE_CHANGE = 0.25  # of the tracked span; a hot object on less than a tenth of the frame is none
+_RATE = 0.05  # share of the way to a frame's range, but of the span at most, that either end moves
 _MIN_SPAN_COUNTS = 8.0
 _EPSILON, _TINY = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
 _MIN_SPAN_RELATIVE = 1e-4  # of the magnitude of float frames: 0.03 K at 300 K
 
+GARBAGE = 5_000.0
+"""Half-spans: in a float frame no temperature, and more than float32 can carry."""
 
 ZERO_CELSIUS = 273.15
 """In kelvin."""
@@ -105,38 +109,25 @@ def range_and_bulk(
 
     ``invalid``: ``(H, W)`` bool, pixels that do not count.
     """
-    stride = max(1, int((counts.size / _SAMPLED_PIXELS) ** 0.5))
-    values = np.ascontiguousarray(counts[::stride, ::stride])
-    if invalid is not None and not invalid[::stride, ::stride].all():
-        values = values[~invalid[::stride, ::stride]]
+    values = np.ascontiguousarray(thinned(counts))
+    if invalid is not None and not thinned(invalid).all():
+        values = values[~thinned(invalid)]
     if counts.dtype.kind == "f":
         values = values[np.abs(values) < NO_DATA]
         if values.size == 0:
             return CountRange(-1.0, 1.0), np.zeros(len(_SCENE_QUANTILES))
-    ordered = _sorted(values)
-    lo, hi, *bulk = _quantiles_of_sorted(ordered, (*_RANGE_QUANTILES, *_SCENE_QUANTILES))
+    # Of counts a radix sort.
+    ordered = np.sort(values, axis=None, kind=None if counts.dtype.kind == "f" else "stable")
+    lo, hi, *bulk = _quantiles_of_sorted(ordered, (*RANGE_QUANTILES, *_SCENE_QUANTILES))
     beyond, widening = (NETWORK_LIMIT - 1) / 2 * (hi - lo), _WIDENING * (hi - lo)
     first = ordered[np.searchsorted(ordered, lo - beyond)]
     last = ordered[np.searchsorted(ordered, hi + beyond, side="right") - 1]
     lo, hi = max(float(first), lo - widening), min(float(last), hi + widening)
     floor = _MIN_SPAN_COUNTS
     if counts.dtype.kind == "f":  # the magnitude is the range's too: a dead pixel has none to say
-        floor = max(_MIN_SPAN_RELATIVE * max(-lo, hi), float(np.finfo(np.float32).tiny))
+        floor = max(_MIN_SPAN_RELATIVE * max(-lo, hi), _TINY)
     widen = max(0.0, floor - (hi - lo)) / 2
     return CountRange(lo - widen, hi + widen), np.array(bulk)
-
-
-def _sorted(values: np.ndarray) -> np.ndarray:
-    """``np.sort(values, axis=None)``, several times as fast for counts: by counting them where they
-    lie close together.
-    """
-    if values.dtype.kind == "f":
-        return np.sort(values, axis=None)
-    lowest, highest = int(values.min()), int(values.max())
-    if 4 * (highest - lowest) < values.size:
-        frequency = np.bincount((values - values.dtype.type(lowest)).ravel())
-        return np.repeat(np.arange(lowest, highest + 1, dtype=values.dtype), frequency)
-    return np.sort(values, axis=None, kind="stable")  # of 16 bits, a radix sort
 
 
 def _quantiles_of_sorted(ordered: np.ndarray, shares: tuple[float, ...]) -> list[float]:
@@ -148,3 +139,65 @@ def _quantiles_of_sorted(ordered: np.ndarray, shares: tuple[float, ...]) -> list
         low, high = float(ordered[below]), float(ordered[min(below + 1, last)])
         found.append(low + (position - below) * (high - low))
     return found
+
+
+class RangeTracker:
+    """The range of a stream over time.
+
+    It follows the frames slowly, so that a hot object entering does not make the output pump, and
+    snaps to a frame whose bulk (its 10 %, 50 % and 90 % quantiles) has moved: another scene, a
+    shutter event. A stream of one static frame keeps exactly that frame's range.
+
+    Attributes:
+        is_new_scene: it snapped to the last frame.
+        was_absurd: because the range so far was none of a stream of such frames.
+    """
+
+    def __init__(self) -> None:
+        self.is_new_scene = self.was_absurd = False
+        self._range: CountRange | None = None
+        self._bulk: np.ndarray | None = None
+
+    @property
+    def bulk(self) -> float:
+        """From the 10 % to the 90 % quantile of the tracked frames, counts."""
+        return float(self._bulk[-1] - self._bulk[0])
+
+    def follow(self, gain: float, offset: float) -> None:
+        """All counts are from now on ``gain`` times what they were, plus ``offset``."""
+        self._range, self._bulk = self._range.followed(gain, offset), gain * self._bulk + offset
+
+    def is_garbage_for(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> bool:
+        """Whether float32 cannot carry the frame ``(H, W)`` in this range, even of a shutter."""
+        return not self._range.span <= GARBAGE * range_and_bulk(counts, invalid)[0].span
+
+    def beside(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> CountRange:
+        """The range for a frame ``(H, W)`` that nothing is learnt from: moved to where it lies."""
+        middle, tracked = float(range_and_bulk(counts, invalid)[1][1]), self._range
+        by = min(0.0, middle - tracked.lo) + max(0.0, middle - tracked.hi)
+        return CountRange(tracked.lo + by, tracked.hi + by)
+
+    def update(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> CountRange:
+        """Take in one frame ``(H, W)`` but its ``invalid`` pixels; returns the range to use for it.
+
+        A range that is absurdly wide for the frame, as one hostile frame may leave it, is dropped.
+        """
+        frame, bulk = range_and_bulk(counts, invalid)
+        tracked = self._range
+        self.was_absurd = tracked is not None and not 0 < tracked.span <= _ABSURD * frame.span
+        if (
+            tracked is None
+            or self.was_absurd
+            or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span
+        ):
+            self.is_new_scene = True
+            self._range, self._bulk = frame, bulk
+        else:
+            self.is_new_scene = False
+            most, rate = tracked.span, _RATE
+            self._range = CountRange(
+                tracked.lo + rate * float(np.clip(frame.lo - tracked.lo, -most, most)),
+                tracked.hi + rate * float(np.clip(frame.hi - tracked.hi, -most, most)),
+            )
+            self._bulk = self._bulk + rate * (bulk - self._bulk)
+        return self._range

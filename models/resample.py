@@ -9,7 +9,9 @@ and what made the low-resolution images of the published pairs. ``downsample`` i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,13 @@ from difiisr_models.precision import tf32_products
 SCALE = 4
 PHASES = SCALE * SCALE
 _REACH = 2  # blocks on either side of a pixel that the kernels touch
+
+_Made = TypeVar("_Made")
+
+
+def kept(make: Callable[..., _Made]) -> Callable[..., _Made]:
+    """``make``, whose last eight tensors are kept, and serve training too."""
+    return lru_cache(maxsize=8)(torch.inference_mode(False)(make))
 
 
 def pack(hr: Tensor) -> Tensor:
@@ -103,16 +112,14 @@ def _phase_taps() -> np.ndarray:
     return _keys_cubic(offset[None, :] - phase[:, None])
 
 
-@lru_cache(maxsize=4)
-@torch.inference_mode(False)  # the cached tensor serves training too
+@kept
 def _up_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
     taps = _phase_taps()
     kernel = np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5)
     return torch.tensor(kernel, device=device, dtype=dtype)
 
 
-@lru_cache(maxsize=4)
-@torch.inference_mode(False)  # the cached tensor serves training too
+@kept
 def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """D in two steps: 16 phases to the 4 of each row ``(4, 16, 5, 1)``, to one ``(1, 4, 1, 5)``."""
     taps, same = _down_taps(), np.eye(SCALE)
@@ -121,8 +128,7 @@ def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Ten
     return tuple(torch.tensor(x, device=device, dtype=dtype) for x in (over_rows, over_columns))
 
 
-@lru_cache(maxsize=4)
-@torch.inference_mode(False)  # the cached tensor serves training too
+@kept
 def _down_adjoint_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
     taps = np.ascontiguousarray(_down_taps()[:, ::-1])
     kernel = np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5)
@@ -145,8 +151,7 @@ def _down_taps() -> np.ndarray:
     return np.ascontiguousarray(taps / taps.sum())
 
 
-@lru_cache(maxsize=4)
-@torch.inference_mode(False)  # the cached tensor serves training too
+@kept
 def _up_border_gain(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """What renormalises the upsampling kernel at the borders, ``(16, h, w)``; 1 elsewhere."""
     rows, columns = (_weight_sums(n, _phase_taps()) for n in (height, width))
@@ -154,8 +159,7 @@ def _up_border_gain(height: int, width: int, device: torch.device, dtype: torch.
     return (1 / weight_sum).to(device, dtype)
 
 
-@lru_cache(maxsize=4)
-@torch.inference_mode(False)  # the cached tensor serves training too
+@kept
 def _down_border_gain(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """What renormalises the kernel of D at the borders, ``(h, w)``; 1 elsewhere."""
     rows, columns = (_weight_sums(n, _down_taps()).sum(0) for n in (height, width))

@@ -219,6 +219,18 @@ class Camera:
         return Crop(top + y, bottom + below, left + x, right + beside)
 
 
+def with_fields(
+    runtime: Runtime, settings: FrameSettings, values: dict[str, object]
+) -> tuple[Runtime, FrameSettings]:
+    """Both with the fields replaced that are theirs; ValueError for one that is neither's."""
+    names = [{field.name for field in fields(part)} for part in (runtime, settings)]
+    if unknown := sorted(values.keys() - names[0] - names[1]):
+        known = (field.name for part in (runtime, settings) for field in fields(part))
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
+    own = [{name: values[name] for name in part & values.keys()} for part in names]
+    return replace(runtime, **own[0]), replace(settings, **own[1])
+
+
 def check(settings: Any) -> None:
     """Raise ValueError, naming field, value and range, unless all fields fit their annotations.
 
@@ -239,9 +251,9 @@ def check(settings: Any) -> None:
 
 def types(kind: type, name: str) -> tuple[type, ...]:
     """Types that a field of the dataclass ``kind`` takes: one, or text and number."""
-    hint = _hints(kind)[name]
+    hint, *inner = _parts(kind, name)
     found = []
-    for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+    for part in inner if get_origin(hint) in (Union, UnionType) else (hint,):
         origin = get_origin(part)
         found.append(str if origin is Literal else get_args(part)[0] if origin else part)
     return tuple(found)
@@ -249,24 +261,26 @@ def types(kind: type, name: str) -> tuple[type, ...]:
 
 def limits(kind: type, name: str) -> tuple[float, float] | None:
     """Least and greatest value of a field of the dataclass ``kind``, None where it has none."""
-    hint = _hints(kind)[name]
-    parts = [hint, *get_args(hint)]
-    marks = [mark for part in parts for mark in getattr(part, "__metadata__", ())]
-    ends = [mark.ge if isinstance(mark, Ge) else mark.le for mark in marks]
-    return tuple(ends) if ends else None
+    marks = [mark for part in _parts(kind, name) for mark in getattr(part, "__metadata__", ())]
+    return tuple(mark.ge if isinstance(mark, Ge) else mark.le for mark in marks) or None
 
 
 def choices(kind: type, name: str) -> tuple[str, ...]:
     """Allowed texts of a field of the dataclass ``kind``, empty where any will do."""
-    hint = _hints(kind)[name]
-    parts = [hint, *get_args(hint)]
-    return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
+    literals = (part for part in _parts(kind, name) if get_origin(part) is Literal)
+    return get_args(next(literals, None))
 
 
 def allowed(kind: type, name: str) -> str:
     """The allowed values of a field in words: ``"1 to 15"``, ``"fp32, bf16, fp16"``, or ``""``."""
     ends = limits(kind, name)
     return ", ".join((*choices(kind, name), *([f"{ends[0]} to {ends[1]}"] if ends else [])))
+
+
+def _parts(kind: type, name: str) -> tuple[Any, ...]:
+    """The type hint of a field, and what it is made of."""
+    hint = _hints(kind)[name]
+    return hint, *get_args(hint)
 
 
 @lru_cache

@@ -48,96 +48,66 @@ def plan_axis(length: int, tile: int, overlap: int, balanced: bool) -> list[tupl
     return [(start, start + size) for start in starts]
 
 
-@dataclass(frozen=True)
-class TilePlan:
-    """How a frame is cut up.
+class Tiling:
+    """How a frame is cut up, and the results of its tiles put together again.
+
+    Overlaps are blended with linear ramps.
 
     Attributes:
         height: of the frame to cut, rows; not less than the frame given, which is padded to it.
         width: likewise, columns.
         tiles: all windows, row by row.
-        overlap: pixels that neighbours share, at least.
-        batch: tiles per call of the model.
-        full: every call takes exactly ``batch`` tiles.
     """
 
-    height: int
-    width: int
-    tiles: tuple[Tile, ...]
-    overlap: int
-    batch: int
-    full: bool
+    def __init__(
+        self,
+        size: tuple[int, int],
+        tile: int,
+        overlap: int,
+        batch: int,
+        multiple: int = 1,
+        tile_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Cut a frame into overlapping tiles; see :func:`plan_axis`.
 
-    def batches(self) -> Iterator[list[Tile]]:
-        """The tiles, call by call; where calls must be full, the last tile is repeated."""
-        for first in range(0, len(self.tiles), self.batch):
-            places = list(self.tiles[first : first + self.batch])
-            missing = self.batch - len(places) if self.full else 0
-            yield places + places[-1:] * missing
-
-
-def plan_tiles(
-    size: tuple[int, int],
-    tile: int,
-    overlap: int,
-    batch: int,
-    multiple: int = 1,
-    tile_shape: tuple[int, int, int] | None = None,
-) -> TilePlan:
-    """Cut a frame of ``size (height, width)`` into overlapping tiles; see :func:`plan_axis`.
-
-    Args:
-        size: of the frame.
-        tile: largest side of a tile.
-        overlap: pixels that neighbours share; less where tiles are too small for it.
-        batch: tiles per call.
-        multiple: sides of tiles are multiples of it.
-        tile_shape: the only ``(batch, height, width)`` that the model takes; it overrules ``tile``
-            and ``batch``.
-    """
-    if tile_shape is None:
+        Args:
+            size: of the frame, (height, width).
+            tile: largest side of a tile.
+            overlap: pixels that neighbours share, at least; less where tiles are too small for it.
+            batch: tiles per call of the model.
+            multiple: sides of tiles are multiples of it.
+            tile_shape: the only ``(batch, height, width)`` that the model takes; it overrules
+                ``tile`` and ``batch``.
+        """
         side = tile + -tile % multiple
-        sides, padded = (side, side), tuple(n + -n % multiple for n in size)
-    else:
-        batch, *sides = tile_shape
-        padded = tuple(max(pair) for pair in zip(size, sides, strict=True))
-    overlap = min(overlap, (min(sides) - 1) // 2)
-    balanced = tile_shape is None and multiple == 1
-    rows, columns = (
-        plan_axis(length, side, overlap, balanced)
-        for length, side in zip(padded, sides, strict=True)
-    )
-    tiles = tuple(Tile(*row, *column) for row in rows for column in columns)
-    return TilePlan(*padded, tiles, overlap, batch, full=tile_shape is not None)
-
-
-def pad_to(frame: Tensor, height: int, width: int) -> Tensor:
-    """Pad ``(1, C, h, w)`` below and right by mirror images to at least its own size."""
-    for dim, wanted in ((2, height), (3, width)):
-        size = frame.shape[dim]
-        if wanted > size:
-            period = 2 * (size - 1)
-            index = torch.arange(wanted, device=frame.device) % period
-            frame = frame.index_select(dim, torch.where(index < size, index, period - index))
-    return frame
-
-
-class Blend:
-    """Puts the results of a plan's tiles together; overlaps are blended with linear ramps."""
-
-    def __init__(self, plan: TilePlan) -> None:
-        self._plan = plan
+        self._batch, *sides = tile_shape or (batch, side, side)
+        self._is_full = tile_shape is not None  # every call takes exactly so many tiles
+        pairs = zip(size, sides, strict=True)
+        self.height, self.width = (max(p) if tile_shape else p[0] + -p[0] % multiple for p in pairs)
+        self._overlap = min(overlap, (min(sides) - 1) // 2)
+        is_balanced = tile_shape is None and multiple == 1
+        rows, columns = (
+            plan_axis(length, side, self._overlap, is_balanced)
+            for length, side in zip((self.height, self.width), sides, strict=True)
+        )
+        self.tiles = tuple(Tile(*row, *column) for row in rows for column in columns)
         self._total: Tensor | None = None
         self._weights: Tensor | None = None
 
+    def batches(self) -> Iterator[list[Tile]]:
+        """The tiles, call by call; where calls must be full, the last tile is repeated."""
+        for first in range(0, len(self.tiles), self._batch):
+            places = list(self.tiles[first : first + self._batch])
+            missing = self._batch - len(places) if self._is_full else 0
+            yield places + places[-1:] * missing
+
     def add(self, places: list[Tile], results: Tensor) -> None:
         """Add results ``(n, D, th, tw)`` of the tiles at ``places``; a repeated one counts once."""
-        plan = self._plan
-        if len(plan.tiles) == 1:
+        if len(self.tiles) == 1:
             self._total = results[:1]
             return
         if self._total is None:
-            size = (plan.height, plan.width)
+            size = (self.height, self.width)
             self._total = results.new_zeros((1, results.shape[1], *size))
             self._weights = results.new_zeros(size)
         for place, result in zip(dict.fromkeys(places), results, strict=False):
@@ -155,8 +125,8 @@ class Blend:
         On a side that is not the frame's, a quarter of the overlap counts for nothing (the network
         saw a false border there) and a ramp rises over the middle half.
         """
-        trim = self._plan.overlap // 4
-        ramp = self._plan.overlap - 2 * trim + 1
+        trim = self._overlap // 4
+        ramp = self._overlap - 2 * trim + 1
 
         def axis(first: int, last: int, length: int) -> Tensor:
             position = torch.arange(first, last, device=like.device, dtype=like.dtype)
@@ -166,6 +136,16 @@ class Blend:
             return torch.minimum(from_first, from_last).clamp(0, 1)
 
         return torch.outer(
-            axis(place.top, place.bottom, self._plan.height),
-            axis(place.left, place.right, self._plan.width),
+            axis(place.top, place.bottom, self.height), axis(place.left, place.right, self.width)
         )
+
+
+def pad_to(frame: Tensor, height: int, width: int) -> Tensor:
+    """Pad ``(1, C, h, w)`` below and right by mirror images to at least its own size."""
+    for dim, wanted in ((2, height), (3, width)):
+        size = frame.shape[dim]
+        if wanted > size:
+            period = 2 * (size - 1)
+            index = torch.arange(wanted, device=frame.device) % period
+            frame = frame.index_select(dim, torch.where(index < size, index, period - index))
+    return frame

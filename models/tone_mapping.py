@@ -12,12 +12,12 @@ from functools import lru_cache
 import numpy as np
 from scipy.ndimage import gaussian_filter, median_filter
 
+from difiisr_models.frame_statistics import thinned
 from difiisr_models.settings import Palette
 
 _CELLS = (6, 8)
 _DARK, _BRIGHT = 0.02, 0.98  # quantiles of a cell
 _AROUND = (1, 5, 7)  # cells: what fills less than half of them is an object, no surroundings
-_SAMPLED_PIXELS = 80_000
 _LEAST_SPAN = 0.3  # of the whole frame's: flat places are not blown up to noise
 _RATE = 0.1  # share of the change of most cells that is taken with a frame
 _LEAK = 0.01  # share of the change of a cell by itself, ...
@@ -81,8 +81,7 @@ def coloured(grey: np.ndarray, palette: Palette) -> np.ndarray:
 
 def _fields_of(counts: np.ndarray) -> np.ndarray:
     """Darkest and brightest of each cell, ``(2, *_CELLS)`` float64."""
-    stride = max(1, int((counts.size / _SAMPLED_PIXELS) ** 0.5))
-    values = counts[::stride, ::stride].astype(np.float32)
+    values = thinned(counts).astype(np.float32)
     rows, columns = _CELLS
     height, width = values.shape[0] // rows, values.shape[1] // columns
     cells = values[: rows * height, : columns * width].reshape(rows, height, columns, width)

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from difiisr_models.frame_model import BICUBIC
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import SCALE
-from difiisr_models.upscaler import BICUBIC
 from difiisr_models.weights import WeightsError, find_weights_folder, read_manifest
 
 COVERED = 0.9
@@ -83,10 +83,8 @@ def standard_deviations(
         ``(4H, 4W)`` float32, in the unit of ``result``.
     """
     deviation = table(scores(result, shown, noise)) * np.float32(shown.half_span)
-    smooth = F.interpolate(
-        torch.from_numpy(deviation)[None, None], scale_factor=SCALE, mode="bilinear"
-    )
-    return smooth[0, 0].numpy()
+    smooth = torch.from_numpy(deviation)[None, None]
+    return F.interpolate(smooth, scale_factor=SCALE, mode="bilinear")[0, 0].numpy()
 
 
 def scores(result: np.ndarray, shown: CountRange, noise: float) -> np.ndarray:

@@ -5,12 +5,9 @@ fill -> range -> normalise -> tiles -> network -> blend -> check -> consistency 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 import threading
-from itertools import count
-from pathlib import Path
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -18,24 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from difiisr_models.backends.selection import check_precision, resolve_device, torch_only
-from difiisr_models.consistency import (
-    enforce_consistency,
-    noise_aware_consistency,
-)
+from difiisr_models.consistency import enforce_consistency, noise_aware_consistency
 from difiisr_models.diffusion import NoiseSource, draw_noise
-from difiisr_models.frame_model import BicubicModel, CompactModel, FrameModel
+from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.hot_spots import hot_parts, within_bounds
-from difiisr_models.model_loading import LoadedModel, load_model
 from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.authors_pipeline import super_resolve_as_published
-from difiisr_models.radiometry import NETWORK_LIMIT, CountRange
+from difiisr_models.radiometry import CountRange
 from difiisr_models.recurrence import Past, no_past, planes_of
 from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
-from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime
+from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime, with_fields
 from difiisr_models.stream import Seen, Stream
-from difiisr_models.tiling import Blend, Tile, pad_to, plan_tiles
+from difiisr_models.tiling import Tile, Tiling, pad_to
 from difiisr_models.validity import put_back
 
 DTYPES = {
@@ -45,7 +37,6 @@ DTYPES = {
     np.float32: torch.float32,
 }
 WARM_UP_SIDE = 64
-_NUMBERS = count()
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +82,9 @@ class Upscaler:
         self.parameter_count = model.parameter_count
         _check_steps(model, settings)
         self.runtime, self.settings, self.stream = runtime, settings, Stream()
-        self._model = model
-        self._lock = threading.Lock()
-        self._number = next(_NUMBERS)  # no other upscaler has it
-        self._noise_key: tuple = ()
-        self._noise: dict[int, Tensor] = {}
+        self._model, self._lock = model, threading.Lock()
+        self._key = object()  # no other upscaler has it
+        self._noise_fields = lru_cache(maxsize=1)(_noise_fields)  # large: of the last size alone
 
     def __call__(
         self, frame: np.ndarray, stream: Stream | None = None, stamp_ns: int | None = None
@@ -164,8 +153,8 @@ class Upscaler:
                 ones that the backend takes; nothing is changed then.
         """
         runtime, settings = with_fields(self.runtime, self.settings, fields)
-        for name in (field.name for field in dataclasses.fields(Runtime)):
-            if getattr(runtime, name) == getattr(self.runtime, name):
+        for name in fields:
+            if getattr(runtime, name, None) == getattr(self.runtime, name, None):
                 continue
             if name not in ("tile", "overlap", "tile_batch"):
                 raise ValueError(f"{name} cannot change once a model is loaded: load it anew")
@@ -195,99 +184,93 @@ class Upscaler:
 
     def _upscale(self, counts: np.ndarray, stream: Stream, channel: int) -> np.ndarray:
         """The way of a frame ``(H, W)``, from top to bottom."""
-        settings, limit = self.settings, self._model.input_limit
+        settings, model, limit = self.settings, self._model, self._model.input_limit
         if settings.pipeline == "published":
             return super_resolve_as_published(
-                self._model, counts, self._noise_source, settings.steps, self.device
+                model, counts, self._noise_source, settings.steps, self.device
             )
         with record_function(STAGE + "stream"):  # fill, range, noise
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
-        key = self._number, self.runtime, settings
-        memory = stream.channel(channel)
+        key, memory = (self._key, self.runtime, settings), stream.channel(channel)
         if (kept := memory.kept(key)) is not None:
-            return _image(kept, counts, seen)
+            return _image(kept, seen)
         with record_function(STAGE + "to device"):
-            frame = _normalise(_to_device(seen.counts, self.device), found)[None, None]
+            frame = (_to_device(seen.counts, self.device).float() - found.centre) * found.gain
+            frame = frame[None, None]
             inside = bool(frame.abs().amax() <= limit)
-            is_told = settings.consistency == "auto" or self._model.is_recurrent
-            sigma = seen.noise * found.gain if is_told and self._model.is_projected else 0.0
+            is_told = settings.consistency == "auto" or model.is_recurrent
+            sigma = seen.noise * found.gain if is_told and model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
             quiet = denoise(shown, sigma)
         past = None
-        if self._model.is_recurrent:  # it is told of the noise, and sees it
+        if model.is_recurrent:  # it is told of the noise, and sees it
             with record_function(STAGE + "past"):
                 known = memory.past if seen.event.has_news else None
                 past = planes_of(known, shown, quiet, found, sigma)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
-            packed, *mean = self._estimate(quiet if past is None else shown, past, checks)
+            packed, *mean = self._estimates(quiet if past is None else shown, past, checks)
             for part in [] if inside else hot_parts(frame, limit):
                 packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):
-            if self._model.is_projected:
+            if model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
             if past is not None and seen.event.has_news:
                 mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
                 memory.past = Past(mean.clone(), found)
-            if self._model.is_projected:
-                packed = within_bounds(packed, frame, seen, counts.dtype)
+            if model.is_projected:
+                packed = within_bounds(packed, frame, seen)
         with record_function(STAGE + "to counts"):
             dtype, size = DTYPES[counts.dtype.type], settings.output_scale
-            result = _to_counts(_unpacked(packed, size), found, dtype)
-            if fault := self._fault(checks):  # known only now: a GPU was not to be waited for
-                stream.note_fallback(fault)
+            result = _to_counts(packed, size, found, dtype)
+            measured = torch.stack(checks).tolist() if checks else []
+            faults = filter(None, (fault_of(each, model.limits) for each in measured))
+            if fault := next(faults, ""):  # known only now: a GPU was not to be waited for
+                stream.fallbacks, stream.last_fallback = stream.fallbacks + 1, fault
                 memory.past, key = None, None  # the same frame again is computed again
-                result = _to_counts(_unpacked(upsample(frame), size), found, dtype)
+                result = _to_counts(upsample(frame), size, found, dtype)
             memory.result = key, result
-            return _image(result, counts, seen)
+            return _image(result, seen)
 
-    def _estimate(
-        self, shown: Tensor, past: Tensor | None, checks: list[Tensor]
+    def _estimates(
+        self, frame: Tensor, past: Tensor | None, checks: list[Tensor]
     ) -> tuple[Tensor, ...]:
-        """As :meth:`_run_tiles`, but zeros where that cannot be true; ``checks`` takes measures."""
-        estimates, limits = self._run_tiles(shown, past), self._model.limits
-        if limits is None:
-            return estimates
-        checks += (measured := [measure_estimate(one, shown) for one in estimates])
-        deviation, detail = torch.stack(measured).amax(0)
-        believed = (deviation <= limits.deviation) & (detail <= limits.detail)
-        # NaN would keep projections busy.
-        return tuple(torch.where(believed, one, 0.0) for one in estimates)
-
-    def _fault(self, checks: list[Tensor]) -> str:
-        """Why the first estimate that is not to be believed is not; "" if all are."""
-        measured = torch.stack(checks).tolist() if checks else []
-        return next(filter(None, (fault_of(m, self._model.limits) for m in measured)), "")
-
-    def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
-        """``packed``, as far as the settings say brought to what was measured."""
-        if self.settings.consistency == "auto":
-            return noise_aware_consistency(packed, frame, sigma)
-        return enforce_consistency(packed, frame, self.settings.consistency)
-
-    def _run_tiles(self, frame: Tensor, past: Tensor | None) -> tuple[Tensor, ...]:
         """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend.
 
-        With the planes of the past ``(1, 20, h, w)``, the posterior mean comes second.
+        With the planes of the past ``(1, 20, h, w)``, the posterior mean comes second. ``checks``
+        takes measures of both; zeros come where an estimate cannot be true.
         """
         model, runtime, settings = self._model, self.runtime, self.settings
         height, width = frame.shape[-2:]
-        plan = plan_tiles(
+        tiling = Tiling(
             (height, width), runtime.tile or model.own_tile, runtime.overlap, runtime.tile_batch,
             model.multiple, model.tile_shape,
         )  # fmt: skip
-        padded, blend = pad_to(frame, plan.height, plan.width), Blend(plan)
-        past = None if past is None else pad_to(past, plan.height, plan.width)
-        for places in plan.batches():
+        padded = pad_to(frame, tiling.height, tiling.width)
+        past = None if past is None else pad_to(past, tiling.height, tiling.width)
+        for places in tiling.batches():
             noise = self._noise_source(places, padded.shape[-2:])
             with record_function(STAGE + "network"):
                 result = model.super_resolve(
                     _cut(padded, places), noise, settings.steps, settings.fidelity,
                     None if past is None else _cut(past, places),
                 )  # fmt: skip
-            blend.add(places, result)
-        return blend.result()[..., :height, :width].split(PHASES, dim=1)
+            tiling.add(places, result)
+        estimates = tiling.result()[..., :height, :width].split(PHASES, dim=1)
+        if model.limits is None:
+            return estimates
+        checks += (measured := [measure_estimate(each, frame) for each in estimates])
+        deviation, detail = torch.stack(measured).amax(0)
+        believed = (deviation <= model.limits.deviation) & (detail <= model.limits.detail)
+        # NaN would keep projections busy.
+        return tuple(torch.where(believed, each, 0.0) for each in estimates)
+
+    def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
+        """``packed``, as far as the settings say brought to what was measured."""
+        if self.settings.consistency == "auto":
+            return noise_aware_consistency(packed, frame, sigma)
+        return enforce_consistency(packed, frame, self.settings.consistency)
 
     def _with_hot_part(
         self, packed: Tensor, frame: Tensor, part: tuple[slice, slice], checks: list[Tensor]
@@ -299,11 +282,10 @@ class Upscaler:
         window = frame[(..., *part)]
         lo, hi = window.amin(), window.amax()
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
-        limit = self._model.input_limit
         scaled = (window - centre) / half
         past = no_past(scaled, torch.zeros(())) if self._model.is_recurrent else None
-        result = self._estimate(scaled, past, checks)[0] * half + centre
-        near = F.max_pool2d((window.abs() > limit).float(), 5, 1, 2)
+        result = self._estimates(scaled, past, checks)[0] * half + centre
+        near = F.max_pool2d((window.abs() > self._model.input_limit).float(), 5, 1, 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
         packed = packed.clone()
@@ -311,91 +293,10 @@ class Upscaler:
         return packed
 
     def _noise_source(self, places: list[Tile], size: tuple[int, int]) -> NoiseSource:
-        """The draws for the tiles at ``places`` of a frame of ``size``.
-
-        A frame's noise fields are kept from frame to frame: static scenes do not flicker.
-        """
-        key = (self.settings.seed, *size)
-        if key != self._noise_key:
-            self._noise_key, self._noise = key, {}
-
-        def noise(k: int) -> Tensor:
-            if k not in self._noise:
-                shape = (1, self._model.noise_channels, *size)
-                self._noise[k] = draw_noise(shape, key[0], k).to(self.device)
-            return _cut(self._noise[k], places)
-
-        return noise
-
-
-def load_upscaler(
-    name: str,
-    *,
-    runtime: Runtime = Runtime(),
-    settings: FrameSettings = FrameSettings(),
-    **fields: object,
-) -> Upscaler:
-    """Load a model by name.
-
-    The network gets as many CPU threads as ``runtime`` says, or as torch has
-    (``torch.set_num_threads``) at this call. The first export for ONNX Runtime takes seconds; its
-    graph is kept in the user's cache folder.
-
-    Args:
-        name: a shipped model (``"difiisr-rt-x4"``), ``"bicubic"`` (plain interpolation),
-            ``"bicubic-consistent"`` (with the consistency step), or a path to a weights folder or
-            to a file in one.
-        runtime: what runs it.
-        settings: how a frame is made.
-        fields: fields of either, over what these say: ``device="cpu"``, ``fidelity=0.5``.
-
-    Raises:
-        FileNotFoundError: no such model.
-        WeightsError: its files are damaged.
-        BackendUnavailable: the backend asked for does not work here (a ValueError).
-        ValueError: an unknown device or field, or a value out of range.
-    """
-    runtime, settings = with_fields(runtime, settings, fields)
-    runtime = runtime.repeatable
-    device = resolve_device(runtime.device)
-    check_precision(runtime.precision, device)
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    if name in BICUBIC:
-        loaded = LoadedModel(BICUBIC[name], "", torch_only(runtime, name))
-    else:
-        loaded = load_model(name, device, runtime)
-    return Upscaler(
-        Path(name).name,
-        loaded.model,
-        device=device,
-        backend=loaded.backend.name,
-        weights_sha256=loaded.weights_sha256,
-        passed_over=loaded.backend.passed_over,
-        runtime=runtime,
-        settings=settings,
-    )
-
-
-BICUBIC = {
-    "bicubic": BicubicModel(is_projected=False, input_limit=math.inf),
-    "bicubic-consistent": BicubicModel(is_projected=True, input_limit=NETWORK_LIMIT),
-}
-"""The models without a network, by name."""
-
-
-def with_fields(
-    runtime: Runtime, settings: FrameSettings, fields: dict[str, object]
-) -> tuple[Runtime, FrameSettings]:
-    """Both with the ``fields`` replaced that are theirs; ValueError for one that is neither's."""
-    parts = []
-    for part in (runtime, settings):
-        own = {field.name for field in dataclasses.fields(part)} & fields.keys()
-        parts.append(dataclasses.replace(part, **{name: fields[name] for name in own}))
-    known = [field.name for part in parts for field in dataclasses.fields(part)]
-    if unknown := sorted(fields.keys() - set(known)):
-        raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(known)}")
-    return parts[0], parts[1]
+        """The draws for the tiles at ``places`` of a frame of ``size``."""
+        shape = (1, self._model.noise_channels, *size)
+        fields = self._noise_fields(shape, self.settings.seed, self.device)
+        return lambda k: _cut(fields(k), places)
 
 
 def check_frame(frame: np.ndarray) -> None:
@@ -437,19 +338,18 @@ def _cut(frame: Tensor, places: list[Tile]) -> Tensor:
     return windows[0] if len(windows) == 1 else torch.cat(windows)  # that of a frame is large
 
 
-def _normalise(counts: Tensor, found: CountRange) -> Tensor:
-    """Counts to network units, float32."""
-    return (counts.float() - found.centre) * found.gain
+def _noise_fields(shape: tuple[int, ...], seed: int, device: str) -> NoiseSource:
+    """The draws of whole frames, each kept from frame to frame: static scenes do not flicker."""
+    return cache(lambda k: draw_noise(shape, seed, k).to(device))
 
 
-def _unpacked(packed: Tensor, scale: int) -> Tensor:
-    """``(1, 16, h, w)`` -> ``(4h, 4w)``, or that scaled down to ``(2h, 2w)``."""
+def _to_counts(packed: Tensor, scale: int, found: CountRange, dtype: torch.dtype) -> Tensor:
+    """``(1, 16, h, w)`` in network units -> counts ``(4h, 4w)``, or scaled down to ``(2h, 2w)``.
+
+    Integers are rounded half to even and clipped.
+    """
     large = unpack(packed)
-    return (large if scale == SCALE else halve(large))[0, 0]
-
-
-def _to_counts(values: Tensor, found: CountRange, dtype: torch.dtype) -> Tensor:
-    """The inverse, rounded half to even and clipped for integer counts."""
+    values = (large if scale == SCALE else halve(large))[0, 0]
     counts = (values * found.half_span).add_(found.centre)
     if dtype == torch.float32:
         return counts
@@ -467,17 +367,13 @@ def _to_device(counts: np.ndarray, device: str) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
-def _image(result: Tensor, counts: np.ndarray, seen: Seen) -> np.ndarray:
-    """The caller's own array of a result that the stream keeps."""
-    image = _to_host(result).numpy()
-    return image if seen.invalid is None else put_back(image, counts, seen.invalid)
-
-
-def _to_host(result: Tensor) -> Tensor:
-    """The one copy out, into memory that a GPU reaches by itself."""
+def _image(result: Tensor, seen: Seen) -> np.ndarray:
+    """The caller's own array of a result that the stream keeps: the one copy out."""
     if result.device.type == "cpu":
-        return result.clone()
-    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
-    host.copy_(result, non_blocking=True)
-    torch.cuda.current_stream(result.device).synchronize()
-    return host
+        host = result.clone()
+    else:  # into memory that a GPU reaches by itself
+        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        host.copy_(result, non_blocking=True)
+        torch.cuda.current_stream(result.device).synchronize()
+    image = host.numpy()
+    return image if seen.invalid is None else put_back(image, seen.measured, seen.invalid)

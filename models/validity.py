@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, uniform_filter
+from scipy.ndimage import distance_transform_edt, find_objects, uniform_filter
 
 _MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
 _MOVES = 10  # frames
@@ -114,15 +114,15 @@ def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
 
 def _zero_border(counts: np.ndarray) -> np.ndarray:
     """Rows and columns of zeros that reach all around; none where one side has none."""
-    inner = [np.flatnonzero((counts != 0).any(axis=axis)) for axis in (1, 0)]
-    border = np.zeros(counts.shape, bool)
-    if all(
-        n.size and n[0] > 0 and n[-1] < size - 1
-        for n, size in zip(inner, counts.shape, strict=True)
+    inside = find_objects((counts != 0).astype(np.uint8))
+    if inside and all(
+        side.start > 0 and side.stop < size
+        for side, size in zip(inside[0], counts.shape, strict=True)
     ):
-        border[:] = True
-        border[inner[0][0] : inner[0][-1] + 1, inner[1][0] : inner[1][-1] + 1] = False
-    return border
+        border = np.ones(counts.shape, bool)
+        border[inside[0]] = False
+        return border
+    return np.zeros(counts.shape, bool)
 
 
 def _out_of_scale(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:

@@ -89,12 +89,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
             raise ValueError(f"{size} bytes, at most {MAX_MANIFEST_BYTES} are read")
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise WeightsError(f"cannot read {path}: it is nested too deeply") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise WeightsError(f"cannot read {path}: {reason}") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != MANIFEST_FORMAT:
         raise WeightsError(f"{path} has format {found!r}, this version reads {MANIFEST_FORMAT}")
     return manifest
 

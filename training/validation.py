@@ -12,13 +12,12 @@ from torch import nn
 
 from difiisr_models import Runtime, Stream, Upscaler
 from difiisr_models.backends import NetworkSource
-from difiisr_models.backends.torch_runner import build_runner
-from difiisr_models.compact import CompactNetwork, parameter_count
+from difiisr_models.backends.torch_runner import build_torch_runner
+from difiisr_models.compact import CompactNetwork
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
-from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import SCALE
 from difiisr_training.config import TrainConfig
 from difiisr_training.data.images import ImageSource, LoadFrames
@@ -108,9 +107,7 @@ def upscaler_of(network: nn.Module, autoencoder: VQAutoencoder | None = None) ->
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
     if isinstance(frozen, CompactNetwork):
         source = NetworkSource(frozen, "", device, Runtime().repeatable)
-        runner, count = build_runner(source), parameter_count(frozen)
-        recurrent = frozen.config.recurrent
-        model = CompactModel(runner, count, exponential_schedule(), NETWORK_LIMIT, None, recurrent)
+        model = CompactModel(frozen, exponential_schedule(), build_torch_runner(source), None)
     else:
         model = PublishedModel(frozen, autoencoder.to(device), exponential_schedule())
     return Upscaler("validation", model, device=device)

@@ -20,8 +20,8 @@ from tabulate import tabulate
 
 from difiisr_models.backends.selection import check_precision, resolve_device
 from difiisr_models.files import write_json, write_text
+from difiisr_models.frame_model import BICUBIC
 from difiisr_models.settings import Runtime
-from difiisr_models.upscaler import BICUBIC
 from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
 from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, Row, network_rows, upscaler_rows
 from difiisr_ros.commands.environment import environment

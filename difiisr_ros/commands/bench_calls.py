@@ -22,11 +22,11 @@ from difiisr_models.backends import NetworkSource, example_inputs
 from difiisr_models.backends.selection import select_backend
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.frame_model import BICUBIC
 from difiisr_models.model_loading import load_parts
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
-from difiisr_models.upscaler import BICUBIC
 from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_published_network
 
 PUBLISHED = "published (random weights)"
@@ -145,10 +145,10 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
             runtime = replace(bench.runtime, backend=backend)
             source = NetworkSource(network, weights_sha256, device, runtime, model)
             runner, choice = select_backend(source)
-            if runner.shape in (None, (1, *size)):
+            if (shape := getattr(runner, "shape", (1, *size))) == (1, *size):
                 runners[choice.name] = runner
             else:
-                tqdm.write(f"{model}: {choice.name} takes {runner.shape}, not {(1, *size)}")
+                tqdm.write(f"{model}: {choice.name} takes {shape}, not {(1, *size)}")
     flop, count = network_flop(network, inputs), parameter_count(network)
     for runtime, runner in runners.items():
         row = size_columns("network", model, size) | {"flop": flop}

@@ -18,7 +18,7 @@ import psutil
 from tqdm import tqdm
 
 from difiisr_models import Runtime
-from difiisr_models.upscaler import BICUBIC
+from difiisr_models.frame_model import BICUBIC
 from difiisr_ros.bags import STORE, image_bytes
 from difiisr_ros.commands.bench_calls import (
     Bench,

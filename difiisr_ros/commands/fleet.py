@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from difiisr_models import Camera, FrameSettings, Runtime, Stream, load_upscaler
 from difiisr_models.files import sha256_file
-from difiisr_models.upscaler import BICUBIC
+from difiisr_models.frame_model import BICUBIC
 from difiisr_models.weights import find_weights_folder, read_manifest
 from difiisr_ros.bags import frames_of
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
@@ -95,9 +95,9 @@ class Replay:
                 "backend": upscaler.backend,
                 "device": upscaler.device,
             }
-            if seen := stream.summary():
+            if seen := stream.seen:
                 row |= {"noise": seen.noise, "noise_percent": seen.noise_percent}
-                row |= {"span": seen.span, "invalid_pixels": seen.invalid}
+                row |= {"span": seen.span, "invalid_pixels": seen.invalid_count}
             frames = frames_of(folder, report.sr_topic, choose=lambda count: [count // 2])
             write_picture(folder, [counts for _, counts in frames])
             page = fleet_page([row | {"job": folder.name, "input": job.path, "folder": "."}])

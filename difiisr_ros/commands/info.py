@@ -134,7 +134,7 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
             stream.see(pixels if pixels.ndim == 2 else pixels[..., 0].copy())
             times.append((stamp, message.time))
             if len(times) <= JUDGED_FRAMES:
-                last, seen = (image, pixels), stream.summary()
+                last, seen = (image, pixels), stream.seen
         infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
         fault = bag.fault
     if last is None:
@@ -166,7 +166,7 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
         "range": f"{seen.range.lo:.6g} to {seen.range.hi:.6g} counts",
         "noise": f"{seen.noise:.4g} counts, {seen.noise_percent:.2f} % of the span",
         "pattern": f"{parts} counts",
-        "invalid": f"{seen.invalid} pixels",
+        "invalid": f"{seen.invalid_count} pixels",
         "events": f"{stream.events.text} in {len(times)} frames",
         "camera": likely,
         "camera_info": info or ", ".join(infos) or "none",

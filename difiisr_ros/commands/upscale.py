@@ -132,7 +132,7 @@ def _results(
         if compared and number == pictures.count // 2:
             _compare(compared, frame, result, upscaler.name, picture.orientation, pictures.unit)
         if palette:
-            found = stream.summary().range
+            found = stream.seen.range
             colours = coloured(_grey(result), found.lo, found.hi, palette)
             colours = colours[..., ::-1] if target.suffix.lower() in VIDEO else colours  # BGR
             keep = {key: picture.keep[key] for key in {"exif", "rate"} & picture.keep.keys()}

@@ -1,7 +1,7 @@
-"""What runs a network: torch, ONNX Runtime or TensorRT, each behind ``compact.NetworkRunner``.
+"""What runs a network: torch, ONNX Runtime, OpenVINO or TensorRT, each behind a ``compact.Runner``.
 
-Every backend has a function ``build_runner(source: NetworkSource) -> NetworkRunner``, which raises
-:class:`BackendUnavailable` where it cannot work; ``selection`` chooses among them.
+``selection`` chooses among functions ``(source: NetworkSource) -> Runner``, which raise
+:class:`BackendUnavailable` where they cannot work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from difiisr_models.compact import PAST_PLANES, CompactNetwork
 from difiisr_models.resample import PHASES
 from difiisr_models.settings import SMALLEST_OWN_TILE, Runtime
 
-NETWORK_INPUTS = ("x_t", "y", "lr", "t", "fidelity")
+NETWORK_INPUTS = ("x_t", "y", "lr", "t", "fidelity", "past")
+"""The last one of a recurrent network alone."""
+
 NETWORK_OUTPUT = "x_0"
 
 
@@ -60,6 +62,5 @@ def example_inputs(
         torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
         for seed, channels in ((1, PHASES), (2, PHASES), (3, 1), (4, PAST_PLANES))
     )
-    values = (x_t, y, lr, torch.tensor([14]), torch.tensor([0.5]))
-    inputs = dict(zip(NETWORK_INPUTS, values, strict=True))
-    return inputs | {"past": past} if recurrent else inputs
+    values = (x_t, y, lr, torch.tensor([14]), torch.tensor([0.5]), past)
+    return dict(zip(NETWORK_INPUTS, values if recurrent else values[:-1], strict=False))

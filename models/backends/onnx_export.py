@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from difiisr_models.backends import NETWORK_OUTPUT, example_inputs
-from difiisr_models.compact import PAST_PLANES, CompactNetwork
+from difiisr_models.compact import CompactNetwork
 from difiisr_models.diffusion import Schedule
 from difiisr_models.frame_model import CompactModel
 from difiisr_models.precision import with_precision
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
-from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_models.resample import unpack
 
 # Largest difference to torch in float32, for outputs of magnitude 1; and the mean one where a
@@ -40,13 +39,10 @@ _CHECKED = (3, 20, 36)
 
 
 class Exported(NamedTuple):
-    """A graph and what its check found.
+    """A graph, and its difference to torch in float32 on a random input.
 
-    Attributes:
-        graph: the bytes of an ``.onnx`` file.
-        difference: to torch in float32 on a random input.
-        quantity: ``"largest"``, or ``"mean"`` with a codebook in half precision.
-        tolerance: above which the graph would have been refused.
+    ``quantity``: ``"largest"``, or ``"mean"`` with a codebook in half precision; ``tolerance``: the
+    difference above which the graph would have been refused.
     """
 
     graph: bytes
@@ -69,7 +65,7 @@ class GraphSampler(nn.Module):
         super().__init__()
         self.network, self.autoencoder, self.steps = network, autoencoder, steps
         if autoencoder is None:
-            self.model = CompactModel(network, 0, schedule, NETWORK_LIMIT)
+            self.model = CompactModel(network, schedule)
         else:
             self.model = PublishedModel(network, autoencoder, schedule)
 
@@ -94,11 +90,10 @@ class GraphSampler(nn.Module):
             (B, 1, 4h, 4w); of a recurrent network (B, 2, 4h, 4w), the result and the posterior
             mean.
         """
-        draws = noise.split(self.model.noise_channels, dim=1)
+        draws = noise.split(self.model.noise_channels, dim=1).__getitem__
         if self.autoencoder is not None:
-            return self.model.generate(lr, draws.__getitem__, self.steps)
-        sampled = self.model.super_resolve(lr, draws.__getitem__, self.steps, fidelity, past)
-        return unpack(sampled)
+            return self.model.generate(lr, draws, self.steps)
+        return unpack(self.model.super_resolve(lr, draws, self.steps, fidelity, past))
 
 
 @torch.no_grad()
@@ -207,22 +202,20 @@ def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
 
 def _inputs(module: nn.Module, batch: int, height: int, width: int) -> dict[str, Tensor]:
     """Random inputs of what is exported, by name."""
+    network, size = getattr(module, "network", module), (height, width)
+    is_recurrent = isinstance(network, CompactNetwork) and network.config.recurrent
+    examples = example_inputs(batch, *size, is_recurrent)
     if isinstance(module, CompactNetwork):
-        return example_inputs(batch, height, width, module.config.recurrent)
-    size, generator = (batch, 3, height, width), torch.Generator().manual_seed(1)
+        return examples
+    generator = torch.Generator().manual_seed(1)
     if isinstance(module, SwinUNet):
-        x_t, lq = (torch.randn(size, generator=generator) for _ in range(2))
+        x_t, lq = (torch.randn(batch, 3, *size, generator=generator) for _ in range(2))
         return {"x_t": x_t, "t": torch.full((batch,), 14), "lq": lq.clamp(-1, 1)}
     channels = module.model.noise_channels * module.steps
-    tensors = {
-        "lr": 0.5 * torch.randn(batch, 1, height, width, generator=generator).clamp(-2, 2),
-        "noise": torch.randn(batch, channels, height, width, generator=generator),
-    }
-    if module.autoencoder:
-        return tensors
-    past = {"past": torch.randn(batch, PAST_PLANES, height, width, generator=generator)}
-    tensors["fidelity"] = torch.tensor([0.5])
-    return tensors | past if module.network.config.recurrent else tensors
+    noise = torch.randn(batch, channels, *size, generator=generator)
+    rest = ("fidelity", "past") if module.autoencoder is None else ()
+    given = {"lr": 0.5 * examples["lr"].clamp(-2, 2), "noise": noise}
+    return given | {name: examples[name] for name in rest if name in examples}
 
 
 def _run(graph: bytes, precision: str, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -9,8 +9,20 @@ from typing import NamedTuple
 import torch
 
 from difiisr_models.backends import BackendUnavailable, NetworkSource, example_inputs
-from difiisr_models.compact import NetworkRunner
+from difiisr_models.backends.graph_runners import build_onnxruntime_runner, build_openvino_runner
+from difiisr_models.backends.tensorrt_engine import build_tensorrt_runner
+from difiisr_models.backends.torch_runner import build_torch_runner, build_torch_tensorrt_runner
+from difiisr_models.compact import Runner
 from difiisr_models.settings import Runtime
+
+BUILDERS = {
+    "tensorrt": build_tensorrt_runner,
+    "torch_tensorrt": build_torch_tensorrt_runner,
+    "openvino": build_openvino_runner,
+    "onnxruntime": build_onnxruntime_runner,
+    "torch": build_torch_runner,
+}
+"""Each imports its packages when it is called."""
 
 _FASTEST_FIRST = {
     "cuda": ("tensorrt", "torch_tensorrt", "torch"),
@@ -30,7 +42,7 @@ class BackendChoice(NamedTuple):
     passed_over: tuple[tuple[str, str], ...] = ()
 
 
-def select_backend(source: NetworkSource) -> tuple[NetworkRunner, BackendChoice]:
+def select_backend(source: NetworkSource) -> tuple[Runner, BackendChoice]:
     """Build the backend asked for; ``"auto"`` takes the fastest that really works here.
 
     A backend works when it can be built and agrees with torch on a small tile. An engine file is
@@ -53,19 +65,22 @@ def select_backend(source: NetworkSource) -> tuple[NetworkRunner, BackendChoice]
     candidates = list(automatic) if asked == "auto" else [asked]
     for name in candidates:
         try:
-            runner = _build(name, source)
+            runner = BUILDERS[name](source)
             if name != "torch":
                 _check_agreement(runner, source)
             return runner, BackendChoice(name, tuple(passed_over))
         except Exception as error:
+            reason = " ".join(str(error).split())
+            if not isinstance(error, (BackendUnavailable, ModuleNotFoundError)):
+                reason = f"{type(error).__name__}: {reason}"
             policy = runtime.engine_mismatch if runtime.engine and name == "tensorrt" else ""
             if policy == "fail" or (name == asked and policy != "fallback"):
-                raise BackendUnavailable(f"backend {name}: {_reason(error)}") from error
+                raise BackendUnavailable(f"backend {name}: {reason}") from error
             if name == "torch":
                 raise
             if name == asked:
                 candidates += [other for other in automatic if other != name]
-            passed_over.append((name, _reason(error)))
+            passed_over.append((name, reason))
     raise AssertionError("torch is the last candidate and either runs or raises")
 
 
@@ -107,26 +122,11 @@ def check_precision(name: str, device: torch.device) -> None:
         raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16; use fp16 or fp32")
 
 
-def _build(name: str, source: NetworkSource) -> NetworkRunner:
-    """The runner of a backend, imported only now: it may need other packages."""
-    if name == "tensorrt":
-        from difiisr_models.backends.tensorrt_engine import build_runner
-    elif name == "onnxruntime":
-        from difiisr_models.backends.onnxruntime_runner import build_runner
-    elif name == "openvino":
-        from difiisr_models.backends.openvino_runner import build_runner
-    elif name == "torch_tensorrt":
-        from difiisr_models.backends.torch_runner import build_torch_tensorrt_runner as build_runner
-    else:
-        from difiisr_models.backends.torch_runner import build_runner
-    return build_runner(source)
-
-
 @torch.inference_mode()
-def _check_agreement(runner: NetworkRunner, source: NetworkSource) -> None:
+def _check_agreement(runner: Runner, source: NetworkSource) -> None:
     """Raise BackendUnavailable unless ``runner`` gives what torch gives, on one random tile."""
-    shape, recurrent = runner.shape or _PROBE, source.network.config.recurrent
-    inputs = example_inputs(*shape, recurrent).values()
+    shape = getattr(runner, "shape", None) or _PROBE
+    inputs = example_inputs(*shape, source.network.config.recurrent).values()
     expected = source.network(*inputs)
     result = runner(*(value.to(source.device) for value in inputs)).cpu()
     difference = float((result - expected).abs().max() / expected.abs().max())
@@ -137,9 +137,3 @@ def _check_agreement(runner: NetworkRunner, source: NetworkSource) -> None:
             f"its result differs from torch by {difference:.1e} of the largest value, "
             f"more than {tolerance:.1e}"
         )
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    expected = isinstance(error, (BackendUnavailable, ModuleNotFoundError))
-    return text if expected else f"{type(error).__name__}: {text}"

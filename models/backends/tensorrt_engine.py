@@ -50,10 +50,6 @@ _LOG = logging.getLogger(__name__)
 _COMPLAINTS: deque[str] = deque(maxlen=8)  # more would not fit an error's text
 
 
-class BuildError(ValueError):
-    """TensorRT cannot build an engine from a graph; the text has what it says."""
-
-
 def import_tensorrt() -> ModuleType:
     """``tensorrt``, or ``tensorrt_rtx`` where only that is installed; both have the same API.
 
@@ -88,11 +84,11 @@ def tensorrt_logger() -> Any:
     return PythonLogger()
 
 
-def _fail(text: str, kind: type[ValueError] = BackendUnavailable) -> NoReturn:
+def _fail(text: str) -> NoReturn:
     """Raise, with what TensorRT, which raises nothing itself, logged as errors."""
     said = "; ".join(_COMPLAINTS) or "nothing about it."
     _COMPLAINTS.clear()
-    raise kind(f"{text} TensorRT says: {said}")
+    raise BackendUnavailable(f"{text} TensorRT says: {said}")
 
 
 def this_machine(device: torch.device | None) -> dict[str, str]:
@@ -199,13 +195,18 @@ def read_engine(
             or it was built for something else than ``source``. The text names all mismatches with
             both values, what to delete, and the command that builds the right engine.
     """
-    description = None
+    size, batch, doing = "WIDTHxHEIGHT", 1, "Build it"
+    if there := [str(path) for path in (plan, sidecar_path(plan)) if os.path.lexists(path)]:
+        doing = f"Delete {' and '.join(there)}, then build it"  # they may be no engine
     try:
         description = read_sidecar(plan)
+        size, batch = f"{description.width}x{description.height}", description.batch
+        doing = "Build it"
         content = _read_private(plan)
     except EngineRefused as error:
         problems = [str(error)]
     else:
+        actual = hashlib.sha256(content).hexdigest()
         bound = {"weights_sha256": source.weights_sha256, "precision": source.runtime.precision}
         found = description.machine | asdict(description)
         problems = [
@@ -213,19 +214,13 @@ def read_engine(
             for name, value in (machine | bound).items()
             if found.get(name) != value
         ]
-        if (actual := hashlib.sha256(content).hexdigest()) != description.plan_sha256:
+        if actual != description.plan_sha256:
             problems.append(
                 f"its {len(content)} bytes have sha256 {actual}, its description says "
                 f"{description.plan_sha256}: damaged or replaced"
             )
         if not problems:
             return description, content
-    size, batch, doing = "WIDTHxHEIGHT", 1, "Build it"
-    if description is not None:
-        size, batch = f"{description.width}x{description.height}", description.batch
-    elif there := [str(p) for p in (plan, sidecar_path(plan)) if os.path.lexists(p)]:
-        # What may be no engine is never overwritten.
-        doing = f"Delete {' and '.join(there)}, then build it"
     words = ["difiisr", "build-engine", source.model, str(plan), "--size", size]
     words += ["--precision", source.runtime.precision, "--batch", str(batch)]
     words += ["--device", str(source.device)] if source.device.index else []
@@ -274,8 +269,8 @@ def build_engine(
         What the sidecar says.
 
     Raises:
-        BuildError: no file is written; the text names every node that cannot be parsed, or says
-            why the engine cannot run here.
+        BackendUnavailable: no file is written; the text names every node that cannot be parsed, or
+            says why the engine cannot run here.
         FileExistsError: what is called like ``plan`` or its sidecar may be no engine.
         ModuleNotFoundError: TensorRT or a package of the extra ``onnx`` is missing.
     """
@@ -287,15 +282,30 @@ def build_engine(
                 f"{plan} or {sidecar_path(plan).name} exists, and they may be no engine: delete "
                 f"them, or name another file ({error})"
             ) from error
-    trt, machine = import_tensorrt(), wanted.machine
-    has_gpu = machine["gpu"] != NO_GPU
-    if not has_gpu and trt.__name__ == "tensorrt":
-        raise BuildError("TensorRT builds engines only where their GPU is, and here is none")
     if isinstance(source, Path):
         graph, name = source.read_bytes(), str(source)
     else:
         graph = export_graph(source, wanted.shape, wanted.precision).graph
         name = "the exported graph"
+    started = time.monotonic()
+    content = _serialized_engine(graph, name, wanted.machine, workspace)
+    built = replace(
+        wanted,
+        onnx_sha256=hashlib.sha256(graph).hexdigest(),
+        plan_sha256=hashlib.sha256(content).hexdigest(),
+        build_seconds=round(time.monotonic() - started, 3),
+        package_version=version("difiisr_ros"),
+    )
+    write_engine(plan, content, built)
+    return built
+
+
+def _serialized_engine(graph: bytes, name: str, machine: dict[str, str], workspace: int) -> bytes:
+    trt, has_gpu = import_tensorrt(), machine["gpu"] != NO_GPU
+    if not has_gpu and trt.__name__ == "tensorrt":
+        raise BackendUnavailable(
+            "TensorRT builds engines only where their GPU is, and here is none"
+        )
     _COMPLAINTS.clear()  # of what was before
     builder = trt.Builder(tensorrt_logger())
     # Strong typing: a flag in TensorRT 10, all there is where the flag is gone.
@@ -303,59 +313,38 @@ def build_engine(
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, tensorrt_logger())
     if not parser.parse(graph):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        texts = [
+        errors = map(parser.get_error, range(parser.num_errors))
+        texts = (
             f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()} [{e.code()}]" for e in errors
-        ]
-        raise BuildError(f"TensorRT cannot read {name}: {'; '.join(texts)}")
+        )
+        raise BackendUnavailable(f"TensorRT cannot read {name}: {'; '.join(texts)}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     if has_gpu and trt.__name__ != "tensorrt":  # tensorrt_rtx would build for GPUs of many kinds
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
-            raise BuildError(f"{machine['tensorrt']} does not build for {machine['gpu']}.")
-    started = time.monotonic()
+            raise BackendUnavailable(f"{machine['tensorrt']} does not build for {machine['gpu']}.")
     content = builder.build_serialized_network(network, config)
-    seconds = time.monotonic() - started
     if content is None:
-        _fail(f"TensorRT built no engine from {name}.", BuildError)
-    content = bytes(content)
-    if has_gpu:  # tensorrt_rtx also builds for GPUs that it then refuses
-        runtime = trt.Runtime(tensorrt_logger())  # outlives the engine
-        if runtime.deserialize_cuda_engine(content) is None:
-            _fail(
-                f"{machine['tensorrt']} built an engine that it could not load on this "
-                f"{machine['gpu']} ({machine['compute_capability']}).",
-                BuildError,
-            )
-    built = replace(
-        wanted,
-        onnx_sha256=hashlib.sha256(graph).hexdigest(),
-        plan_sha256=hashlib.sha256(content).hexdigest(),
-        build_seconds=round(seconds, 3),
-        package_version=version("difiisr_ros"),
-    )
-    write_engine(plan, content, built)
-    return built
+        _fail(f"TensorRT built no engine from {name}.")
+    runtime = trt.Runtime(tensorrt_logger())  # outlives the engine
+    if has_gpu and runtime.deserialize_cuda_engine(bytes(content)) is None:
+        _fail(  # tensorrt_rtx also builds for GPUs that it then refuses
+            f"{machine['tensorrt']} built an engine that it could not load on this "
+            f"{machine['gpu']} ({machine['compute_capability']})."
+        )
+    return bytes(content)
 
 
 class TensorRTRunner:
-    """See ``compact.NetworkRunner``; takes tiles of the engine's shape."""
+    """A ``compact.Runner`` that takes tiles of the engine's shape."""
 
     def __init__(
-        self,
-        plan: bytes,
-        shape: tuple[int, int, int],
-        device: torch.device,
-        recurrent: bool = False,
+        self, plan: bytes, shape: tuple[int, int, int], device: torch.device, recurrent: bool
     ) -> None:
-        """Deserialise an engine and make it ready.
+        """Deserialise an engine that ``read_engine`` has checked, where there is a driver.
 
-        Args:
-            plan: bytes that ``read_engine`` has checked, on a machine with a driver.
-            shape: (batch, height, width) of its tiles.
-            device: the GPU.
-            recurrent: whether it is that of a recurrent network.
+        ``shape``: (batch, height, width) of its tiles.
 
         Raises:
             BackendUnavailable: TensorRT cannot deserialise or run the engine.
@@ -383,16 +372,9 @@ class TensorRTRunner:
             self._run(*inputs.values())
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """See ``compact.NetworkRunner``.
-
-        Raises:
-            ValueError: a tensor of another shape or dtype than the engine's.
-        """
-        given = {
-            name: (tuple(value.shape), value.dtype)
-            for name, value in zip(self._kinds, inputs, strict=False)
-        }
-        if given != self._kinds:
+        """As ``CompactNetwork.forward``; ValueError for tensors of another shape or dtype."""
+        kinds = ((tuple(value.shape), value.dtype) for value in inputs)
+        if (given := dict(zip(self._kinds, kinds, strict=False))) != self._kinds:
             raise ValueError(f"the engine takes {self._kinds}, got {given}")
         return self._run(*inputs)
 
@@ -411,19 +393,16 @@ class TensorRTRunner:
 
 def _check_tensors(engine: Any, tensors: dict[str, Tensor]) -> None:
     """Raise EngineRefused unless the engine's tensors are those of a compact network."""
+    kinds = {torch.int64: "INT64", torch.float32: "FLOAT"}
     wanted = {
-        name: (
-            "OUTPUT" if name == NETWORK_OUTPUT else "INPUT",
-            "INT64" if value.dtype == torch.int64 else "FLOAT",
-            tuple(value.shape),
-        )
+        name: ("OUTPUT" if name == NETWORK_OUTPUT else "INPUT", kinds[value.dtype], *value.shape)
         for name, value in tensors.items()
     }
     found = {
         name: (
             engine.get_tensor_mode(name).name,
             engine.get_tensor_dtype(name).name,
-            tuple(engine.get_tensor_shape(name)),
+            *engine.get_tensor_shape(name),
         )
         for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
     }
@@ -431,8 +410,8 @@ def _check_tensors(engine: Any, tensors: dict[str, Tensor]) -> None:
         raise EngineRefused(f"build the engine anew: its tensors are {found}, not {wanted}")
 
 
-def build_runner(source: NetworkSource) -> TensorRTRunner:
-    """See :mod:`difiisr_models.backends`; ``engine_mismatch``: "rebuild" builds one that fits.
+def build_tensorrt_runner(source: NetworkSource) -> TensorRTRunner:
+    """The engine of ``runtime.engine``; with ``engine_mismatch`` "rebuild" one that fits is built.
 
     Raises:
         BackendUnavailable: no GPU, no driver, no engine file given, or TensorRT fails.

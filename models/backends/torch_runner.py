@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from difiisr_models.backends import BackendUnavailable, NetworkSource, example_inputs
-from difiisr_models.compact import CompactNetwork, NetworkRunner, widened
+from difiisr_models.compact import CompactNetwork, Runner, widened
 from difiisr_models.precision import with_precision
 
 _GRAPHS = 4  # shapes whose CUDA graphs are kept; each holds the activations of one call
@@ -20,8 +20,6 @@ class CudaGraphs:
 
     The result is overwritten by the next call of the same kind.
     """
-
-    shape = None
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._function = function
@@ -57,11 +55,10 @@ class CudaGraphs:
         return graph, static, output
 
 
-def build_runner(source: NetworkSource) -> NetworkRunner:
+def build_torch_runner(source: NetworkSource) -> Runner:
     """The network itself, or what replays it: takes tiles of every shape."""
     network = with_precision(_of_a_width_that_suits(source), source.runtime.precision)
     network = network.to(source.device, memory_format=torch.channels_last)
-    network.shape = None
     # Of fixed sizes: convolutions of sizes left open are not laid out for the GPU.
     run = torch.compile(network, dynamic=False) if source.runtime.compile else network
     return CudaGraphs(run) if source.device.type == "cuda" else run
@@ -82,7 +79,7 @@ def _of_a_width_that_suits(source: NetworkSource) -> CompactNetwork:
     return widened(network, channels + -channels % 64) if hopper else network
 
 
-def build_torch_tensorrt_runner(source: NetworkSource) -> NetworkRunner:
+def build_torch_tensorrt_runner(source: NetworkSource) -> Runner:
     """The network compiled by torch_tensorrt for ``source.tile_shape``.
 
     Raises:
@@ -102,17 +99,11 @@ def build_torch_tensorrt_runner(source: NetworkSource) -> NetworkRunner:
             "torch_tensorrt is not installed: pip install its release for torch "
             f"{torch.__version__}; there is none for Jetson Orin after 2.8"
         ) from error
+    examples = example_inputs(*source.tile_shape, source.network.config.recurrent).values()
     compiled = torch_tensorrt.compile(
         with_precision(source.network, runtime.precision).to(device).eval(),
-        ir="dynamo",
-        inputs=[
-            value.to(device)
-            for value in example_inputs(
-                *source.tile_shape, source.network.config.recurrent
-            ).values()
-        ],
-        device=device,
+        ir="dynamo", inputs=[value.to(device) for value in examples], device=device,
         use_explicit_typing=True,
-    )
+    )  # fmt: skip
     compiled.shape = source.tile_shape
     return compiled

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difiisr_models import diffusion
 from difiisr_models.compact import parameter_count
-from difiisr_models.diffusion import NoiseSource, Schedule, respace
+from difiisr_models.diffusion import NoiseSource, Schedule, ancestral_step, prior_sample, respace
+from difiisr_models.frame_model import FrameModel
 from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
@@ -16,8 +16,8 @@ from difiisr_models.resample import pack
 from difiisr_models.settings import SMALLEST_OWN_TILE
 
 
-class PublishedModel:
-    """Swin-UNet and VQ autoencoder on one-channel tiles; see ``frame_model.FrameModel``.
+class PublishedModel(FrameModel):
+    """Swin-UNet and VQ autoencoder on one-channel tiles.
 
     Args:
         unet: the denoiser.
@@ -30,10 +30,7 @@ class PublishedModel:
     """
 
     input_limit = 1.0  # of the 8-bit images that the networks were trained with
-    tile_shape = None
     own_tile = SMALLEST_OWN_TILE  # as published
-    is_projected = True
-    is_recurrent = False
 
     def __init__(
         self,
@@ -82,12 +79,13 @@ class PublishedModel:
         scale = float(self.autoencoder.config.factor)
         image = F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
         y = self.autoencoder.encode(image).float()
-
-        def denoise(x_t: Tensor, t: int) -> Tensor:
+        x_t = prior_sample(y, noise(0).to(y), schedule)
+        for k, t in enumerate(range(schedule.steps, 0, -1), start=1):
             step = torch.full((lq.shape[0],), int(schedule.timesteps[t - 1]), device=lq.device)
-            return self.unet(x_t / input_deviation(t, schedule), step, lq).float()
-
-        return diffusion.sample(denoise, y, schedule, lambda k: noise(k).to(y))
+            x0 = self.unet(x_t / input_deviation(t, schedule), step, lq).float()
+            if t > 1:
+                x_t = ancestral_step(x_t, x0, t, schedule, noise(k).to(y))
+        return x0
 
 
 def input_deviation(t: int, schedule: Schedule) -> float:

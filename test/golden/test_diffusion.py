@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from difiisr_models.diffusion import (
+    ancestral_step,
     draw_noise,
     exponential_schedule,
     latent_input_scale,
@@ -13,8 +14,8 @@ from difiisr_models.diffusion import (
     prior_sample,
     q_sample,
     respace,
-    sample,
 )
+from difiisr_models.frame_model import CompactModel
 
 SCHEDULE = exponential_schedule()
 
@@ -27,13 +28,6 @@ def test_forward_process_shifts_the_residual_by_eta_and_adds_kappa_sqrt_eta():
     x0, y, eps = normal(0), normal(1), normal(2)
     x_t = q_sample(x0, y, 0.25, eps, kappa=2.0)
     torch.testing.assert_close(x_t, 0.75 * x0 + 0.25 * y + 1.0 * eps)
-
-
-def test_forward_process_takes_one_eta_per_sample():
-    x0, y, eps = normal(0), normal(1), normal(2)
-    eta = torch.tensor([0.1, 0.9], dtype=torch.float64).view(2, 1, 1, 1)
-    both = q_sample(x0, y, eta, eps, 2.0)
-    torch.testing.assert_close(both[1], q_sample(x0[1], y[1], 0.9, eps[1], 2.0))
 
 
 def test_prior_is_the_forward_process_with_the_residual_fully_shifted():
@@ -57,61 +51,35 @@ def test_posterior_is_the_product_of_the_two_gaussians(t):
     assert got_variance == pytest.approx(variance)
 
 
-def test_the_last_posterior_is_x0_without_noise():
-    x0, x_1 = normal(0), normal(1)
-    mean, variance = posterior(x_1, x0, 1, SCHEDULE)
-    torch.testing.assert_close(mean, x0)
-    assert variance == 0.0
-
-
-@pytest.mark.parametrize("steps", [1, 4, 15])
-def test_sampling_with_a_perfect_denoiser_returns_x0(steps):
-    x0, y = normal(0), normal(1)
-    calls = []
-
-    def denoiser(x_t: torch.Tensor, t: int) -> torch.Tensor:
-        calls.append(t)
-        return x0
-
-    result = sample(denoiser, y, respace(SCHEDULE, steps), lambda k: normal(10 + k))
-    torch.testing.assert_close(result, x0)
-    assert calls == list(range(steps, 0, -1))
-
-
-def test_one_step_sampling_shows_the_denoiser_the_prior_and_returns_its_answer():
-    y, eps = normal(1), normal(2)
-    result = sample(lambda x_t, t: 3 * x_t, y, respace(SCHEDULE, 1), lambda k: eps)
-    torch.testing.assert_close(result, 3 * (y + 2.0 * 0.99 * eps))
-
-
-def test_noise_enters_once_per_step_but_not_at_the_last():
-    asked = []
-
-    def noise(k: int) -> torch.Tensor:
-        asked.append(k)
-        return torch.zeros(2, 3, 4, 4, dtype=torch.float64)
-
-    sample(lambda x_t, t: x_t, normal(1), respace(SCHEDULE, 4), noise)
-    assert asked == [0, 1, 2, 3]
-
-
-def test_sampling_keeps_the_posterior_spread():
-    """With x0 = y = 0 the chain is linear in the noise: its variance must be the posterior's."""
+def test_the_step_back_keeps_the_posterior_spread():
+    """With x0 = y = 0 the chain is linear in the noise: its variance must be the forward one's."""
     zero = torch.zeros(1, 1, 300, 300, dtype=torch.float64)
     two = respace(SCHEDULE, 2)
-    seen = {}
-
-    def denoiser(x_t: torch.Tensor, t: int) -> torch.Tensor:
-        seen[t] = x_t
-        return zero
-
-    sample(denoiser, zero, two, lambda k: normal(k, (1, 1, 300, 300)))
-    assert seen[2].std().item() == pytest.approx(2 * math.sqrt(two.eta_at(2)), rel=0.02)
-    assert seen[1].std().item() == pytest.approx(2 * math.sqrt(two.eta_at(1)), rel=0.02)
+    x_2 = prior_sample(zero, normal(10, zero.shape), two)
+    x_1 = ancestral_step(x_2, zero, 2, two, normal(11, zero.shape))
+    for x_t, t in ((x_2, 2), (x_1, 1)):
+        assert x_t.std().item() == pytest.approx(2 * math.sqrt(two.eta_at(t)), rel=0.02)
 
 
-def test_latent_input_scale_of_the_heaviest_step():
-    assert latent_input_scale(15, SCHEDULE) == pytest.approx(1 / math.sqrt(4 * 0.9801 + 1))
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_sampler_asks_the_network_once_a_step_and_noise_before_each(tiny_network, steps):
+    asked, seen = [], []
+
+    def noise(k):
+        asked.append(k)
+        return normal(10 + k, (1, 16, 4, 4)).float()
+
+    def runner(x_t, y, lr, t, fidelity):
+        seen.append((int(t), x_t))
+        return 3 * x_t
+
+    model, lr = CompactModel(tiny_network, SCHEDULE, runner), torch.zeros(1, 1, 4, 4)
+    result = model.super_resolve(lr, noise, steps, 1.0)
+    assert asked == list(range(steps))
+    assert [t for t, _ in seen] == list(reversed(respace(SCHEDULE, steps).timesteps))
+    prior = 2.0 * 0.99 * normal(10, (1, 16, 4, 4)).float()
+    torch.testing.assert_close(seen[0][1], latent_input_scale(15, SCHEDULE) * prior)
+    torch.testing.assert_close(result, 3 * seen[-1][1])
 
 
 def test_noise_is_a_function_of_seed_and_number():

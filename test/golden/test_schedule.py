@@ -15,12 +15,6 @@ def test_the_fifteen_published_levels():
     np.testing.assert_allclose(np.sqrt(exponential_schedule().eta), PUBLISHED_SQRT_ETA, atol=5e-9)
 
 
-def test_eta_zero_is_zero_and_index_counts_from_one():
-    schedule = exponential_schedule()
-    assert schedule.eta_at(0) == 0.0
-    assert schedule.eta_at(15) == pytest.approx(0.99**2)
-
-
 @pytest.mark.parametrize("steps", range(1, 16))
 def test_respacing_keeps_the_heaviest_step_and_the_order(steps):
     full = exponential_schedule()
@@ -37,11 +31,9 @@ def test_respacing_outside_the_schedule_names_both_numbers(steps):
         respace(exponential_schedule(), steps)
 
 
-def test_a_schedule_of_one_step_points_to_respacing():
-    with pytest.raises(ValueError, match="respace"):
-        exponential_schedule(steps=1)
-
-
-def test_levels_must_increase():
-    with pytest.raises(ValueError, match="sqrt"):
-        exponential_schedule(sqrt_eta_end=0.01)
+@pytest.mark.parametrize(
+    ("wrong", "text"), [({"steps": 1}, "respace"), ({"sqrt_eta_end": 0.01}, "sqrt")]
+)
+def test_a_schedule_of_one_step_or_of_falling_levels_is_refused(wrong, text):
+    with pytest.raises(ValueError, match=text):
+        exponential_schedule(**wrong)

@@ -4,26 +4,26 @@ import hashlib
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from difiisr_models import FrameSettings, Runtime, load_upscaler
+from difiisr_models import FrameSettings, Runtime, load_upscaler, model_loading
 from difiisr_models.backends import (
     BackendUnavailable,
     EngineRefused,
     NetworkSource,
     example_inputs,
+    graph_runners,
     onnx_export,
-    onnxruntime_runner,
     selection,
-    torch_runner,
 )
 from difiisr_models.backends.selection import select_backend
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel
-from difiisr_models.quickest_backend import load_quickest
+from difiisr_models.model_loading import load_quickest
 from difiisr_models.upscaler import Upscaler
 from difiisr_ros import cli
 
@@ -42,18 +42,13 @@ def source_of(tiny_network):
 
 
 @pytest.fixture
-def source(source_of):
-    return source_of()
-
-
-@pytest.fixture
 def builders(monkeypatch):
-    """Stand-ins for the backends' modules; a test sets how each is built."""
+    """The backends; a test sets how each is built."""
     unavailable = refuse(BackendUnavailable("needs a CUDA GPU"))
-    builders = dict.fromkeys(("tensorrt", "torch_tensorrt"), unavailable)
-    builders["torch"] = torch_runner.build_runner
-    monkeypatch.setattr(selection, "_build", lambda name, source: builders[name](source))
-    return builders
+    for name in ("tensorrt", "torch_tensorrt"):
+        monkeypatch.setitem(selection.BUILDERS, name, unavailable)
+    monkeypatch.setitem(selection.BUILDERS, "onnxruntime", unavailable)  # until a test sets it
+    return selection.BUILDERS
 
 
 @pytest.fixture
@@ -76,26 +71,24 @@ def frames(count, height=44, width=52):
     return [(scene + rng.normal(0, 5, scene.shape)).astype(np.uint16) for _ in range(count)]
 
 
-class Runner:
-    """The network in torch, of one shape as an engine is, or of any."""
+class Engine:
+    """The network in torch, of one shape as an engine is."""
 
-    def __init__(self, network, shape=None):
+    def __init__(self, network, shape):
         self.network, self.shape = network, shape
 
     def __call__(self, x_t, y, lr, t, fidelity):
-        assert self.shape in (None, (len(lr), *lr.shape[2:]))
+        assert self.shape == (len(lr), *lr.shape[2:])
         return self.network(x_t, y, lr, t, fidelity)
 
 
 def test_onnx_runtime_is_the_default_on_a_cpu_and_equals_torch(tiny_folder, onnx_packages):
-    default = load_upscaler(str(tiny_folder), device="cpu", tile=40, overlap=8, tile_batch=3)
+    settings = {"device": "cpu", "tile": 40, "overlap": 8, "tile_batch": 3}
+    default = load_upscaler(str(tiny_folder), **settings)
     assert (default.backend, default.runtime.precision) == ("onnxruntime", "fp32")
-    assert default.measured == {}
     assert [name for name, _ in default.passed_over] == ["tensorrt", "torch_tensorrt"]
     assert all("needs a CUDA GPU" in reason for _, reason in default.passed_over)
-    in_torch = load_upscaler(
-        str(tiny_folder), device="cpu", backend="torch", tile=40, overlap=8, tile_batch=3
-    )
+    in_torch = load_upscaler(str(tiny_folder), backend="torch", **settings)
     assert (in_torch.backend, in_torch.passed_over) == ("torch", ())
     for changes in ({}, {"fidelity": 0.0}, {"steps": 3}):
         for up in (default, in_torch):
@@ -114,73 +107,66 @@ def exports(tmp_path, monkeypatch):
         return onnx_export.Exported(b"graph %d" % len(exports), 0.0, "largest", 1.0)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(onnxruntime_runner, "export_graph", export)
+    monkeypatch.setattr(graph_runners, "export_graph", export)
     return exports
 
 
 def test_a_graph_is_exported_once_unless_damaged_and_makes_room(source_of, exports, tmp_path):
-    graph, cache = onnxruntime_runner.network_graph, tmp_path / "difiisr_ros"
+    graph, cache = graph_runners.network_graph, tmp_path / "difiisr_ros"
     assert [graph(source_of()) for _ in range(3)] == [b"graph 1"] * 3
     (kept,) = cache.iterdir()
     kept.write_bytes(b"grapf 1")
     assert graph(source_of()) == b"graph 2"
     (kept,) = cache.iterdir()
     assert kept.stem.endswith(hashlib.sha256(b"graph 2").hexdigest())
-    assert graph(source_of(precision="fp16")) == b"graph 3"
-    for k in range(onnxruntime_runner.KEPT_GRAPHS + 3):
+    for k in range(graph_runners.KEPT_GRAPHS + 3):
         graph(source_of(weights=str(k)))
-    assert len(list(cache.iterdir())) == onnxruntime_runner.KEPT_GRAPHS
+    assert len(list(cache.iterdir())) == graph_runners.KEPT_GRAPHS
 
 
-def test_a_cache_that_may_only_be_read_serves(source, exports, monkeypatch):
-    graph = onnxruntime_runner.network_graph(source)
+def test_a_cache_that_may_only_be_read_serves(source_of, exports, monkeypatch):
+    graph = graph_runners.network_graph(source_of())
 
     def refuse_touch(path):
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "touch", refuse_touch)
-    assert onnxruntime_runner.network_graph(source) == graph
+    assert graph_runners.network_graph(source_of()) == graph
     assert len(exports) == 1
 
 
-def test_without_the_exporter_torch_takes_over_and_says_why(
-    source, source_of, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_without_exporter_or_cache_torch_takes_over_and_says_why(source_of, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(graph_runners, "export_graph", lambda *_: SimpleNamespace(graph=b"graph"))
+    _, choice = select_backend(source_of())
+    assert choice.name == "torch"
+    assert str(tmp_path / "file") in dict(choice.passed_over)["onnxruntime"]
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
-    _, choice = select_backend(source)
+    _, choice = select_backend(source_of())
     assert choice.name == "torch"
     assert "pip install onnx onnxscript onnxruntime" in dict(choice.passed_over)["onnxruntime"]
     with pytest.raises(BackendUnavailable, match=r"onnxruntime.*pip install"):
         select_backend(source_of(backend="onnxruntime"))
 
 
-def test_an_unwritable_cache_lets_torch_take_over(source, exports, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    _, choice = select_backend(source)
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda source: lambda *inputs: source.network(*inputs) + 0.01, "differs from torch by"),
+        (lambda source: lambda *inputs: source.network(*inputs) + torch.nan, "differs from torch"),
+        (refuse(RuntimeError("no such\n provider")), "RuntimeError: no such provider"),
+    ],
+)
+def test_a_backend_that_fails_or_computes_something_else_is_passed_over(
+    source_of, builders, build, reason
+):
+    builders["onnxruntime"] = build
+    _, choice = select_backend(source_of())
     assert choice.name == "torch"
-    assert str(tmp_path / "file") in dict(choice.passed_over)["onnxruntime"]
-
-
-@pytest.mark.parametrize("wrong", [0.01, torch.nan])
-def test_a_backend_that_computes_something_else_is_passed_over(source, source_of, builders, wrong):
-    class Wrong(Runner):
-        def __call__(self, *inputs):
-            return self.network(*inputs) + wrong
-
-    builders["onnxruntime"] = lambda source: Wrong(source.network)
-    _, choice = select_backend(source)
-    assert choice.name == "torch"
-    assert "differs from torch" in dict(choice.passed_over)["onnxruntime"]
-    with pytest.raises(BackendUnavailable, match=r"backend onnxruntime: .*differs from torch"):
+    assert reason in dict(choice.passed_over)["onnxruntime"]
+    with pytest.raises(BackendUnavailable, match=f"backend onnxruntime: .*{reason}"):
         select_backend(source_of(backend="onnxruntime"))
-
-
-def test_any_failure_of_a_backend_is_a_reason_with_its_kind(source, builders):
-    builders["onnxruntime"] = refuse(RuntimeError("no such\n provider"))
-    _, choice = select_backend(source)
-    assert dict(choice.passed_over)["onnxruntime"] == "RuntimeError: no such provider"
 
 
 @pytest.mark.parametrize(("tile", "reason"), [(0, "set 'tile'"), (256, "not installed")])
@@ -188,7 +174,7 @@ def test_a_backend_of_one_small_tile_is_automatic_only_where_tiles_are_asked_for
     source_of, tile, reason, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
-    monkeypatch.setattr(torch_runner, "build_runner", lambda source: Runner(source.network))
+    monkeypatch.setitem(selection.BUILDERS, "torch", lambda source: source.network)
     _, choice = select_backend(source_of(torch.device("cuda"), tile=tile))
     assert choice.name == "torch"
     assert reason in dict(choice.passed_over)["torch_tensorrt"]
@@ -200,15 +186,13 @@ def test_the_policy_counts_for_everything_that_keeps_an_engine_from_running(
     source_of, builders, backend, error
 ):
     builders["tensorrt"] = refuse(error)
-    builders["onnxruntime"] = lambda source: Runner(source.network)
+    builders["onnxruntime"] = lambda source: source.network
     _, choice = select_backend(source_of(backend=backend, engine=ENGINE))
     assert choice.name == "onnxruntime"
     assert dict(choice.passed_over)["tensorrt"] == str(error)
-    with pytest.raises(BackendUnavailable, match=f"backend tensorrt: {error}"):
-        select_backend(source_of(backend=backend, engine=ENGINE, engine_mismatch="fail"))
-    if backend == "tensorrt":  # it has tried to rebuild it already
+    for policy in ("fail", "rebuild")[: 1 + (backend == "tensorrt")]:  # rebuilding was tried
         with pytest.raises(BackendUnavailable, match=f"backend tensorrt: {error}"):
-            select_backend(source_of(backend=backend, engine=ENGINE, engine_mismatch="rebuild"))
+            select_backend(source_of(backend=backend, engine=ENGINE, engine_mismatch=policy))
 
 
 def test_models_without_a_network_to_hand_over_say_so():
@@ -225,10 +209,10 @@ def test_a_runner_of_one_shape_takes_frames_of_any(tiny_network, size):
     runtime, settings = Runtime(tile=32, overlap=8, tile_batch=2), FrameSettings(seed=-1)
     fixed, free = (
         Upscaler(
-            "tiny", CompactModel(runner, 0, exponential_schedule(), 3.0), runtime=runtime,
+            "tiny", CompactModel(tiny_network, exponential_schedule(), runner), runtime=runtime,
             settings=settings,
         )
-        for runner in (Runner(tiny_network, (2, 40, 48)), Runner(tiny_network))
+        for runner in (Engine(tiny_network, (2, 40, 48)), None)
     )  # fmt: skip
     fixed.warm_up()
     (frame,) = frames(1, *size)
@@ -240,20 +224,6 @@ def test_a_runner_of_one_shape_takes_frames_of_any(tiny_network, size):
     assert fixed.settings.steps == 2
     with pytest.raises(ValueError, match=r"tile cannot change: .* 2x40x48"):
         fixed.change(tile=64)
-
-
-def test_the_file_of_the_weights_may_change_under_a_running_model(tiny_folder, tmp_path):
-    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
-    up = load_upscaler(str(copy), device="cpu", backend="torch")
-    frame = frames(1)[0]
-    before = up(frame)
-    path = copy / "network.safetensors"
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        file.seek(size // 2)
-        file.write(b"\x41" * (size // 2))
-    up.reset()
-    np.testing.assert_array_equal(up(frame), before)
 
 
 def test_the_profile_names_every_stage(tiny_folder, capsys):
@@ -290,23 +260,20 @@ def test_cuda_graphs_replay_what_torch_computes(tiny_folder, precision):
         assert np.abs(up(frame) - expected).max() <= 0.02 * np.ptp(frame)
 
 
-def test_openvino_equals_torch_to_rounding(source_of, onnx_packages):
-    pytest.importorskip("openvino", reason="needs the extra openvino")
+def test_openvino_equals_torch_to_rounding_and_refuses_what_it_does_not_compute(source_of):
+    with pytest.raises(BackendUnavailable, match="fp16 on cpu was asked for"):
+        select_backend(source_of(backend="openvino", precision="fp16"))
+    for name in ("onnx", "onnxscript", "openvino"):
+        pytest.importorskip(name, reason="needs the extra openvino")
     source = source_of(backend="openvino")
     runner, choice = select_backend(source)
     assert choice.name == "openvino"
     for shape in ((2, 21, 34), (1, 40, 24)):
         for fidelity in (0.0, 1.0):
-            x_t, y, lr, t, _ = example_inputs(*shape).values()
-            inputs = x_t, y, lr, t, torch.tensor([fidelity])
+            inputs = (example_inputs(*shape) | {"fidelity": torch.tensor([fidelity])}).values()
             with torch.inference_mode():
                 expected = source.network(*inputs)
             torch.testing.assert_close(runner(*inputs), expected, atol=1e-4, rtol=0)
-
-
-def test_openvino_refuses_what_it_does_not_compute(source_of):
-    with pytest.raises(BackendUnavailable, match="fp16 on cpu was asked for"):
-        select_backend(source_of(backend="openvino", precision="fp16"))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +287,9 @@ def test_openvino_refuses_what_it_does_not_compute(source_of):
         ({"torch": 1}, {"avx2"}, {"backend": "torch"}, ("torch", "fp32")),
     ],
 )
-def test_the_node_takes_the_backend_that_is_quickest_here(seconds, flags, asked, chosen):
+def test_the_node_takes_the_backend_that_is_quickest_here(
+    monkeypatch, seconds, flags, asked, chosen
+):
     now = [0.0]
 
     class Timed:
@@ -335,7 +304,11 @@ def test_the_node_takes_the_backend_that_is_quickest_here(seconds, flags, asked,
             raise BackendUnavailable("not installed")
         return Timed(runtime.backend, runtime)
 
-    up = load_quickest("any", load=load, clock=lambda: now[0], flags=flags, device="cpu", **asked)
+    monkeypatch.setattr(model_loading, "load_upscaler", load)
+    monkeypatch.setattr(model_loading, "cpu_flags", lambda: flags)
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(model_loading, "time", clock)
+    up = load_quickest("any", device="cpu", **asked)
     assert (up.backend, up.runtime.precision) == chosen
     if not asked:
         assert list(up.measured.values()) == [1e3 * seconds[name] for name in seconds]

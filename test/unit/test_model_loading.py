@@ -26,24 +26,18 @@ def test_a_folder_and_a_file_in_it_are_the_same_model(folder):
     assert by_folder.parameter_count > 1000
 
 
-def flip_the_last_bit(folder):
-    path = folder / "network.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
+def changed(name, change):
+    """A file of the folder, with other bytes, or gone."""
+
+    def damage(folder):
+        content = change((folder / name).read_bytes())
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+
+    return damage
 
 
-def with_fields(**changes):
-    def write(folder):
-        path = folder / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return write
-
-
-def cut_by_one_byte(folder):
-    path = folder / "network.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
+def with_fields(**fields):
+    return changed("manifest.json", lambda text: json.dumps(json.loads(text) | fields).encode())
 
 
 def network(channels, blocks=1):
@@ -53,20 +47,25 @@ def network(channels, blocks=1):
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (flip_the_last_bit, "sha256"),
-        (lambda folder: (folder / "network.safetensors").unlink(), "missing"),
-        (lambda folder: (folder / "manifest.json").unlink(), r"manifest\.json"),
-        (lambda folder: (folder / "manifest.json").write_text("not json"), "cannot read"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), "format"),
+        (changed("network.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1])), "sha256"),
+        (changed("network.safetensors", lambda b: b[:-1]), "bytes"),
+        (changed("network.safetensors", lambda _: None), "missing"),
+        (changed("manifest.json", lambda _: None), r"manifest\.json"),
+        *(
+            (changed("manifest.json", lambda _, text=text: text), reason)
+            for text, reason in (
+                (b"not json", "cannot read"),
+                (b"[]", "format"),
+                (b"[" * 100_000, "nested"),
+                (b" " * (1 << 21), "at most"),
+            )
+        ),
         (with_fields(format=99), "format 99"),
         (with_fields(kind="holographic"), "holographic"),
         *((network(channels), "does not fit") for channels in (12, "48", 0, -3, 10**30)),
         *((network(8, blocks), "layers cannot be in") for blocks in (100_000, 10**9)),
         (with_fields(limits={"deviation": 1e9}), "between 0 and 100"),
         (with_fields(limits={"contrast": 1}), "limits"),
-        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "nested"),
-        (lambda folder: (folder / "manifest.json").write_text(" " * (1 << 21)), "at most"),
-        (cut_by_one_byte, "bytes"),
     ],
 )
 def test_damaged_weights_are_refused(folder, damage, text):

@@ -17,11 +17,11 @@ class Hungry(Upscaler):
     most = 10**9
     error: Exception = torch.OutOfMemoryError()
 
-    def _run_tiles(self, frame, *past):
+    def _estimates(self, frame, *rest):
         side = self.runtime.tile or 640
         if min(side, frame.shape[-2]) * min(side, frame.shape[-1]) > self.most:
             raise self.error
-        return super()._run_tiles(frame, *past)
+        return super()._estimates(frame, *rest)
 
 
 @pytest.fixture

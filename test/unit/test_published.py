@@ -141,7 +141,7 @@ def test_the_authors_pipeline_takes_full_scale_chops_and_means_without_weights()
 
     class Counting(BicubicModel):
         def __init__(self):
-            super().__init__(is_projected=True, input_limit=1.0)
+            super().__init__(is_projected=True)
             self.seen = []
 
         def super_resolve(self, lr, noise, steps, fidelity):

