@@ -74,6 +74,7 @@ class ResidualBlock(nn.Module):
             # In this order ONNX Runtime folds both into the convolution, and the activation after.
             return conv(x) * (1 + scale) + shift
         # One step for all is a convolution with other weights: up to a seventh less time on a CPU.
+        assert conv.bias is not None, "it is made with one"
         scale, shift = 1 + scale[0], shift[0]
         weight, bias = conv.weight * scale[:, None, None, None], conv.bias * scale + shift
         return F.conv2d(x.to(weight.dtype), weight, bias, padding=1)
@@ -106,8 +107,8 @@ class CompactNetwork(nn.Module):
 
     def reset_detail(self) -> None:
         """Make the perceptual sample equal to the posterior mean, as before any training."""
-        nn.init.zeros_(self.detail_head.weight)
-        nn.init.zeros_(self.detail_head.bias)
+        for weights in self.detail_head.parameters():
+            nn.init.zeros_(weights)
 
     def estimates(
         self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, past: Tensor | None = None
@@ -146,6 +147,8 @@ class CompactNetwork(nn.Module):
             mean, which is what the next frame is to be told.
         """
         h, mean, detail = self._features(x_t, lr, t, past), self.mean_head, self.detail_head
+        assert mean.bias is not None, "it is made with one"
+        assert detail.bias is not None, "it is made with one"
         share = (1 - fidelity).to(mean.weight.dtype)
         weight, bias = mean.weight + share * detail.weight, mean.bias + share * detail.bias
         if past is not None:

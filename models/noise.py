@@ -73,7 +73,7 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
     """
     stride = max(1, int((frame.size / _BLOCKS) ** 0.5))
     lowest, highest = float(frame.min()), float(frame.max())
-    unit = max(highest - lowest, np.finfo(np.float32).tiny)
+    unit = max(highest - lowest, float(np.finfo(np.float32).tiny))
     values = (frame.astype(np.float32) - np.float32(lowest)) / np.float32(unit)
     if frame.dtype.kind in "iu":
         ends = np.iinfo(frame.dtype)
@@ -89,7 +89,8 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
     flattest = power[np.argpartition(power.sum(axis=1), count - 1)[:count]].mean(axis=0)
     parts = flattest, flattest[frequency <= _LOW], flattest[frequency >= _HIGH]
     scale = (unit / _FLATTEST_OF_WHITE_NOISE) ** 2
-    return tuple(scale * float(part.mean()) for part in parts)
+    upper, low, high = (scale * float(part.mean()) for part in parts)
+    return upper, low, high
 
 
 class NoiseTracker:

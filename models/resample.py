@@ -84,8 +84,8 @@ def as_matrix_product(x: Tensor, kernel: Tensor, padding: int | tuple[int, int])
     What takes the memory, and the time, is every tap of every channel: of those that go in, laid
     out before the product, or of those that come out, added up after it; the fewer are taken.
     """
-    out_channels, in_channels, *taps = kernel.shape
-    size = x.shape[-2:]
+    out_channels, in_channels = kernel.shape[:2]
+    taps, size = kernel.shape[2:], x.shape[-2:]
     with tf32_products(False):
         if in_channels <= out_channels:
             around = F.unfold(x, taps, padding=padding)
@@ -125,7 +125,8 @@ def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Ten
     taps, same = _down_taps(), np.eye(SCALE)
     over_rows = np.einsum("iy,jk->kijy", taps, same).reshape(SCALE, PHASES, 5, 1)
     over_columns = taps.reshape(1, SCALE, 1, 5)
-    return tuple(torch.tensor(x, device=device, dtype=dtype) for x in (over_rows, over_columns))
+    rows, columns = (torch.tensor(x, device=device, dtype=dtype) for x in (over_rows, over_columns))
+    return rows, columns
 
 
 @kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ def build_objective(
     """
     if config.published is not None and autoencoder is None:
         raise ValueError("the published network needs --autoencoder DIR: it works in latents")
-    space = LatentSpace(autoencoder.to(device)) if config.published else PackedSpace()
+    is_latent = config.published is not None and autoencoder is not None
+    space = LatentSpace(autoencoder.to(device)) if is_latent else PackedSpace()
     is_guided = config.guidance.kind != "none"
     loss = GuidanceLoss(config.guidance, vgg, sam).to(device) if is_guided else None
     return Objective(config, space, loss)
@@ -57,7 +59,8 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
         ours, theirs = network.config, initial.config
         larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
         if larger and ours.time_features == theirs.time_features:
-            for place, block in enumerate(network.blocks):
+            blocks: list[Any] = list(network.blocks)
+            for place, block in enumerate(blocks):
                 nn.init.dirac_(block.mix.weight)
                 nn.init.zeros_(block.mix.bias)
                 if place >= theirs.blocks:
@@ -68,12 +71,12 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
     try:
         network.load_state_dict(initial.state_dict())
     except RuntimeError as error:
-        ours, theirs = (
+        wanted, given = (
             f"{type(x).__name__} of {parameter_count(x):,} parameters" for x in (network, initial)
         )
         raise ValueError(
-            f"the weights to start from, a {theirs}, are not those of the configured network, a "
-            f"{ours}; --init DIR names those of another"
+            f"the weights to start from, a {given}, are not those of the configured network, a "
+            f"{wanted}; --init DIR names those of another"
         ) from error
 
 
@@ -112,4 +115,6 @@ def export_run(run: Path, folder: Path, published: Path | None = None) -> None:
     if isinstance(network, CompactNetwork):
         save_compact(network, folder, card)
     else:
+        assert isinstance(network, SwinUNet), type(network)
+        assert published is not None, "its autoencoder is not trained"
         save_published_unet(network, published, folder, card)

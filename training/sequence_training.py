@@ -107,7 +107,7 @@ def train_on_sequences(
         whether the schedule is at its end; KeyboardInterrupt if a signal ended it. All is saved.
     """
 
-    def groups(network: CompactNetwork) -> list[dict[str, Any]]:
+    def groups(network: nn.Module) -> list[dict[str, Any]]:
         named = dict(network.named_parameters())
         network.detail_head.requires_grad_(False)
         new = [value for name, value in named.items() if name.startswith("stem_past")]

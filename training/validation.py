@@ -15,8 +15,9 @@ from difiisr_models.backends import NetworkSource
 from difiisr_models.backends.torch_runner import build_torch_runner
 from difiisr_models.compact import CompactNetwork
 from difiisr_models.diffusion import exponential_schedule
-from difiisr_models.frame_model import CompactModel
+from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.published.sampler import PublishedModel
+from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_models.resample import SCALE
 from difiisr_training.config import TrainConfig
@@ -105,10 +106,13 @@ def upscaler_of(network: nn.Module, autoencoder: VQAutoencoder | None = None) ->
     """What the network computes now, on frames; ``autoencoder``: of the published network."""
     device = next(network.parameters()).device
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    model: FrameModel
     if isinstance(frozen, CompactNetwork):
         source = NetworkSource(frozen, "", device, Runtime().repeatable)
         model = CompactModel(frozen, exponential_schedule(), build_torch_runner(source), None)
     else:
+        assert isinstance(frozen, SwinUNet), type(frozen)
+        assert autoencoder is not None, "it works in latents"
         model = PublishedModel(frozen, autoencoder.to(device), exponential_schedule())
     return Upscaler("validation", model, device=device)
 

@@ -101,7 +101,7 @@ def do_all(
     done = folder.done().keys() & named.keys()
     left = {name: job for name, job in named.items() if name not in done}
     print(f"{len(named)} jobs, {len(done)} of them done already")
-    failed = {}
+    failed: dict[str, dict[str, Any]] = {}
     for n, row in enumerate(_rows(left, task, folder, cluster), 1):
         print(f"{n} of {len(left)}: {_line(row)}", flush=True)
         failed |= {row["job"]: row} if row["failed"] else {}

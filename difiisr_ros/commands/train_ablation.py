@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -82,14 +82,14 @@ def train_ablation(
     Judge("reference", ablation.METRICS, weights)
 
     if init:
-        network = starting_weights(init)
+        network: Any = starting_weights(init)
         network.reset_detail()  # what guidance shapes begins anew
         save_compact(network, out / "start", {"name": str(init)})
     for name, variant in chosen.items():
         run = out / "runs" / name
         write_json(out / "runs" / f"{name}.yaml", dataclasses.asdict(variant))  # JSON is YAML too
         train(
-            out / "runs" / f"{name}.yaml", data=data, run=run, export=out / name, device=device,
+            f"{out}/runs/{name}.yaml", data=data, run=run, export=out / name, device=device,
             init=out / "start" if init else None, vgg=vgg, sam=sam, budget=budget,
             workers=workers, threads=threads,
         )  # fmt: skip

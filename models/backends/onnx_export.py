@@ -64,9 +64,11 @@ class GraphSampler(nn.Module):
         """``autoencoder``: None with a compact network; ``schedule``: what it was trained with."""
         super().__init__()
         self.network, self.autoencoder, self.steps = network, autoencoder, steps
-        if autoencoder is None:
+        self.model: CompactModel | PublishedModel
+        if isinstance(network, CompactNetwork):
             self.model = CompactModel(network, schedule)
         else:
+            assert autoencoder is not None, "the published model has one"
             self.model = PublishedModel(network, autoencoder, schedule)
 
     def forward(
@@ -91,8 +93,9 @@ class GraphSampler(nn.Module):
             mean.
         """
         draws = noise.split(self.model.noise_channels, dim=1).__getitem__
-        if self.autoencoder is not None:
+        if isinstance(self.model, PublishedModel):
             return self.model.generate(lr, draws, self.steps)
+        assert fidelity is not None, "a compact network has one"
         return unpack(self.model.super_resolve(lr, draws, self.steps, fidelity, past))
 
 
@@ -211,9 +214,10 @@ def _inputs(module: nn.Module, batch: int, height: int, width: int) -> dict[str,
     if isinstance(module, SwinUNet):
         x_t, lq = (torch.randn(batch, 3, *size, generator=generator) for _ in range(2))
         return {"x_t": x_t, "t": torch.full((batch,), 14), "lq": lq.clamp(-1, 1)}
+    assert isinstance(module, GraphSampler), type(module)
     channels = module.model.noise_channels * module.steps
     noise = torch.randn(batch, channels, *size, generator=generator)
-    rest = ("fidelity", "past") if module.autoencoder is None else ()
+    rest: tuple[str, ...] = ("fidelity", "past") if module.autoencoder is None else ()
     given = {"lr": 0.5 * examples["lr"].clamp(-2, 2), "noise": noise}
     return given | {name: examples[name] for name in rest if name in examples}
 

@@ -88,7 +88,9 @@ def reference_unet_name(own: str, config: SwinUNetConfig) -> str:
 
 def _unet_layer(own: str) -> str:
     """Layer inside a residual block or a Swin stage, with its ``.weight`` or ``.bias``."""
-    block, layer, leaf = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", own).groups("")
+    parts = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", own)
+    assert parts is not None, "a name is not empty"
+    block, layer, leaf = parts.groups("")
     return f"{block}{_UNET_LAYERS[layer]}{leaf}"
 
 
