@@ -40,8 +40,7 @@ def end_at_once(code: int, *signals: int) -> None:
 def as_before() -> None:
     """End what :func:`end_at_once` began."""
     while _before:
-        number, handler = _before.popitem()
-        signal.signal(number, handler)
+        signal.signal(*_before.popitem())
 
 
 @contextmanager

@@ -32,9 +32,8 @@ class SegmenterNode(Node):
         kind: Any = self.declare_parameter("kind", "vit_b").value
         checkpoint: Any = self.declare_parameter("checkpoint", "").value
         device: Any = self.declare_parameter("device", "cpu").value
-        self._points: np.ndarray = np.reshape(
-            self.declare_parameter("points", [0.5, 0.5]).value, (-1, 2)
-        )
+        points: Any = self.declare_parameter("points", [0.5, 0.5]).value
+        self._points = np.reshape(points, (-1, 2))
         self._sam = SamPredictor(sam_model_registry[kind](checkpoint=checkpoint).to(device).eval())
         self._labels = self.create_publisher(Image, "~/labels", 1)
         self._overlay = self.create_publisher(Image, "~/overlay", 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,7 @@ class CompactNetwork(nn.Module):
         if config.recurrent:  # at zero it computes what its single-frame sibling does
             self.stem_past = nn.Conv2d(PAST_PLANES, c, 3, padding=1, bias=False)
             nn.init.zeros_(self.stem_past.weight)
-        self.blocks = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
+        self.blocks: Any = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
         self.fuse = nn.Conv2d(c, c, 3, padding=1)
         self.mean_head = nn.Conv2d(c, PHASES, 3, padding=1)
         self.detail_head = nn.Conv2d(c, PHASES, 3, padding=1)

@@ -8,8 +8,7 @@ what stands still does not (registration-based non-uniformity correction; Hardie
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from functools import lru_cache, reduce
-from operator import add
+from functools import lru_cache
 
 import numpy as np
 from scipy.fft import irfft2, rfft2
@@ -160,7 +159,7 @@ class PatternTracker:
     def _establish(self, noise: float) -> None:
         parts = [self._evidence[n].offsets(_ERRORS[n], _CAP * noise) for n in _PARTS]
         self.strength = PatternStrength(*(float(np.sqrt((part**2).mean())) for part in parts))
-        self.pattern = reduce(add, parts) if any(part.any() for part in parts) else None
+        self.pattern = sum(parts[1:], parts[0]) if any(part.any() for part in parts) else None
 
 
 class _Evidence:
@@ -259,11 +258,11 @@ def _shifted(frame: np.ndarray, shift: np.ndarray) -> tuple[tuple[slice, slice],
         size = frame.shape[axis]
         begin, end = max(0, -first), min(size, size - first - 3)
         lines = np.moveaxis(frame, axis, 0)
-        weighted = (
+        parts = [
             np.float32(tap) * lines[begin + first + n : end + first + n]
             for n, tap in enumerate(taps)
-        )
-        frame = reduce(add, weighted)
+        ]
+        frame = sum(parts[1:], parts[0])
         frame = np.moveaxis(frame, 0, axis)
         where.append(slice(begin, end))
     return (where[0], where[1]), frame

@@ -44,11 +44,8 @@ from difiisr_models.weights import (
 )
 
 NETWORK_FILE = "network.safetensors"
-_HAS_BF16: dict[Backend, bool] = {
-    "openvino": True,
-    "onnxruntime": False,
-    "torch": True,
-}  # backends that are measured
+# Of the backends that are measured.
+_HAS_BF16: dict[Backend, bool] = {"openvino": True, "onnxruntime": False, "torch": True}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -134,8 +131,7 @@ def load_quickest(
     if name in BICUBIC or runtime.engine or not on_cpu or not asked:
         return load_upscaler(name, runtime=runtime, settings=settings)
     cpu_has_bf16 = bool(_BF16_FLAGS & cpu_flags())
-    best, passed_over = None, []
-    measured: dict[str, float] = {}
+    best, measured, passed_over = None, dict[str, float](), []
     for backend in _HAS_BF16 if runtime.backend == "auto" else (runtime.backend,):
         precision = runtime.precision
         if precision == "auto":

@@ -6,8 +6,6 @@ A flow ``(H, W, 2)`` float32 holds, for each pixel of the present image, how far
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,9 +68,9 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     Returns:
         ``(4h, 4w, 2)`` float32 in pixels of the large image.
     """
-    search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0 if sigma < _NOISY else 1)
-    flow = search.calc(now, before, None)
+    flow = search.calc(now, before, None)  # type: ignore[call-overload]  # its stubs want a flow
     moved = cv2.remap(  # type: ignore[call-overload]  # its stubs want a second map
         before, _grid(now.shape) + flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )

@@ -263,10 +263,7 @@ def types(kind: type, name: str) -> tuple[type, ...]:
 def limits(kind: type, name: str) -> tuple[float, float] | None:
     """Least and greatest value of a field of the dataclass ``kind``, None where it has none."""
     marks = [mark for part in _parts(kind, name) for mark in getattr(part, "__metadata__", ())]
-    if not marks:
-        return None
-    least, most = marks
-    return least.ge, most.le
+    return (marks[0].ge, marks[1].le) if marks else None
 
 
 def choices(kind: type, name: str) -> tuple[str, ...]:

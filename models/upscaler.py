@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 from functools import cache, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -193,8 +192,7 @@ class Upscaler:
         with record_function(STAGE + "stream"):  # fill, range, noise
             seen = stream.see(counts, channel, self._removes_pattern)
             found = seen.range
-        key: Any = (self._key, self.runtime, settings)
-        memory = stream.channel(channel)
+        key, memory = (self._key, self.runtime, settings), stream.channel(channel)
         if (kept := memory.kept(key)) is not None:
             return _image(kept, seen)
         with record_function(STAGE + "to device"):
@@ -219,8 +217,7 @@ class Upscaler:
             if model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
             if past is not None and seen.event.has_news:
-                is_mean = settings.fidelity == 1
-                told = packed if is_mean else self._consistent(mean[0], frame, sigma)
+                told = packed if settings.fidelity == 1 else self._consistent(mean[0], frame, sigma)
                 memory.past = Past(told.clone(), found)
             if model.is_projected:
                 packed = within_bounds(packed, frame, seen)
@@ -228,11 +225,15 @@ class Upscaler:
             dtype, size = DTYPES[counts.dtype.type], settings.output_scale
             result = _to_counts(packed, size, found, dtype)
             measured = torch.stack(checks).tolist() if checks else []
-            limits = model.limits
-            faults = filter(None, (fault_of(each, limits) for each in measured if limits))
-            if fault := next(faults, ""):  # known only now: a GPU was not to be waited for
+            faults = (fault_of(each, model.limits) for each in measured if model.limits)
+            if fault := next(
+                filter(None, faults), ""
+            ):  # known only now: a GPU was not to be waited for
                 stream.fallbacks, stream.last_fallback = stream.fallbacks + 1, fault
-                memory.past, key = None, None  # the same frame again is computed again
+                memory.past, key = (
+                    None,
+                    (object(), *key[1:]),
+                )  # the same frame again is computed again
                 result = _to_counts(upsample(frame), size, found, dtype)
             memory.result = key, result
             return _image(result, seen)
@@ -296,7 +297,7 @@ class Upscaler:
         packed[(..., *part)] = torch.lerp(packed[(..., *part)], result, share)
         return packed
 
-    def _noise_source(self, places: list[Tile], size: torch.Size) -> NoiseSource:
+    def _noise_source(self, places: list[Tile], size: tuple[int, ...]) -> NoiseSource:
         """The draws for the tiles at ``places`` of a frame of ``size``."""
         shape = (1, self._model.noise_channels, *size)
         fields = self._noise_fields(shape, self.settings.seed, self.device)

@@ -38,10 +38,11 @@ def build_objective(
 
     ``vgg`` and ``sam`` are files, see :class:`difiisr_training.guidance.GuidanceLoss`.
     """
-    if config.published is not None and autoencoder is None:
-        raise ValueError("the published network needs --autoencoder DIR: it works in latents")
-    is_latent = config.published is not None and autoencoder is not None
-    space = LatentSpace(autoencoder.to(device)) if is_latent else PackedSpace()
+    space: PackedSpace | LatentSpace = PackedSpace()
+    if config.published is not None:
+        if autoencoder is None:
+            raise ValueError("the published network needs --autoencoder DIR: it works in latents")
+        space = LatentSpace(autoencoder.to(device))
     is_guided = config.guidance.kind != "none"
     loss = GuidanceLoss(config.guidance, vgg, sam).to(device) if is_guided else None
     return Objective(config, space, loss)
@@ -59,8 +60,7 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
         ours, theirs = network.config, initial.config
         larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
         if larger and ours.time_features == theirs.time_features:
-            blocks: list[Any] = list(network.blocks)
-            for place, block in enumerate(blocks):
+            for place, block in enumerate(network.blocks):
                 nn.init.dirac_(block.mix.weight)
                 nn.init.zeros_(block.mix.bias)
                 if place >= theirs.blocks:
@@ -89,7 +89,7 @@ def load_average(path: Path) -> tuple[TrainConfig, nn.Module, int]:
     return config, network.requires_grad_(False), saved["iteration"]
 
 
-def starting_weights(folder: Path) -> nn.Module:
+def starting_weights(folder: Path) -> Any:
     """Network of a run folder (its moving average) or of a weights folder of the same schedule."""
     if (folder / CHECKPOINT_NAME).is_file():
         return load_average(folder / CHECKPOINT_NAME)[1]

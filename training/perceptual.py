@@ -6,8 +6,6 @@ that torchvision saves (``vgg16-397923af.pth``, ``vgg19-dcbb9e9d.pth``).
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +51,8 @@ class PerceptualLoss(nn.Module):
         """Fill the network from the file ``weights``; ValueError if that holds another one."""
         super().__init__()
         blocks, self._taps, self._normalised = _LAYERS[layer]
-        network = _vgg(blocks, self._normalised == "unit")
-        self._network: nn.Sequential = network[: self._taps[-1] + 1]
+        layers = list(_vgg(blocks, self._normalised == "unit"))
+        self._network = nn.Sequential(*layers[: self._taps[-1] + 1])
         state = read_checkpoint(weights)
         names = {name.removeprefix("features."): value for name, value in state.items()}
         wanted = self._network.state_dict().keys()
@@ -68,8 +66,10 @@ class PerceptualLoss(nn.Module):
         """``(B, 1, H, W)`` twice, in [-1, 1] -> ``(B,)``, differentiable with respect to both."""
         pairs = zip(self.features(sr), self.features(hr), strict=True)
         if len(self._taps) > 1:
-            return reduce(add, ((a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs))
-        return reduce(add, ((a - b).square().mean(dim=(1, 2, 3)) for a, b in pairs))
+            parts = [(a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs]
+        else:
+            parts = [(a - b).square().mean(dim=(1, 2, 3)) for a, b in pairs]
+        return sum(parts[1:], parts[0])
 
     def features(self, image: Tensor) -> list[Tensor]:
         """phi_l of ``(B, 1, H, W)`` in [-1, 1], fed as three equal channels: ``(B, F, h, w)``."""

@@ -196,6 +196,7 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     hook.remove()
     ridge = _RIDGE * gram.diagonal().mean() * torch.eye(size).double()
     found = torch.linalg.solve(gram + ridge, moment)
+    assert head.bias is not None, "it is made with one"
     head.weight.copy_(found[:-1].T.reshape(head.weight.shape))
     head.bias.copy_(found[-1])
     left = energy - 2 * float((found * moment).sum()) + float((found * (gram @ found)).sum())

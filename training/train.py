@@ -124,7 +124,7 @@ def train(
             yield *images, index[own], eps[own], guided
 
     task = TrainingTask(
-        lambda: build_network(config).to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # its stubs lack it
+        lambda: build_network(config).to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in its stubs
         lambda network: [{"params": list(network.parameters())}],
         lambda network: TrainingLoss(network, teacher, objective),
         inputs,
@@ -133,7 +133,7 @@ def train(
 
 
 def run_task(
-    config: RunConfig,
+    config: Any,
     task: TrainingTask,
     run: Path,
     accelerator: Accelerator,
@@ -147,7 +147,7 @@ def run_task(
     alone, so the weights are those of an uninterrupted run.
 
     Args:
-        config: the run.
+        config: the run, a ``RunConfig`` that has ``iterations``.
         task: what is trained.
         run: run folder.
         accelerator: device, precision and processes.

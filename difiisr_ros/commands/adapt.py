@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -77,7 +77,7 @@ def adapt(
     if lr_size < _LEAST_LR_SIZE:
         least = 4 * (_LEAST_LR_SIZE + _MARGIN)
         raise ValueError(f"frames of {frames[0].shape} pixels; {least}x{least} are needed")
-    begun: Any = starting_weights(init)
+    begun = starting_weights(init)
     config = load_config(preset_or_file(OWN_CAMERA))
     config = replace(
         config, name=f"{config.name}-adapted", iterations=iterations, network=begun.config,

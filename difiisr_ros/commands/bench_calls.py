@@ -81,7 +81,7 @@ def camera_frames(size: Size, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(7000, 8000, (count, *size), np.uint16)
 
 
-def kept_runs(runs: Sequence[Run], value: Callable[[Run], Any] = np.mean) -> list[Run]:
+def kept_runs(runs: Sequence[Run], value: Callable[..., Any] = np.mean) -> list[Run]:
     """Without the best and the worst run by ``value``, where three or more were made."""
     ordered = sorted(runs, key=value)
     return ordered[1:-1] if len(ordered) > 2 else ordered
@@ -127,9 +127,7 @@ def network_flop(network: nn.Module, inputs: Sequence[Tensor]) -> int:
 
 def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
     """A model's network on random inputs of ``size``: row and call for each of its runtimes."""
-    device = bench.device
-    precision: str = bench.runtime.precision
-    runners: dict[str, Any] = {}
+    device, precision, runners = bench.device, str(bench.runtime.precision), dict[str, Any]()
     network: nn.Module
     inputs: tuple[Tensor, ...]
     if model in PUBLISHED_NAMES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
@@ -90,10 +89,7 @@ def hostile_bytes(
     rng: np.random.Generator, message: SimpleNamespace, kind: str, share: float
 ) -> bytes:
     """CDR bytes of an image or info, in a ``share`` of the cases damaged, but the first four."""
-    kinds: dict[type, Callable[[Any], Any]] = {
-        bytes: lambda raw: np.frombuffer(raw, np.uint8),
-        list: np.array,
-    }
+    kinds: dict[type, Any] = {bytes: lambda raw: np.frombuffer(raw, np.uint8), list: np.array}
     fields = {k: kinds.get(type(v), lambda same: same)(v) for k, v in vars(message).items()}
     raw = bytes(STORE.serialize_cdr(SimpleNamespace(**fields), kind))
     return raw[:4] + _mutated(rng, raw[4:]) if rng.random() < share else raw

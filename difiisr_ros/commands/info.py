@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 import shlex
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -143,12 +142,11 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
     image, pixels = last
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
-    encoding = [image.encoding]
-    guessed: Sequence[CameraFile] = ()
+    encoding, guessed = [image.encoding], list[CameraFile]()
     if is_false_colour(image):
         encoding.append(FALSE_COLOUR.format("it"))
     else:
-        guessed = guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
+        guessed += guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
     likely = name or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
     name = name or next((found.name for found in guessed), None)
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)

@@ -244,7 +244,7 @@ class OfflineRun:
         self.upscaler.skip(pixels, self._if_processed, stamp_ns)
         self._skipped += 1
 
-    def expect(self, pixels: np.ndarray, recorded: np.ndarray | None, stamp_ns: int) -> np.ndarray:
+    def expect(self, pixels: np.ndarray, recorded: Any, stamp_ns: int) -> np.ndarray:
         """What the node should have made of a frame, given what it made (``None``: not known)."""
         expected = self.upscaler(pixels, self._stream, stamp_ns)
         doubtful = None if recorded is None else self._if_processed

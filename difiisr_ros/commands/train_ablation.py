@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -82,7 +82,7 @@ def train_ablation(
     Judge("reference", ablation.METRICS, weights)
 
     if init:
-        network: Any = starting_weights(init)
+        network = starting_weights(init)
         network.reset_detail()  # what guidance shapes begins anew
         save_compact(network, out / "start", {"name": str(init)})
     for name, variant in chosen.items():

@@ -136,8 +136,7 @@ def pair_names(names: Sequence[str], known: Mapping[str, Value]) -> dict[str, Va
     equal, else to the only one with the same last part: one side may lack folders. ValueError:
     several names have that last part, on either side.
     """
-    ours: defaultdict[str, list[str]] = defaultdict(list)
-    theirs: defaultdict[str, list[str]] = defaultdict(list)
+    ours, theirs = (defaultdict[str, list[str]](list) for _ in range(2))
     for found, given in ((ours, names), (theirs, known)):
         for name in given:
             found[name.rpartition("__")[2]].append(name)

@@ -180,8 +180,7 @@ def judge_models(
                 f"{one.flat} flat frame{'s' * (one.flat > 1)} (all pixels equal) left out of the "
                 "means; consistency and errors do include them"
             )
-    made: str = degradation
-    own = [source.name for source in sets if source.lr]
+    made, own = str(degradation), [source.name for source in sets if source.lr]
     if own:
         made = "own pairs" if len(own) == len(sets) else f"{made}; own pairs of {', '.join(own)}"
     return Results(
@@ -247,8 +246,7 @@ def _measure(
         ``sha256`` of the weights or output images; ``values``, a table with a row per frame and
         columns of the metrics and ``seconds``; ``bins``, see :class:`TemperatureErrors`.
     """
-    source, sha256 = prepared.source, hashlib.sha256()
-    outputs: dict[str, Path] = {}
+    source, outputs, sha256 = prepared.source, dict[str, Path](), hashlib.sha256()
     if isinstance(model, OutputFolder):
         outputs = model.images(source.name, prepared.sizes)
         for path in outputs.values():
@@ -270,7 +268,8 @@ def _measure(
         progress.update(len(prepared.sizes))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        bins = prepared.edges and TemperatureErrors(judge.radiometry, prepared.edges)
+        scale, edges = judge.radiometry, prepared.edges
+        bins = TemperatureErrors(scale, edges) if scale and edges else None
         rows: list[dict[str, float]] = []
         for frame, lr, sr, seconds in _results(model, outputs, prepared, judge.mode, out):
             write_frame(folder, frame, sr)
@@ -360,7 +359,7 @@ def _summary(
                 values=values,
             )
         )
-    bins = prepared.edges and [
+    bins: Any = prepared.edges and [
         {key: of_models[0][key] for key in ("low", "high", "pixels")}
         | {
             "models": {

@@ -39,7 +39,7 @@ def next_frame_errors(
     """
     require_opencv()
     shown, stream = robust_range(frames[0]), Stream()
-    errors, made = [], []
+    errors, made = [], list[torch.Tensor]()
     picture: np.ndarray | None = None
     for frame in frames:
         now = [torch.from_numpy(shown.normalise(make(frame)))[None, None] for make in upscalers]

@@ -96,8 +96,7 @@ def split_settings(name: str) -> tuple[str, dict[str, Any]]:
 
     ``@pipeline=published`` is the authors' own way of reading a frame.
     """
-    model = name
-    settings: dict[str, Any] = {}
+    model, settings = name, dict[str, Any]()
     while "@" in Path(model).name and not Path(model).expanduser().exists():
         model, _, setting = model.rpartition("@")
         key, _, value = setting.rpartition("=")
@@ -127,9 +126,8 @@ def load_published_network(
     network = build()
     network.load_state_dict(state.get("params", state))
     network.eval().requires_grad_(False)
-    network = network.to(device)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack it
-    return network, white  # as our own run
+    # As our own run.
+    return network.to(device, memory_format=torch.channels_last), white  # type: ignore[call-overload]  # not in its stubs
 
 
 def _spandrel_model(path: Path) -> Any:

@@ -11,8 +11,6 @@ the attention, so that its 0..255 becomes -1..1 by a factor and a bias.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from difiisr_models.resample import pack, upsample
 from difiisr_training.config import TrainConfig
 from difiisr_training.data.images import LoadFrames
 from difiisr_training.data.training_pairs import CropDataset
-from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.evaluation.peers import load_published_network
 
 _FITTED_ON = 96  # crops; of 48x48 they give 500 equations for each of the unknowns
@@ -44,29 +41,27 @@ def begin(config: TrainConfig, peers: Path | None, load: LoadFrames) -> CompactN
     torch.manual_seed(config.seed)
     network = CompactNetwork(config.network)
     rlfn, _ = load_published_network(config.begin_as, peers, "cpu")
-    assert isinstance(rlfn, Rlfn), config.begin_as
     samples = CropDataset(config.sources, load, config.crops, config.seed, _FITTED_ON)
     begin_as_rlfn(network, rlfn, torch.stack([samples[i][0] for i in range(_FITTED_ON)]))
     return network
 
 
 @torch.no_grad()
-def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
+def begin_as_rlfn(network: CompactNetwork, rlfn: Any, lr: Tensor) -> None:
     """Give ``network`` weights with which its posterior mean is close to RLFN's result, in place.
 
     It then ignores x_t and the step, and its perceptual sample is its mean. ``lr (n, 1, h, w)``:
     frames that the layers are fitted on, each shown from its own black to its own white, since
     outside its range RLFN may do anything. The network is not wider, and has as many blocks.
     """
-    theirs: list[Any] = [b for name, b in rlfn.named_children() if name.startswith("block_")]
+    theirs = [block for name, block in rlfn.named_children() if name.startswith("block_")]
     width, wanted = rlfn.conv_1.out_channels, network.config
     if wanted.channels > width or wanted.blocks != len(theirs):
         raise ValueError(
             f"RLFN has {width} channels and {len(theirs)} blocks; to begin as it a network needs "
             f"as many blocks and no more channels, not {wanted.channels} and {wanted.blocks}"
         )
-    ours: list[Any] = list(network.blocks)
-    for layer in (network.gate, *(block.film for block in ours)):
+    for layer in (network.gate, *(block.film for block in network.blocks)):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     network.reset_detail()
@@ -76,12 +71,11 @@ def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
     def kept_of(features: Tensor, *readers: nn.Conv2d) -> Tensor:
         return _most_telling(features, readers, wanted.channels)
 
-    large: Any = rlfn.upsampler[0]
     shallow = rlfn.conv_1((_HALF_SPAN * (lr + 1)).expand(-1, 3, -1, -1)) / _HALF_SPAN
-    kept = shallow_kept = kept_of(shallow, theirs[0].c1_r, large)
+    kept = shallow_kept = kept_of(shallow, theirs[0].c1_r, rlfn.upsampler[0])
     x, own_shallow = shallow, _fit(network.stem_lr, lr, shallow[:, kept])
     own = own_shallow
-    for block, their, after in zip(ours, theirs, [*theirs[1:], None], strict=True):
+    for block, their, after in zip(network.blocks, theirs, [*theirs[1:], None], strict=True):
         h, own_h = x, own
         for conv, layer, reader in (
             (block.conv1, their.c1_r, their.c2_r),
@@ -98,14 +92,13 @@ def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
         own = _fit(block.mix, own_h + own, x[:, kept])
     deep = _convolve(rlfn.conv_2, x)
     own = _fit(network.fuse, own, deep[:, shallow_kept]) + own_shallow
-    result = rlfn.upsampler[1](_convolve(large, deep + shallow)).mean(1, keepdim=True)
+    result = rlfn.upsampler[1](_convolve(rlfn.upsampler[0], deep + shallow)).mean(1, keepdim=True)
     _fit(network.mean_head, own, pack(result - 1) - upsample(lr))
 
 
 def _convolve(layer: Any, x: Tensor) -> Tensor:
     """A layer of RLFN on features that were divided by the half span."""
-    bias = None if layer.bias is None else layer.bias / _HALF_SPAN
-    return F.conv2d(x, layer.weight, bias, padding=layer.padding)
+    return F.conv2d(x, layer.weight, layer.bias / _HALF_SPAN, padding=layer.padding)
 
 
 def _most_telling(features: Tensor, readers: Sequence[nn.Conv2d], count: int) -> Tensor:
@@ -116,7 +109,7 @@ def _most_telling(features: Tensor, readers: Sequence[nn.Conv2d], count: int) ->
     """
     covariance = torch.cov(features.transpose(0, 1).flatten(1).double())
     covariance += _RIDGE * covariance.diagonal().max() * torch.eye(len(covariance))
-    read = reduce(add, (reader.weight.double().square().sum((0, 2, 3)) for reader in readers))
+    read = torch.stack([r.weight.double().square().sum((0, 2, 3)) for r in readers]).sum(0)
     kept = list(range(len(covariance)))
     while len(kept) > count:
         alone = 1 / torch.linalg.inv(covariance[kept][:, kept]).diagonal()
@@ -124,10 +117,9 @@ def _most_telling(features: Tensor, readers: Sequence[nn.Conv2d], count: int) ->
     return torch.tensor(kept)
 
 
-def _fit(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tensor:
+def _fit(layer: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     """Set a layer to the least-squares map of ``inputs`` to ``outputs``; returns what it gives."""
     size, padding = layer.kernel_size, layer.padding
-    assert not isinstance(padding, str), padding
     features = layer.in_channels * size[0] * size[1] + (layer.bias is not None)
     normal = torch.zeros(features, features, dtype=torch.float64)
     right = torch.zeros(features, layer.out_channels, dtype=torch.float64)

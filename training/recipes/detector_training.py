@@ -116,7 +116,7 @@ def fit_detector(
     network = CentreDetector(len(classes), config.width)
     if initial is not None:
         network.load_state_dict(initial)
-    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack it
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     sgd = partial(torch.optim.SGD, momentum=0.9)
     kinds: dict[str, Callable[..., torch.optim.Optimizer]]
     kinds = {"adamw": torch.optim.AdamW, "sgd": sgd}
