@@ -202,13 +202,11 @@ class McapFile(StorageFile):
                 self._note("the index at the end is damaged: its checksum is wrong")
                 return {}, False
             self._file.seek(0)
-            summary = SeekingReader(self._file).get_summary()
-            assert summary is not None, "there is an index"
+            summary: Any = SeekingReader(self._file).get_summary()
             chunks = self._ends_of(summary.chunk_indexes)
             self._schemas |= summary.schemas
             for channel in summary.channels.values():
                 self._declare(channel)
-            assert summary.statistics is not None, "messages are counted"
             self.counts.update(summary.statistics.channel_message_counts)
             is_full = len(self.topics) >= summary.statistics.channel_count
         except Exception:  # as above; there may be no index at all
@@ -610,8 +608,7 @@ class SqliteBagWriter(BagWriter):
 
     def _insert(self, table: str, *values: Any) -> int:
         places = ", ?" * len(values)
-        row = self._database.execute(f"INSERT INTO {table} VALUES (NULL{places})", values)
-        assert row.lastrowid is not None, "it has just been inserted"
+        row: Any = self._database.execute(f"INSERT INTO {table} VALUES (NULL{places})", values)
         return row.lastrowid
 
 

@@ -475,8 +475,7 @@ class SrNode(LifecycleNode):
 
     def _findings(self, summary: Summary) -> list[diagnostics.Finding]:
         """What is wrong with the active stream and around it."""
-        assert self._worker is not None, "the stream is active"
-        assert self._patient is not None, "the stream is active"
+        assert self._worker is not None, "there is a stream"
         since, topic = self._worker.computing_since, self._inputs[0].topic_name
         computing = 0.0 if since is None else time.monotonic() - since
         found = diagnostics.findings(summary, topic, computing, self._settings.min_rate)
@@ -489,7 +488,7 @@ class SrNode(LifecycleNode):
         warnings = {
             "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
-            "out of memory": self._patient.trouble,
+            "out of memory": self._patient.trouble if self._patient else "",
             "twin": diagnostics.twin_of(self, self._outputs["image"].topic_name),
         }
         level = DiagnosticStatus.WARN

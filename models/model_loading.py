@@ -44,7 +44,6 @@ from difiisr_models.weights import (
 )
 
 NETWORK_FILE = "network.safetensors"
-# Of the backends that are measured.
 _HAS_BF16: dict[Backend, bool] = {"openvino": True, "onnxruntime": False, "torch": True}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 

@@ -65,7 +65,7 @@ def difference_noise(frame: np.ndarray, before: np.ndarray) -> float:
     return float(np.sqrt(_flattest_power(frame.astype(np.float32) - before)[0] / 2))
 
 
-def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
+def _flattest_power(frame: np.ndarray) -> tuple[float, ...]:
     """Variance of the noise by the upper half of the DCT, and by its lowest and highest part.
 
     Noise is white, a scene is not: in the flattest 2 % of all 8x8 blocks the upper half holds
@@ -89,8 +89,7 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
     flattest = power[np.argpartition(power.sum(axis=1), count - 1)[:count]].mean(axis=0)
     parts = flattest, flattest[frequency <= _LOW], flattest[frequency >= _HIGH]
     scale = (unit / _FLATTEST_OF_WHITE_NOISE) ** 2
-    upper, low, high = (scale * float(part.mean()) for part in parts)
-    return upper, low, high
+    return tuple(scale * float(part.mean()) for part in parts)
 
 
 class NoiseTracker:

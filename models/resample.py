@@ -120,13 +120,12 @@ def _up_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 @kept
-def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """D in two steps: 16 phases to the 4 of each row ``(4, 16, 5, 1)``, to one ``(1, 4, 1, 5)``."""
     taps, same = _down_taps(), np.eye(SCALE)
     over_rows = np.einsum("iy,jk->kijy", taps, same).reshape(SCALE, PHASES, 5, 1)
     over_columns = taps.reshape(1, SCALE, 1, 5)
-    rows, columns = (torch.tensor(x, device=device, dtype=dtype) for x in (over_rows, over_columns))
-    return rows, columns
+    return tuple(torch.tensor(x, device=device, dtype=dtype) for x in (over_rows, over_columns))
 
 
 @kept

@@ -225,15 +225,10 @@ class Upscaler:
             dtype, size = DTYPES[counts.dtype.type], settings.output_scale
             result = _to_counts(packed, size, found, dtype)
             measured = torch.stack(checks).tolist() if checks else []
-            faults = (fault_of(each, model.limits) for each in measured if model.limits)
-            if fault := next(
-                filter(None, faults), ""
-            ):  # known only now: a GPU was not to be waited for
+            faults = filter(None, (fault_of(one, model.limits) for one in measured if model.limits))
+            if fault := next(faults, ""):  # known only now: a GPU was not to be waited for
                 stream.fallbacks, stream.last_fallback = stream.fallbacks + 1, fault
-                memory.past, key = (
-                    None,
-                    (object(), *key[1:]),
-                )  # the same frame again is computed again
+                memory.past, key = None, (object(), *key[1:])  # the frame again is computed again
                 result = _to_counts(upsample(frame), size, found, dtype)
             memory.result = key, result
             return _image(result, seen)

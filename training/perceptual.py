@@ -94,8 +94,7 @@ def _vgg(blocks: tuple[int, ...], is_normalised: bool) -> nn.Sequential:
 
     The normalised one (Gatys et al. 2016) begins with colours and has padding layers.
     """
-    layers: list[nn.Module] = [nn.Conv2d(3, 3, 1)] if is_normalised else []
-    channels = 3
+    layers, channels = list[nn.Module]([nn.Conv2d(3, 3, 1)] if is_normalised else []), 3
     for width, convolutions in zip((64, 128, 256, 512, 512), blocks, strict=True):
         for _ in range(convolutions):
             padding = [nn.ReflectionPad2d(1)] if is_normalised else []

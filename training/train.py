@@ -244,8 +244,7 @@ def draw_steps_and_noise(
     GPU's draws are not a CPU's.
     """
     rng = torch.Generator(device).manual_seed(stream_seed(config.seed, iteration))
-    steps = exponential_schedule().steps
-    where: dict[str, Any] = {"generator": rng, "device": device}
+    steps, where = exponential_schedule().steps, dict[str, Any](generator=rng, device=device)
     index = torch.randint(steps, (config.batch,), **where)
     last = torch.rand(config.batch, **where) < config.last_step_share
     channels, shrink = (16, 4) if config.published is None else (3, 4)

@@ -27,7 +27,6 @@ from difiisr_models.model_loading import load_parts
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
-from difiisr_models.settings import Backend
 from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_published_network
 
 PUBLISHED = "published (random weights)"
@@ -128,7 +127,6 @@ def network_flop(network: nn.Module, inputs: Sequence[Tensor]) -> int:
 def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
     """A model's network on random inputs of ``size``: row and call for each of its runtimes."""
     device, precision, runners = bench.device, str(bench.runtime.precision), dict[str, Any]()
-    network: nn.Module
     inputs: tuple[Tensor, ...]
     if model in PUBLISHED_NAMES:
         precision, weights_sha256 = "fp32", load_peer(model, bench.weights, "cpu").weights_sha256
@@ -192,7 +190,7 @@ def _in_turns(up: Callable[[np.ndarray], np.ndarray], frames: np.ndarray) -> Cal
     return lambda: up(next(following))
 
 
-def _backends(bench: Bench) -> tuple[Backend, ...]:
+def _backends(bench: Bench) -> tuple[Any, ...]:
     """The one asked for; else both runtimes on a CPU, torch and the fastest that works on a GPU."""
     if bench.runtime.backend != "auto":
         return (bench.runtime.backend,)

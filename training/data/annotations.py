@@ -200,8 +200,7 @@ def _read_voc(path: Path) -> list[tuple[list[float], str, bool]]:
         for thing in ET.fromstring(path.read_text(encoding="utf-8")).iter("object"):
             ends = ("xmin", "ymin", "xmax", "ymax")
             left, top, right, bottom = (float(thing.findtext(f"bndbox/{end}", "")) for end in ends)
-            ignored = int(thing.findtext("difficult", "0")) != 0
-            name = thing.findtext("name")
+            ignored, name = int(thing.findtext("difficult", "0")) != 0, thing.findtext("name")
             if name is None:
                 raise ValueError("an object has no name")
             rows.append(([left, top, right - left, bottom - top], name, ignored))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -117,9 +117,7 @@ def fit_detector(
     if initial is not None:
         network.load_state_dict(initial)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    sgd = partial(torch.optim.SGD, momentum=0.9)
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]]
-    kinds = {"adamw": torch.optim.AdamW, "sgd": sgd}
+    kinds: Any = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
     weights, kind = network.parameters(), kinds[config.optimiser]
     optimiser = kind(weights, config.lr, weight_decay=config.weight_decay)
     return train_reader(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from difiisr_training.checkpoints import (
     update_ema,
     write_journal,
 )
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +55,16 @@ class ReaderConfig:
 def train_reader(
     config: ReaderConfig,
     classes: Sequence[str],
-    network: Network,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     run: Path,
     *,
-    loss_of: Callable[[Network, range], Tensor],
+    loss_of: Callable[[Any, range], Tensor],
     rate_at: Callable[[int], float],
-    judge: Callable[[Network], dict[str, float | None]] | None = None,
+    judge: Callable[[Any], dict[str, float | None]] | None = None,
     gradient_norm: float = math.inf,
     budget_s: float = math.inf,
-) -> tuple[Network, int]:
+) -> tuple[Any, int]:
     """Train as ``train.run_task`` does; a checkpoint of the same settings and classes is continued.
 
     Args:
