@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from scipy.fft import irfft2, rfft2
@@ -148,10 +147,11 @@ class PatternTracker:
             stands_out = np.abs(profile - uniform_filter1d(profile, _AROUND, 1 - axis))
             counts &= stands_out < _CAP * noise  # else it is a fence, which may repeat itself
         self._used_frames += 1
-        found: list[Any] = [rows, columns, (offsets - rows[0] - columns[0], good)]
+        found = rows, columns, (offsets - rows[0] - columns[0], good)
         places = (where[0], slice(None)), (slice(None), where[1]), where
         for n in np.flatnonzero(tells):
-            self._evidence[_PARTS[n]].add(*found[n], places[n])
+            told, is_good = found[n]
+            self._evidence[_PARTS[n]].add(told, is_good, places[n])
             self._used[n] = shift
         if self._used_frames % _EVERY == 0:
             self._establish(noise)
