@@ -29,14 +29,14 @@ from scipy.spatial.distance import cdist
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from difiisr_models import Stream, load_upscaler
+from difiisr_models import Stream
 from difiisr_models.consistency import noise_aware_consistency
 from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import evenly, to_dtype
-from difiisr_training.evaluation.peers import Peer, load_peer, split_settings
+from difiisr_training.evaluation.peers import load_peer
 from difiisr_training.evaluation.results import read_frame, slug, write_frame
 
 
@@ -270,7 +270,7 @@ class Runner:
         self.contender, self._times = Contender(), []
         if outputs is None:
             model = name.removesuffix(STEP)
-            self._peer = load_own(name) if is_ours(name) else load_peer(model, weights, "cpu")
+            self._peer = load_peer(model, weights, "cpu", "torch")  # its arithmetic can be counted
             self.contender.weights_sha256 = self._peer.weights_sha256
 
     def reset(self) -> None:
@@ -304,13 +304,6 @@ class Runner:
         with FlopCounterMode(display=False) as counter:
             self._peer.upscale(np.arange(size[0] * size[1], dtype=np.uint16).reshape(size))
         self.contender.gflop = round(counter.get_total_flops() / 1e9, 2)
-
-
-def load_own(name: str) -> Peer:
-    """A model of ours in torch, whose arithmetic can be counted."""
-    model, settings = split_settings(name)
-    up = load_upscaler(model, device="cpu", backend="torch", **settings)
-    return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
 
 
 def is_ours(name: str) -> bool:

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -291,7 +292,7 @@ def _in_words(value: Any) -> str:
 def _task_table(
     name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Scores of a set, and the first of them per class; the best among the models alone."""
+    """Scores of a set, the first of them per class, and paired differences of them all."""
     nowhere, any_model = (math.nan, math.nan), next(iter(models.values()))
     known = [key for key in _SCORES if key in any_model]
     found: dict[str, dict[str, tuple[float, Interval]]] = {
@@ -307,6 +308,16 @@ def _task_table(
     for head, column in found.items():
         numbers = {model: one for model, one in column.items() if one[0] is not None}
         columns.append(((head, _ARROWS["higher"]), _cells(numbers, "higher", digits=3)))
+    for key, to in product(known, ("bicubic", "best_peer")):
+        gaps = {m: gap for m, s in models.items() if (gap := s.get(f"difference_to_{to}"))}
+        numbers = {m: (gap[key]["mean"], gap[key]["interval"]) for m, gap in gaps.items()}
+        cells = _cells(numbers, "higher", digits=3, against_bicubic=True)
+        if to == "best_peer":  # which is another for the best model
+            peers = {m: titles.get(gap["model"], gap["model"]) for m, gap in gaps.items()}
+            cells = {m: c._replace(interval=f"{c.interval} {peers[m]}") for m, c in cells.items()}
+        if cells:
+            head = f"{_SCORES[key]} above {to.replace('_', ' ')}"
+            columns.append(((head, _ARROWS["higher"]), cells))
     return _table(name, columns, titles)
 
 
