@@ -208,15 +208,12 @@ def _canonical(name: str) -> str:
 
 
 def _fit_labels(path: Path, size: tuple[int, int], *, enlarge: bool) -> np.ndarray:
-    """Label map as large as a result: up to three rows and columns of a frame were cut off.
-
-    ``enlarge``: it may be that of a low-resolution frame, which was never cut.
-    """
+    """Label map as large as a result; ``enlarge``: it may be that of a low-resolution frame."""
     labels = read_labels(path)
     (height, width), (rows, columns) = labels.shape, size
     if enlarge and (height * SCALE, width * SCALE) == size:
         return labels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    if not (0 <= height - rows < SCALE and 0 <= width - columns < SCALE):
+    if not (0 <= height - rows < SCALE and 0 <= width - columns < SCALE):  # frames are cut
         raise ValueError(
             f"{path} is {width}x{height}, the results are {columns}x{rows}: label maps must be as "
             "large as the frames"

@@ -163,12 +163,9 @@ def _cells(
     digits: int | None = None,
     against_bicubic: bool = False,
 ) -> dict[str, Cell]:
-    """A column: means with intervals by model, the best among them or what beats bicubic.
-
-    ``digits``: after the point; by default about four that count in the largest number.
-    """
+    """A column: means with intervals by model, the best among them or what beats bicubic."""
     means = {name: mean for name, (mean, _) in found.items()}
-    if digits is None:
+    if digits is None:  # about four that count in the largest number
         largest = max((abs(v) for v in means.values() if math.isfinite(v)), default=0) or 1.0
         digits = min(max(3 - math.floor(math.log10(largest)), 1), 6) if largest < 100 else 1
     ranked = {name: mean for name, mean in means.items() if name not in _NOT_MODELS}
@@ -254,12 +251,7 @@ def _trade_off(
 def _task_section(
     out: Path, name: str, content: Mapping[str, Any], titles: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What a detector or a segmenter made of the results: tables, and boxes drawn on frames.
-
-    ``content`` is that part of the results; its sets and models are named as their folders, ``HR``
-    is the reference and ``truth`` what was annotated. All else in it becomes notes. ``titles``: of
-    sets and models, by the names of their folders.
-    """
+    """What a reader made of the results, in which sets and models are named as their folders."""
     overlays, shown = content.get("overlays", {}), {k: _in_words(v) for k, v in content.items()}
     drawn = [boxes for frames in overlays.values() for boxes in frames.values()]
     classes = sorted({box["class"] for of in drawn for found in of.values() for box in found})

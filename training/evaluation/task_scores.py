@@ -165,10 +165,7 @@ def _iou(counted: np.ndarray) -> np.ndarray:
 def _precision(
     truth: Sequence[Boxes], found: Sequence[Detections], class_count: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """AP ``(thresholds, C)`` as a function of the images' numbers; NaN without objects.
-
-    The boxes are matched here once, in each image.
-    """
+    """AP ``(thresholds, C)`` of images by their numbers, matched here once; NaN without objects."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
