@@ -306,11 +306,6 @@ class Runner:
         self.contender.gflop = round(counter.get_total_flops() / 1e9, 2)
 
 
-def is_ours(name: str) -> bool:
-    """Whether the consistency step is part of a model."""
-    return name.startswith("difiisr") or Path(name).is_dir()
-
-
 def joules() -> float:
     """What the processors have used so far, by RAPL; NaN where that cannot be read."""
     counters = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")
@@ -358,7 +353,8 @@ def measure(
     scenes = [read_scene(path, height, width) for path in paths]
     judge, runners = Referee(weights, radiometry, scenes), {}
     for name in filter(None, models.split(",")):
-        for one in [name] if is_ours(name) else [name, name + STEP]:
+        has_step = name.startswith("difiisr") or Path(name).is_dir()  # of its own: it is ours
+        for one in [name] if has_step else [name, name + STEP]:
             runners[one] = Runner(one, weights)
     for name, _, folder in (text.partition("=") for text in outputs):
         runners[name] = Runner(name, None, Path(folder))
