@@ -13,7 +13,6 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -22,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from pydantic import BaseModel
 from scipy.ndimage import gaussian_filter, gaussian_laplace, maximum_filter, uniform_filter
 from scipy.spatial.distance import cdist
@@ -34,6 +32,7 @@ from difiisr_models.consistency import noise_aware_consistency
 from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations.thermal_camera import random_jpeg
 from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import evenly, to_dtype
 from difiisr_training.evaluation.peers import load_peer
@@ -159,12 +158,10 @@ def degraded(scene: Scene, how: Degradation, seed: int) -> np.ndarray:
     """What the camera gives: ``(H/4, W/4)`` uint16 counts, or uint8."""
     height, width = (side // SCALE for side in scene.hr.shape)
     lr = pillow_resize(gaussian_filter(scene.hr, how.blur), height, width)
-    if how.jpeg:
-        file = BytesIO()
-        eight_bit = np.rint((lr - scene.black) / scene.unit).clip(0, 255).astype(np.uint8)
-        Image.fromarray(eight_bit).save(file, "JPEG", quality=how.jpeg)
-        return np.asarray(Image.open(file))
     rng = np.random.default_rng(seed)
+    if how.jpeg:
+        eight_bit = np.rint((lr - scene.black) / scene.unit).clip(0, 255).astype(np.uint8)
+        return random_jpeg(eight_bit, (how.jpeg, how.jpeg), rng)
     noise = rng.normal(0, 1, lr.shape)
     lines = rng.normal(0, 0.5, lr.shape[1]) + rng.normal(0, 0.3, (len(lr), 1))
     noise = (noise + how.pattern * lines) * how.noise / 100 * scene.span
