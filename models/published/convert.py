@@ -245,7 +245,7 @@ def convert(
     out_dir: Path,
     *,
     schedule: str | None,
-    respacing: str = "last",
+    respacing: Literal["last", "first"] = "last",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write ``out_dir`` (two safetensors files and a manifest) from two reference checkpoints.
