@@ -266,13 +266,13 @@ def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: b
     counts = _frame(bag, topic, stamp)
     scale, offset = (KELVIN_PER_COUNT, -ZERO_CELSIUS) if is_scene else (1.0, 0.0)
     truth = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS if is_scene else None
-    shown = {"input": counts, "bicubic": load_upscaler("bicubic")(counts)}
+    shown = [("input", counts), ("bicubic", load_upscaler("bicubic")(counts))]
     if up.is_recurrent:
-        shown[f"{up.name}, this frame alone"] = up(counts, Stream())
+        shown.append((f"{up.name}, this frame alone", up(counts, Stream())))
     title = f"{up.name}, all frames so far" if up.is_recurrent else up.name
-    shown[title] = _frame(out / "sr", SR_TOPIC, stamp)
+    shown.append((title, _frame(out / "sr", SR_TOPIC, stamp)))
     images = []
-    for title, pixels in shown.items():
+    for title, pixels in shown:
         grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
         values = scale * grey.astype(np.float32) + offset
         if truth is not None and values.shape == truth.shape:
