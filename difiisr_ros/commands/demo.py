@@ -91,7 +91,7 @@ def demo(
     """
     out.mkdir(parents=True, exist_ok=True)
     is_scene = bag is None
-    if is_scene:
+    if bag is None:
         bag = out / "scene"
         write_scene_bag(bag, frames or SCENE_FRAMES, SCENE_SEED, force=True)
     elif bag.resolve() == (out / "sr").resolve():
@@ -223,7 +223,7 @@ def _played(
         node = stack.enter_context(NodeProcess(out / "node.log", *arguments))
         node.wait_until(peer.is_connected, START_PATIENCE, "its topics")
         begin = None
-        for message in reader.messages({topic, info_topic} - {None}):
+        for message in reader.messages([name for name in (topic, info_topic) if name]):
             if message.topic.name == topic and len(peer.sent) == frames:
                 break
             at = message.time / 1e9 / speed
