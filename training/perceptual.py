@@ -90,10 +90,7 @@ class PerceptualLoss(nn.Module):
 
 
 def _vgg(blocks: tuple[int, ...], is_normalised: bool) -> nn.Sequential:
-    """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision.
-
-    The normalised one (Gatys et al. 2016) begins with colours and has padding layers.
-    """
+    """VGG, numbered as in torchvision; normalised, it begins with colours and pads by layers."""
     layers, channels = list[nn.Module]([nn.Conv2d(3, 3, 1)] if is_normalised else []), 3
     for width, convolutions in zip((64, 128, 256, 512, 512), blocks, strict=True):
         for _ in range(convolutions):

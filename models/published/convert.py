@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -245,20 +245,23 @@ def convert(
     out_dir: Path,
     *,
     schedule: str | None,
+    respacing: Literal["last", "first"] = "last",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write ``out_dir`` (two safetensors files and a manifest) from two reference checkpoints.
 
-    The folder appears complete or not at all. ``schedule``: see :func:`read_schedule`. Returns the
-    manifest; raises as :func:`read_checkpoint` does, and FileExistsError where ``out_dir`` exists
-    and ``overwrite`` is not set, or is no weights folder of ours, which is never replaced.
+    The folder appears complete or not at all. ``schedule``: see :func:`read_schedule`;
+    ``respacing``: see :class:`difiisr_models.diffusion.Schedule`. Returns the manifest; raises as
+    :func:`read_checkpoint` does, and FileExistsError where ``out_dir`` exists and ``overwrite`` is
+    not set, or is no weights folder of ours, which is never replaced.
     """
     if out_dir.exists() and not overwrite:
         raise FileExistsError(f"{out_dir} exists; choose another folder or ask to overwrite it")
     if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
         raise FileExistsError(f"{out_dir} exists and holds no {MANIFEST_NAME}; it is not replaced")
     manifest: dict[str, Any] = {"kind": "published", "scale": 4, "licence": LICENCE_NOTE}
-    manifest |= {"schedule": read_schedule(schedule), "files": {}, "parameters": {}, "sources": []}
+    levels = read_schedule(schedule) | {"respacing": respacing}
+    manifest |= {"schedule": levels, "files": {}, "parameters": {}, "sources": []}
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
         built = Path(temporary) / "new"

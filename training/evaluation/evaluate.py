@@ -240,12 +240,7 @@ def _measure(
     out: Path,
     progress: tqdm,
 ) -> dict[str, Any]:
-    """Run one model on one set and judge its results, unless that is done already.
-
-    Returns:
-        ``sha256`` of the weights or output images; ``values``, a table with a row per frame and
-        columns of the metrics and ``seconds``; ``bins``, see :class:`TemperatureErrors`.
-    """
+    """Run a model on a set, unless that is done: ``sha256``, ``values`` by frame, and ``bins``."""
     source, outputs, sha256 = prepared.source, dict[str, Path](), hashlib.sha256()
     if isinstance(model, OutputFolder):
         outputs = model.images(source.name, prepared.sizes)

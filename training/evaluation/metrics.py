@@ -44,19 +44,12 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
         return mean, (math.nan, math.nan)
     if len(values) == 1:
         return mean, (mean, mean)
-    low, high = bootstrap_interval(values, np.mean, 2000).tolist()
-    return mean, (low, high)
-
-
-def bootstrap_interval(
-    values: np.ndarray, score: Callable[..., Any], resamples: int, vectorized: bool = True
-) -> np.ndarray:
-    """95 % percentile interval (Efron 1979) of a score of values, ``(2,)`` or ``(S, 2)``."""
     drawn = bootstrap(
-        (values,), score, n_resamples=resamples, batch=100, method="percentile",
-        vectorized=vectorized, rng=np.random.default_rng(0),
+        (values,), np.mean, n_resamples=2000, batch=100, method="percentile",
+        rng=np.random.default_rng(0),
     )  # fmt: skip
-    return np.stack(drawn.confidence_interval, axis=-1)
+    low, high = map(float, drawn.confidence_interval)
+    return mean, (low, high)
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:

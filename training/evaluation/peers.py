@@ -54,7 +54,7 @@ class Peer:
         return path.stem if path.suffix in PEER_SUFFIXES else path.name
 
 
-def load_peer(name: str, weights: Path | None, device: str) -> Peer:
+def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto") -> Peer:
     """Load one model.
 
     Args:
@@ -64,6 +64,7 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
             (.pth, .safetensors) of a published network that spandrel knows.
         weights: folder of the three published peers' files; only they need it.
         device: ``"cpu"``, ``"cuda"``, ...
+        backend: of what ``load_upscaler`` loads.
 
     Raises:
         FileNotFoundError: no such model or file.
@@ -87,7 +88,7 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
         if settings.keys() != {"consistency"}:
             raise ValueError(f"{name}: the one setting of bicubic is @consistency=F, 0 to 1")
         model = "bicubic-consistent"
-    up = load_upscaler(model, device=device, **settings)
+    up = load_upscaler(model, device=device, backend=backend, **settings)
     return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
 
 
