@@ -31,13 +31,17 @@ _FAR = 0.65  # of the frame: the most that the scene is looked for aside
 _OVERLAP = 0.35  # of the frame, least, on which two frames are compared
 _ALIKE = 0.75  # correlation of thumbnails that show one scene where it was
 _FITS = 0.5  # correlation of what a gain can be told of
-_ONE_SCENE = 0.3  # of gradients; other scenes: up to 0.25, one in fast and noisy motion: from 0.35
+_ONE_SCENE = 0.25  # of gradients; other scenes: up to 0.21, one in fast and noisy motion: from 0.28
+_SURELY_ONE = 0.4  # of gradients where hardly any are left
 _AGREE = 0.75  # share of the blocks that are as they were, or an object has come
 _LEVEL = 0.06  # of the spread: a smaller jump of all blocks is drift
-_RESIDUALS = 1.5  # a smaller jump may be of what the scene beside it left
-_GAIN = 0.06  # natural logarithm, beyond what its two estimates differ by
+_RESIDUALS = 3.0  # a smaller jump may be of what the scene beside it left
+_GAIN = 0.07  # natural logarithm, and a part more of what its two estimates differ by
+_DOUBT = 0.75
+_BETTER = 1.1  # times the residual of a gain: what is left without it
 _STRUCTURE = 12.0  # times the noise: the spread of a scene that is more than it
-_FLAT = 0.17  # of the gradients of the scene, without noise: there is no structure left
+_FLAT = 0.12  # of the gradients of the scene, without noise: there is no structure left
+_PATTERN = 4.0  # times the noise of a block: the most that steps between rows are their pattern
 _BOUND = 3.0  # times the mean gradient: an edge counts as that
 _TINY = 1e-12
 _ABSURD = 50.0  # times the spread of the scene before: nothing to compare with
@@ -126,17 +130,19 @@ class EventDetector:
         levels = np.subtract(*(_quantiles(each, _QUARTILES) for each in (a, b)))
         if np.abs(levels).max() < _LEVEL * scene.spread and _correlation(a, b) > _ALIKE:
             return Event()
-        alike, shift = _search(a, b)
+        alike, shift = _search(now.gradient, scene.gradient)
         has_structure = scene.spread > _STRUCTURE * scene.noise
+        is_flat = now.structure < _FLAT * scene.structure and alike < _SURELY_ONE
+        if is_flat and has_structure and self._flat_for < _WAITS:
+            return Event("flat")
         if alike < _ONE_SCENE and has_structure:
-            if now.structure < _FLAT * scene.structure and self._flat_for < _WAITS:
-                return Event("flat")
             agrees = np.abs(a - b) < 0.05 * scene.spread + 4 * scene.noise
             return Event() if agrees.mean() > _AGREE else Event("cut")
         fits = [_Fit.between(a, b, by) for by in ((0.0, 0.0), shift)]
-        fit = max(fits, key=lambda fit: fit.alike)
+        fit = min(fits, key=lambda fit: fit.residual)
         changes = np.log((fit.gain, fit.contrast))
-        if abs(changes.mean()) > _GAIN + np.ptp(changes):
+        is_better = fit.plain > _BETTER * fit.residual
+        if is_better and abs(changes.mean()) > _GAIN + _DOUBT * np.ptp(changes):
             return Event("gain", fit.gain, fit.offset)
         if abs(fit.level) > max(_LEVEL * scene.spread, _RESIDUALS * fit.residual):
             return Event("offset", 1.0, fit.level)
@@ -179,10 +185,18 @@ class _Thumbnail:
         return float(hi - lo)
 
     @cached_property
+    def gradient(self) -> np.ndarray:
+        """Without what a fixed pattern of rows and columns has of it: that lies where it lay."""
+        gradient = _gradient(self.blocks)
+        right, down = gradient.real.mean(axis=0), gradient.imag.mean(axis=1, keepdims=True)
+        most = _PATTERN * self.noise
+        return gradient - np.clip(right, -most, most) - 1j * np.clip(down, -most, most)
+
+    @cached_property
     def structure(self) -> float:
         """Root mean square of the gradient, less what noise and fixed pattern have of it."""
-        power = float((np.abs(_gradient(self.blocks)) ** 2).mean())
-        return max(0.0, power - 8 * self.noise**2) ** 0.5
+        power = float((np.abs(self.gradient) ** 2).mean())
+        return max(0.0, power - 5 * self.noise**2) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -190,7 +204,7 @@ class _Fit:
     """How two thumbnails agree where one lies on the other: ``now = gain * before + offset``.
 
     ``level``: median of ``now - before``; ``residual``: median distance to the line; ``contrast``:
-    the gain again, of their gradients; ``alike``: how these correlate.
+    the gain again, of their gradients; ``plain``: residual where the gain is 1.
     """
 
     gain: float
@@ -198,7 +212,7 @@ class _Fit:
     level: float
     residual: float
     contrast: float
-    alike: float
+    plain: float
 
     @classmethod
     def between(cls, now: np.ndarray, before: np.ndarray, shift: tuple[float, float]) -> _Fit:
@@ -217,11 +231,10 @@ class _Fit:
             offset = _median(x - gain * y)
             residual = np.abs(a - gain * b - offset)
             kept = residual <= 2.5 * _ROBUST * _median(residual) + 1e-6
-        x, y = _gradient(a), _gradient(b)
-        power, deviation = np.linalg.norm(x), np.linalg.norm(y)
-        alike = float((x * y.conj()).real.sum() / max(power * deviation, _TINY))
-        contrast = float(max(power, _TINY) / max(deviation, _TINY))
-        return cls(gain, offset, level, _median(residual), contrast, alike)
+        contrast, before = (float(np.linalg.norm(_gradient(each))) for each in (a, b))
+        contrast = max(contrast, _TINY) / max(before, _TINY)
+        plain = _median(np.abs(a - b - level))
+        return cls(gain, offset, level, _median(residual), contrast, plain)
 
 
 def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
@@ -276,7 +289,7 @@ def _overlap(
 
 
 def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Where the scene lies now, shifted by up to ``_FAR`` of the frame.
+    """Where the scene of these gradients lies now, shifted by up to ``_FAR`` of the frame.
 
     Normalised over the overlap of each shift (Lewis, Fast normalized cross-correlation, 1995), and
     times the root of it: on a small overlap anything is alike.
@@ -284,7 +297,6 @@ def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float, fl
     Returns:
         the highest correlation of gradients, and its shift down and right in blocks.
     """
-    now, before = _gradient(now), _gradient(before)
     down, right = (np.arange(-int(_FAR * n), int(_FAR * n) + 1) for n in now.shape)
     share = np.outer(*(1 - np.abs(by) / n for by, n in zip((down, right), now.shape, strict=True)))
     size = tuple(next_fast_len(2 * n - 1) for n in now.shape)
