@@ -297,18 +297,22 @@ def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float, fl
     Returns:
         the highest correlation of gradients, and its shift down and right in blocks.
     """
-    down, right = (np.arange(-int(_FAR * n), int(_FAR * n) + 1) for n in now.shape)
-    share = np.outer(*(1 - np.abs(by) / n for by, n in zip((down, right), now.shape, strict=True)))
+    shifts = [np.arange(-int(_FAR * n), int(_FAR * n) + 1) for n in now.shape]
+    first = [np.maximum(0, by) for by in shifts]  # lines and columns that overlap
+    last = [np.minimum(n, n + by) for by, n in zip(shifts, now.shape, strict=True)]
+
+    def power(gradient: np.ndarray) -> np.ndarray:
+        """Sums of its squares over what overlaps, where it is moved up and left."""
+        sums = np.pad((np.abs(gradient) ** 2).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        lines = sums[last[0]] - sums[first[0]]
+        return lines[:, last[1]] - lines[:, first[1]]
+
     size = tuple(next_fast_len(2 * n - 1) for n in now.shape)
-
-    def overlapping(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Sums of a b over what overlaps, ``b`` being moved down and right."""
-        return ifft2(fft2(a, size) * fft2(b, size).conj())[np.ix_(down, right)].real
-
-    everywhere, squares = np.ones(now.shape), [np.abs(each) ** 2 for each in (now, before)]
-    power = overlapping(squares[0], everywhere) * overlapping(everywhere, squares[1])
-    alike = overlapping(now, before) / np.sqrt(np.maximum(power, _TINY)) * np.sqrt(share)
-    alike[(share < _OVERLAP) | (power <= 1e-6 * power.max())] = -1
+    product = ifft2(fft2(now, size) * fft2(before, size).conj())[np.ix_(*shifts)].real
+    powers = power(now) * power(before)[::-1, ::-1]
+    share = np.outer(*(end - begin for begin, end in zip(first, last, strict=True))) / now.size
+    alike = product / np.sqrt(np.maximum(powers, _TINY)) * np.sqrt(share)
+    alike[(share < _OVERLAP) | (powers <= 1e-6 * powers.max())] = -1
     return float(alike.max()), _peak(alike)
 
 
