@@ -20,6 +20,7 @@ from difiisr_models.frame_statistics import block_sums, vertex
 Kind = Literal["normal", "repeat", "offset", "gain", "flicker", "flat", "cut", "pause"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_LEAST = 5  # pixels on a side: smaller frames have nothing to compare
 _SIDE = 30  # blocks on the short side of a thumbnail
 _CLIPPED = (0.005, 0.1, 0.5, 0.9, 0.995)
 _BEYOND = 0.5  # of the way between the outer two of them: a hot object there is cut to that
@@ -32,7 +33,6 @@ _OVERLAP = 0.35  # of the frame, least, on which two frames are compared
 _ALIKE = 0.75  # correlation of thumbnails that show one scene where it was
 _FITS = 0.5  # correlation of what a gain can be told of
 _ONE_SCENE = 0.25  # of gradients; other scenes: up to 0.21, one in fast and noisy motion: from 0.28
-_SURELY_ONE = 0.4  # of gradients where hardly any are left
 _AGREE = 0.75  # share of the blocks that are as they were, or an object has come
 _LEVEL = 0.06  # of the spread: a smaller jump of all blocks is drift
 _RESIDUALS = 3.0  # a smaller jump may be of what the scene beside it left
@@ -103,6 +103,8 @@ class EventDetector:
         before, self._last = self._last, counts
         if before is not None and (repeat := _repeat(counts, before)) is not None:
             return repeat
+        if min(counts.shape) < _LEAST:
+            return Event()
         now = _Thumbnail.of(counts, invalid)
         event = self._compare(now, is_closed)
         is_sane = 1 / _ABSURD < event.gain < _ABSURD and np.isfinite(event.offset)
@@ -132,10 +134,9 @@ class EventDetector:
             return Event()
         alike, shift = _search(now.gradient, scene.gradient)
         has_structure = scene.spread > _STRUCTURE * scene.noise
-        is_flat = now.structure < _FLAT * scene.structure and alike < _SURELY_ONE
-        if is_flat and has_structure and self._flat_for < _WAITS:
-            return Event("flat")
         if alike < _ONE_SCENE and has_structure:
+            if now.structure < _FLAT * scene.structure and self._flat_for < _WAITS:
+                return Event("flat")
             agrees = np.abs(a - b) < 0.05 * scene.spread + 4 * scene.noise
             return Event() if agrees.mean() > _AGREE else Event("cut")
         fits = [_Fit.between(a, b, by) for by in ((0.0, 0.0), shift)]
@@ -220,6 +221,7 @@ class _Fit:
         level = offset = _median(a - b)
         gain, kept = 1.0, np.ones(a.shape, bool)
         residual = np.abs(a - b - level)
+        plain = _median(residual)
         for _ in range(2):
             if not kept.any():  # no finite distance: what float32 cannot square is no scene
                 break
@@ -231,10 +233,8 @@ class _Fit:
             offset = _median(x - gain * y)
             residual = np.abs(a - gain * b - offset)
             kept = residual <= 2.5 * _ROBUST * _median(residual) + 1e-6
-        contrast, before = (float(np.linalg.norm(_gradient(each))) for each in (a, b))
-        contrast = max(contrast, _TINY) / max(before, _TINY)
-        plain = _median(np.abs(a - b - level))
-        return cls(gain, offset, level, _median(residual), contrast, plain)
+        edges = [max(float(np.linalg.norm(_gradient(each))), _TINY) for each in (a, b)]
+        return cls(gain, offset, level, _median(residual), edges[0] / edges[1], plain)
 
 
 def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
@@ -263,7 +263,8 @@ def _gradient(blocks: np.ndarray) -> np.ndarray:
     corner = blocks[1:, 1:]
     gradient = (corner - blocks[1:, :-1]) + 1j * (corner - blocks[:-1, 1:])
     size = np.abs(gradient)
-    return gradient * np.minimum(1, _BOUND * size.mean() / np.maximum(size, _TINY))
+    bound = _BOUND * size.sum() / max(1, size.size)
+    return gradient * np.minimum(1, bound / np.maximum(size, _TINY))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
