@@ -4,6 +4,7 @@
 # (ROS=jazzy), so that two kinds of rclpy never mix.
 ROS ?= kilted
 VENV := .venv$(if $(ROS_DISTRO),-$(ROS_DISTRO),$(if $(filter-out kilted,$(ROS)),-$(ROS)-wheels))
+WHEELS := $(if $(ROS_DISTRO),,$(if $(filter-out kilted,$(ROS)),ROS_DISTRO=$(ROS)))
 PYTHON := $(VENV)/bin/python
 FILLED := $(VENV)/.filled
 
@@ -13,7 +14,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs release-check audit clean
+.PHONY: help setup demo test lint types docs release-check audit clean
 
 help:
 	@echo "make demo             play a thermal stream to the node over DDS; picture in out/demo/"
@@ -21,7 +22,7 @@ help:
 	@echo "make test             all tests; ARGS='-k replay' is handed to pytest"
 	@echo "make test ROS=jazzy   the same on the wheels of that distribution (make demo too)"
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
-	@echo "make lint             ruff check and format"
+	@echo "make lint             ruff check and format, mypy (make types: mypy alone)"
 	@echo "make docs             the documentation as a site: out/site/index.html"
 	@echo "make release-check    versions agree; wheel and sdist build, install and run"
 	@echo "make audit            known vulnerabilities of what is installed (asks over the network)"
@@ -34,16 +35,24 @@ $(FILLED): setup.py scripts/fill_venv.sh $(wildcard scripts/constraints*.txt)
 	@touch $@
 
 demo: $(FILLED)
-	$(PYTHON) -m difiisr_ros.cli demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
+	$(WHEELS) $(PYTHON) -m difiisr_ros.cli demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
 	    $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 # A process for each core, one thread each: what a file's tests share is made once.
 test: $(FILLED)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -n logical --dist loadfile $(ARGS)
+	$(WHEELS) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -n logical --dist loadfile $(ARGS)
 
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(MAKE) types
+
+# Folders under the names that they are imported by, which an editable install keeps from mypy.
+types: $(FILLED)
+	mkdir -p out/typed
+	ln -sfn ../../models out/typed/difiisr_models
+	ln -sfn ../../training out/typed/difiisr_training
+	$(PYTHON) -m mypy
 
 docs: $(FILLED)
 	$(PYTHON) -c 'import material, mkdocstrings' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
@@ -57,5 +66,5 @@ audit: $(FILLED)
 	$(PYTHON) -m pip_audit --skip-editable
 
 clean:
-	rm -rf build dist install log out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist install log out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -221,7 +221,7 @@ class Referee:
 
     def __init__(self, weights: Path | None, radiometry: str, scenes: Sequence[Scene]) -> None:
         squeeze = (measures.SQUEEZE_FILE, measures.SQUEEZE_LINEAR_FILE)
-        self._lpips = weights and metrics.LpipsSqueeze(*(weights / name for name in squeeze))
+        self._lpips = weights and metrics.LpipsSqueeze(weights / squeeze[0], weights / squeeze[1])
         self._radiometry = measures.Radiometry.parse(radiometry)
         kelvin = [self._radiometry.kelvin(scene.hr) for scene in scenes if scene.is_kelvin]
         self._edges = measures.bin_edges(*np.quantile(kelvin, (0.002, 0.998))) if kelvin else [0, 1]
@@ -250,7 +250,7 @@ class Referee:
                 bins.add(sr, hr)
             for name, value in values.items():
                 found[name].append(value)
-        means = {name: mean_of(values) for name, values in found.items()}
+        means: dict[str, Any] = {name: mean_of(values) for name, values in found.items()}
         for part in ("saved", "invented"):
             means[part] = mean_of([100 * means[part] / (means["targets"] or np.nan)])
         return Measured(**means, bins=bins.table())
@@ -267,7 +267,8 @@ class Runner:
 
     def __init__(self, name: str, weights: Path | None, outputs: Path | None = None) -> None:
         self._outputs, self._has_step = outputs, name.endswith(STEP)
-        self.contender, self._times = Contender(), []
+        self.contender = Contender()
+        self._times: list[np.ndarray] = []
         if outputs is None:
             model = name.removesuffix(STEP)
             self._peer = load_own(name) if is_ours(name) else load_peer(model, weights, "cpu")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from difiisr_models.weights import share_dir
 
@@ -58,11 +59,11 @@ def _free_domain() -> int:
 
 def dds_environment() -> dict[str, str]:
     """This process's environment with a DDS domain of its own, and a profile for large images."""
-    profile = str(share_dir() / "config" / "fastdds.xml")
+    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    profile = f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE"  # Kilted renamed it
     return {
         "AMENT_PREFIX_PATH": sys.prefix,  # the wheels' own; a sourced distribution's wins
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,  # its name before Kilted
+        profile: str(share_dir() / "config" / "fastdds.xml"),
         **os.environ,
         "ROS_DOMAIN_ID": str(own_domain()),
     }
@@ -92,7 +93,7 @@ class NodeProcess(subprocess.Popen):
     def __init__(self, path: Path, *arguments: str, module: str = "difiisr_ros.sr_node") -> None:
         self._path = path
         command = [sys.executable, "-m", module, "--ros-args", *arguments]
-        streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        streams: Any = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         with path.open("w") as output:
             super().__init__(command, env=dds_environment(), stdout=output, **streams)
 

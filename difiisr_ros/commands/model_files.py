@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from difiisr_models.compact import CompactNetwork
 from difiisr_models.files import replaced, sha256_file
 from difiisr_models.settings import Precision
 from difiisr_ros.commands.arguments import Count, ImageSize
@@ -107,7 +108,7 @@ def build_engine(
         raise ValueError(f"device {device!r} is not cuda or cuda:N")
     _check_target(target, force)
     parts = load_parts(model)
-    if parts.kind != "compact":
+    if not isinstance(parts.network, CompactNetwork):
         raise ValueError(f"{model} is a {parts.kind} model, which always runs in torch")
     gpu = resolve_device(device) if torch.cuda.is_available() else None
     machine = tensorrt_engine.this_machine(gpu)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_ros.commands.arguments import (
@@ -66,7 +66,7 @@ def replay(
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
     if json:
-        facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
+        facts: dict[str, Any] = {"frames_in": report.frames_in, "frames_out": report.frames_out}
         facts |= {"topic": report.sr_topic, "refused": report.malformed, "faults": report.faults}
         print(json_format.dumps(facts, indent=2))
     else:

@@ -158,11 +158,11 @@ def judge_segmentation(
             return segment(model, read_frame(high, name))
         return _fit_labels(maps[name], size, enlarge=not high.is_dir())
 
-    counted = {name: [] for name in series}
+    counted: dict[str, list[np.ndarray]] = {name: [] for name in series}
     for frame, (name, folder) in product(tqdm(maps or names, unit="frame"), series.items()):
         result = segment(model, read_frame(folder, frame))
         counted[name].append(count_pixels(reference(frame, result.shape), result, len(classes)))
-    described = {
+    described: dict[str, Any] = {
         "name": Path(segmenter).name,
         "sha256": sha256_file(Path(segmenter) / "model.safetensors"),
         "classes": list(classes),

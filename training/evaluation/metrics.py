@@ -107,7 +107,7 @@ class LpipsSqueeze(nn.Module):
         """Read torchvision's ``squeezenet1_1`` weights, whole or ``features`` only, and the linear
         layers, ``weights/v0.1/squeeze.pth`` of the ``lpips`` package."""
         super().__init__()
-        pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
+        pool: dict[str, Any] = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
         self._net = nn.Sequential(  # SqueezeNet 1.1 (Iandola 2016), numbered as in torchvision
             nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), nn.MaxPool2d(**pool),
             _Fire(64, 16, 64), _Fire(128, 16, 64), nn.MaxPool2d(**pool),
@@ -242,8 +242,8 @@ class Niqe:
 def _block_features(mscn: np.ndarray, block: int) -> np.ndarray:
     """18 features per block: the shape of the coefficients and of four products of neighbours."""
     h, w = mscn.shape
-    blocks = mscn.reshape(h // block, block, w // block, block).swapaxes(1, 2)
-    blocks = blocks.reshape(-1, block, block)
+    grid = mscn.reshape(h // block, block, w // block, block).swapaxes(1, 2)
+    blocks = grid.reshape(-1, block, block)
     alpha, left, right = _fit_asymmetric_gaussian(blocks)
     columns = [alpha, (left + right) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):

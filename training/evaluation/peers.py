@@ -91,12 +91,12 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
     return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
 
 
-def split_settings(name: str) -> tuple[str, dict[str, float | str]]:
+def split_settings(name: str) -> tuple[str, dict[str, Any]]:
     """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``, else ValueError.
 
     ``@pipeline=published`` is the authors' own way of reading a frame.
     """
-    model, settings = name, {}
+    model, settings = name, dict[str, Any]()
     while "@" in Path(model).name and not Path(model).expanduser().exists():
         model, _, setting = model.rpartition("@")
         key, _, value = setting.rpartition("=")
@@ -126,7 +126,8 @@ def load_published_network(
     network = build()
     network.load_state_dict(state.get("params", state))
     network.eval().requires_grad_(False)
-    return network.to(device, memory_format=torch.channels_last), white  # as our own run
+    # As our own run.
+    return network.to(device, memory_format=torch.channels_last), white  # type: ignore[call-overload]  # not in its stubs
 
 
 def _spandrel_model(path: Path) -> Any:

@@ -238,8 +238,8 @@ def _trade_off(
     chosen: SetResult, metrics: Mapping[str, MetricInfo], colours: Mapping[str, str]
 ) -> dict[str, str] | None:
     """Perception and distortion; nothing where either was not measured."""
-    keys = [_first(names, metrics) for names in _TRADE_OFF]
-    if None in keys:
+    keys = [key for names in _TRADE_OFF if (key := _first(names, metrics)) is not None]
+    if len(keys) < len(_TRADE_OFF):
         return None
     points = [
         (colours[m.name], *((m.mean[key], m.interval[key]) for key in keys)) for m in chosen.models
