@@ -4,6 +4,7 @@
 # (ROS=jazzy), so that two kinds of rclpy never mix.
 ROS ?= kilted
 VENV := .venv$(if $(ROS_DISTRO),-$(ROS_DISTRO),$(if $(filter-out kilted,$(ROS)),-$(ROS)-wheels))
+WHEELS := $(if $(ROS_DISTRO),,$(if $(filter-out kilted,$(ROS)),ROS_DISTRO=$(ROS)))
 PYTHON := $(VENV)/bin/python
 FILLED := $(VENV)/.filled
 
@@ -34,12 +35,12 @@ $(FILLED): setup.py scripts/fill_venv.sh $(wildcard scripts/constraints*.txt)
 	@touch $@
 
 demo: $(FILLED)
-	$(PYTHON) -m difiisr_ros.cli demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
+	$(WHEELS) $(PYTHON) -m difiisr_ros.cli demo $(if $(BAG),--bag "$(BAG)") $(if $(TOPIC),--topic "$(TOPIC)") \
 	    $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 # A process for each core, one thread each: what a file's tests share is made once.
 test: $(FILLED)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -n logical --dist loadfile $(ARGS)
+	$(WHEELS) OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PYTHON) -m pytest -q -n logical --dist loadfile $(ARGS)
 
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .

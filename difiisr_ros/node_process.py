@@ -58,11 +58,11 @@ def _free_domain() -> int:
 
 def dds_environment() -> dict[str, str]:
     """This process's environment with a DDS domain of its own, and a profile for large images."""
-    profile = str(share_dir() / "config" / "fastdds.xml")
+    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    profile = f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE"  # Kilted renamed it
     return {
         "AMENT_PREFIX_PATH": sys.prefix,  # the wheels' own; a sourced distribution's wins
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,  # its name before Kilted
+        profile: str(share_dir() / "config" / "fastdds.xml"),
         **os.environ,
         "ROS_DOMAIN_ID": str(own_domain()),
     }

@@ -6,14 +6,16 @@ step, warped by the motion that was found between measured frames.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
@@ -22,12 +24,15 @@ from torch import Tensor, nn
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.consistency import noise_aware_consistency
 from difiisr_models.diffusion import (
+    Schedule,
     exponential_schedule,
     latent_input_scale,
+    prior_sample,
     q_sample,
     stream_seed,
 )
 from difiisr_models.model_loading import save_compact
+from difiisr_models.noise import denoise
 from difiisr_models.recurrence import no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
@@ -39,6 +44,9 @@ from difiisr_training.train import TrainingTask, Validate, run_task
 
 _RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
 _FEWEST = 2  # frames of a clip
+_RIDGE = 1e-5  # of the mean power of what the detail head reads
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -114,8 +122,7 @@ def train_on_sequences(
         old = [p for name, p in named.items() if not name.startswith(("stem_p", "detail"))]
         return [{"params": old, "rate": 1.0}, {"params": new, "rate": config.past_rate}]
 
-    roots = [data / folder for folder in config.recordings]
-    clips = Clips(config.stills, roots, load, config.clips, config.seed)
+    clips = clips_of(config, data, load)
 
     def inputs(first: int) -> Iterator[tuple[list[Clip], int]]:
         for iteration in range(first, config.iterations):
@@ -133,14 +140,72 @@ def train_on_sequences(
     return state.iteration == config.iterations
 
 
-def export_sequence_run(run: Path, folder: Path) -> None:
-    """Write the moving average of a run's checkpoint as a weights folder."""
+def clips_of(config: SequenceConfig, data: Path, load: LoadFrames) -> Clips:
+    """What a run is trained on; arguments as of :func:`train_on_sequences`."""
+    roots = [data / folder for folder in config.recordings]
+    return Clips(config.stills, roots, load, config.clips, config.seed)
+
+
+def export_sequence_run(
+    run: Path, folder: Path, teacher: CompactNetwork | None = None, clips: Iterable[Clip] = ()
+) -> None:
+    """Write the moving average of a run's checkpoint as a weights folder.
+
+    Training moves the features that the detail head reads: with a ``teacher``, the head is fitted
+    to the detail that this one adds to ``clips``, see :func:`fit_detail`.
+    """
     saved = read_checkpoint(run / CHECKPOINT_NAME)
     network = CompactNetwork(CompactConfig(**saved["config"]["network"]))
     network.load_state_dict(saved["ema"])
+    if teacher is not None:
+        share = fit_detail(network, teacher, clips)
+        log.info("the detail head gives %.0f %% of the energy of its teacher's", 100 * share)
     name, *_ = (saved["config"].pop(key) for key in ("name", "network"))
     training = {"iterations": saved["iteration"]} | saved["config"]
     save_compact(network, folder, {"name": name, "training": training})
+
+
+@torch.no_grad()
+def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable[Clip]) -> float:
+    """Fit the detail head by least squares to what ``teacher`` adds to the same frames, in place.
+
+    The teacher is shown frames without noise, as it is in a stream. Returns the share of the energy
+    of its detail that the fitted head gives.
+    """
+    head, features = network.detail_head, []
+    hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    schedule, size = exponential_schedule(), 9 * network.config.channels + 1
+    gram, moment = torch.zeros(size, size).double(), torch.zeros(size, PHASES).double()
+    energy, t, rng = 0.0, torch.tensor([schedule.steps - 1]), torch.Generator().manual_seed(0)
+    for clip in clips:
+        sigma, before = clip.sigma.view(1, 1, 1, 1), None
+        for lr, flow in zip(clip.lr[:, None], clip.flow[:, None], strict=True):
+            past = no_past(lr, sigma)
+            if before is not None:
+                past = past_planes(before, flow, lr, sigma)
+            eps = torch.randn(1, PHASES, *lr.shape[-2:], generator=rng)
+            quiet = denoise(lr, float(sigma))
+            _, wanted = teacher.estimates(*_at_the_last_step(quiet, eps, schedule), t)
+            mean, _ = network.estimates(*_at_the_last_step(lr, eps, schedule), t, past)
+            before = noise_aware_consistency(mean, lr, float(sigma))
+            taps = F.unfold(features.pop(), 3, padding=1)[0].T.double()
+            taps = torch.cat((taps, torch.ones(len(taps), 1).double()), dim=1)
+            detail = wanted[0].flatten(1).T.double()
+            gram, moment = gram + taps.T @ taps, moment + taps.T @ detail
+            energy += float(detail.square().sum())
+    hook.remove()
+    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(size).double()
+    found = torch.linalg.solve(gram + ridge, moment)
+    head.weight.copy_(found[:-1].T.reshape(head.weight.shape))
+    head.bias.copy_(found[-1])
+    left = energy - 2 * float((found * moment).sum()) + float((found * (gram @ found)).sum())
+    return 1 - left / max(energy, 1e-12)
+
+
+def _at_the_last_step(lr: Tensor, eps: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+    """x_T (scaled), the bicubic image and the frame itself, as networks take them."""
+    y = upsample(lr)
+    return prior_sample(y, eps, schedule) * latent_input_scale(schedule.steps, schedule), y, lr
 
 
 class ClipLoss(nn.Module):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from numpy.typing import NDArray
 
-from difiisr_models import Upscaler, load_upscaler
+from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
 from difiisr_ros import bags
 from difiisr_ros.commands.arguments import Count, tell
@@ -53,10 +54,10 @@ SR_TOPIC = "/thermal/sr"
 SCENE_FRAMES = 90  # ten seconds; fewer at a lower rate
 SCENE_SEED = 0
 ZERO_CELSIUS = 273.15  # kelvin
-MODELS = ("difiisr-rt-x4", "bicubic")  # from the best
+MODELS = ("difiisr-rtv-s-x4" if find_spec("cv2") else "difiisr-rt-x4", "bicubic")  # from the best
 MARGIN = 1.7  # the machine plays, records and computes at once
 SLOWEST = 0.7  # Hz; a model that does not hold it is not chosen
-SHOWN = 9  # frame of the picture; the same in every run
+SHOWN = 16  # frame of the picture; the same in every run
 QUIET = 3.0  # seconds without a result after which the stream counts as over
 NEXT = """next:
   difiisr demo --bag YOUR_BAG                    the same with your recording
@@ -123,7 +124,7 @@ def demo(
         parameters = {"model": model or upscaler.name, "device": device}
         sent, latencies, backend = _played(bag, topic, parameters, frames, speed, out)
         way = "over DDS"
-    _draw(bag, topic, out, upscaler.name, sent, is_scene)
+    _draw(bag, topic, out, upscaler, sent, is_scene)
     p50, p90, p99 = (1e3 * np.percentile(latencies, (50, 90, 99))).tolist()
     facts = {"frames_in": sent, "frames_out": len(latencies), "dropped": sent - len(latencies)}
     facts |= {"latency_ms": {"p50": p50, "p90": p90, "p99": p99}, "model": upscaler.name}
@@ -260,10 +261,11 @@ def _is_over(peer: NodePeer, ended: float) -> bool:
     return quiet or len(answers) == len(peer.sent)
 
 
-def _draw(bag: Path, topic: str, out: Path, model: str, sent: int, is_scene: bool) -> None:
+def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: bool) -> None:
     """Save the panel of the answered frame next to number ``SHOWN`` of those ``sent``, in counts.
 
-    That of the scene is in degrees Celsius, and shows its truth beside.
+    A recurrent model is shown without its past, too. That of the scene is in degrees Celsius, and
+    shows its truth beside.
     """
     with bags.open_bag(bag) as reader:
         played = islice(reader.messages({topic}), min(sent, SHOWN))
@@ -274,12 +276,13 @@ def _draw(bag: Path, topic: str, out: Path, model: str, sent: int, is_scene: boo
     counts = _frame(bag, topic, stamp)
     scale, offset = (KELVIN_PER_COUNT, -ZERO_CELSIUS) if is_scene else (1.0, 0.0)
     truth = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS if is_scene else None
+    shown = [("input", counts), ("bicubic", load_upscaler("bicubic")(counts))]
+    if up.is_recurrent:
+        shown.append((f"{up.name}, this frame alone", up(counts, Stream())))
+    title = f"{up.name}, all frames so far" if up.is_recurrent else up.name
+    shown.append((title, _frame(out / "sr", SR_TOPIC, stamp)))
     images = []
-    for title, pixels in (
-        ("input", counts),
-        ("bicubic", load_upscaler("bicubic")(counts)),
-        (model, _frame(out / "sr", SR_TOPIC, stamp)),
-    ):
+    for title, pixels in shown:
         grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
         values = scale * grey.astype(np.float32) + offset
         if truth is not None and values.shape == truth.shape:

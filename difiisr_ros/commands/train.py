@@ -45,6 +45,7 @@ from difiisr_training.run_pictures import save_learning_curve, save_preview
 from difiisr_training.validation import FilmValidator, Validator
 
 OWN_CAMERA = "own_camera"
+_FITTED = 48, 4  # clips, and frames of each, that a detail head is fitted to
 
 
 def train(
@@ -77,7 +78,8 @@ def train(
             of recordings or images.
         run: run folder, continued if it exists; runs/NAME by default.
         init: run or weights folder that a new run starts from.
-        teacher: run or weights folder to distil.
+        teacher: run or weights folder to distil; of a recurrent model, whose detail its detail head
+            is fitted to as it is exported.
         device: auto takes a GPU.
         budget: wall-clock limit: 90s, 30m, 8h.
         workers: processes that load samples.
@@ -134,7 +136,14 @@ def train(
             budget_s=budget,
         )  # fmt: skip
         text = "the schedule is at its end" if is_over else "to be resumed"
-        finish(text, sequence_training.export_sequence_run)
+        write = sequence_training.export_sequence_run
+        if teacher is not None:
+            clips = sequence_training.clips_of(settings, data, load)
+            drawn = (
+                clips.draw(64 * settings.iterations + k, _FITTED[1]) for k in range(_FITTED[0])
+            )
+            write = partial(write, teacher=starting_weights(teacher), clips=drawn)
+        finish(text, write)
         return
     accelerator = training.make_accelerator(settings, device)
     taught = None

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from wave_frames import write_waves
 
 from difiisr_models import Stream, load_upscaler
+from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.motion import warp
 from difiisr_models.resample import downsample, pack
 from difiisr_ros.cli import main as difiisr
@@ -25,6 +27,7 @@ from difiisr_training.data.images import ImageSource, load_images
 from difiisr_training.sequence_training import (
     SequenceConfig,
     export_sequence_run,
+    fit_detail,
     train_on_sequences,
 )
 
@@ -150,3 +153,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
     up = load_upscaler(str(out), backend="torch")
     assert up.is_recurrent
     assert up(np.full((20, 24), 7000, np.uint16), Stream()).shape == (80, 96)
+
+
+def test_the_detail_head_follows_features_that_moved(data):
+    torch.manual_seed(0)
+    config = CompactConfig(channels=8, blocks=1, time_features=16, recurrent=True)
+    teacher, network = CompactNetwork(config), CompactNetwork(config)
+    teacher.detail_head.weight.data.normal_(std=0.05)
+    network.load_state_dict(teacher.state_dict())
+    network.fuse.weight.data *= 2  # the features move, the head does not know
+    network.stem_lr.weight.data *= 2
+    network.stem_lr.bias.data *= 2
+    clips = clips_of(data, clean_share=1.0, camera_share=0.0)
+    share = fit_detail(network, teacher, (clips.draw(k, 2) for k in range(6)))
+    assert 0.5 < share <= 1
+
+
+def test_a_teacher_gives_its_detail_to_what_is_exported(data, tmp_path):
+    config, out = tmp_path / "tiny.yaml", tmp_path / "weights"
+    config.write_text(CONFIG)
+    words = ["train", str(config), "--data", str(data), "--run", str(tmp_path / "run")]
+    words += ["--budget", "0", "--teacher", "difiisr-rt-x4", "--export", str(out)]
+    assert difiisr(words) == 0
+    assert load_file(out / "network.safetensors")["detail_head.weight"].abs().max() > 0
