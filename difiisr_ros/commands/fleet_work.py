@@ -26,7 +26,7 @@ from difiisr_ros.commands.fleet_report import fleet_page
 from difiisr_ros.fleet_jobs import FleetFolder, Job
 
 _RETRIES = 5  # of a job whose worker dies
-_OBJECT_STORE = 100 * 2**20  # bytes: rows alone go through it
+_OBJECT_STORE = 100 * 2**20  # bytes: next to nothing goes through it
 
 Make = Callable[[Job, Path, Path], dict[str, Any]]
 """Does a job: given it, its recording and the folder to make, returns columns of its row."""
