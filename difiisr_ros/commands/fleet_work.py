@@ -18,7 +18,7 @@ from typing import Annotated, Any, Protocol
 import ray
 from annotated_types import Ge
 from cyclopts import Parameter
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util import ActorPool
 
 from difiisr_ros.bags import choose_image_topic, open_bag
@@ -139,10 +139,10 @@ def _rows(
     while pool.has_next():
         try:
             yield pool.get_next_unordered()
-        except ActorDiedError as error:  # a killed one lives again: it failed at the start
-            raise ValueError(f"no worker can start: {error}") from error
-        except RayError:
-            continue
+        except RayError as error:  # a lost job stops no other
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                why = str(error).splitlines()[-1]
+                raise ValueError(f"no worker can start: {why}") from error
 
 
 def _sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:
