@@ -51,7 +51,7 @@ EXTRAS = {
         "torchmetrics",
         "transformers",
     ],
-    "fleet": ["jinja2", "matplotlib", "pandas", "pillow", "ray[client,data]>=2.50,<2.64"],
+    "fleet": ["fsspec", "jinja2", "matplotlib", "pandas", "pillow", "pyarrow", "ray[client]>=2.50"],
     "docs": ["mkdocs<2", "mkdocs-material<10", "mkdocstrings[python]<2"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "openvino": ["onnx", "onnxruntime", "onnxscript", "openvino"],

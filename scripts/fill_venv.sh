@@ -66,6 +66,6 @@ for package in einops lpips spandrel; do
 done
 # These bring what they need; a machine without them skips the tests of TensorRT, judges and fleets.
 for package in tensorrt-rtx jinja2 nvidia-ml-py pandas pycocotools tabulate torchmetrics transformers \
-    'ray[client,data]<2.64' 'moto[server]'; do
+    fsspec pyarrow 'ray[client]' 'moto[server]'; do
     install "$package" || echo "No $package for this machine: tests that need it skip."
 done

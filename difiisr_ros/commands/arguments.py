@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json as json_format
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -98,6 +99,11 @@ class AskedCamera:
 
 KnownCamera = Annotated[AskedCamera, Parameter(name="*")]
 """The fields of :class:`AskedCamera` as options of their own."""
+
+
+def tell(facts: Mapping[str, Any], text: str, json: bool) -> None:
+    """Print what a verb did: all facts as one JSON object, or a text for people."""
+    print(json_format.dumps(facts, indent=2) if json else text)
 
 
 def as_asked(runtime: Runtime) -> Runtime:

@@ -22,7 +22,7 @@ from difiisr_models.backends.selection import check_precision, resolve_device
 from difiisr_models.files import write_json, write_text
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.settings import Runtime
-from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
+from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions, tell
 from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, Row, network_rows, upscaler_rows
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
@@ -53,6 +53,7 @@ def bench(
     quick: bool = False,
     out: Path = Path("out/bench"),
     runtime: RuntimeOptions = Runtime(),
+    json: bool = False,
 ) -> None:
     """Time the network, the upscaler and the node over DDS, beside other models in the same run.
 
@@ -72,6 +73,7 @@ def bench(
         quick: one short run at 160x120 and 9 Hz.
         out: folder for bench.json and bench.md.
         runtime: what runs our models; backend auto compares torch with the fastest that works.
+        json: print what bench.json holds.
     """
     if quick:
         sizes, rates, runs, seconds = ((120, 160),), (9.0,), 1, 1.0
@@ -82,7 +84,11 @@ def bench(
     named = tuple(PUBLISHED if name == "published" else name for name in models.split(","))
     own = next((name for name in named if name not in (*BICUBIC, PUBLISHED)), named[0])
     plan = Bench(named, weights, sizes, device, runtime, runs, seconds)
-    machine, rows = _describe_machine(device), []
+    rows: list[Row] = []
+    found = {
+        "version": 1, "command": ["difiisr", *sys.argv[1:]], "machine": _describe_machine(device),
+        "runs": runs, "seconds_per_run": seconds, "rows": rows,
+    }  # fmt: skip
 
     def all_rows() -> Iterator[Row]:
         if "network" in only:
@@ -90,7 +96,7 @@ def bench(
         if "upscaler" in only:
             yield from upscaler_rows(plan)
         if "node" in only and (why := missing_ros()):
-            print(f"node: not run, no ROS in this Python: {why}")
+            print(f"node: not run, no ROS in this Python: {why}", file=sys.stderr)
         elif "node" in only:
             from difiisr_ros.commands.bench_node import node_rows
 
@@ -103,17 +109,12 @@ def bench(
             rows.append(row)
     finally:
         if rows:
-            written = {
-                "version": 1, "command": ["difiisr", *sys.argv[1:]], "machine": machine,
-                "runs": runs, "seconds_per_run": seconds, "rows": rows,
-            }  # fmt: skip
-            write_json(out / "bench.json", written)
+            write_json(out / "bench.json", found)
     if not rows:
         raise ValueError("nothing was measured")
     text = markdown(rows, own)
     write_text(out / "bench.md", text)
-    print(text)
-    print(f"{out}: bench.json, bench.md")
+    tell(found, f"{text}\n{out}: bench.json, bench.md", json)
 
 
 def _describe_machine(device: torch.device) -> dict[str, object]:

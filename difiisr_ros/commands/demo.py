@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
 from difiisr_ros import bags
-from difiisr_ros.commands.arguments import Count
+from difiisr_ros.commands.arguments import Count, tell
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.image_codec import image_to_array
 from difiisr_ros.node_process import (
@@ -74,6 +74,7 @@ def demo(
     rate: Annotated[float, Parameter(validator=Number(gt=0))] | None = None,
     frames: Count | None = None,
     out: Path = Path("out/demo"),
+    json: bool = False,
 ) -> None:
     """Play a thermal recording through DDS to the node, record its results and draw one.
 
@@ -88,6 +89,7 @@ def demo(
         rate: frames a second; without it the recording's, or what this machine holds.
         frames: play only the first so many.
         out: folder for the picture, the recording and the logs.
+        json: print the summary as JSON.
     """
     out.mkdir(parents=True, exist_ok=True)
     is_scene = bag is None
@@ -102,7 +104,10 @@ def demo(
     if is_scene:
         frames = frames or max(round(SCENE_FRAMES * min(speed, 1.0)), 10)
     if reason := missing_ros():
-        print(f"no ROS in this Python ({reason}): running the offline replay instead of DDS")
+        print(
+            f"no ROS in this Python ({reason}): running the offline replay instead of DDS",
+            file=sys.stderr,
+        )
         sent, latencies, backend = _replayed(bag, topic, upscaler, frames, out)
         way = "offline replay"
     else:
@@ -114,20 +119,24 @@ def demo(
             f"longer):\n  ROS_DOMAIN_ID={domain} rviz2 -d {where / 'sr.rviz'}\n"
             f"  ROS_DOMAIN_ID={domain} ros2 launch foxglove_bridge foxglove_bridge_launch.xml, "
             f"and import {where / 'foxglove.json'} in Foxglove",
-            flush=True,
+            file=sys.stderr,
         )
         parameters = {"model": model or upscaler.name, "device": device}
         sent, latencies, backend = _played(bag, topic, parameters, frames, speed, out)
         way = "over DDS"
     _draw(bag, topic, out, upscaler, sent, is_scene)
-    p50, p90, p99 = 1e3 * np.percentile(latencies, (50, 90, 99))
-    print(f"recorded {out / 'sr'}, picture {out / 'panel.png'}")
-    print(
+    p50, p90, p99 = (1e3 * np.percentile(latencies, (50, 90, 99))).tolist()
+    facts = {"frames_in": sent, "frames_out": len(latencies), "dropped": sent - len(latencies)}
+    facts |= {"latency_ms": {"p50": p50, "p90": p90, "p99": p99}, "model": upscaler.name}
+    facts |= {"backend": backend, "way": way}
+    facts |= {"recording": str(out / "sr"), "picture": str(out / "panel.png")}
+    text = (
+        f"recorded {out / 'sr'}, picture {out / 'panel.png'}\n"
         f"frames in {sent}, out {len(latencies)}, dropped {sent - len(latencies)}; "
         f"latency p50 {p50:.0f} ms, p90 {p90:.0f} ms, p99 {p99:.0f} ms; "
-        f"{upscaler.name}, {backend}, {way}"
+        f"{upscaler.name}, {backend}, {way}\n{NEXT}"
     )
-    print(NEXT)
+    tell(facts, text, json)
 
 
 def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = False) -> None:
@@ -171,7 +180,8 @@ def _choose(
     height, width = frames[0].shape[:2]
     print(
         f"{upscaler.name} takes {1e3 * min(times[1:]):.0f} ms here for {width}x{height}, so "
-        f"the recording, {own:.3g} Hz, is played at {chosen:.2g} Hz."
+        f"the recording, {own:.3g} Hz, is played at {chosen:.2g} Hz.",
+        file=sys.stderr,
     )
     return upscaler, chosen / own
 

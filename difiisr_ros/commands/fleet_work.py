@@ -1,34 +1,32 @@
 """Has the jobs of a fleet done by Ray.
 
-Which process does which job, what happens to the jobs of one that dies, and the progress shown are
-Ray Data's.
+Which process does which job, and what happens to the job of one that dies, is Ray's.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import ray
-import ray.data
 from annotated_types import Ge
 from cyclopts import Parameter
+from ray.exceptions import RayActorError, RayError
+from ray.util import ActorPool
 
 from difiisr_ros.bags import choose_image_topic, open_bag
 from difiisr_ros.commands.fleet_report import fleet_page
 from difiisr_ros.fleet_jobs import FleetFolder, Job
 
 _RETRIES = 5  # of a job whose worker dies
-_OBJECT_STORE = 100 * 2**20  # bytes: rows alone go through it
+_OBJECT_STORE = 100 * 2**20  # bytes: next to nothing goes through it
 
 Make = Callable[[Job, Path, Path], dict[str, Any]]
 """Does a job: given it, its recording and the folder to make, returns columns of its row."""
@@ -62,19 +60,18 @@ ClusterOptions = Annotated[Cluster, Parameter(name="*")]
 class Worker:
     """A process of Ray's: loads once, then does one job after the other."""
 
-    def __init__(self, task: Task, jobs: Mapping[str, Job], out: FleetFolder) -> None:
-        self._make, self._jobs, self._out = task.load(), jobs, out
+    def __init__(self, task: Task, out: FleetFolder) -> None:
+        self._make, self._out = task.load(), out
 
-    def __call__(self, item: dict[str, str]) -> dict[str, str]:
-        """The row of the job of this name, as JSON."""
-        job = self._jobs[item["name"]]
+    def do(self, name: str, job: Job) -> dict[str, Any]:
+        """The row of the job of this name."""
 
         def make(source: Path, folder: Path) -> dict[str, Any]:
             row = self._make(job, source, folder)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             return row | {"host": platform.node(), "memory_mb": peak}
 
-        return {"row": json.dumps(self._out.do(job, item["name"], make))}
+        return self._out.do(job, name, make)
 
 
 def do_all(
@@ -84,7 +81,7 @@ def do_all(
 
     ``slice_frames``: cut longer recordings into slices of so many; 0: do not.
     """
-    if cluster.address.startswith("ray://"):  # Ray Data must be driven from inside the cluster
+    if cluster.address.startswith("ray://"):  # rows and results are read where workers write them
         ray.init(cluster.address)
         out = out if "://" in out else os.path.abspath(out)
         there = ray.remote(num_cpus=0)(do_all)
@@ -118,7 +115,7 @@ def do_all(
 def _rows(
     jobs: Mapping[str, Job], task: Task, out: FleetFolder, cluster: Cluster
 ) -> Iterator[dict[str, Any]]:
-    """The rows of jobs as Ray has them done, each in a block of its own."""
+    """The rows of jobs as they are done; a job whose worker died too often has none."""
     if not jobs:
         return
     _start_ray(cluster)
@@ -127,19 +124,21 @@ def _rows(
     if gpus is None:
         gpus = 1 if have.get("GPU") and task.device != "cpu" else 0
     fitting = int(have["GPU"] / gpus if gpus else have["CPU"] / task.threads)
-    pool = ray.data.ActorPoolStrategy(
-        size=min(cluster.workers or max(1, fitting), len(jobs)), max_tasks_in_flight_per_actor=1
+    # What workers are started with lies inline in the call, so that Ray can start them again
+    worker = ray.remote(Worker).options(
+        num_cpus=task.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
     )
-    ray.data.DataContext.get_current().max_errored_blocks = -1  # one lost job stops no other
-    items = [{"name": name} for name in jobs]
-    with warnings.catch_warnings():  # of an argument that Ray 2.64 will not take; setup.py knows
-        warnings.simplefilter("ignore")
-        done = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            Worker, fn_constructor_args=(task, jobs, out), compute=pool,
-            num_cpus=task.threads, num_gpus=gpus, max_task_retries=_RETRIES,
-        )  # fmt: skip
-    for item in done.iter_rows():
-        yield json.loads(item["row"])
+    size = min(cluster.workers or max(1, fitting), len(jobs))
+    pool = ActorPool([worker.remote(task, out) for _ in range(size)])
+    for item in jobs.items():
+        pool.submit(lambda worker, item: worker.do.remote(*item), item)
+    while pool.has_next():
+        try:
+            yield pool.get_next_unordered()
+        except RayError as error:  # a lost job stops no other
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                why = str(error).splitlines()[-1]
+                raise ValueError(f"no worker can start: {why}") from error
 
 
 def _sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:

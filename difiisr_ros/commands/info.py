@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import shlex
 import time
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from difiisr_ros.commands.arguments import (
     KnownCamera,
     RuntimeOptions,
     as_asked,
+    tell,
 )
 from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
 
@@ -86,13 +86,12 @@ def info(
         facts |= _model(model, runtime, size)
     if parity and parity_data is not None:
         facts |= _parity(parity, parity_data)
-    if json:
-        print(json_format.dumps(facts, indent=2))
-    else:
-        for name, value in facts.items():
-            lines = value if isinstance(value, list) else [value]
-            for line, text in enumerate(lines):
-                print(f"{'' if line else name:<11} {text}")
+    lines = []
+    for name, value in facts.items():
+        for text in value if isinstance(value, list) else [value]:
+            lines.append(f"{name:<11} {text}")
+            name = ""
+    tell(facts, "\n".join(lines), json)
     return int(any("FAILED" in line for line in facts.get("parity", [])))
 
 

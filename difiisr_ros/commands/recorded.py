@@ -17,6 +17,7 @@ from difiisr_ros.commands.arguments import (
     KnownCamera,
     RuntimeOptions,
     as_asked,
+    tell,
 )
 from difiisr_ros.commands.html_page import fill_template, svg_of
 from difiisr_ros.commands.recorded_frames import read_recording
@@ -41,6 +42,7 @@ def recorded(
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: KnownCamera = AskedCamera(),
+    json: bool = False,
 ) -> int:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
@@ -58,6 +60,7 @@ def recorded(
         runtime: of the offline run.
         settings: as the node had them.
         camera: as the node had it.
+        json: print what recorded.json holds.
     """
     values, frames = judge_recording(
         bag,
@@ -72,8 +75,8 @@ def recorded(
     with replaced(out / "recorded_per_frame.csv") as beside:
         frames.to_csv(beside)
     write_text(out / "recorded.html", _page(values, frames))
-    print("\n".join(_summary(values)))
-    print(f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv")
+    files = f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv"
+    tell(values, "\n".join([*_summary(values), files]), json)
     if values["fault"]:
         print(f"difiisr: the recording is damaged: {values['fault']}", file=sys.stderr)
     return 2 if values["fault"] else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from difiisr_ros.commands.arguments import (
     KnownCamera,
     RuntimeOptions,
     as_asked,
+    tell,
 )
 from difiisr_ros.replay import replay as replay_bag
 
@@ -65,17 +65,14 @@ def replay(
     )  # fmt: skip
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
-    if json:
-        facts: dict[str, Any] = {"frames_in": report.frames_in, "frames_out": report.frames_out}
-        facts |= {"topic": report.sr_topic, "refused": report.malformed, "faults": report.faults}
-        print(json_format.dumps(facts, indent=2))
-    else:
-        repeated = f", {report.repeated} repeated" if report.repeated else ""
-        print(
-            f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
-            f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; "
-            f"events: {report.events}"
-        )
+    facts: dict[str, Any] = {"frames_in": report.frames_in, "frames_out": report.frames_out}
+    facts |= {"topic": report.sr_topic, "refused": report.malformed, "faults": report.faults}
+    repeated = f", {report.repeated} repeated" if report.repeated else ""
+    text = (
+        f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
+        f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; events: {report.events}"
+    )
+    tell(facts, text, json)
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if report.faults:

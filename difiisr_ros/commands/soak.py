@@ -195,7 +195,7 @@ class Soak:
 
     def go(self, minutes: float) -> None:
         """One thing after another, good frames in between."""
-        until, bar = self._began + 60 * minutes, tqdm(total=round(minutes, 1), unit="min")
+        until, bar = self._began + 60 * minutes, tqdm(total=round(60 * minutes), unit="s")
         actions = self._actions()
         while time.monotonic() < until:
             for name in self.rng.permutation(list(actions)):
@@ -204,8 +204,8 @@ class Soak:
                 actions[name]()
                 self.done[str(name)] += 1
                 self.stream(float(self.rng.uniform(2, 6)))
-                passed = (time.monotonic() - self._began) / 60
-                bar.update(round(min(minutes, passed) - bar.n, 1))
+                bar.update(min(int(time.monotonic() - self._began), bar.total) - bar.n)
+        bar.close()
 
     def _actions(self) -> dict[str, Callable[[], object]]:
         """What may happen, by name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +13,13 @@ from tqdm import tqdm
 
 from difiisr_models import Camera, FrameSettings, Runtime, Stream, Upscaler, load_upscaler
 from difiisr_ros import picture_files
-from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
+from difiisr_ros.commands.arguments import (
+    CameraOptions,
+    FrameOptions,
+    RuntimeOptions,
+    as_asked,
+    tell,
+)
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.picture_files import JPEG, VIDEO, FileImage, FileImages
 
@@ -88,11 +93,9 @@ def upscale(
             failed[str(path)] = str(error) or type(error).__name__
             tqdm.write(f"skipped {path}: {failed[str(path)]}", file=sys.stderr)
     summary = {"images": images, "made": made, "failed": failed, "other_files": others}
-    if json:
-        print(json_format.dumps(summary, indent=2))
-    else:
-        beside = f", {others} files of other kinds left out" if others else ""
-        print(f"{out_path}: {images} images in {len(made)} files, {len(failed)} skipped{beside}")
+    beside = f", {others} files of other kinds left out" if others else ""
+    text = f"{out_path}: {images} images in {len(made)} files, {len(failed)} skipped{beside}"
+    tell(summary, text, json)
     return 0 if not failed else 2 if made else 1
 
 

@@ -1,5 +1,6 @@
 """The demo as a user runs it: a node of its own, real DDS, a recording and a picture at the end."""
 
+import json
 import os
 import re
 import signal
@@ -108,13 +109,14 @@ def test_own_bag_with_a_topic_of_its_own_and_no_camera_info(tmp_path):
 def test_without_ros_the_same_bag_goes_through_the_replay(tmp_path):
     (tmp_path / "rclpy.py").write_text("raise ImportError('no rclpy here')")
     hiding = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    process = demo("--model", "bicubic", "--frames", 4, "--out", tmp_path / "out", env=hiding)
+    arguments = ["--model", "bicubic", "--frames", 4, "--out", tmp_path / "out", "--json"]
+    process = demo(*arguments, env=hiding)
     code, output, error = finish(process)
     assert code == 0, output + error
-    assert "no rclpy here" in output
-    (sent, answered, dropped, *_), way = numbers(output)
-    assert (sent, answered, dropped) == (4, 4, 0)
-    assert way == "torch on cpu, offline replay"
+    assert "no rclpy here" in error
+    facts = json.loads(output)
+    assert (facts["frames_in"], facts["frames_out"], facts["dropped"]) == (4, 4, 0)
+    assert (facts["backend"], facts["way"]) == ("torch on cpu", "offline replay")
     assert len(recorded(tmp_path / "out" / "sr", "/thermal/sr")) == 4
     assert (tmp_path / "out" / "panel.png").is_file()
 

@@ -132,9 +132,10 @@ def test_what_cannot_be_timed_is_bad_usage(capsys, option, value):
     assert option in capsys.readouterr().err
 
 
-def test_backend_and_precision_are_those_of_our_models(tmp_path):
+def test_backend_and_precision_are_those_of_our_models(tmp_path, capsys):
     models = ["--only", "network", "upscaler", "--models", f"{OWN},bicubic"]
-    _, rows = bench(tmp_path, *models, "--precision", "bf16")
+    _, rows = bench(tmp_path, *models, "--precision", "bf16", "--json")
+    assert json.loads(capsys.readouterr().out)["rows"] == rows
     seen = [(row["stage"], row["model"], row["runtime"], row["precision"]) for row in rows]
     assert seen == [
         ("network", OWN, "torch", "bf16"),

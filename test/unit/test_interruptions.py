@@ -7,10 +7,14 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from thermal_bags import messages, record
+from wave_frames import write_waves
 
 from difiisr_ros.bags import find_recordings
+from difiisr_ros.cli import main
+from difiisr_training.networks import load_average
 
 DIFIISR = [sys.executable, "-m", "difiisr_ros.cli"]
 
@@ -57,6 +61,79 @@ def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, numbe
     assert messages(older) == before
 
 
+TRAINING = """
+name: tiny
+network: {channels: 8, blocks: 1, time_features: 16}
+sources: [{folder: frames, val_share: 0.0}]
+crops: {lr_size: 16}
+iterations: 100000
+batch: 1
+log_every: 1
+checkpoint_every: 1
+"""
+
+
+def results_of(folder, frames):
+    """A recording with the results of its frames beside them."""
+    record(folder / "in", frames=frames)
+    assert main(["replay", str(folder / "in"), str(folder / "both"), "--model=bicubic"]) == 0
+    return folder / "both"
+
+
+def training(folder):
+    """The arguments of a training that takes hours."""
+    write_waves(folder / "data" / "frames", 2)
+    (folder / "tiny.yaml").write_text(TRAINING)
+    return ["train", folder / "tiny.yaml", "--data", folder / "data", "--workers", 0]
+
+
+def evaluation(source, out):
+    arguments = ["--models=bicubic", "--metrics=psnr", "--device=cpu", "--no-report"]
+    return ["evaluate", source, "--out", out, *arguments]
+
+
+def wait_for_file(process, below):
+    """Until it has opened a file below a folder."""
+    watched = psutil.Process(process.pid)
+    wait_until(lambda: any(f.path.startswith(str(below)) for f in watched.open_files()), process)
+
+
+def test_an_evaluation_that_is_ended_has_no_result(tmp_path):
+    source, out = record(tmp_path / "in", frames=5000), tmp_path / "out"
+    process = start(evaluation(source, out), preexec_fn=usual_signals)
+    wait_until((out / "frames").exists, process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert "Traceback" not in error
+    assert error.splitlines()[-1] == "difiisr: interrupted by SIGTERM"
+    assert os.listdir(out) == ["frames"]
+
+
+def test_a_judgement_of_a_recording_that_is_ended_leaves_nothing(tmp_path):
+    source = results_of(tmp_path, 600)
+    arguments = ["recorded", source, "--model=bicubic", "--out", tmp_path / "out"]
+    process = start(arguments, preexec_fn=usual_signals)
+    wait_for_file(process, source)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGINT, error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_is_ended_saves_first(tmp_path):
+    run = tmp_path / "run"
+    process = start([*training(tmp_path), "--run", run], preexec_fn=usual_signals)
+    wait_until((run / "checkpoint.pt").exists, process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert "Traceback" not in error
+    assert load_average(run / "checkpoint.pt")[2] >= 1
+    assert not list(run.glob("*.partial")) + list(run.glob(".*.partial"))
+
+
 def test_an_ignored_hangup_stays_ignored(tmp_path):
     process = start(
         ["scene", tmp_path / "out", "--frames", 300],
@@ -85,6 +162,29 @@ def test_a_full_disk_leaves_the_older_recording(tmp_path, storage):
     assert "Traceback" not in error
     assert messages(older) == before
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "recorded", "train"])
+def test_a_full_disk_in_the_middle_is_one_line_and_no_half_file(tmp_path, capsys, verb):
+    out = tmp_path / "out"
+    if verb == "evaluate":
+        arguments = evaluation(record(tmp_path / "in", frames=40), out)
+    elif verb == "recorded":
+        arguments = [verb, results_of(tmp_path, 30), "--model=none", "--out", out]
+    else:
+        arguments = [*training(tmp_path), "--run", out]
+    capsys.readouterr()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))
+    try:
+        code = main([str(word) for word in arguments])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("difiisr: ")
+    made = {path.name for path in out.rglob("*")} if out.exists() else set()
+    assert not [name for name in made if name.endswith(".partial")]
+    assert not made & {"results.json", "per_frame.csv", "recorded.html", "checkpoint.pt"}
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):

@@ -324,7 +324,8 @@ def test_the_three_files(tmp_path, whole, capsys):
     assert page.count("<svg") == 1
     assert "src=" not in page  # opens offline, alone
     assert "<link" not in page
-    assert difiisr([*command, str(tmp_path / "b")]) == 0
+    assert difiisr([*command, str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == written
     for name in ("recorded.json", "recorded.html", "recorded_per_frame.csv"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from difiisr_models.files import write_json
+from difiisr_models.files import replaced, write_json
 from difiisr_training.data.images import read_counts
 from difiisr_training.evaluation.measures import MetricInfo, Mode
 
@@ -151,7 +151,8 @@ def write_results(results: Results, out: Path) -> None:
     }
     rows = pd.concat(tables, names=["set", "model", "frame"]).reset_index()
     rows.insert(1, "frame", rows.pop("frame"))
-    rows.to_csv(out / PER_FRAME_FILE, index=False)
+    with replaced(out / PER_FRAME_FILE) as beside:
+        rows.to_csv(beside, index=False)
     write_json(out / RESULTS_FILE, _plain(results))
 
 
