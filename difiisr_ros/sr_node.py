@@ -359,7 +359,7 @@ class SrNode(LifecycleNode):
     def _upscale(self, frame: Frame) -> Frame:
         started = time.monotonic()
         stream = self._camera.stream
-        before = stream.events
+        before, stream.encoding = stream.events, frame.message.encoding
         pixels = self._patient(frame.pixels, stream, frame.stamp_ns)
         upscaling = time.monotonic() - started
         state = self._camera.news(stream, before, frame.message, frame.pixels, frame.stamp_ns)
