@@ -147,9 +147,9 @@ def replay(
                     computed = upscaler.is_recurrent and number >= first - _RECALLED
                     look = upscaler if computed else upscaler.skip
                     with suppress(ValueError):
-                        look(
-                            bags.read_frame(message, camera)[2], stream, bags.stamp_of(message.data)
-                        )
+                        image, _, pixels = bags.read_frame(message, camera)
+                        stream.encoding = image.encoding
+                        look(pixels, stream, bags.stamp_of(message.data))
                     stream.events = StreamEvents()  # what happened before the slice is not its own
                 continue
             if is_frame and report.frames_in == frames:
@@ -162,10 +162,8 @@ def replay(
             started = time.perf_counter()
             report.frames_in += 1
             try:
-                (image, crop, pixels), stamp = (
-                    bags.read_frame(message, camera),
-                    bags.stamp_of(message.data),
-                )
+                image, crop, pixels = bags.read_frame(message, camera)
+                stamp, stream.encoding = bags.stamp_of(message.data), image.encoding
                 pixels = upscaler(pixels, stream, stamp)
                 encoding = result_encoding(image.encoding, pixels)
                 result = to_bytes(image.header, pixels, encoding)

@@ -175,6 +175,7 @@ class SrNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, verify its hash, warm it up, create the publishers."""
         started = time.monotonic()
+        self._forget_destroyed()
         settings = self._settings
         torch.set_num_threads(DEFAULT_THREADS)  # a model before may have had its own number
         upscaler = self._upscaler = _load(settings)
@@ -209,6 +210,7 @@ class SrNode(LifecycleNode):
     @_with_reason
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin a new stream: subscribe, forget what is known of the last one."""
+        self._forget_destroyed()
         self._statistics.begin()
         self._camera.begin()
         self._info, self._mismatch, self._first_image = None, "", None
@@ -262,6 +264,11 @@ class SrNode(LifecycleNode):
         self._camera.leave_flag()
         worker, self._worker = self._worker, None
         worker.stop(STOP_TIMEOUT)
+
+    def _forget_destroyed(self) -> None:
+        """Of each publisher and subscription that is destroyed, rclpy keeps references for ever."""
+        entities = self.default_callback_group.entities
+        entities.difference_update([entity for entity in tuple(entities) if entity() is None])
 
     def _output(self, message_type: type, topic: str) -> LifecyclePublisher:
         how = overridable(OUTPUT_DEPTH, self._settings.output_reliability)
@@ -359,7 +366,7 @@ class SrNode(LifecycleNode):
     def _upscale(self, frame: Frame) -> Frame:
         started = time.monotonic()
         stream = self._camera.stream
-        before = stream.events
+        before, stream.encoding = stream.events, frame.message.encoding
         assert self._patient is not None, "it is made with the worker"
         pixels = self._patient(frame.pixels, stream, frame.stamp_ns)
         upscaling = time.monotonic() - started

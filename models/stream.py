@@ -129,6 +129,8 @@ class Stream:
             frame on.
         max_pause: seconds without frames that what is known of the scene survives.
         is_closed: the camera says that its shutter is closed: its frames show nothing.
+        encoding: what the next frame's message calls its pixels: another begins a new stream, for
+            the same dtype may hold other counts.
         calibration: what is known of the camera from before; of frames of its size.
         pause: seconds without frames before the last one, 0 without a pause.
         events: what has happened.
@@ -145,7 +147,7 @@ class Stream:
         calibration: Calibration | None = None,
     ) -> None:
         self.no_data, self.max_pause = tuple(no_data), max_pause
-        self.calibration, self.is_closed = calibration, False
+        self.calibration, self.is_closed, self.encoding = calibration, False, ""
         self.fallbacks, self.last_fallback = 0, ""
         self.reset()
 
@@ -162,7 +164,7 @@ class Stream:
 
     def reset(self) -> None:
         """Forget all frames; the next one begins a new stream."""
-        self._kind: tuple[tuple[int, ...], np.dtype] | None = None
+        self._kind: tuple[tuple[int, ...], np.dtype, str] | None = None
         self._channels: dict[int, Channel] = {}
         self.tone = ToneMapper()
         self._steps: deque[int] = deque(maxlen=15)  # between stamps, nanoseconds
@@ -171,13 +173,13 @@ class Stream:
         self.events = StreamEvents()
 
     def begin_frame(self, frame: np.ndarray, stamp_ns: int | None) -> None:
-        """Take note of the next frame; one of another shape or dtype begins a new stream.
+        """Take note of the next frame; another shape, dtype or encoding begins a new stream.
 
         Args:
             frame: ``(H, W)`` or ``(H, W, C)``.
             stamp_ns: when it was taken, nanoseconds; None where nobody knows.
         """
-        kind = (frame.shape, frame.dtype)
+        kind = (frame.shape, frame.dtype, self.encoding)
         if kind != self._kind:
             self.reset()
         self._is_again = bool(stamp_ns) and stamp_ns == self.stamp_ns

@@ -129,6 +129,7 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
             except ValueError as error:
                 refused = refused or str(error)
                 continue
+            stream.encoding = image.encoding
             stream.begin_frame(pixels, stamp)
             stream.see(pixels if pixels.ndim == 2 else pixels[..., 0].copy())
             times.append((stamp, message.time))

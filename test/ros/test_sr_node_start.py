@@ -1,11 +1,13 @@
 """What sr_node is started with, and its end by SIGTERM; SIGINT is tested in test_sr_node.py."""
 
 import contextlib
+import gc
 import json
 import re
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,18 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
 
 import rclpy
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_peer import DOMAIN, Peer, spin_in_thread, wait_until
 from rosgraph_msgs.msg import Clock
 
 from difiisr_ros import sr_node
+from difiisr_ros.frame_worker import any_computing
 from difiisr_ros.node_process import NodeProcess
 from difiisr_ros.sr_node import SrNode, main
 
 ROOT = Path(__file__).resolve().parents[2]
+SUCCESS = TransitionCallbackReturn.SUCCESS
 
 
 @pytest.fixture
@@ -111,6 +116,20 @@ def test_a_transition_that_fails_leaves_no_topic_behind(make_node):
         with contextlib.suppress(RuntimeError):  # Jazzy raises where Kilted returns a failure
             node.trigger_activate()
     wait_until(lambda: not node.get_publishers_info_by_topic("/sr/image_raw"))
+
+
+def test_transitions_leave_nothing_behind(make_node):
+    node = make_node(model="bicubic")
+    alive, counts = weakref.WeakSet(), []
+    for _ in range(10):
+        assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+        alive.update((node._upscaler, node._worker))
+        assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert not alive
+    assert not any_computing()
+    assert counts[-1] - counts[-6] < 5  # less than one object in a round
 
 
 def test_a_failed_configure_ends_or_is_tried_again_as_asked(make_node, monkeypatch, tmp_path):

@@ -197,6 +197,10 @@ def test_a_stream_remembers_for_itself_and_a_new_kind_of_frame_begins_a_new_one(
     up(warm.astype(np.float32), other)
     assert (up(cold, stream) != alone).any()
     np.testing.assert_array_equal(up(cold, other), alone)
+    stream.encoding = "64FC1"  # the same dtype may hold other counts
+    np.testing.assert_array_equal(up(cold, stream), alone)
+    up(warm, stream)
+    assert (up(cold, stream) != alone).any()
     stream.reset()
     np.testing.assert_array_equal(up(cold, stream), alone)
 
