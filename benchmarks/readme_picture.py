@@ -1,7 +1,8 @@
 """Draws the pictures of the README, in the checkout.
 
-``python -m benchmarks.readme_picture strip IMAGE --window ROW COLUMN SIDE``: docs/before_after.png,
-a real infrared frame, a quarter of it, bicubic, and ours, zoomed.
+``python -m benchmarks.readme_picture strip IMAGE --window ROW COLUMN SIDE --detector FILE.onnx``:
+docs/before_after.png, a real infrared frame, a quarter of it, bicubic, and ours, zoomed, and what a
+detector of ``difiisr train-detector`` finds in each of them.
 ``python -m benchmarks.readme_picture stream``: docs/stream.gif, the demo's pan through its camera.
 """
 
@@ -18,8 +19,11 @@ from difiisr_models import Stream, load_upscaler
 from difiisr_ros.scene import FRAME_RATE, Scene
 from difiisr_training.data.images import crop_to_multiple
 from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.evaluation.detectors import Detections, OnnxDetector
 
 MODEL, OVER_TIME = "difiisr-rt-x4", "difiisr-rtv-x4"
+SURE = 0.3  # of an object that is drawn
+COLOURS = "cyan", "orange", "lime", "magenta"  # person, car, bicycle, other vehicle
 app = cyclopts.App()
 
 
@@ -57,30 +61,42 @@ def draw(
     window: tuple[int, int, int],
     out: Path = Path("docs/before_after.png"),
     source: Annotated[str, cyclopts.Parameter(help="whose picture it is")] = "HIT-UAV, CC BY 4.0",
+    detector: Path | None = None,
 ) -> None:
     """Draw the strip; ``window``: row, column and side in high-resolution pixels."""
     hr = crop_to_multiple(np.asarray(Image.open(image).convert("L")), 4)
     height, width = hr.shape
     lr = pillow_resize(hr, height // 4, width // 4)
     row, column, side = window
-    place = (slice(row, row + side), slice(column, column + side))
     shown = {
-        f"camera, {width // 4}x{height // 4}": np.kron(lr, np.ones((4, 4), np.uint8))[place],
-        "bicubic x4": load_upscaler("bicubic")(lr)[place],
-        f"{MODEL} x4": load_upscaler(MODEL, backend="torch")(lr)[place],
-        "what was there": hr[place],
+        f"camera, {width // 4}x{height // 4}": np.kron(lr, np.ones((4, 4), np.uint8)),
+        "bicubic x4": load_upscaler("bicubic")(lr),
+        f"{MODEL} x4": load_upscaler(MODEL, backend="torch")(lr),
+        "what was there": hr,
     }
+    find = OnnxDetector(detector) if detector else None
     figure = Figure(figsize=(15, 3.3), layout="constrained")
     axes = figure.subplots(1, 5, width_ratios=[width / height, 1, 1, 1, 1])
     axes[0].imshow(hr, cmap="gray")
     axes[0].add_patch(Rectangle((column, row), side, side, fill=False, color="tab:orange"))
     axes[0].set_title(source, fontsize=9)
+    seen = hr[row : row + side, column : column + side]
     for axis, (title, picture) in zip(axes[1:], shown.items(), strict=True):
-        axis.imshow(picture, cmap="gray", vmin=hr[place].min(), vmax=hr[place].max())
+        axis.imshow(picture, cmap="gray", vmin=seen.min(), vmax=seen.max())
+        axis.set(xlim=(column - 0.5, column + side - 0.5), ylim=(row + side - 0.5, row - 0.5))
         axis.set_title(title, fontsize=9)
+        found = find(picture) if find else None
+        for (left, top, *size), kind in zip(*_sure(found), strict=True) if found else ():
+            colour = COLOURS[kind % len(COLOURS)]
+            axis.add_patch(Rectangle((left, top), *size, fill=False, color=colour, clip_on=True))
     for axis in axes:
         axis.set_axis_off()
     figure.savefig(out, dpi=90)
+
+
+def _sure(found: Detections) -> tuple[np.ndarray, np.ndarray]:
+    kept = found.scores > SURE
+    return found.xywh[kept], found.classes[kept]
 
 
 if __name__ == "__main__":
