@@ -14,7 +14,7 @@ MODEL ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs release-check audit clean
+.PHONY: help setup demo test lint types docs release-check audit clean
 
 help:
 	@echo "make demo             play a thermal stream to the node over DDS; picture in out/demo/"
@@ -22,7 +22,7 @@ help:
 	@echo "make test             all tests; ARGS='-k replay' is handed to pytest"
 	@echo "make test ROS=jazzy   the same on the wheels of that distribution (make demo too)"
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
-	@echo "make lint             ruff check and format"
+	@echo "make lint             ruff check and format, mypy (make types: mypy alone)"
 	@echo "make docs             the documentation as a site: out/site/index.html"
 	@echo "make release-check    versions agree; wheel and sdist build, install and run"
 	@echo "make audit            known vulnerabilities of what is installed (asks over the network)"
@@ -45,6 +45,14 @@ test: $(FILLED)
 lint: $(FILLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(MAKE) types
+
+# Folders under the names that they are imported by, which an editable install keeps from mypy.
+types: $(FILLED)
+	mkdir -p out/typed
+	ln -sfn ../../models out/typed/difiisr_models
+	ln -sfn ../../training out/typed/difiisr_training
+	$(PYTHON) -m mypy
 
 docs: $(FILLED)
 	$(PYTHON) -c 'import material, mkdocstrings' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
@@ -58,5 +66,5 @@ audit: $(FILLED)
 	$(PYTHON) -m pip_audit --skip-editable
 
 clean:
-	rm -rf build dist install log out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist install log out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -60,6 +60,7 @@ EXTRAS = {
     "test": [
         "hypothesis",
         "matplotlib",
+        "mypy",
         "opencv-python-headless",
         "pytest",
         "pytest-timeout",

@@ -13,7 +13,6 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -22,21 +21,21 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from pydantic import BaseModel
 from scipy.ndimage import gaussian_filter, gaussian_laplace, maximum_filter, uniform_filter
 from scipy.spatial.distance import cdist
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from difiisr_models import Stream, load_upscaler
+from difiisr_models import Stream
 from difiisr_models.consistency import noise_aware_consistency
 from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations.thermal_camera import random_jpeg
 from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import evenly, to_dtype
-from difiisr_training.evaluation.peers import Peer, load_peer, split_settings
+from difiisr_training.evaluation.peers import load_peer
 from difiisr_training.evaluation.results import read_frame, slug, write_frame
 
 
@@ -159,12 +158,10 @@ def degraded(scene: Scene, how: Degradation, seed: int) -> np.ndarray:
     """What the camera gives: ``(H/4, W/4)`` uint16 counts, or uint8."""
     height, width = (side // SCALE for side in scene.hr.shape)
     lr = pillow_resize(gaussian_filter(scene.hr, how.blur), height, width)
-    if how.jpeg:
-        file = BytesIO()
-        eight_bit = np.rint((lr - scene.black) / scene.unit).clip(0, 255).astype(np.uint8)
-        Image.fromarray(eight_bit).save(file, "JPEG", quality=how.jpeg)
-        return np.asarray(Image.open(file))
     rng = np.random.default_rng(seed)
+    if how.jpeg:
+        eight_bit = np.rint((lr - scene.black) / scene.unit).clip(0, 255).astype(np.uint8)
+        return random_jpeg(eight_bit, (how.jpeg, how.jpeg), rng)
     noise = rng.normal(0, 1, lr.shape)
     lines = rng.normal(0, 0.5, lr.shape[1]) + rng.normal(0, 0.3, (len(lr), 1))
     noise = (noise + how.pattern * lines) * how.noise / 100 * scene.span
@@ -221,7 +218,7 @@ class Referee:
 
     def __init__(self, weights: Path | None, radiometry: str, scenes: Sequence[Scene]) -> None:
         squeeze = (measures.SQUEEZE_FILE, measures.SQUEEZE_LINEAR_FILE)
-        self._lpips = weights and metrics.LpipsSqueeze(*(weights / name for name in squeeze))
+        self._lpips = weights and metrics.LpipsSqueeze(weights / squeeze[0], weights / squeeze[1])
         self._radiometry = measures.Radiometry.parse(radiometry)
         kelvin = [self._radiometry.kelvin(scene.hr) for scene in scenes if scene.is_kelvin]
         self._edges = measures.bin_edges(*np.quantile(kelvin, (0.002, 0.998))) if kelvin else [0, 1]
@@ -250,7 +247,7 @@ class Referee:
                 bins.add(sr, hr)
             for name, value in values.items():
                 found[name].append(value)
-        means = {name: mean_of(values) for name, values in found.items()}
+        means: dict[str, Any] = {name: mean_of(values) for name, values in found.items()}
         for part in ("saved", "invented"):
             means[part] = mean_of([100 * means[part] / (means["targets"] or np.nan)])
         return Measured(**means, bins=bins.table())
@@ -267,10 +264,11 @@ class Runner:
 
     def __init__(self, name: str, weights: Path | None, outputs: Path | None = None) -> None:
         self._outputs, self._has_step = outputs, name.endswith(STEP)
-        self.contender, self._times = Contender(), []
+        self.contender = Contender()
+        self._times: list[np.ndarray] = []
         if outputs is None:
             model = name.removesuffix(STEP)
-            self._peer = load_own(name) if is_ours(name) else load_peer(model, weights, "cpu")
+            self._peer = load_peer(model, weights, "cpu", "torch")  # its arithmetic can be counted
             self.contender.weights_sha256 = self._peer.weights_sha256
 
     def reset(self) -> None:
@@ -304,18 +302,6 @@ class Runner:
         with FlopCounterMode(display=False) as counter:
             self._peer.upscale(np.arange(size[0] * size[1], dtype=np.uint16).reshape(size))
         self.contender.gflop = round(counter.get_total_flops() / 1e9, 2)
-
-
-def load_own(name: str) -> Peer:
-    """A model of ours in torch, whose arithmetic can be counted."""
-    model, settings = split_settings(name)
-    up = load_upscaler(model, device="cpu", backend="torch", **settings)
-    return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
-
-
-def is_ours(name: str) -> bool:
-    """Whether the consistency step is part of a model."""
-    return name.startswith("difiisr") or Path(name).is_dir()
 
 
 def joules() -> float:
@@ -365,7 +351,8 @@ def measure(
     scenes = [read_scene(path, height, width) for path in paths]
     judge, runners = Referee(weights, radiometry, scenes), {}
     for name in filter(None, models.split(",")):
-        for one in [name] if is_ours(name) else [name, name + STEP]:
+        has_step = name.startswith("difiisr") or Path(name).is_dir()  # of its own: it is ours
+        for one in [name] if has_step else [name, name + STEP]:
             runners[one] = Runner(one, weights)
     for name, _, folder in (text.partition("=") for text in outputs):
         runners[name] = Runner(name, None, Path(folder))

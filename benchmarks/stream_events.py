@@ -113,7 +113,8 @@ def measure(*, minutes: float = 60.0, repeats: int = 2, out: Path | None = None)
     found = {}
     for kind, sizes in tqdm(SIZES.items(), disable=None):
         for size in sizes:
-            right, others, cases = 0, Counter(), list(product(NOISES, SPEEDS, range(repeats)))
+            right, others = 0, Counter[str]()
+            cases = list(product(NOISES, SPEEDS, range(repeats)))
             for seed, (noise, speed, _) in enumerate(cases):
                 seen = kinds(with_event(kind, size, noise, speed, seed))
                 is_found = seen[AT + (3 if kind == "flicker" else 0)] == kind
@@ -122,13 +123,13 @@ def measure(*, minutes: float = 60.0, repeats: int = 2, out: Path | None = None)
                 others.update(f"{k} elsewhere" for k in seen[1:AT] if k != "normal")
             found[f"{kind} {size}"] = {"streams": len(cases), "found": right, **others}
             print(f"{kind} {size}", found[f"{kind} {size}"])
-    alarms, frames, started = Counter(), 0, time.perf_counter()
+    alarms, frames, started = Counter[str](), 0, time.perf_counter()
     each = round(minutes * 60 * RATE / len(NOISES) / len(SPEEDS))
     for seed, (noise, speed) in enumerate(product(NOISES, SPEEDS)):
         stream = pan(np.random.default_rng(1000 + seed), each, noise, speed, minute=each)
-        seen = Counter(kinds(tqdm(stream, total=each, disable=None)))
-        alarms.update({f"{k} at {noise}, {speed}": n for k, n in seen.items() if k != "normal"})
-        frames += seen.total()
+        counted = Counter(kinds(tqdm(stream, total=each, disable=None)))
+        alarms.update({f"{k} at {noise}, {speed}": n for k, n in counted.items() if k != "normal"})
+        frames += counted.total()
     hour = {"minutes": minutes, "frames": frames, "alarms": alarms}
     print(hour, f"{1e3 * (time.perf_counter() - started) / frames:.2f} ms a frame, simulated too")
     if out is not None:

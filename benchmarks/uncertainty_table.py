@@ -36,6 +36,7 @@ def blocks_of(folders: list[Path], up: Upscaler) -> list[np.ndarray]:
                 continue
             stream = Stream()
             result = up(degraded(scene, Degradation(noise), seed), stream)
+            assert stream.seen is not None, path
             error = (result - scene.hr) * stream.seen.range.gain
             rows = error.reshape(HEIGHT // SCALE, SCALE, -1, SCALE).swapaxes(1, 2)
             score = scores(result, stream.seen.range, stream.seen.noise)

@@ -12,7 +12,7 @@ import sqlite3
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -127,7 +127,7 @@ class _Place(NamedTuple):
     offset: int
     end: int
     is_chunk: bool
-    index: tuple[int, ...] = ()
+    indexes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"the chunk at byte {self.offset}" if self.is_chunk else f"byte {self.offset}"
@@ -202,7 +202,7 @@ class McapFile(StorageFile):
                 self._note("the index at the end is damaged: its checksum is wrong")
                 return {}, False
             self._file.seek(0)
-            summary = SeekingReader(self._file).get_summary()
+            summary: Any = SeekingReader(self._file).get_summary()
             chunks = self._ends_of(summary.chunk_indexes)
             self._schemas |= summary.schemas
             for channel in summary.channels.values():
@@ -259,7 +259,7 @@ class McapFile(StorageFile):
                 self._extras.append(offset)
             elif opcode == Opcode.MESSAGE_INDEX and self._places and not is_damaged:
                 last = self._places[-1]
-                self._places[-1] = last._replace(index=(*last.index, offset))
+                self._places[-1] = last._replace(indexes=(*last.indexes, offset))
             offset, is_run = end, is_loose
         self._note("the file ends without its closing index")
 
@@ -281,7 +281,7 @@ class McapFile(StorageFile):
         while at < len(content):
             try:
                 stream.seek(at)
-                record = next(StreamReader(stream, skip_magic=True).records)
+                record: Any = next(StreamReader(stream, skip_magic=True).records)
                 at = stream.tell()
                 if isinstance(record, mcap.Schema):
                     self._believe(self._schemas, record.id, record)
@@ -306,7 +306,7 @@ class McapFile(StorageFile):
     def _indexed(self, place: _Place) -> list[tuple[int, int, int]]:
         """Offset in the chunk, channel and log time of each message that its index names."""
         entries = []
-        for offset in place.index:
+        for offset in place.indexes:
             try:
                 index = self._record_at(offset)
                 entries += [(at, index.channel_id, time) for time, at in index.records]
@@ -356,7 +356,7 @@ class McapFile(StorageFile):
         self._file.seek(min(offset, self._size))
         return struct.unpack("<BQ", self._file.read(9).ljust(9, b"\0"))
 
-    def _record_at(self, offset: int) -> mcap.McapRecord:
+    def _record_at(self, offset: int) -> Any:
         self._file.seek(offset)
         return next(StreamReader(self._file, skip_magic=True, emit_chunks=True).records)
 
@@ -470,11 +470,14 @@ class BagWriter:
     suffix: str
     identifier: str
     close: Callable[[], None]  # closes the storage file, complete or not
+    _declare: Callable[[Topic], int]
+    _append: Callable[[int, Message], None]
+    _end: Callable[[str], None]
 
     def __init__(self, folder: Path, version: Version) -> None:
         folder.mkdir()
         self.version = version
-        self.custom_data: dict[str, str] = {}
+        self.custom_data: Mapping[str, str] = {}
         self._path = folder / f"{folder.name}{self.suffix}"
         self._topics: dict[tuple, Topic] = {}
         self._keys: dict[Topic, int] = {}
@@ -605,7 +608,7 @@ class SqliteBagWriter(BagWriter):
 
     def _insert(self, table: str, *values: Any) -> int:
         places = ", ?" * len(values)
-        row = self._database.execute(f"INSERT INTO {table} VALUES (NULL{places})", values)
+        row: Any = self._database.execute(f"INSERT INTO {table} VALUES (NULL{places})", values)
         return row.lastrowid
 
 

@@ -37,7 +37,6 @@ from difiisr_ros.bag_storage import (
     Message,
     SqliteBagWriter,
     SqliteFile,
-    StorageFile,
     Topic,
     Version,
     unpack,
@@ -56,7 +55,7 @@ _Path = TypeVar("_Path", bound=PurePath)
 MOST_MEGAPIXELS = 100.0
 """Larger compressed images are not decoded."""
 
-_FILES: dict[str, type[StorageFile]] = {".mcap": McapFile, ".db3": SqliteFile}
+_FILES: dict[str, type[McapFile | SqliteFile]] = {".mcap": McapFile, ".db3": SqliteFile}
 _WRITERS: dict[str, type[BagWriter]] = {"mcap": McapBagWriter, "sqlite3": SqliteBagWriter}
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_HEADER = 18  # bytes at most
@@ -84,7 +83,7 @@ class Bag(ExitStack):
         self.path = path
         self._faults: dict[str, None] = {}
         self._left_out: list[str] = []
-        self._files: list[StorageFile] = []
+        self._files: list[McapFile | SqliteFile] = []
         there, metadata = storage_files(path), self._read_metadata()
         self._counts, self.custom_data = metadata.counts, metadata.custom_data
         files = self._listed(there, metadata.files)
@@ -152,7 +151,7 @@ class Bag(ExitStack):
             if (size := file.stat().st_size) > _MAX_METADATA_BYTES:
                 raise ValueError(f"{size} bytes, at most {_MAX_METADATA_BYTES} are read")
             said = yaml.safe_load(file.read_text(errors="replace"))["rosbag2_bagfile_information"]
-            counts = Counter()
+            counts: Counter[str] = Counter()
             for topic in said["topics_with_message_count"]:
                 counts[topic["topic_metadata"]["name"]] += int(topic["message_count"])
             custom = {str(k): str(v) for k, v in (said.get("custom_data") or {}).items()}

@@ -51,11 +51,10 @@ def decompress(message: Any, most_megapixels: float) -> DecodedImage:
             raise ImageCodecError(f"{message.format!r}: of compressedDepth, 16UC1 is read alone")
         data = data[_DEPTH_HEADER:]
     try:
-        with Picture.open(BytesIO(data), formats=("PNG", "JPEG")) as picture:
-            check_megapixels(*picture.size, most_megapixels)
-            is_deep, is_grey = picture.mode.startswith("I"), picture.mode in ("1", "L", "LA")
-            if not is_deep:
-                picture = picture.convert("L" if is_grey else "RGB")
+        with Picture.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
+            check_megapixels(*file.size, most_megapixels)
+            is_deep, is_grey = file.mode.startswith("I"), file.mode in ("1", "L", "LA")
+            picture = file if is_deep else file.convert("L" if is_grey else "RGB")
             pixels = np.asarray(picture).astype(np.uint16 if is_deep else np.uint8)
     except ImageCodecError:
         raise

@@ -65,7 +65,6 @@ class DerivedOutputs:
         topics = {"compressed": (CompressedImage, f"{result_topic}/compressed")}
         if settings.unit != "counts":
             topics["temperature"] = (Image, "sr/temperature")
-        self._table: DeviationTable | None = None
         if settings.uncertainty:
             self._table = table_of_model(settings.model)
             topics["uncertainty"] = (Image, "sr/uncertainty")
@@ -125,5 +124,6 @@ def _preview(source: Any, pixels: np.ndarray, stream: Stream, settings: Paramete
     if pixels.ndim == 3:  # a display's values already
         return image_message(source, pixels)
     stream.tone.update(pixels if stream.seen is None else stream.seen.counts)
+    assert settings.preview != "none", "none has no publisher"
     picture = coloured(stream.tone.grey(pixels), settings.preview)
     return image_message(source, picture, "mono8" if picture.ndim == 2 else "rgb8")

@@ -129,7 +129,7 @@ def stream_values(summary: Summary) -> dict[str, str]:
         "frames lost before": str(total["lost"]),
         "withheld by the camera": str(total["withheld"]),
         **{f"dropped {reason}": str(total[reason]) for reason in get_args(Reason)},
-        "last error": next(filter(None, reversed(summary.errors.values())), ""),
+        "last error": next(filter(None, reversed([*summary.errors.values()])), ""),
     }
 
 

@@ -261,8 +261,8 @@ class FleetFolder:
         """Bring a file or folder to its place, on an object store file by file."""
         if not _is_local(self._system):
             for file in sorted(p for p in (made, *made.rglob("*")) if p.is_file()):
-                target = f"{self._path}/{place}/{file.relative_to(made)}".removesuffix("/.")
-                pa.fs.copy_files(str(file), target, pa.fs.LocalFileSystem(), self._system)
+                there = f"{self._path}/{place}/{file.relative_to(made)}".removesuffix("/.")
+                pa.fs.copy_files(str(file), there, pa.fs.LocalFileSystem(), self._system)
             return
         target = Path(self._path, place)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 THREAD_NAME = "frame_worker"
 
@@ -75,10 +75,11 @@ class FrameWorker(Generic[Frame, Result]):
                 self._changed.wait_for(lambda: self._stopping or self._waiting is not None)
                 if self._stopping:
                     return
-                frame, self._waiting = self._waiting, None
+                frame: Any = self._waiting
+                self._waiting = None
             self.computing_since = time.monotonic()
             try:
-                result = self._compute(frame)
+                result: Any = self._compute(frame)
                 if self._stopping:
                     raise Stopped
                 self._deliver(result)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from threading import Event
+from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -105,7 +106,7 @@ class NodePeer:
         """Subscribe to this topic no more."""
         self.node.destroy_subscription(self._subscriptions.pop(topic))
 
-    def call(self, kind: type, name: str, request: object, patience: float = 60.0) -> object | None:
+    def call(self, kind: type, name: str, request: object, patience: float = 60.0) -> Any:
         """The answer of a service, None where none comes in ``patience`` seconds."""
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from difiisr_models.weights import share_dir
 
@@ -92,7 +93,7 @@ class NodeProcess(subprocess.Popen):
     def __init__(self, path: Path, *arguments: str, module: str = "difiisr_ros.sr_node") -> None:
         self._path = path
         command = [sys.executable, "-m", module, "--ros-args", *arguments]
-        streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        streams: Any = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         with path.open("w") as output:
             super().__init__(command, env=dds_environment(), stdout=output, **streams)
 

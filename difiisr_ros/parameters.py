@@ -97,9 +97,9 @@ CONFIGURE |= {"transport", "unit", "uncertainty", "preview"}
 DEFAULTS = Parameters()
 NAMES = ("model", *(name for name in asdict(DEFAULTS) if name != "model"))
 MEANINGS = {
-    described.arg_name: " ".join(described.description.split())
+    described.arg_name: " ".join((described.description or "").split())
     for kind in (Runtime, FrameSettings, Camera, Parameters)
-    for described in docstring_parser.parse(kind.__doc__).params
+    for described in docstring_parser.parse(kind.__doc__ or "").params
 }
 ROS_TYPES = {str: "string", float: "double", int: "integer", bool: "bool"}
 

@@ -65,7 +65,7 @@ class FileImage:
 class FileImages(NamedTuple):
     """What a file holds: how many images (of a video: about), the images, once, and their unit."""
 
-    count: int
+    total: int
     images: Iterator[FileImage]
     unit: str = "counts"
 
@@ -180,11 +180,12 @@ def _read_image(path: Path, window: Crop, library: Callable[[Path], NDArray] | N
         if library is not None:
             exif = {name: value for name, value in keep.items() if name == "exif"}
             return FileImage(window.cut(np.asarray(library(path), np.float32)), exif)
+        shown: Image.Image = image
         if image.mode in ("P", "PA"):
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            shown = image.convert("RGBA" if image.has_transparency_data else "RGB")
         elif image.mode not in ("L", "LA", "RGB", "RGBA", "F", "I") and image.mode[:4] != "I;16":
             raise ValueError(f"images of Pillow's mode {image.mode} are not read")
-        return FileImage(window.cut(np.asarray(image)), keep, orientation)
+        return FileImage(window.cut(np.asarray(shown)), keep, orientation)
 
 
 def _kept(image: Image.Image, window: Crop) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _kept(image: Image.Image, window: Crop) -> dict[str, Any]:
         size = {_EXIF_WIDTH: SCALE * width, _EXIF_HEIGHT: SCALE * height}
         inner.update({tag: size[tag] for tag in size.keys() & inner.keys()})
         keep["exif"] = exif.tobytes()
-    if image.format == "PNG" and image.text:
+    if isinstance(image, PngImagePlugin.PngImageFile) and image.text:
         keep["pnginfo"] = PngImagePlugin.PngInfo()
         for name, text in image.text.items():
             keep["pnginfo"].add_text(name, text)
@@ -266,7 +267,7 @@ def _read_tiff(path: Path, window: Crop) -> FileImages:
                 keep = _kept_of_page(path, page, window)
                 yield FileImage(window.cut(pixels), keep, orientation, no_data)
 
-    file = tifffile.TiffFile(path)
+    file: Any = tifffile.TiffFile(path)
     return FileImages(len(file.pages), pages())
 
 
@@ -372,7 +373,7 @@ def _write_video(path: Path, suffix: str, pictures: Iterable[FileImage]) -> int:
                 wanted = "a grey 16-bit video is .mkv or .avi" if deep else "uint8 or uint16 only"
                 raise ValueError(f"{suffix} does not hold {pixels.dtype}: {wanted}")
             if writer is None:
-                codec = cv2.VideoWriter_fourcc(*("FFV1" if lossless else "mp4v"))
+                codec = cv2.VideoWriter.fourcc(*("FFV1" if lossless else "mp4v"))
                 options = [cv2.VIDEOWRITER_PROP_IS_COLOR, int(not grey)]
                 options += [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U if deep else cv2.CV_8U]
                 size, rate = (pixels.shape[1], pixels.shape[0]), picture.keep.get("rate", 10.0)

@@ -134,7 +134,7 @@ class SrNode(LifecycleNode):
     ``FrameWorker``'s thread runs ``_upscale``, then ``_publish``. Parameters and topics: README.
     """
 
-    def __init__(self, **node_arguments: object) -> None:
+    def __init__(self, **node_arguments: Any) -> None:
         """Declare parameters and start diagnostics; raises ValueError on a bad parameter."""
         super().__init__("sr_node", **node_arguments)
         self._settings = declare(self)
@@ -360,6 +360,7 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         stream = self._camera.stream
         before = stream.events
+        assert self._patient is not None, "it is made with the worker"
         pixels = self._patient(frame.pixels, stream, frame.stamp_ns)
         upscaling = time.monotonic() - started
         state = self._camera.news(stream, before, frame.message, frame.pixels, frame.stamp_ns)
@@ -380,6 +381,7 @@ class SrNode(LifecycleNode):
         self._outputs["image"].publish(image)
         if info is not None:
             self._outputs["info"].publish(info)
+        assert self._derived is not None, "it is made with the outputs"
         self._derived.publish(frame.message, frame.pixels, self._camera.stream, self._settings)
         self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
 
@@ -473,6 +475,7 @@ class SrNode(LifecycleNode):
 
     def _findings(self, summary: Summary) -> list[diagnostics.Finding]:
         """What is wrong with the active stream and around it."""
+        assert self._worker is not None, "there is a stream"
         since, topic = self._worker.computing_since, self._inputs[0].topic_name
         computing = 0.0 if since is None else time.monotonic() - since
         found = diagnostics.findings(summary, topic, computing, self._settings.min_rate)
@@ -485,7 +488,7 @@ class SrNode(LifecycleNode):
         warnings = {
             "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
-            "out of memory": self._patient.trouble,
+            "out of memory": self._patient.trouble if self._patient else "",
             "twin": diagnostics.twin_of(self, self._outputs["image"].topic_name),
         }
         level = DiagnosticStatus.WARN

@@ -139,7 +139,7 @@ class StreamStatistics:
             for n, event in enumerate(self._recent):
                 if event.fate == "lost" and event.at > self._explained - _NEAR:
                     self._recent[n] = event._replace(fate="withheld")
-                    self._total.subtract(lost=1, withheld=-1)
+                    self._total.update({"lost": -1, "withheld": 1})
 
     def _count_gap(self) -> None:
         """A long gap that stands alone is the camera's, as others by their neighbourhood are."""

@@ -39,7 +39,7 @@ class DetectorNode(Node):
     def __init__(self, **node_arguments: Any) -> None:
         super().__init__("detector", **node_arguments)
         self._detect = OnnxDetector(Path(self.declare_parameter("detector", "").value))
-        self._least = self.declare_parameter("score", 0.4).value
+        self._least: Any = self.declare_parameter("score", 0.4).value
         self._overlay = self.create_publisher(Image, "~/overlay", 1)
         self._boxes = Detection2DArray and self.create_publisher(
             Detection2DArray, "~/detections", 10

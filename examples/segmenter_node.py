@@ -29,10 +29,11 @@ class SegmenterNode(Node):
 
     def __init__(self, **node_arguments: Any) -> None:
         super().__init__("segmenter", **node_arguments)
-        kind = self.declare_parameter("kind", "vit_b").value
-        checkpoint = self.declare_parameter("checkpoint", "").value
-        device = self.declare_parameter("device", "cpu").value
-        self._points = np.reshape(self.declare_parameter("points", [0.5, 0.5]).value, (-1, 2))
+        kind: Any = self.declare_parameter("kind", "vit_b").value
+        checkpoint: Any = self.declare_parameter("checkpoint", "").value
+        device: Any = self.declare_parameter("device", "cpu").value
+        points: Any = self.declare_parameter("points", [0.5, 0.5]).value
+        self._points = np.reshape(points, (-1, 2))
         self._sam = SamPredictor(sam_model_registry[kind](checkpoint=checkpoint).to(device).eval())
         self._labels = self.create_publisher(Image, "~/labels", 1)
         self._overlay = self.create_publisher(Image, "~/overlay", 1)

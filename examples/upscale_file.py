@@ -17,6 +17,7 @@ def main(source: Path, target: Path) -> None:
     images = picture_files.read(source).images  # uint8, uint16 or float32, (H, W) or (H, W, C)
     results = (replace(one, pixels=up(one.pixels, stream, one.stamp_ns)) for one in images)
     count = picture_files.write(target, results)
+    assert stream.seen is not None, "a file has an image"
     print(f"{target}: {count} images; noise of the last one: {stream.seen.noise:.4g} counts")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,9 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Replace ``path`` by a NumPy .npz file; raises OSError where it cannot be written."""
+        arrays: dict[str, Any] = {"bad": self.bad, "noise": self.noise, **self.pattern}
         with replaced(Path(path)) as beside, beside.open("wb") as file:
-            np.savez_compressed(file, bad=self.bad, noise=self.noise, **self.pattern)
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -49,7 +51,7 @@ class Calibration:
         except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no calibration: {error}") from error
         kinds = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-        height, width = size = arrays["bad"].shape if np.ndim(arrays.get("bad")) == 2 else (0, 0)
+        height, width = size = arrays["bad"].shape if np.ndim(arrays.get("bad", 0)) == 2 else (0, 0)
         wanted = {"bad": ("bool", size), "noise": ("float64", ())}
         shapes = (3, height, 1), (3, 1, width), (3, *size)
         parts = {name: ("float32", shape) for name, shape in zip(_PATTERN, shapes, strict=True)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,7 @@ class ResidualBlock(nn.Module):
             # In this order ONNX Runtime folds both into the convolution, and the activation after.
             return conv(x) * (1 + scale) + shift
         # One step for all is a convolution with other weights: up to a seventh less time on a CPU.
+        assert conv.bias is not None, "it is made with one"
         scale, shift = 1 + scale[0], shift[0]
         weight, bias = conv.weight * scale[:, None, None, None], conv.bias * scale + shift
         return F.conv2d(x.to(weight.dtype), weight, bias, padding=1)
@@ -98,7 +100,7 @@ class CompactNetwork(nn.Module):
         if config.recurrent:  # at zero it computes what its single-frame sibling does
             self.stem_past = nn.Conv2d(PAST_PLANES, c, 3, padding=1, bias=False)
             nn.init.zeros_(self.stem_past.weight)
-        self.blocks = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
+        self.blocks: Any = nn.ModuleList(ResidualBlock(c, e) for _ in range(config.blocks))
         self.fuse = nn.Conv2d(c, c, 3, padding=1)
         self.mean_head = nn.Conv2d(c, PHASES, 3, padding=1)
         self.detail_head = nn.Conv2d(c, PHASES, 3, padding=1)
@@ -106,8 +108,8 @@ class CompactNetwork(nn.Module):
 
     def reset_detail(self) -> None:
         """Make the perceptual sample equal to the posterior mean, as before any training."""
-        nn.init.zeros_(self.detail_head.weight)
-        nn.init.zeros_(self.detail_head.bias)
+        for weights in self.detail_head.parameters():
+            nn.init.zeros_(weights)
 
     def estimates(
         self, x_t: Tensor, y: Tensor, lr: Tensor, t: Tensor, past: Tensor | None = None
@@ -146,6 +148,8 @@ class CompactNetwork(nn.Module):
             mean, which is what the next frame is to be told.
         """
         h, mean, detail = self._features(x_t, lr, t, past), self.mean_head, self.detail_head
+        assert mean.bias is not None, "it is made with one"
+        assert detail.bias is not None, "it is made with one"
         share = (1 - fidelity).to(mean.weight.dtype)
         weight, bias = mean.weight + share * detail.weight, mean.bias + share * detail.bias
         if past is not None:

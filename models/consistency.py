@@ -123,7 +123,7 @@ def consistent_with_frames(
             moved, _ = warp(unpack(x).expand(len(y), -1, -1, -1), flow)
             return downsample(pack(moved))
 
-        predicted, transposed = torch.func.vjp(measure, f)
+        predicted, transposed, *_ = torch.func.vjp(measure, f)
         offset, residual = torch.zeros_like(f), transposed(w * (y - predicted))[0]
         direction, power = residual, residual.square().sum()
         for _ in range(steps):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,11 +27,14 @@ class Schedule:
         kappa: noise scale; q(x_t | x_0, y) has variance kappa^2 eta_t.
         timesteps: int64 ``(T,)``, what the network is told: the paper's t minus one. A respaced
             schedule keeps the numbers of the schedule that the network was trained with.
+        respacing: which level :func:`respace` always keeps: "last", t = T, or "first", t = 1, as
+            the authors' code does.
     """
 
     eta: np.ndarray
     kappa: float
     timesteps: np.ndarray
+    respacing: Literal["last", "first"] = "last"
 
     @property
     def steps(self) -> int:
@@ -48,6 +52,7 @@ def exponential_schedule(
     power: float = 0.3,
     sqrt_eta_end: float = 0.99,
     min_noise_level: float = 0.04,
+    respacing: Literal["last", "first"] = "last",
 ) -> Schedule:
     """sqrt(eta_t) = sqrt(eta_1) b^{u_t} with u_t = ((t-1)/(T-1))^p (T-1).
 
@@ -56,8 +61,10 @@ def exponential_schedule(
     The first level is sqrt(eta_1) = min(min_noise_level / kappa, min_noise_level, sqrt(0.001)).
 
     Raises:
-        ValueError: fewer than two steps, or levels that do not increase.
+        ValueError: fewer than two steps, levels that do not increase, or no such respacing.
     """
+    if respacing not in ("last", "first"):
+        raise ValueError(f"respacing is last or first, got {respacing!r}")
     if steps < 2:
         raise ValueError(f"a schedule needs at least 2 steps, got {steps}; respace it for fewer")
     sqrt_eta_1 = min(min_noise_level / kappa, min_noise_level, math.sqrt(0.001))
@@ -67,15 +74,14 @@ def exponential_schedule(
         )
     b = math.exp(math.log(sqrt_eta_end / sqrt_eta_1) / (steps - 1))
     u = np.linspace(0.0, 1.0, steps) ** power * (steps - 1)
-    return Schedule(
-        eta=(sqrt_eta_1 * b**u) ** 2, kappa=kappa, timesteps=np.arange(steps, dtype=np.int64)
-    )
+    return Schedule((sqrt_eta_1 * b**u) ** 2, kappa, np.arange(steps, dtype=np.int64), respacing)
 
 
 def respace(schedule: Schedule, steps: int) -> Schedule:
     """Keep ``steps`` of the T levels, evenly spread and always with the last (t = T).
 
-    One step keeps t = T alone: the published one-step sampler.
+    One step keeps t = T alone: the published one-step sampler. With respacing "first", t = 1 is
+    always kept, and t = T by all T steps alone.
 
     Raises:
         ValueError: ``steps`` outside 1..T.
@@ -83,9 +89,9 @@ def respace(schedule: Schedule, steps: int) -> Schedule:
     if not 1 <= steps <= schedule.steps:
         raise ValueError(f"steps must be 1..{schedule.steps} for this schedule, got {steps}")
     kept = np.linspace(schedule.steps - 1, 0, steps).round().astype(np.int64)[::-1]
-    return Schedule(
-        eta=schedule.eta[kept], kappa=schedule.kappa, timesteps=schedule.timesteps[kept]
-    )
+    if schedule.respacing == "first":
+        kept = (schedule.steps / steps * np.arange(steps)).astype(np.int64)
+    return replace(schedule, eta=schedule.eta[kept], timesteps=schedule.timesteps[kept])
 
 
 def q_sample(x0: Tensor, y: Tensor, eta: Tensor | float, eps: Tensor, kappa: float) -> Tensor:

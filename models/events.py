@@ -1,23 +1,26 @@
 """What happened between two frames of a camera: its shutter, gain and display told from the scene.
 
 Frames are compared as thumbnails of about 30x40 block means, where the scene lies on the frame
-before it: the shift with the highest normalised correlation, or none.
+before it: the shift with the highest normalised correlation of their gradients, or none. Gradients
+of unlike scenes are unlike; their counts need not be, as most of both is a slow rise and fall.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.fft import irfft2, next_fast_len, rfft2
+from scipy.fft import fft2, ifft2, next_fast_len
 
 from difiisr_models.frame_statistics import block_sums, vertex
 
 Kind = Literal["normal", "repeat", "offset", "gain", "flicker", "flat", "cut", "pause"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_LEAST = 5  # pixels on a side: smaller frames have nothing to compare
 _SIDE = 30  # blocks on the short side of a thumbnail
 _CLIPPED = (0.005, 0.1, 0.5, 0.9, 0.995)
 _BEYOND = 0.5  # of the way between the outer two of them: a hot object there is cut to that
@@ -25,15 +28,22 @@ _QUARTILES = (0.25, 0.5, 0.75)
 _ROBUST = 1.4826  # times the median absolute deviation: the standard deviation
 _SAMPLES = 4  # pixels on a side that a block is the mean of, about
 _TELEMETRY = 4  # rows at the top or bottom that may differ in a repeated frame
-_FAR, _NEAR = 0.65, 0.2  # of the frame: the most that the scene is looked for aside
+_FAR = 0.65  # of the frame: the most that the scene is looked for aside
 _OVERLAP = 0.35  # of the frame, least, on which two frames are compared
-_ALIKE = 0.75  # correlation of thumbnails that show one scene
-_AFFINE_ALIKE, _SURELY_ALIKE = 0.83, 0.9  # at the best of all shifts; other scenes: up to 0.8
-_EXPLAINED = 0.6  # of the difference: a change of gain and level leaves less
+_ALIKE = 0.75  # correlation of thumbnails that show one scene where it was
+_FITS = 0.5  # correlation of what a gain can be told of
+_ONE_SCENE = 0.25  # of gradients; other scenes: up to 0.21, one in fast and noisy motion: from 0.28
 _AGREE = 0.75  # share of the blocks that are as they were, or an object has come
 _LEVEL = 0.06  # of the spread: a smaller jump of all blocks is drift
-_GAIN = 0.08  # natural logarithm
-_FLAT = 0.25  # of the spread of the scene: there is no structure left
+_RESIDUALS = 3.0  # a smaller jump may be of what the scene beside it left
+_GAIN = 0.07  # natural logarithm, and a part more of what its two estimates differ by
+_DOUBT = 0.75
+_BETTER = 1.1  # times the residual of a gain: what is left without it
+_STRUCTURE = 12.0  # times the noise: the spread of a scene that is more than it
+_FLAT = 0.12  # of the gradients of the scene, without noise: there is no structure left
+_PATTERN = 4.0  # times the noise of a block: the most that steps between rows are their pattern
+_BOUND = 3.0  # times the mean gradient: an edge counts as that
+_TINY = 1e-12
 _ABSURD = 50.0  # times the spread of the scene before: nothing to compare with
 _WAITS = 50  # frames that a flat frame may last before it is the scene
 _ALTERNATES = 12  # frames within which gain or level go up and down
@@ -76,7 +86,7 @@ class EventDetector:
 
     def __init__(self) -> None:
         self._last: np.ndarray | None = None
-        self._scene: np.ndarray | None = None  # thumbnail of the last frame that showed it
+        self._scene: _Thumbnail | None = None  # of the last frame that showed it
         self._flat_for = 0  # frames
         self._steps: deque[float] = deque(maxlen=_ALTERNATES)
 
@@ -93,7 +103,9 @@ class EventDetector:
         before, self._last = self._last, counts
         if before is not None and (repeat := _repeat(counts, before)) is not None:
             return repeat
-        now = _thumbnail(counts, invalid)
+        if min(counts.shape) < _LEAST:
+            return Event()
+        now = _Thumbnail.of(counts, invalid)
         event = self._compare(now, is_closed)
         is_sane = 1 / _ABSURD < event.gain < _ABSURD and np.isfinite(event.offset)
         if event.is_affine and not is_sane:
@@ -102,7 +114,7 @@ class EventDetector:
         if event.kind == "cut":
             self._steps.clear()
         if event.kind != "flat":
-            is_garbage = self._scene is not None and _spread(now) > _ABSURD * _spread(self._scene)
+            is_garbage = self._scene is not None and now.spread > _ABSURD * self._scene.spread
             self._scene = None if is_garbage else now
         step = np.log(event.gain) if event.kind == "gain" else event.offset
         self._steps.append(float(step))
@@ -110,50 +122,98 @@ class EventDetector:
         alternates = up_and_down[-3:] in ([1, -1, 1], [-1, 1, -1])
         return replace(event, kind="flicker") if event.is_affine and alternates else event
 
-    def _compare(self, now: np.ndarray, is_closed: bool) -> Event:
+    def _compare(self, now: _Thumbnail, is_closed: bool) -> Event:
         scene = self._scene
         if scene is None:
             return Event()
         if is_closed:
             return Event("flat")
-        spread, texture = _spread(scene), _texture(scene)
-        levels = np.subtract(*(_quantiles(each, _QUARTILES) for each in (now, scene)))
-        if np.abs(levels).max() < _LEVEL * spread and _correlation(now, scene) > _ALIKE:
+        a, b = now.blocks, scene.blocks
+        levels = np.subtract(*(_quantiles(each, _QUARTILES) for each in (a, b)))
+        if np.abs(levels).max() < _LEVEL * scene.spread and _correlation(a, b) > _ALIKE:
             return Event()
-        has_structure = spread > 5 * texture
-        if _spread(now) < _FLAT * spread and has_structure and self._flat_for < _WAITS:
-            alike, _, _ = _search(now, scene, _NEAR)
-            if alike < _SURELY_ALIKE:
+        alike, shift = _search(now.gradient, scene.gradient)
+        has_structure = scene.spread > _STRUCTURE * scene.noise
+        if alike < _ONE_SCENE and has_structure:
+            if now.structure < _FLAT * scene.structure and self._flat_for < _WAITS:
                 return Event("flat")
-        _, shift, plain_shift = _search(now, scene, _FAR)
-        fits = [_Fit.between(now, scene, by) for by in ((0.0, 0.0), shift)]
+            agrees = np.abs(a - b) < 0.05 * scene.spread + 4 * scene.noise
+            return Event() if agrees.mean() > _AGREE else Event("cut")
+        fits = [_Fit.between(a, b, by) for by in ((0.0, 0.0), shift)]
         fit = min(fits, key=lambda fit: fit.residual)
-        a, b = _overlap(now, scene, plain_shift)
-        plain, alike = np.abs(a - b), _correlation(a, b)
-        is_one_scene = fit.alike > _AFFINE_ALIKE or not has_structure
-        if is_one_scene and fit.residual < _EXPLAINED * _median(plain):
-            change = abs(np.log(fit.gain))
-            if change > (_GAIN if fit.alike > _SURELY_ALIKE else 2 * _GAIN):
-                return Event("gain", fit.gain, fit.offset)
-            if abs(fit.level) > max(_LEVEL * spread, 0.5 * texture):
-                return Event("offset", 1.0, fit.level)
-        agrees = float((plain < 0.05 * spread + 3 * texture).mean()) > _AGREE
-        return Event() if is_one_scene or alike > _ALIKE or agrees else Event("cut")
+        changes = np.log((fit.gain, fit.contrast))
+        is_better = fit.plain > _BETTER * fit.residual
+        if is_better and abs(changes.mean()) > _GAIN + _DOUBT * np.ptp(changes):
+            return Event("gain", fit.gain, fit.offset)
+        if abs(fit.level) > max(_LEVEL * scene.spread, _RESIDUALS * fit.residual):
+            return Event("offset", 1.0, fit.level)
+        return Event()
+
+
+@dataclass(frozen=True)
+class _Thumbnail:
+    """Means over blocks of a frame, and the standard deviation of the noise in each of them."""
+
+    blocks: np.ndarray
+    noise: float
+
+    @classmethod
+    def of(cls, counts: np.ndarray, invalid: np.ndarray | None) -> _Thumbnail:
+        """Outliers are cut: what is far beyond the scene is no structure of it."""
+        block = max(1, min(counts.shape) // _SIDE)
+        step = max(1, block // _SAMPLES)
+        block //= step
+        pixels = counts[::step, ::step].astype(np.float32)
+        valid = np.isfinite(pixels) if invalid is None else ~invalid[::step, ::step]
+        some = pixels[valid]
+        if some.size == 0:
+            return cls(np.zeros(tuple(n // block for n in pixels.shape), np.float32), 0.0)
+        least, lo, middle, hi, most = _quantiles(some[:: 1 + some.size // 2000], _CLIPPED)
+        width = _BEYOND * (hi - lo) or most - least
+        if some.size < pixels.size:
+            pixels[~valid] = middle
+        np.clip(pixels, lo - width, hi + width, out=pixels)
+        # Neighbours crosswise: patterns of rows and columns and a slope of the scene cancel.
+        rows = pixels[:-1:2] - pixels[1::2]
+        cross = (rows[:, :-1:2] - rows[:, 1::2]).ravel()
+        noise = _ROBUST * _median(np.abs(cross[:: 1 + cross.size // 2000])) / 2 / block
+        return cls(block_sums(pixels, block) / np.float32(block * block), noise)
+
+    @cached_property
+    def spread(self) -> float:
+        """From the 5 % to the 95 % quantile."""
+        lo, hi = _quantiles(self.blocks, (0.05, 0.95))
+        return float(hi - lo)
+
+    @cached_property
+    def gradient(self) -> np.ndarray:
+        """Without what a fixed pattern of rows and columns has of it: that lies where it lay."""
+        gradient = _gradient(self.blocks)
+        right, down = gradient.real.mean(axis=0), gradient.imag.mean(axis=1, keepdims=True)
+        most = _PATTERN * self.noise
+        return gradient - np.clip(right, -most, most) - 1j * np.clip(down, -most, most)
+
+    @cached_property
+    def structure(self) -> float:
+        """Root mean square of the gradient, less what noise and fixed pattern have of it."""
+        power = float((np.abs(self.gradient) ** 2).mean())
+        return max(0.0, power - 5 * self.noise**2) ** 0.5
 
 
 @dataclass(frozen=True)
 class _Fit:
     """How two thumbnails agree where one lies on the other: ``now = gain * before + offset``.
 
-    ``level``: median of ``now - before``; ``residual``: median distance to the line; ``alike``: the
-    correlation of the blocks that do not go their own way.
+    ``level``: median of ``now - before``; ``residual``: median distance to the line; ``contrast``:
+    the gain again, of their gradients; ``plain``: residual where the gain is 1.
     """
 
     gain: float
     offset: float
     level: float
     residual: float
-    alike: float
+    contrast: float
+    plain: float
 
     @classmethod
     def between(cls, now: np.ndarray, before: np.ndarray, shift: tuple[float, float]) -> _Fit:
@@ -161,18 +221,20 @@ class _Fit:
         level = offset = _median(a - b)
         gain, kept = 1.0, np.ones(a.shape, bool)
         residual = np.abs(a - b - level)
+        plain = _median(residual)
         for _ in range(2):
             if not kept.any():  # no finite distance: what float32 cannot square is no scene
                 break
             x, y = a[kept], b[kept]
-            deviation, alike = float(y.std()), _correlation(x, y)
-            if alike < _ALIKE or deviation == 0:
+            deviation = float(y.std())
+            if deviation == 0 or _correlation(x, y) < _FITS:
                 break
             gain = float(x.std()) / deviation  # noise in both does not make it smaller
             offset = _median(x - gain * y)
             residual = np.abs(a - gain * b - offset)
             kept = residual <= 2.5 * _ROBUST * _median(residual) + 1e-6
-        return cls(gain, offset, level, _median(residual), alike)
+        edges = [max(float(np.linalg.norm(_gradient(each))), _TINY) for each in (a, b)]
+        return cls(gain, offset, level, _median(residual), edges[0] / edges[1], plain)
 
 
 def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
@@ -186,24 +248,6 @@ def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
     return Event("repeat") if at_edge and len(counts) > 8 * _TELEMETRY else None
 
 
-def _thumbnail(counts: np.ndarray, invalid: np.ndarray | None) -> np.ndarray:
-    """Means over blocks, outliers cut: what is far beyond the scene is no structure of it."""
-    block = max(1, min(counts.shape) // _SIDE)
-    step = max(1, block // _SAMPLES)
-    block //= step
-    pixels = counts[::step, ::step].astype(np.float32)
-    valid = np.isfinite(pixels) if invalid is None else ~invalid[::step, ::step]
-    some = pixels[valid]
-    if some.size == 0:
-        return np.zeros(tuple(n // block for n in pixels.shape), np.float32)
-    least, lo, middle, hi, most = _quantiles(some[:: 1 + some.size // 2000], _CLIPPED)
-    width = _BEYOND * (hi - lo) or most - least
-    if some.size < pixels.size:
-        pixels[~valid] = middle
-    np.clip(pixels, lo - width, hi + width, out=pixels)
-    return block_sums(pixels, block) / np.float32(block * block)
-
-
 def _quantiles(values: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
     ordered = np.sort(values, axis=None)
     return ordered[[int(share * (ordered.size - 1)) for share in shares]]
@@ -213,15 +257,14 @@ def _median(values: np.ndarray) -> float:
     return float(_quantiles(values, (0.5,))[0])
 
 
-def _spread(values: np.ndarray) -> float:
-    lo, hi = _quantiles(values, (0.05, 0.95))
-    return float(hi - lo)
-
-
-def _texture(thumbnail: np.ndarray) -> float:
-    """Deviation that noise has at most, from second differences along the rows."""
-    second = thumbnail[:, 2:] - 2 * thumbnail[:, 1:-1] + thumbnail[:, :-2]
-    return _ROBUST * _median(np.abs(second - _median(second))) / 6**0.5 * 2**0.5
+def _gradient(blocks: np.ndarray) -> np.ndarray:
+    """Steps to the right and, imaginary, down; edges are bound."""
+    blocks = blocks.astype(float)
+    corner = blocks[1:, 1:]
+    gradient = (corner - blocks[1:, :-1]) + 1j * (corner - blocks[:-1, 1:])
+    size = np.abs(gradient)
+    bound = _BOUND * size.sum() / max(1, size.size)
+    return gradient * np.minimum(1, bound / np.maximum(size, _TINY))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -236,46 +279,42 @@ def _overlap(
     """Both where they show the same, the scene being shifted down and right by so many blocks."""
     for axis, by in enumerate(shift):
         whole = int(np.floor(by))
-        size, part = now.shape[axis], np.float32(by - whole)
-        lines, back = np.moveaxis(now, axis, 0), np.moveaxis(before, axis, 0)
+        part = np.float32(by - whole) / 2  # half of it in each, so that both are smoothed alike
+        size, lines, back = now.shape[axis], np.moveaxis(now, axis, 0), np.moveaxis(before, axis, 0)
+        lines = (1 - part) * lines[:-1] + part * lines[1:]
         back = (1 - part) * back[1:] + part * back[:-1]  # at n: where n + 1 + whole is now
-        first, last = max(0, 1 + whole), min(size, size + whole)
+        first, last = max(0, 1 + whole), min(size - 1, size + whole)
         lines, back = lines[first:last], back[first - 1 - whole : last - 1 - whole]
         now, before = np.moveaxis(lines, 0, axis), np.moveaxis(back, 0, axis)
     return now, before
 
 
-def _search(
-    now: np.ndarray, before: np.ndarray, far: float
-) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Where the scene lies now, shifted by up to ``far`` of the frame.
+def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Where the scene of these gradients lies now, shifted by up to ``_FAR`` of the frame.
 
-    Normalised over the overlap of each shift (Lewis, Fast normalized cross-correlation, 1995).
+    Normalised over the overlap of each shift (Lewis, Fast normalized cross-correlation, 1995), and
+    times the root of it: on a small overlap anything is alike.
 
     Returns:
-        the highest correlation, its shift down and right in blocks, and the shift of the least mean
-        square of the difference.
+        the highest correlation of gradients, and its shift down and right in blocks.
     """
-    now, before = (each.astype(float) - before.mean(dtype=float) for each in (now, before))
-    down, right = (np.arange(-int(far * n), int(far * n) + 1) for n in now.shape)
-    size = tuple(next_fast_len(2 * n - 1, True) for n in now.shape)
-    everywhere = np.ones_like(now)
+    shifts = [np.arange(-int(_FAR * n), int(_FAR * n) + 1) for n in now.shape]
+    first = [np.maximum(0, by) for by in shifts]  # lines and columns that overlap
+    last = [np.minimum(n, n + by) for by, n in zip(shifts, now.shape, strict=True)]
 
-    def overlapping(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Sums of a b over what overlaps, ``b`` being moved down and right."""
-        return irfft2(rfft2(a, size) * rfft2(b, size).conj(), size)[np.ix_(down, right)]
+    def power(gradient: np.ndarray) -> np.ndarray:
+        """Sums of its squares over what overlaps, where it is moved up and left."""
+        sums = np.pad((np.abs(gradient) ** 2).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        lines = sums[last[0]] - sums[first[0]]
+        return lines[:, last[1]] - lines[:, first[1]]
 
-    count = np.rint(overlapping(everywhere, everywhere))
-    product = overlapping(now, before)
-    sums = overlapping(now, everywhere), overlapping(everywhere, before)
-    squares = overlapping(now * now, everywhere), overlapping(everywhere, before * before)
-    power = np.prod([s2 - s * s / count for s, s2 in zip(sums, squares, strict=True)], axis=0)
-    alike = (product - sums[0] * sums[1] / count) / np.sqrt(np.maximum(power, 1e-12))
-    near = -(squares[0] + squares[1] - 2 * product) / count
-    small = count < _OVERLAP * now.size
-    alike[small | (power <= 1e-9 * power.max())] = -1
-    near[small] = near.min()
-    return float(alike.max()), _peak(alike), _peak(near)
+    size = tuple(next_fast_len(2 * n - 1) for n in now.shape)
+    product = ifft2(fft2(now, size) * fft2(before, size).conj())[np.ix_(*shifts)].real
+    powers = power(now) * power(before)[::-1, ::-1]
+    share = np.outer(*(end - begin for begin, end in zip(first, last, strict=True))) / now.size
+    alike = product / np.sqrt(np.maximum(powers, _TINY)) * np.sqrt(share)
+    alike[(share < _OVERLAP) | (powers <= 1e-6 * powers.max())] = -1
+    return float(alike.max()), _peak(alike)
 
 
 def _peak(surface: np.ndarray) -> tuple[float, float]:

@@ -94,7 +94,7 @@ class PatternTracker:
         if self._earlier is not None and noise > 0:
             shift = _shift_between(spectrum, self._earlier[1], frame.shape, noise)
             if shift is not None and np.abs(shift).max() >= _MOVED:
-                self._compare(frame, shift, noise)
+                self._compare(frame, self._earlier[0], shift, noise)
         if shift is None or np.abs(shift).max() > _KEPT:
             self._earlier = frame, spectrum
             self._used = np.full((3, 2), np.inf) if shift is None else self._used - shift
@@ -124,13 +124,14 @@ class PatternTracker:
         if self._evidence:
             self._establish(np.inf)
 
-    def _compare(self, frame: np.ndarray, shift: np.ndarray, noise: float) -> None:
+    def _compare(
+        self, frame: np.ndarray, earlier: np.ndarray, shift: np.ndarray, noise: float
+    ) -> None:
         """Gather what ``frame`` tells, the scene in it being shifted against the earlier one."""
         moved = (np.abs(shift) >= _MOVED) & (np.abs(shift - self._used) >= _MOVED)
         tells = moved[0, 0], moved[1, 1], moved[2].all()
         if not any(tells):
             return
-        earlier = self._earlier[0]
         corrected = earlier if self.pattern is None else earlier - self.pattern
         where, shifted = _shifted(corrected, shift)
         differs = frame[where] - shifted
@@ -149,7 +150,8 @@ class PatternTracker:
         found = rows, columns, (offsets - rows[0] - columns[0], good)
         places = (where[0], slice(None)), (slice(None), where[1]), where
         for n in np.flatnonzero(tells):
-            self._evidence[_PARTS[n]].add(*found[n], places[n])
+            told, is_good = found[n]
+            self._evidence[_PARTS[n]].add(told, is_good, places[n])
             self._used[n] = shift
         if self._used_frames % _EVERY == 0:
             self._establish(noise)
@@ -157,7 +159,7 @@ class PatternTracker:
     def _establish(self, noise: float) -> None:
         parts = [self._evidence[n].offsets(_ERRORS[n], _CAP * noise) for n in _PARTS]
         self.strength = PatternStrength(*(float(np.sqrt((part**2).mean())) for part in parts))
-        self.pattern = sum(parts) if any(part.any() for part in parts) else None
+        self.pattern = sum(parts[1:], parts[0]) if any(part.any() for part in parts) else None
 
 
 class _Evidence:
@@ -256,13 +258,14 @@ def _shifted(frame: np.ndarray, shift: np.ndarray) -> tuple[tuple[slice, slice],
         size = frame.shape[axis]
         begin, end = max(0, -first), min(size, size - first - 3)
         lines = np.moveaxis(frame, axis, 0)
-        frame = sum(
+        parts = [
             np.float32(tap) * lines[begin + first + n : end + first + n]
             for n, tap in enumerate(taps)
-        )
+        ]
+        frame = sum(parts[1:], parts[0])
         frame = np.moveaxis(frame, 0, axis)
         where.append(slice(begin, end))
-    return tuple(where), frame
+    return (where[0], where[1]), frame
 
 
 def _means(offsets: np.ndarray, good: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,9 @@ def thinned(frame: np.ndarray, pixels: int = 80_000) -> np.ndarray:
 def block_sums(values: np.ndarray, size: int) -> np.ndarray:
     """Sums over ``size`` x ``size`` values each; what fills no block at the ends does not count."""
     height, width = (n - n % size for n in values.shape)
-    rows = sum(values[n:height:size] for n in range(size))
-    return sum(rows[:, n:width:size] for n in range(size))
+    nothing = np.zeros((), values.dtype)
+    rows = sum((values[n:height:size] for n in range(size)), nothing)
+    return sum((rows[:, n:width:size] for n in range(size)), nothing)
 
 
 def vertex(before: float, here: float, after: float) -> float:

@@ -21,7 +21,7 @@ from difiisr_models.backends.selection import (
 )
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact
 from difiisr_models.diffusion import Schedule, exponential_schedule
-from difiisr_models.frame_model import BICUBIC, CompactModel
+from difiisr_models.frame_model import BICUBIC, CompactModel, FrameModel
 from difiisr_models.motion import require_opencv
 from difiisr_models.plausibility import EstimateLimits
 from difiisr_models.precision import PRECISIONS
@@ -29,7 +29,7 @@ from difiisr_models.published.convert import UNET_FILE, load_published
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
-from difiisr_models.settings import FrameSettings, Runtime, with_fields
+from difiisr_models.settings import Backend, FrameSettings, Runtime, with_fields
 from difiisr_models.stream import Stream
 from difiisr_models.upscaler import Upscaler
 from difiisr_models.weights import (
@@ -44,7 +44,7 @@ from difiisr_models.weights import (
 )
 
 NETWORK_FILE = "network.safetensors"
-_HAS_BF16 = {"openvino": True, "onnxruntime": False, "torch": True}  # backends that are measured
+_HAS_BF16: dict[Backend, bool] = {"openvino": True, "onnxruntime": False, "torch": True}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -82,14 +82,17 @@ def load_upscaler(
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     parts = None if name in BICUBIC else load_parts(name)
+    model: FrameModel
     if parts is None:
         model, choice = BICUBIC[name], torch_only(runtime, name)
     elif parts.autoencoder is not None:
-        networks = (part.to(device) for part in (parts.network, parts.autoencoder))
+        assert isinstance(parts.network, SwinUNet), "the autoencoder is its"
+        unet, autoencoder = parts.network.to(device), parts.autoencoder.to(device)
         precision = PRECISIONS[runtime.precision]
-        model = PublishedModel(*networks, parts.schedule, precision, parts.limits)
+        model = PublishedModel(unet, autoencoder, parts.schedule, precision, parts.limits)
         choice = torch_only(runtime, "the published model")
     else:
+        assert isinstance(parts.network, CompactNetwork), "the other has an autoencoder"
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
         model = CompactModel(parts.network, parts.schedule, runner, parts.limits)
@@ -127,7 +130,7 @@ def load_quickest(
     if name in BICUBIC or runtime.engine or not on_cpu or not asked:
         return load_upscaler(name, runtime=runtime, settings=settings)
     cpu_has_bf16 = bool(_BF16_FLAGS & cpu_flags())
-    best, measured, passed_over = None, {}, []
+    best, measured, passed_over = None, dict[str, float](), []
     for backend in _HAS_BF16 if runtime.backend == "auto" else (runtime.backend,):
         precision = runtime.precision
         if precision == "auto":
@@ -198,6 +201,7 @@ def load_parts(name: str) -> ModelParts:
     folder = find_weights_folder(name)
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
+    network: CompactNetwork | SwinUNet
     if kind == "published":
         network, autoencoder, schedule = load_published(folder)
         file = UNET_FILE

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from difiisr_models.resample import SCALE
 
+_MISSING: ModuleNotFoundError | None = None
 try:
     import cv2
 except ModuleNotFoundError as error:  # a clear text where a model needs it, see require_opencv
-    cv2, _MISSING = None, error
+    _MISSING = error
 
 _UPSAMPLED = 2  # times: aliasing shifts what is found on measured pixels towards whole ones
 _LIMIT = 1.1  # network units that are shown as black and as white
@@ -28,7 +29,7 @@ _GAIN, _CLEAN_GAIN = 0.75, 0.95  # of the difference of standing still: above it
 
 def require_opencv() -> None:
     """Raise ModuleNotFoundError that says what to install, unless OpenCV is there."""
-    if cv2 is None:
+    if _MISSING is not None:
         raise ModuleNotFoundError(
             "a recurrent model needs OpenCV for the motion of the scene: pip install "
             "opencv-python-headless (extra 'time'), or apt install python3-opencv"
@@ -67,10 +68,10 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     Returns:
         ``(4h, 4w, 2)`` float32 in pixels of the large image.
     """
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0 if sigma < _NOISY else 1)
-    flow = search.calc(now, before, None)
-    moved = cv2.remap(
+    flow = search.calc(now, before, None)  # type: ignore[call-overload]  # its stubs want a flow
+    moved = cv2.remap(  # type: ignore[call-overload]  # its stubs want a second map
         before, _grid(now.shape) + flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     moving, standing = (

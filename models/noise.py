@@ -65,7 +65,7 @@ def difference_noise(frame: np.ndarray, before: np.ndarray) -> float:
     return float(np.sqrt(_flattest_power(frame.astype(np.float32) - before)[0] / 2))
 
 
-def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
+def _flattest_power(frame: np.ndarray) -> tuple[float, ...]:
     """Variance of the noise by the upper half of the DCT, and by its lowest and highest part.
 
     Noise is white, a scene is not: in the flattest 2 % of all 8x8 blocks the upper half holds
@@ -73,7 +73,7 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, float, float]:
     """
     stride = max(1, int((frame.size / _BLOCKS) ** 0.5))
     lowest, highest = float(frame.min()), float(frame.max())
-    unit = max(highest - lowest, np.finfo(np.float32).tiny)
+    unit = max(highest - lowest, float(np.finfo(np.float32).tiny))
     values = (frame.astype(np.float32) - np.float32(lowest)) / np.float32(unit)
     if frame.dtype.kind in "iu":
         ends = np.iinfo(frame.dtype)

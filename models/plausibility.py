@@ -56,8 +56,8 @@ def measure_estimate(packed: Tensor, shown: Tensor) -> Tensor:
     beyond = _BEYOND * (shown.abs() - 1).clamp_min(0)
     apart = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1)) + beyond.square()
     powers = torch.cat(((mean - shown).square(), (square - mean.square()).clamp_min(0), apart), 1)
-    regions = [-(-side // _WINDOW) for side in shown.shape[-2:]]
-    deviation, detail, contrast = F.adaptive_avg_pool2d(powers, regions).sqrt()[0]
+    rows, columns = (-(-side // _WINDOW) for side in shown.shape[-2:])
+    deviation, detail, contrast = F.adaptive_avg_pool2d(powers, (rows, columns)).sqrt()[0]
     return (torch.stack((deviation, detail)) / (contrast + _FLOOR)).amax((1, 2))
 
 

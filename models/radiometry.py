@@ -153,10 +153,11 @@ class RangeTracker:
         was_absurd: because the range so far was none of a stream of such frames.
     """
 
+    _range: CountRange
+    _bulk: np.ndarray
+
     def __init__(self) -> None:
-        self.is_new_scene = self.was_absurd = False
-        self._range: CountRange | None = None
-        self._bulk: np.ndarray | None = None
+        self.is_new_scene = self.was_absurd = self._has_range = False
 
     @property
     def bulk(self) -> float:
@@ -183,13 +184,13 @@ class RangeTracker:
         A range that is absurdly wide for the frame, as one hostile frame may leave it, is dropped.
         """
         frame, bulk = range_and_bulk(counts, invalid)
+        if not self._has_range:
+            self._range, self._bulk, self._has_range = frame, bulk, True
+            self.is_new_scene = True
+            return frame
         tracked = self._range
-        self.was_absurd = tracked is not None and not 0 < tracked.span <= _ABSURD * frame.span
-        if (
-            tracked is None
-            or self.was_absurd
-            or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span
-        ):
+        self.was_absurd = not 0 < tracked.span <= _ABSURD * frame.span
+        if self.was_absurd or np.abs(bulk - self._bulk).max() > _SCENE_CHANGE * tracked.span:
             self.is_new_scene = True
             self._range, self._bulk = frame, bulk
         else:

@@ -72,7 +72,8 @@ def planes_of(
     offset = (past.range.centre - shown.centre) * shown.gain
     before = past.estimate * factor + offset
     frames = (x[0, 0].cpu().numpy() for x in (quiet, downsample(before)))
-    flow = dense_flow(*(picture_for_motion(frame, sigma) for frame in frames), sigma)
+    now, last = (picture_for_motion(frame, sigma) for frame in frames)
+    flow = dense_flow(now, last, sigma)
     planes = past_planes(before, torch.from_numpy(flow)[None].to(lr.device), lr, told)
     is_cut = planes[:, GATE].mean() < _LEAST_GATE
     return no_past(lr, told) if is_cut else planes

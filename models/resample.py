@@ -84,8 +84,8 @@ def as_matrix_product(x: Tensor, kernel: Tensor, padding: int | tuple[int, int])
     What takes the memory, and the time, is every tap of every channel: of those that go in, laid
     out before the product, or of those that come out, added up after it; the fewer are taken.
     """
-    out_channels, in_channels, *taps = kernel.shape
-    size = x.shape[-2:]
+    out_channels, in_channels = kernel.shape[:2]
+    taps, size = kernel.shape[2:], x.shape[-2:]
     with tf32_products(False):
         if in_channels <= out_channels:
             around = F.unfold(x, taps, padding=padding)
@@ -120,7 +120,7 @@ def _up_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 @kept
-def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """D in two steps: 16 phases to the 4 of each row ``(4, 16, 5, 1)``, to one ``(1, 4, 1, 5)``."""
     taps, same = _down_taps(), np.eye(SCALE)
     over_rows = np.einsum("iy,jk->kijy", taps, same).reshape(SCALE, PHASES, 5, 1)

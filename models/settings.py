@@ -220,7 +220,7 @@ class Camera:
 
 
 def with_fields(
-    runtime: Runtime, settings: FrameSettings, values: dict[str, object]
+    runtime: Runtime, settings: FrameSettings, values: dict[str, Any]
 ) -> tuple[Runtime, FrameSettings]:
     """Both with the fields replaced that are theirs; ValueError for one that is neither's."""
     names = [{field.name for field in fields(part)} for part in (runtime, settings)]
@@ -231,18 +231,19 @@ def with_fields(
     return replace(runtime, **own[0]), replace(settings, **own[1])
 
 
-def check(settings: Any) -> None:
+def check(settings: object) -> None:
     """Raise ValueError, naming field, value and range, unless all fields fit their annotations.
 
     Types are strict, but that a whole number is a float too. ``settings``: a dataclass instance.
     """
-    for name, adapter in _adapters(type(settings)):
+    kind: type = type(settings)
+    for name, adapter in _adapters(kind):
         value = getattr(settings, name)
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors(include_url=False)[0]["msg"]
-            words = allowed(type(settings), name)
+            words = allowed(kind, name)
             wanted = f" (allowed: {words})" if words else ""
             raise ValueError(
                 f"{name}: {reason[0].lower()}{reason[1:]}, got {value!r}{wanted}"
@@ -262,7 +263,7 @@ def types(kind: type, name: str) -> tuple[type, ...]:
 def limits(kind: type, name: str) -> tuple[float, float] | None:
     """Least and greatest value of a field of the dataclass ``kind``, None where it has none."""
     marks = [mark for part in _parts(kind, name) for mark in getattr(part, "__metadata__", ())]
-    return tuple(mark.ge if isinstance(mark, Ge) else mark.le for mark in marks) or None
+    return (marks[0].ge, marks[1].le) if marks else None
 
 
 def choices(kind: type, name: str) -> tuple[str, ...]:

@@ -259,6 +259,7 @@ class Channel:
         self.seen: Seen | None = None
         self.result: tuple[Any, Any] | None = None
         self.past: Past | None = None
+        self._how: tuple[tuple[float, ...], bool] | None = None
         self._begin_scene(0.0 if known is None else known.noise)
 
     def see(self, counts: np.ndarray, stream: Stream, remove_pattern: bool) -> Seen:
@@ -288,11 +289,13 @@ class Channel:
 
     def kept(self, key: Any) -> Any | None:
         """The result that was kept under an equal key, where the last frame was a repeated one."""
-        is_there = self.result is not None and self.result[0] == key
-        return self.result[1] if is_there and self.seen.event.is_exact else None
+        if self.result is None or self.seen is None or not self.seen.event.is_exact:
+            return None
+        return self.result[1] if self.result[0] == key else None
 
     def calibrate(self) -> Calibration:
         """What the frames so far tell of the camera."""
+        assert self.seen is not None, "a channel begins with a frame"
         bad = self._still.found
         bad = np.zeros(self.seen.measured.shape, bool) if bad is None else bad
         return Calibration(bad, self.seen.noise, self._pattern.state())
@@ -301,7 +304,7 @@ class Channel:
         """Forget the scene and its range; stuck pixels and fixed pattern are the camera's."""
         self._range = RangeTracker()
         self._forget_scene(noise)
-        self._how: tuple | None = None
+        self._how = None
 
     def _forget_scene(self, noise: float = 0.0) -> None:
         self._noise, self.past = NoiseTracker(noise), None

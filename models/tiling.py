@@ -106,7 +106,7 @@ class Tiling:
         if len(self.tiles) == 1:
             self._total = results[:1]
             return
-        if self._total is None:
+        if self._total is None or self._weights is None:
             size = (self.height, self.width)
             self._total = results.new_zeros((1, results.shape[1], *size))
             self._weights = results.new_zeros(size)
@@ -117,6 +117,7 @@ class Tiling:
 
     def result(self) -> Tensor:
         """The whole, ``(1, D, h, w)``."""
+        assert self._total is not None, "results come first"
         return self._total if self._weights is None else self._total / self._weights
 
     def _weight(self, place: Tile, like: Tensor) -> Tensor:

@@ -85,8 +85,7 @@ def _fields_of(counts: np.ndarray) -> np.ndarray:
     rows, columns = _CELLS
     height, width = values.shape[0] // rows, values.shape[1] // columns
     cells = values[: rows * height, : columns * width].reshape(rows, height, columns, width)
-    cells = cells.swapaxes(1, 2).reshape(rows, columns, -1)
-    return np.quantile(cells, (_DARK, _BRIGHT), axis=-1)
+    return np.quantile(cells.swapaxes(1, 2).reshape(rows, columns, -1), (_DARK, _BRIGHT), axis=-1)
 
 
 def _surroundings(fields: np.ndarray) -> np.ndarray:

@@ -217,18 +217,18 @@ class Upscaler:
             if model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
             if past is not None and seen.event.has_news:
-                mean = packed if settings.fidelity == 1 else self._consistent(*mean, frame, sigma)
-                memory.past = Past(mean.clone(), found)
+                told = packed if settings.fidelity == 1 else self._consistent(mean[0], frame, sigma)
+                memory.past = Past(told.clone(), found)
             if model.is_projected:
                 packed = within_bounds(packed, frame, seen)
         with record_function(STAGE + "to counts"):
             dtype, size = DTYPES[counts.dtype.type], settings.output_scale
             result = _to_counts(packed, size, found, dtype)
             measured = torch.stack(checks).tolist() if checks else []
-            faults = filter(None, (fault_of(each, model.limits) for each in measured))
+            faults = filter(None, (fault_of(one, model.limits) for one in measured if model.limits))
             if fault := next(faults, ""):  # known only now: a GPU was not to be waited for
                 stream.fallbacks, stream.last_fallback = stream.fallbacks + 1, fault
-                memory.past, key = None, None  # the same frame again is computed again
+                memory.past, key = None, (object(), *key[1:])  # the frame again is computed again
                 result = _to_counts(upsample(frame), size, found, dtype)
             memory.result = key, result
             return _image(result, seen)
@@ -292,7 +292,7 @@ class Upscaler:
         packed[(..., *part)] = torch.lerp(packed[(..., *part)], result, share)
         return packed
 
-    def _noise_source(self, places: list[Tile], size: tuple[int, int]) -> NoiseSource:
+    def _noise_source(self, places: list[Tile], size: tuple[int, ...]) -> NoiseSource:
         """The draws for the tiles at ``places`` of a frame of ``size``."""
         shape = (1, self._model.noise_channels, *size)
         fields = self._noise_fields(shape, self.settings.seed, self.device)

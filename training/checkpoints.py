@@ -119,7 +119,7 @@ class StopOnSignal:
         self.__exit__()
 
 
-def write_journal(run: Path, name: str, iteration: int, values: Mapping[str, float]) -> None:
+def write_journal(run: Path, name: str, iteration: int, values: Mapping[str, Any]) -> None:
     """Append a JSON line to the file ``name`` of a run, e.g. :data:`STATISTICS_NAME`."""
     path = run / name
     # What a power failure cut short must not swallow this line too.

@@ -21,9 +21,7 @@ fixed noise its gradient is exactly that of |f - h|^2 minus 2 rho c_t / (1 - eta
 objective plus the same term. A sampler that corrects its own estimates by Eq. 9 moves down too.
 Under ``norm: l1`` a small correction acts only where it flips the sign of f - h + rho c_t g.
 
-L_g is a mean over N pixels and its gradient of order 1 / N. With weights of 0.01 and rho = 1 the
-correction of 128 x 128 crops, measured on the compact model and relative to the error of x_0, is
-at t = T 0.00004 to 0.0001 (network) or 6 to 12 (fixed noise), at t = 8 below 0.00005 or 0.002.
+L_g is a mean over N pixels and its gradient of order 1 / N; docs/algorithm.md has the sizes.
 
 The public reference (github.com/zirui0625/DifIISR) in addition acts at t = T alone, inside the
 distillation and after 200,000 iterations; takes the mean of L_g over the batch, so that g shrinks

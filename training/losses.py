@@ -8,13 +8,12 @@ packed pixels (compact model) or of latents (published model).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difiisr_models.compact import CompactNetwork
 from difiisr_models.diffusion import (
     deterministic_step,
     exponential_schedule,
@@ -22,7 +21,6 @@ from difiisr_models.diffusion import (
     prior_sample,
     q_sample,
 )
-from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_models.resample import SCALE, pack, unpack, upsample
 from difiisr_training.config import TrainConfig
@@ -43,7 +41,7 @@ class PackedSpace:
         return upsample(lr)
 
     def estimates(
-        self, network: CompactNetwork, scaled: Tensor, y: Tensor, lr: Tensor, index: Tensor
+        self, network: Any, scaled: Tensor, y: Tensor, lr: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Posterior mean and perceptual sample of x_0, both ``(B, C, h, w)``.
 
@@ -74,7 +72,7 @@ class LatentSpace:
         return self.encode(F.interpolate(lr, scale_factor=float(SCALE), mode="bicubic"))
 
     def estimates(
-        self, network: SwinUNet, scaled: Tensor, y: Tensor, lr: Tensor, index: Tensor
+        self, network: nn.Module, scaled: Tensor, y: Tensor, lr: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The one estimate, twice."""
         x0 = network(scaled, index, lr.expand(-1, 3, -1, -1))
@@ -169,6 +167,8 @@ class TrainingLoss(nn.Module):
         alone.
         """
         steps, scaled_at = self._schedule.steps, self._config.inverse_scaled_at
+        teacher = self._teacher[0]
+        assert teacher is not None, "a distillation has one"
 
         def estimates(network: nn.Module, x: Tensor, t: int, told: int) -> tuple[Tensor, Tensor]:
             """Both of x, scaled as at t, by a network that is told an index."""
@@ -183,7 +183,7 @@ class TrainingLoss(nn.Module):
         with torch.no_grad():
             target = x_T
             for t in range(steps, 0, -1):
-                x0 = estimates(self._teacher[0], target, t, t - 1)[1]
+                x0 = estimates(teacher, target, t, t - 1)[1]
                 target = deterministic_step(target, x0, batch.y, t, self._schedule)
         x_T = x_T.requires_grad_(guided)
         mean, forward = estimates(self.network, x_T, steps, steps - 1)
@@ -207,7 +207,8 @@ class TrainingLoss(nn.Module):
         self, x_t: Tensor, x0: Tensor, target: Tensor, batch: _Batch, index: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Guide the samples whose t is among the configured ones; see :func:`guidance.guide`."""
-        guidance = self._config.guidance
+        guidance, guidance_loss = self._config.guidance, self._objective.guidance_loss
+        assert guidance_loss is not None, "only then is a batch guided"
         steps = guidance.timesteps or range(1, self._schedule.steps + 1)
         acts = torch.isin(index + 1, torch.tensor(steps, device=index.device)).to(x0)
 
@@ -215,7 +216,7 @@ class TrainingLoss(nn.Module):
             # In half precision most of this gradient would be lost: it is of the order 1 / pixels.
             with torch.autocast(estimate.device.type, enabled=False):
                 sr = self._space.decode(estimate.float())
-                return self._objective.guidance_loss(sr, batch.hr.float()) * acts
+                return guidance_loss(sr, batch.hr.float()) * acts
 
         return guide(x_t, x0, target, batch.y, self._eta_of(index).to(x_t), loss, guidance)
 

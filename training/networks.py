@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +38,11 @@ def build_objective(
 
     ``vgg`` and ``sam`` are files, see :class:`difiisr_training.guidance.GuidanceLoss`.
     """
-    if config.published is not None and autoencoder is None:
-        raise ValueError("the published network needs --autoencoder DIR: it works in latents")
-    space = LatentSpace(autoencoder.to(device)) if config.published else PackedSpace()
+    space: PackedSpace | LatentSpace = PackedSpace()
+    if config.published is not None:
+        if autoencoder is None:
+            raise ValueError("the published network needs --autoencoder DIR: it works in latents")
+        space = LatentSpace(autoencoder.to(device))
     is_guided = config.guidance.kind != "none"
     loss = GuidanceLoss(config.guidance, vgg, sam).to(device) if is_guided else None
     return Objective(config, space, loss)
@@ -68,12 +71,12 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
     try:
         network.load_state_dict(initial.state_dict())
     except RuntimeError as error:
-        ours, theirs = (
+        wanted, given = (
             f"{type(x).__name__} of {parameter_count(x):,} parameters" for x in (network, initial)
         )
         raise ValueError(
-            f"the weights to start from, a {theirs}, are not those of the configured network, a "
-            f"{ours}; --init DIR names those of another"
+            f"the weights to start from, a {given}, are not those of the configured network, a "
+            f"{wanted}; --init DIR names those of another"
         ) from error
 
 
@@ -86,7 +89,7 @@ def load_average(path: Path) -> tuple[TrainConfig, nn.Module, int]:
     return config, network.requires_grad_(False), saved["iteration"]
 
 
-def starting_weights(folder: Path) -> nn.Module:
+def starting_weights(folder: Path) -> Any:
     """Network of a run folder (its moving average) or of a weights folder of the same schedule."""
     if (folder / CHECKPOINT_NAME).is_file():
         return load_average(folder / CHECKPOINT_NAME)[1]
@@ -112,4 +115,6 @@ def export_run(run: Path, folder: Path, published: Path | None = None) -> None:
     if isinstance(network, CompactNetwork):
         save_compact(network, folder, card)
     else:
+        assert isinstance(network, SwinUNet), type(network)
+        assert published is not None, "its autoencoder is not trained"
         save_published_unet(network, published, folder, card)

@@ -51,7 +51,8 @@ class PerceptualLoss(nn.Module):
         """Fill the network from the file ``weights``; ValueError if that holds another one."""
         super().__init__()
         blocks, self._taps, self._normalised = _LAYERS[layer]
-        self._network = _vgg(blocks, self._normalised == "unit")[: self._taps[-1] + 1]
+        layers = list(_vgg(blocks, self._normalised == "unit"))
+        self._network = nn.Sequential(*layers[: self._taps[-1] + 1])
         state = read_checkpoint(weights)
         names = {name.removeprefix("features."): value for name, value in state.items()}
         wanted = self._network.state_dict().keys()
@@ -65,8 +66,10 @@ class PerceptualLoss(nn.Module):
         """``(B, 1, H, W)`` twice, in [-1, 1] -> ``(B,)``, differentiable with respect to both."""
         pairs = zip(self.features(sr), self.features(hr), strict=True)
         if len(self._taps) > 1:
-            return sum((a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs)
-        return sum((a - b).square().mean(dim=(1, 2, 3)) for a, b in pairs)
+            parts = [(a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs]
+        else:
+            parts = [(a - b).square().mean(dim=(1, 2, 3)) for a, b in pairs]
+        return sum(parts[1:], parts[0])
 
     def features(self, image: Tensor) -> list[Tensor]:
         """phi_l of ``(B, 1, H, W)`` in [-1, 1], fed as three equal channels: ``(B, F, h, w)``."""
@@ -87,11 +90,8 @@ class PerceptualLoss(nn.Module):
 
 
 def _vgg(blocks: tuple[int, ...], is_normalised: bool) -> nn.Sequential:
-    """VGG (Simonyan and Zisserman 2015) with layers numbered as in torchvision.
-
-    The normalised one (Gatys et al. 2016) begins with colours and has padding layers.
-    """
-    layers, channels = [nn.Conv2d(3, 3, 1)] if is_normalised else [], 3
+    """VGG, numbered as in torchvision; normalised, it begins with colours and pads by layers."""
+    layers, channels = list[nn.Module]([nn.Conv2d(3, 3, 1)] if is_normalised else []), 3
     for width, convolutions in zip((64, 128, 256, 512, 512), blocks, strict=True):
         for _ in range(convolutions):
             padding = [nn.ReflectionPad2d(1)] if is_normalised else []

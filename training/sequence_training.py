@@ -115,7 +115,7 @@ def train_on_sequences(
         whether the schedule is at its end; KeyboardInterrupt if a signal ended it. All is saved.
     """
 
-    def groups(network: CompactNetwork) -> list[dict[str, Any]]:
+    def groups(network: nn.Module) -> list[dict[str, Any]]:
         named = dict(network.named_parameters())
         network.detail_head.requires_grad_(False)
         new = [value for name, value in named.items() if name.startswith("stem_past")]
@@ -196,6 +196,7 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     hook.remove()
     ridge = _RIDGE * gram.diagonal().mean() * torch.eye(size).double()
     found = torch.linalg.solve(gram + ridge, moment)
+    assert head.bias is not None, "it is made with one"
     head.weight.copy_(found[:-1].T.reshape(head.weight.shape))
     head.bias.copy_(found[-1])
     left = energy - 2 * float((found * moment).sum()) + float((found * (gram @ found)).sum())

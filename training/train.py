@@ -114,7 +114,7 @@ def train(
     samples = CropDataset(config.sources, load, config.crops, config.seed, length)
 
     def inputs(first: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, bool]]:
-        numbers = np.arange(first * config.batch, length).reshape(-1, config.batch)[:, own]
+        numbers: Any = np.arange(first * config.batch, length).reshape(-1, config.batch)[:, own]
         mine, pinned = Subset(samples, numbers.ravel()), device.type == "cuda"
         batches = DataLoader(mine, share, num_workers=workers, pin_memory=pinned)
         for iteration, (lr, hr) in enumerate(batches, first):
@@ -124,7 +124,7 @@ def train(
             yield *images, index[own], eps[own], guided
 
     task = TrainingTask(
-        lambda: build_network(config).to(memory_format=torch.channels_last),
+        lambda: build_network(config).to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in its stubs
         lambda network: [{"params": list(network.parameters())}],
         lambda network: TrainingLoss(network, teacher, objective),
         inputs,
@@ -133,7 +133,7 @@ def train(
 
 
 def run_task(
-    config: RunConfig,
+    config: Any,
     task: TrainingTask,
     run: Path,
     accelerator: Accelerator,
@@ -147,7 +147,7 @@ def run_task(
     alone, so the weights are those of an uninterrupted run.
 
     Args:
-        config: the run.
+        config: the run, a ``RunConfig`` that has ``iterations``.
         task: what is trained.
         run: run folder.
         accelerator: device, precision and processes.
@@ -244,7 +244,7 @@ def draw_steps_and_noise(
     GPU's draws are not a CPU's.
     """
     rng = torch.Generator(device).manual_seed(stream_seed(config.seed, iteration))
-    steps, where = exponential_schedule().steps, {"generator": rng, "device": device}
+    steps, where = exponential_schedule().steps, dict[str, Any](generator=rng, device=device)
     index = torch.randint(steps, (config.batch,), **where)
     last = torch.rand(config.batch, **where) < config.last_step_share
     channels, shrink = (16, 4) if config.published is None else (3, 4)

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,7 +16,7 @@ from difiisr_models.backends import NetworkSource
 from difiisr_models.backends.torch_runner import build_torch_runner
 from difiisr_models.compact import CompactNetwork
 from difiisr_models.diffusion import exponential_schedule
-from difiisr_models.frame_model import CompactModel
+from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_models.resample import SCALE
@@ -104,11 +105,13 @@ class FilmValidator:
 def upscaler_of(network: nn.Module, autoencoder: VQAutoencoder | None = None) -> Upscaler:
     """What the network computes now, on frames; ``autoencoder``: of the published network."""
     device = next(network.parameters()).device
-    frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    frozen: Any = copy.deepcopy(network).eval().requires_grad_(False)
+    model: FrameModel
     if isinstance(frozen, CompactNetwork):
         source = NetworkSource(frozen, "", device, Runtime().repeatable)
         model = CompactModel(frozen, exponential_schedule(), build_torch_runner(source), None)
     else:
+        assert autoencoder is not None, "it works in latents"
         model = PublishedModel(frozen, autoencoder.to(device), exponential_schedule())
     return Upscaler("validation", model, device=device)
 

@@ -18,15 +18,16 @@ _LONGEST_SIDE = 16_384  # pixels
 
 
 def _sizes(_: Any, tokens: Sequence[Token]) -> tuple[tuple[int, int], ...]:
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for text in (token.value for token in tokens):
         found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
-        sizes.append((int(found[2]), int(found[1])) if found else ())
-        if not found or max(sizes[-1]) > _LONGEST_SIDE:
+        size = (int(found[2]), int(found[1])) if found else (0, 0)
+        if not found or max(size) > _LONGEST_SIDE:
             raise ValueError(
                 f"{text!r} is no size: write WIDTHxHEIGHT, as in 640x512, no side longer than "
                 f"{_LONGEST_SIDE}"
             )
+        sizes.append(size)
     return tuple(sizes)
 
 

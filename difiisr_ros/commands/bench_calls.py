@@ -56,8 +56,8 @@ def network_rows(bench: Bench) -> Iterator[Row]:
     """Bare networks on one tile. bicubic has none, the published one is timed as an upscaler."""
     models = [model for model in bench.models if model not in (*BICUBIC, PUBLISHED)]
     for size in bench.sizes:
-        tile = tuple(-(-side // _TILE) * _TILE for side in size)
-        calls = [call for model in models for call in network_calls(bench, model, tile)]
+        height, width = (-(-side // _TILE) * _TILE for side in size)
+        calls = [c for model in models for c in network_calls(bench, model, (height, width))]
         for row in time_in_turns(calls, bench.runs, bench.seconds / 4):
             yield row | {"flops": row["flop"] / row["p50"]}
 
@@ -80,13 +80,13 @@ def camera_frames(size: Size, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(7000, 8000, (count, *size), np.uint16)
 
 
-def kept_runs(runs: Sequence[Run], value: Callable[[Run], float] = np.mean) -> list[Run]:
+def kept_runs(runs: Sequence[Run], value: Callable[..., Any] = np.mean) -> list[Run]:
     """Without the best and the worst run by ``value``, where three or more were made."""
     ordered = sorted(runs, key=value)
     return ordered[1:-1] if len(ordered) > 2 else ordered
 
 
-def percentiles(samples: Sequence[float]) -> Row:
+def percentiles(samples: Sequence[float] | np.ndarray) -> Row:
     """p50, p90 and p99 by nearest rank."""
     found = np.percentile(samples, (50, 90, 99), method="inverted_cdf")
     return dict(zip(("p50", "p90", "p99"), found.tolist(), strict=True))
@@ -126,9 +126,11 @@ def network_flop(network: nn.Module, inputs: Sequence[Tensor]) -> int:
 
 def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
     """A model's network on random inputs of ``size``: row and call for each of its runtimes."""
-    device, precision, runners = bench.device, bench.runtime.precision, {}
+    device, precision, runners = bench.device, str(bench.runtime.precision), dict[str, Any]()
+    inputs: tuple[Tensor, ...]
     if model in PUBLISHED_NAMES:
         precision, weights_sha256 = "fp32", load_peer(model, bench.weights, "cpu").weights_sha256
+        assert bench.weights is not None, "load_peer refuses that"
         network, _ = load_published_network(model, bench.weights, device)
         inputs = (torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last),)
         runners["torch"] = network
@@ -150,9 +152,9 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
             else:
                 tqdm.write(f"{model}: {choice.name} takes {shape}, not {(1, *size)}")
     flop, count = network_flop(network, inputs), parameter_count(network)
-    for runtime, runner in runners.items():
+    for name, runner in runners.items():
         row = size_columns("network", model, size) | {"flop": flop}
-        row |= _identity(device, runtime, precision, count, weights_sha256)
+        row |= _identity(device, name, precision, count, weights_sha256)
         yield row, partial(runner, *inputs)
 
 
@@ -188,7 +190,7 @@ def _in_turns(up: Callable[[np.ndarray], np.ndarray], frames: np.ndarray) -> Cal
     return lambda: up(next(following))
 
 
-def _backends(bench: Bench) -> tuple[str, ...]:
+def _backends(bench: Bench) -> tuple[Any, ...]:
     """The one asked for; else both runtimes on a CPU, torch and the fastest that works on a GPU."""
     if bench.runtime.backend != "auto":
         return (bench.runtime.backend,)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -93,7 +93,7 @@ def demo(
     """
     out.mkdir(parents=True, exist_ok=True)
     is_scene = bag is None
-    if is_scene:
+    if bag is None:
         bag = out / "scene"
         write_scene_bag(bag, frames or SCENE_FRAMES, SCENE_SEED, force=True)
     elif bag.resolve() == (out / "sr").resolve():
@@ -126,7 +126,8 @@ def demo(
         way = "over DDS"
     _draw(bag, topic, out, upscaler, sent, is_scene)
     p50, p90, p99 = (1e3 * np.percentile(latencies, (50, 90, 99))).tolist()
-    facts = {"frames_in": sent, "frames_out": len(latencies), "dropped": sent - len(latencies)}
+    facts: dict[str, Any] = {"frames_in": sent, "frames_out": len(latencies)}
+    facts |= {"dropped": sent - len(latencies)}
     facts |= {"latency_ms": {"p50": p50, "p90": p90, "p99": p99}, "model": upscaler.name}
     facts |= {"backend": backend, "way": way}
     facts |= {"recording": str(out / "sr"), "picture": str(out / "panel.png")}
@@ -233,7 +234,7 @@ def _played(
         node = stack.enter_context(NodeProcess(out / "node.log", *arguments))
         node.wait_until(peer.is_connected, START_PATIENCE, "its topics")
         begin = None
-        for message in reader.messages({topic, info_topic} - {None}):
+        for message in reader.messages([name for name in (topic, info_topic) if name]):
             if message.topic.name == topic and len(peer.sent) == frames:
                 break
             at = message.time / 1e9 / speed

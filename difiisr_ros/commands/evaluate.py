@@ -154,8 +154,8 @@ def evaluate(
         sets[place] = replace(chosen, lr=pairs, masks=parts)
     boxes = _files_of_sets("--annotations", annotations, names)
     maps = _files_of_sets("--labels", labels, names)
-    compared, judge = judged_by.networks(camera.known)
-    compared += [OutputFolder.parse(text) for text in outputs]
+    peers, judge = judged_by.networks(camera.known)
+    compared: list[Peer | OutputFolder] = [*peers, *map(OutputFolder.parse, outputs)]
     out.mkdir(parents=True, exist_ok=True)
     made = judged_by.degradation
     results = judge_models(sets, compared, judge, out, made, environment(device))
@@ -165,7 +165,7 @@ def evaluate(
     for part in ("detection", "segmentation"):  # the sets of an older run do not join this one's
         (out / f"{part}.json").unlink(missing_ok=True)
 
-    if detector:
+    if detector is not None:
         results.detection = _judge_sets(
             results, "detection", "--annotations", boxes,
             lambda of, path: judged_frames.judge_detection(out, of, detector, path, series),
@@ -263,7 +263,7 @@ def _judge_sets(
     part: str,
     option: str,
     files: dict[str | None, Path],
-    judge: Callable[[str, Path | None], dict[str, Any]],
+    judge: Callable[[str, Any], dict[str, Any]],
 ) -> dict[str, Any]:
     """Judge each set by its own file, or by the file without ``SET=``, which must fit one alone.
 

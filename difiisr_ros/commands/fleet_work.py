@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import ray
 from annotated_types import Ge
@@ -32,14 +32,10 @@ Make = Callable[[Job, Path, Path], dict[str, Any]]
 """Does a job: given it, its recording and the folder to make, returns columns of its row."""
 
 
-class Task(Protocol):
-    """What is made of every recording; it travels to each worker."""
-
-    image_topic: str | None
-    device: str
-    threads: int
-    product: Callable[[], dict[str, Any]]  # all that a result depends on, for the jobs' names
-    load: Callable[[], Make]  # of the models
+Task = Any
+"""What is made of every recording, and travels to each worker: a frozen dataclass with
+``image_topic``, ``device``, ``threads``, ``product()``, all that a result depends on, for the jobs'
+names, and ``load() -> Make``, of the models."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def do_all(
     done = folder.done().keys() & named.keys()
     left = {name: job for name, job in named.items() if name not in done}
     print(f"{len(named)} jobs, {len(done)} of them done already")
-    failed = {}
+    failed: dict[str, dict[str, Any]] = {}
     for n, row in enumerate(_rows(left, task, folder, cluster), 1):
         print(f"{n} of {len(left)}: {_line(row)}", flush=True)
         failed |= {row["job"]: row} if row["failed"] else {}

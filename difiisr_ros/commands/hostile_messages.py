@@ -89,7 +89,7 @@ def hostile_bytes(
     rng: np.random.Generator, message: SimpleNamespace, kind: str, share: float
 ) -> bytes:
     """CDR bytes of an image or info, in a ``share`` of the cases damaged, but the first four."""
-    kinds = {bytes: lambda raw: np.frombuffer(raw, np.uint8), list: np.array}
+    kinds: dict[type, Any] = {bytes: lambda raw: np.frombuffer(raw, np.uint8), list: np.array}
     fields = {k: kinds.get(type(v), lambda same: same)(v) for k, v in vars(message).items()}
     raw = bytes(STORE.serialize_cdr(SimpleNamespace(**fields), kind))
     return raw[:4] + _mutated(rng, raw[4:]) if rng.random() < share else raw
@@ -127,7 +127,7 @@ def hostile_requests(rng: np.random.Generator) -> list[tuple[type, str, Any]]:
     names, parameters = [_pick(rng, (*NAMES, *_TEXTS))], [_parameter(rng) for _ in range(3)]
     number = _pick(rng, (0, 4, 9, 62, 97, 99, 255))
     forged = Transition(id=number, label=_pick(rng, ("", "", "transition_error", "activat")))
-    requests = (
+    requests: tuple[tuple[str, Any, dict[str, Any]], ...] = (
         ("describe_parameters", srv.DescribeParameters, {"names": names}),
         ("get_parameters", srv.GetParameters, {"names": names}),
         ("get_parameter_types", srv.GetParameterTypes, {"names": names}),

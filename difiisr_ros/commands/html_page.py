@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def fill_template(name: str, filters: dict[str, Callable[..., str]], **values: object) -> str:
+def fill_template(name: str, filters: dict[str, Any], **values: object) -> str:
     """The template ``NAME.html.j2`` with these filters and values; the same gives the same text."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from difiisr_models import Camera, Runtime, Stream, Upscaler, load_upscaler
-from difiisr_models.camera_files import guess_cameras
+from difiisr_models.camera_files import CameraFile, guess_cameras
 from difiisr_models.upscaler import STAGE, check_frame
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
@@ -84,7 +84,7 @@ def info(
         facts |= _recording(bag, topic, camera.camera, camera.known)
     if model is not None:
         facts |= _model(model, runtime, size)
-    if parity:
+    if parity and parity_data is not None:
         facts |= _parity(parity, parity_data)
     lines = []
     for name, value in facts.items():
@@ -136,16 +136,16 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
                 last, seen = (image, pixels), stream.seen
         infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
         fault = bag.fault
-    if last is None:
+    if last is None or seen is None:
         raise ValueError(f"{path}: no frame of {topic} is readable: {refused or 'there is none'}")
     image, pixels = last
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
-    encoding, guessed = [image.encoding], []
+    encoding, guessed = [image.encoding], list[CameraFile]()
     if is_false_colour(image):
         encoding.append(FALSE_COLOUR.format("it"))
     else:
-        guessed = guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
+        guessed += guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
     likely = name or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
     name = name or next((found.name for found in guessed), None)
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)

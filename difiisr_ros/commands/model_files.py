@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from difiisr_models.compact import CompactNetwork
 from difiisr_models.files import replaced, sha256_file
 from difiisr_models.settings import Precision
 from difiisr_ros.commands.arguments import Count, ImageSize
@@ -107,7 +108,7 @@ def build_engine(
         raise ValueError(f"device {device!r} is not cuda or cuda:N")
     _check_target(target, force)
     parts = load_parts(model)
-    if parts.kind != "compact":
+    if not isinstance(parts.network, CompactNetwork):
         raise ValueError(f"{model} is a {parts.kind} model, which always runs in torch")
     gpu = resolve_device(device) if torch.cuda.is_available() else None
     machine = tensorrt_engine.this_machine(gpu)
@@ -143,6 +144,7 @@ def convert(
     /,
     *,
     schedule: str | None = None,
+    respacing: Literal["last", "first"] = "last",
     force: bool = False,
 ) -> None:
     """Convert published checkpoints for this package.
@@ -153,11 +155,15 @@ def convert(
         out_dir: the folder of weights to write.
         schedule: what the UNet was trained with, which its file cannot tell: resshift (v1 and v2),
             resshift-v3 (also bicx4), sinsr, difiisr, or the authors' config file (.yaml).
+        respacing: fewer steps than it has always keep the last, t = T, or as the authors' code
+            does the first, t = 1.
         force: replace an existing OUT_DIR.
     """
     from difiisr_models.published.convert import convert as convert_checkpoints
 
-    convert_checkpoints(unet, autoencoder, out_dir, schedule=schedule, overwrite=force)
+    convert_checkpoints(
+        unet, autoencoder, out_dir, schedule=schedule, respacing=respacing, overwrite=force
+    )
     print(f"{out_dir}: converted; use it as a model: --model {out_dir}")
 
 

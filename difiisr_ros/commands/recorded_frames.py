@@ -147,7 +147,7 @@ def _choose_topics(
     camera = [name for name in seen if name not in likely]
     sr = _choose("--sr-topic", sr, likely, made, "`difiisr replay` makes results")
     image = _choose("--topic", image, camera, seen, "--camera-bag may give the camera's recording")
-    names = {"image": image, "sr": sr}
+    names: dict[str, str | None] = {"image": image, "sr": sr}
     for kind, bag, topic in (
         ("image_info", cameras, info_topic_beside(image)),
         ("sr_info", results, f"{raw_topic(sr).removesuffix('/image_raw')}/camera_info"),
@@ -171,7 +171,7 @@ def _read_topics(
     """Topic -> table of its messages; damaged ones are noted in ``faults`` and left out."""
     found: dict[str | None, list[RecordedMessage]] = {name: [] for name in names}
     number: Counter[str] = Counter()
-    for message in bag.messages(names - {None}):
+    for message in bag.messages([name for name in names if name]):
         name, kind = message.topic.name, message.topic.type
         try:
             stamp = stamp_of(message.data)
@@ -184,8 +184,8 @@ def _read_topics(
     return {n: pd.DataFrame(rows, columns=columns).astype(times) for n, rows in found.items()}
 
 
-def _images(bag: Bag, topic: str) -> Iterator[RecordedMessage]:
-    for message in bag.messages({topic}):
+def _images(bag: Bag, topic: str | None) -> Iterator[RecordedMessage]:
+    for message in bag.messages([topic] if topic else []):
         with suppress(ValueError):  # without a stamp: noted when times were read
             yield RecordedMessage(stamp_of(message.data), message.time, message)
 
@@ -244,14 +244,14 @@ class OfflineRun:
         self.upscaler.skip(pixels, self._if_processed, stamp_ns)
         self._skipped += 1
 
-    def expect(self, pixels: np.ndarray, recorded: np.ndarray | None, stamp_ns: int) -> np.ndarray:
+    def expect(self, pixels: np.ndarray, recorded: Any, stamp_ns: int) -> np.ndarray:
         """What the node should have made of a frame, given what it made (``None``: not known)."""
         expected = self.upscaler(pixels, self._stream, stamp_ns)
-        in_doubt = self._if_processed is not None and recorded is not None
-        if in_doubt and not np.array_equal(recorded, expected, equal_nan=True):
-            other = self.upscaler(pixels, self._if_processed, stamp_ns)
+        doubtful = None if recorded is None else self._if_processed
+        if doubtful is not None and not np.array_equal(recorded, expected, equal_nan=True):
+            other = self.upscaler(pixels, doubtful, stamp_ns)
             if np.array_equal(recorded, other, equal_nan=True):
-                expected, self._stream = other, self._if_processed
+                expected, self._stream = other, doubtful
                 self.lost += self._skipped
         self._if_processed, self._skipped = None, 0
         return expected
@@ -265,11 +265,11 @@ def _compare_frames(
     for frame, result in pairs:
         image, lr = _image(frame, camera)
         if result is None:
-            if image and offline:  # what is no frame, the node did not process
+            if frame and lr is not None and offline:  # what is no frame, the node did not process
                 offline.skip(lr, frame.stamp)
             continue
         found: dict[str, Any] = {}
-        if image:
+        if frame and lr is not None:
             answer, sr = _image(result)
             faults = _faults(image, lr, answer, sr)
             sr = None if {"unreadable", "size", "encoding"} & set(faults) else sr

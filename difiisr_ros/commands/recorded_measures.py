@@ -109,7 +109,7 @@ def _mean_and_max(values: pd.Series, largest: pd.Series) -> tuple[float | None, 
     )
 
 
-def _consistency(recording: Recording) -> dict[str, float] | None:
+def _consistency(recording: Recording) -> dict[str, float | None] | None:
     """|D(SR) - LR| in counts over all compared frames, D = antialiased bicubic /4."""
     compared = recording.frames.dropna(subset="consistency_mean")
     mean, most = _mean_and_max(compared.consistency_mean, compared.consistency_max)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_ros.commands.arguments import (
@@ -65,7 +65,7 @@ def replay(
     )  # fmt: skip
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
-    facts = {"frames_in": report.frames_in, "frames_out": report.frames_out}
+    facts: dict[str, Any] = {"frames_in": report.frames_in, "frames_out": report.frames_out}
     facts |= {"topic": report.sr_topic, "refused": report.malformed, "faults": report.faults}
     repeated = f", {report.repeated} repeated" if report.repeated else ""
     text = (

@@ -176,7 +176,7 @@ class Soak:
         watch: Watch,
         folder: Path,
         arguments: list[str],
-        parameters: dict[str, object],
+        parameters: dict[str, Any],
         rng: np.random.Generator,
     ) -> None:
         self.peer, self.watch, self.rng, self.parameters = peer, watch, rng, parameters
@@ -187,7 +187,8 @@ class Soak:
         self.logs: list[str] = []
         self.messages = self.hostile = self._shift = self._number = 0
         self._size, self._encoding, self._rate = SIZES[0], "mono16", RATE
-        self._sampled, self.slopes_until = 0.0, None
+        self._sampled = 0.0
+        self.slopes_until: int | None = None
         self._began = time.monotonic()
         self.process = self._started("node.log")
         self._began = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ HANG = 8.0  # seconds
 _upscale = Upscaler.__call__
 
 
-def _faulty(upscaler: Upscaler, frame: np.ndarray, *others: object) -> np.ndarray:
+def _faulty(upscaler: Upscaler, frame: np.ndarray, *others: Any) -> np.ndarray:
     *mark, fault = frame.flat[:4].tolist()
     if tuple(mark) == MARK and fault == RAISES:
         raise RuntimeError("a fault that the frame asked for")
@@ -31,5 +32,5 @@ def _faulty(upscaler: Upscaler, frame: np.ndarray, *others: object) -> np.ndarra
 
 
 if __name__ == "__main__":
-    Upscaler.__call__ = _faulty
+    Upscaler.__call__ = _faulty  # type: ignore[method-assign, assignment]  # on purpose
     sys.exit(sr_node.main())

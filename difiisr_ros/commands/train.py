@@ -256,7 +256,7 @@ def describe(config: TrainConfig) -> str:
     forwards = 10 + exponential_schedule().steps if config.stage == "distillation" else 3
     iteration = forwards * tile * (config.crops.lr_size / 64) ** 2 * config.batch
     sources = ", ".join(source.folder for source in config.sources)
-    guidance = config.guidance.kind
+    guidance: str = config.guidance.kind
     guidance = guidance if guidance == "none" else f"{guidance}, {config.guidance.mode}"
     return f"""{config.name}, {config.stage}: {config.iterations} iterations of {config.batch}
 sources           {sources}

@@ -89,7 +89,7 @@ def train_ablation(
         run = out / "runs" / name
         write_json(out / "runs" / f"{name}.yaml", dataclasses.asdict(variant))  # JSON is YAML too
         train(
-            out / "runs" / f"{name}.yaml", data=data, run=run, export=out / name, device=device,
+            f"{out}/runs/{name}.yaml", data=data, run=run, export=out / name, device=device,
             init=out / "start" if init else None, vgg=vgg, sam=sam, budget=budget,
             workers=workers, threads=threads,
         )  # fmt: skip

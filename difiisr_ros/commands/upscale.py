@@ -125,16 +125,17 @@ def _results(
 ) -> Iterator[FileImage]:
     """Super-resolve the images of a file, and draw that in its middle to ``compared``."""
     of_file = Stream()
-    many = pictures.count > 1
-    shown = tqdm(pictures.images, total=pictures.count, leave=False, disable=not many)
+    many = pictures.total > 1
+    shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=not many)
     for number, picture in enumerate(shown):
         frame, added = picture_files.as_frame(picture.pixels)
         stream = shared or (Stream() if picture.stamp_ns is None else of_file)
         stream.no_data = tuple(value + added for value in (*no_data, *picture.no_data))
         result = upscaler(frame, stream, picture.stamp_ns)
-        if compared and number == pictures.count // 2:
+        if compared and number == pictures.total // 2:
             _compare(compared, frame, result, upscaler.name, picture.orientation, pictures.unit)
         if palette:
+            assert stream.seen is not None, "by the result"
             found = stream.seen.range
             colours = coloured(_grey(result), found.lo, found.hi, palette)
             colours = colours[..., ::-1] if target.suffix.lower() in VIDEO else colours  # BGR

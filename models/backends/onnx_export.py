@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,9 +64,11 @@ class GraphSampler(nn.Module):
         """``autoencoder``: None with a compact network; ``schedule``: what it was trained with."""
         super().__init__()
         self.network, self.autoencoder, self.steps = network, autoencoder, steps
-        if autoencoder is None:
+        self.model: CompactModel | PublishedModel
+        if isinstance(network, CompactNetwork):
             self.model = CompactModel(network, schedule)
         else:
+            assert autoencoder is not None, "the published model has one"
             self.model = PublishedModel(network, autoencoder, schedule)
 
     def forward(
@@ -91,8 +93,9 @@ class GraphSampler(nn.Module):
             mean.
         """
         draws = noise.split(self.model.noise_channels, dim=1).__getitem__
-        if self.autoencoder is not None:
+        if isinstance(self.model, PublishedModel):
             return self.model.generate(lr, draws, self.steps)
+        assert fidelity is not None, "a compact network has one"
         return unpack(self.model.super_resolve(lr, draws, self.steps, fidelity, past))
 
 
@@ -200,7 +203,7 @@ def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
         )
 
 
-def _inputs(module: nn.Module, batch: int, height: int, width: int) -> dict[str, Tensor]:
+def _inputs(module: Any, batch: int, height: int, width: int) -> dict[str, Tensor]:
     """Random inputs of what is exported, by name."""
     network, size = getattr(module, "network", module), (height, width)
     is_recurrent = isinstance(network, CompactNetwork) and network.config.recurrent
@@ -213,7 +216,7 @@ def _inputs(module: nn.Module, batch: int, height: int, width: int) -> dict[str,
         return {"x_t": x_t, "t": torch.full((batch,), 14), "lq": lq.clamp(-1, 1)}
     channels = module.model.noise_channels * module.steps
     noise = torch.randn(batch, channels, *size, generator=generator)
-    rest = ("fidelity", "past") if module.autoencoder is None else ()
+    rest: tuple[str, ...] = ("fidelity", "past") if module.autoencoder is None else ()
     given = {"lr": 0.5 * examples["lr"].clamp(-2, 2), "noise": noise}
     return given | {name: examples[name] for name in rest if name in examples}
 

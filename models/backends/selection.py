@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from difiisr_models.backends.torch_runner import build_torch_runner, build_torch
 from difiisr_models.compact import Runner
 from difiisr_models.settings import Runtime
 
-BUILDERS = {
+BUILDERS: dict[str, Callable[[NetworkSource], Runner]] = {
     "tensorrt": build_tensorrt_runner,
     "torch_tensorrt": build_torch_tensorrt_runner,
     "openvino": build_openvino_runner,
@@ -125,7 +126,7 @@ def check_precision(name: str, device: torch.device) -> None:
 @torch.inference_mode()
 def _check_agreement(runner: Runner, source: NetworkSource) -> None:
     """Raise BackendUnavailable unless ``runner`` gives what torch gives, on one random tile."""
-    shape = getattr(runner, "shape", None) or _PROBE
+    shape: tuple[int, int, int] = getattr(runner, "shape", None) or _PROBE
     inputs = example_inputs(*shape, source.network.config.recurrent).values()
     expected = source.network(*inputs)
     result = runner(*(value.to(source.device) for value in inputs)).cpu()

@@ -68,12 +68,12 @@ def import_tensorrt() -> ModuleType:
 @functools.cache
 def tensorrt_logger() -> Any:
     """Hands what TensorRT says to Python's logging; TensorRT keeps the first that it is given."""
-    trt = import_tensorrt()
+    logger: Any = import_tensorrt().ILogger
     levels = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
 
-    class PythonLogger(trt.ILogger):
+    class PythonLogger(logger):
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            logger.__init__(self)
 
         def log(self, kind: Any, message: str) -> None:
             level = levels.get(kind.name, logging.DEBUG)
@@ -440,6 +440,7 @@ def build_tensorrt_runner(source: NetworkSource) -> TensorRTRunner:
         _LOG.warning("building anew: %s", error)
     with suppress(EngineRefused):  # for the tiles of the engine that is there
         shape = read_sidecar(plan).shape
+    assert runtime.precision != "auto", "the source says which"
     built_for = (source.model, source.weights_sha256, runtime.precision, *shape)
     with torch.cuda.device(device):  # TensorRT builds for the current GPU
         build_engine(source.network, plan, EngineDescription(machine, *built_for))

@@ -58,7 +58,7 @@ class CudaGraphs:
 def build_torch_runner(source: NetworkSource) -> Runner:
     """The network itself, or what replays it: takes tiles of every shape."""
     network = with_precision(_of_a_width_that_suits(source), source.runtime.precision)
-    network = network.to(source.device, memory_format=torch.channels_last)
+    network = network.to(source.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     # Of fixed sizes: convolutions of sizes left open are not laid out for the GPU.
     run = torch.compile(network, dynamic=False) if source.runtime.compile else network
     return CudaGraphs(run) if source.device.type == "cuda" else run

@@ -24,7 +24,7 @@ CHOP, STRIDE, MULTIPLE = 256, 224, 64
 def super_resolve_as_published(
     model: FrameModel,
     counts: np.ndarray,
-    noise_of: Callable[[list[Tile], tuple[int, int]], NoiseSource],
+    noise_of: Callable[[list[Tile], tuple[int, ...]], NoiseSource],
     steps: int,
     device: str = "cpu",
 ) -> np.ndarray:

@@ -39,7 +39,7 @@ from difiisr_models.weights import (
 UNET_FILE = "unet.safetensors"
 MAX_FILE_BYTES = 4 << 30
 MAX_INDEX_BYTES = 16 << 20
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "steps": 15,
     "kappa": 2.0,
     "power": 0.3,
@@ -68,7 +68,7 @@ _SAMPLED_AS = {
     "normalize_input": True, "latent_flag": True,
 }  # fmt: skip
 _PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
-_NETWORKS = {
+_NETWORKS: dict[str, tuple[Any, ...]] = {
     "unet": (SwinUNet, SwinUNetConfig, names.unet_config, names.reference_unet_name),
     "autoencoder": (VQAutoencoder, VQConfig, names.vq_config, names.reference_vq_name),
 }
@@ -163,7 +163,7 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def from_reference(state: Mapping[str, Tensor], part: Literal["unet", "autoencoder"]) -> Any:
+def from_reference(state: Mapping[str, Tensor], part: str) -> Any:
     """The network of a reference state dict, float32, in evaluation mode.
 
     CheckpointError: with every missing name, extra name and wrong shape.
@@ -223,7 +223,7 @@ def read_schedule(name: str | None) -> dict[str, float]:
         raise CheckpointError(f"schedule {name!r} is not known; known: {choices}")
     try:
         given = yaml.safe_load(Path(name).read_text(encoding="utf-8"))["diffusion"]["params"]
-        schedule = {
+        schedule: dict[str, Any] = {
             "steps": int(given["steps"]),
             "kappa": float(given["kappa"]),
             "power": float(given["schedule_kwargs"]["power"]),
@@ -245,20 +245,23 @@ def convert(
     out_dir: Path,
     *,
     schedule: str | None,
+    respacing: Literal["last", "first"] = "last",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write ``out_dir`` (two safetensors files and a manifest) from two reference checkpoints.
 
-    The folder appears complete or not at all. ``schedule``: see :func:`read_schedule`. Returns the
-    manifest; raises as :func:`read_checkpoint` does, and FileExistsError where ``out_dir`` exists
-    and ``overwrite`` is not set, or is no weights folder of ours, which is never replaced.
+    The folder appears complete or not at all. ``schedule``: see :func:`read_schedule`;
+    ``respacing``: see :class:`difiisr_models.diffusion.Schedule`. Returns the manifest; raises as
+    :func:`read_checkpoint` does, and FileExistsError where ``out_dir`` exists and ``overwrite`` is
+    not set, or is no weights folder of ours, which is never replaced.
     """
     if out_dir.exists() and not overwrite:
         raise FileExistsError(f"{out_dir} exists; choose another folder or ask to overwrite it")
     if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
         raise FileExistsError(f"{out_dir} exists and holds no {MANIFEST_NAME}; it is not replaced")
-    manifest = {"kind": "published", "scale": 4, "files": {}, "parameters": {}, "sources": []}
-    manifest |= {"schedule": read_schedule(schedule), "licence": LICENCE_NOTE}
+    manifest: dict[str, Any] = {"kind": "published", "scale": 4, "licence": LICENCE_NOTE}
+    levels = read_schedule(schedule) | {"respacing": respacing}
+    manifest |= {"schedule": levels, "files": {}, "parameters": {}, "sources": []}
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
         built = Path(temporary) / "new"

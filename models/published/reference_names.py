@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from difiisr_models.published.swin_unet import SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQConfig
@@ -88,7 +89,8 @@ def reference_unet_name(own: str, config: SwinUNetConfig) -> str:
 
 def _unet_layer(own: str) -> str:
     """Layer inside a residual block or a Swin stage, with its ``.weight`` or ``.bias``."""
-    block, layer, leaf = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", own).groups("")
+    parts: Any = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", own)
+    block, layer, leaf = parts.groups("")
     return f"{block}{_UNET_LAYERS[layer]}{leaf}"
 
 

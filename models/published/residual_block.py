@@ -69,6 +69,7 @@ class ResBlock(nn.Module):
         """(B, C_in, h, w), (B, time_features) -> (B, C_out, h, w)."""
         h = self.norm_out(self.conv_in(self.activation(self.norm_in(x))))
         if self.time_affine is not None:
+            assert time is not None, "its channels follow the time"
             scale, shift = self.time_affine(self.activation(time))[..., None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
         return self.skip(x) + self.conv_out(self.activation(h))

@@ -53,7 +53,7 @@ class PublishedModel(FrameModel):
         lr: Tensor,
         noise: NoiseSource,
         steps: int,
-        fidelity: float = 1.0,
+        fidelity: float | Tensor = 1.0,
         past: Tensor | None = None,
     ) -> Tensor:
         """See ``frame_model.FrameModel``: three equal channels in, the mean of three out.

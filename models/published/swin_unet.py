@@ -261,5 +261,5 @@ class SwinUNet(nn.Module):
             skips += level(skips[-1], time)
         x = self.mid_out(self.mid_swin(self.mid_in(skips[-1], time)), time)
         for level in self.up_levels:
-            x = level(x, [skips.pop() for _ in level.blocks], time)
+            x = level(x, [skips.pop() for _ in range(self.config.blocks + 1)], time)
         return self.conv_out(F.silu(self.norm_out(x)))

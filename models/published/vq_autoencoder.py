@@ -121,7 +121,7 @@ def _levels(inputs: list[int], outputs: list[int], blocks: int, end: str) -> nn.
     """Levels in the order they run; the last is not followed by a change of size."""
     ends = [end] * (len(outputs) - 1) + [""]
     return nn.Sequential(
-        *(_level(*level, blocks, end) for *level, end in zip(inputs, outputs, ends, strict=True))
+        *(_level(i, o, blocks, end) for i, o, end in zip(inputs, outputs, ends, strict=True))
     )
 
 

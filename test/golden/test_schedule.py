@@ -25,6 +25,17 @@ def test_respacing_keeps_the_heaviest_step_and_the_order(steps):
     np.testing.assert_array_equal(kept.eta, full.eta[kept.timesteps])
 
 
+@pytest.mark.parametrize(
+    ("steps", "kept"), [(1, [0]), (2, [0, 7]), (4, [0, 3, 7, 11]), (15, list(range(15)))]
+)
+def test_the_authors_respacing_keeps_the_first_step(steps, kept):
+    full = exponential_schedule(respacing="first")
+    assert respace(full, steps).timesteps.tolist() == kept
+    np.testing.assert_array_equal(respace(full, steps).eta, full.eta[kept])
+    with pytest.raises(ValueError, match="last or first, got 'middle'"):
+        exponential_schedule(respacing="middle")
+
+
 @pytest.mark.parametrize("steps", [0, 16, -1])
 def test_respacing_outside_the_schedule_names_both_numbers(steps):
     with pytest.raises(ValueError, match=rf"1\.\.15.*{steps}"):

@@ -1,7 +1,6 @@
 """The ablation trains every variant from one start and says what each came to."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -53,7 +52,10 @@ def data(tmp_path):
 
 def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "METRICS", ("psnr", "ssim"))
-    monkeypatch.setattr(peers, "load_upscaler", partial(load_upscaler, backend="torch"))
+    in_torch = {"backend": "torch"}
+    monkeypatch.setattr(
+        peers, "load_upscaler", lambda *model, **of: load_upscaler(*model, **of | in_torch)
+    )
     torch.manual_seed(0)
     start = CompactNetwork(CompactConfig(channels=8, blocks=1, time_features=16))
     torch.nn.init.normal_(start.detail_head.weight)

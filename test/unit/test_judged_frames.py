@@ -186,7 +186,10 @@ def test_the_segmenter_says_whether_it_knew_the_truth(segmented):
     assert truth["segmenter"]["classes"] == ["road", "person"]
     models = truth["sets"]["scene"]
     assert list(models) == ["flat", "same", "HR"]
-    assert models["same"] == models["HR"]
+    assert models["same"]["miou_interval"] == models["HR"]["miou_interval"] == [1, 1]
+    assert models["same"]["difference_to_best_peer"]["model"] == "flat"
+    gap = models["HR"]["difference_to_best_peer"]
+    assert gap == {"model": "same", "miou": {"mean": 0, "interval": [0, 0]}}
     assert (models["HR"]["miou"], models["HR"]["images"]) == (1.0, 2)
     assert truth == json.loads((out / "segmentation.json").read_text())
     low, high = models["flat"]["miou_interval"]

@@ -147,10 +147,16 @@ def test_detection_is_shown_with_its_boxes(tmp_path):
         "sets": {"road": {"bicubic": scores | {"map": 0.3}, "ours": scores, "HR": scores}},
         "overlays": {"road": {"000": {"truth": [box], "ours": [box | {"score": 0.8}], "HR": []}}},
     }
-    content["sets"]["road"]["ours"] = scores | {"map_interval": [0.35, 0.44]}
+    above = {key: {"mean": 0.1, "interval": [0.05, 0.15]} for key in ("map", "map50")}
+    content["sets"]["road"]["ours"] = scores | {
+        "map_interval": [0.35, 0.44],
+        "difference_to_bicubic": above,
+        "difference_to_best_peer": above | {"model": "bicubic"},
+    }
     page = make_report(tmp_path, detection=content).split('<section id="detection">')[1]
     wanted = ["small.onnx", "mAP@.5:.95", "Car", "Reference (HR)", "Annotated", "<b>0.400</b>"]
     wanted += ["annotations: road path boxes.json, sha256 cdcd", "<small>[0.350, 0.440]</small>"]
+    wanted += ["mAP@.5 above bicubic", "<small>[+0.050, +0.150] bicubic title</small>"]
     assert [text for text in wanted if text not in page] == []
 
 

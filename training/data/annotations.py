@@ -136,7 +136,7 @@ def pair_names(names: Sequence[str], known: Mapping[str, Value]) -> dict[str, Va
     equal, else to the only one with the same last part: one side may lack folders. ValueError:
     several names have that last part, on either side.
     """
-    ours, theirs = defaultdict(list), defaultdict(list)
+    ours, theirs = (defaultdict[str, list[str]](list) for _ in range(2))
     for found, given in ((ours, names), (theirs, known)):
         for name in given:
             found[name.rpartition("__")[2]].append(name)
@@ -198,10 +198,12 @@ def _read_voc(path: Path) -> list[tuple[list[float], str, bool]]:
     rows = []
     try:
         for thing in ET.fromstring(path.read_text(encoding="utf-8")).iter("object"):
-            corners = (thing.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
-            left, top, right, bottom = map(float, corners)
-            ignored = int(thing.findtext("difficult", "0")) != 0
-            rows.append(([left, top, right - left, bottom - top], thing.find("name").text, ignored))
+            ends = ("xmin", "ymin", "xmax", "ymax")
+            left, top, right, bottom = (float(thing.findtext(f"bndbox/{end}", "")) for end in ends)
+            ignored, name = int(thing.findtext("difficult", "0")) != 0, thing.findtext("name")
+            if name is None:
+                raise ValueError("an object has no name")
+            rows.append(([left, top, right - left, bottom - top], name, ignored))
     except (ET.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no Pascal VOC file: {error}") from error
     return rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -116,13 +116,13 @@ class Clips:
         rng = np.random.Generator(np.random.Philox(key=[self._seed, number]))
         is_recorded = rng.random() < self._config.recorded_share
         hr, count = (self._recorded if is_recorded else self._made)(rng, length)
-        hr = np.rot90(hr, rng.integers(4), axes=(1, 2))
+        hr = np.rot90(hr, int(rng.integers(4)), axes=(1, 2))
         hr = hr[:, :, ::-1] if rng.random() < 0.5 else hr
         gain = rng.choice((-1, 1)) * 1.4 ** rng.uniform(-1, 1)
         hr = hr * np.float32(gain) + np.float32(rng.uniform(-0.2, 0.2))
         hr = np.ascontiguousarray(hr.clip(-NETWORK_LIMIT, NETWORK_LIMIT))
-        hr = torch.from_numpy(hr)[:, None]
-        lr, sigma = self._measured(downsample(pack(hr)), rng)
+        large = torch.from_numpy(hr)[:, None]
+        lr, sigma = self._measured(downsample(pack(large)), rng)
         if rng.random() < self._config.whole_share:
             unit = abs(float(gain)) * count
             lr = (lr / unit).round() * unit
@@ -131,7 +131,7 @@ class Clips:
         pairs = zip(pictures[1:], pictures, strict=False)
         flows = [dense_flow(now, before, sigma) for now, before in pairs]
         flow = np.stack([np.zeros((self._side, self._side, 2), np.float32), *flows])
-        return Clip(hr, lr, torch.from_numpy(flow), torch.tensor([sigma], dtype=torch.float32))
+        return Clip(large, lr, torch.from_numpy(flow), torch.tensor([sigma], dtype=torch.float32))
 
     def _recorded(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, float]:
         """``(T, H, W)`` of a recording, forwards or backwards, in network units; and one count."""
@@ -166,8 +166,8 @@ class Clips:
             centre = (float(left + side / 2), float(top + side / 2))
             matrix = cv2.getRotationMatrix2D(centre, float(angle[k]), 1 + 0.01 * float(zoom[k]))
             matrix[:, 2] -= (left, top)
-            reflected = {"flags": cv2.INTER_LANCZOS4, "borderMode": cv2.BORDER_REFLECT}
-            frames[k] = cv2.warpAffine(still, matrix, (side, side), **reflected)
+            how: Any = {"flags": cv2.INTER_LANCZOS4, "borderMode": cv2.BORDER_REFLECT}
+            frames[k] = cv2.warpAffine(still, matrix, (side, side), **how)
         if rng.random() < config.object_share:
             frames = _with_object(frames, other, rng, config.fastest)
         return frames, count

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageFile, ImageOps, ImageSequence
 from pydantic.dataclasses import dataclass
 
 from difiisr_models.files import files_below
@@ -250,7 +250,7 @@ def _counts(path: Path, image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB")).mean(axis=-1).round().astype(np.uint8)
 
 
-def _is_deep_colour(image: Image.Image) -> bool:
+def _is_deep_colour(image: ImageFile.ImageFile) -> bool:
     """Whether Pillow will give 8 bit of a file's 16; known only before ``load``."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return False

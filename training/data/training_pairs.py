@@ -132,9 +132,9 @@ def _draw_pair(
     top, left = (rng.integers(0, n - cut + 1) for n in frame.counts.shape)
     crop = frame.counts[top : top + cut, left : left + cut]
     if cut != side:
-        crop = pillow_resize(crop, side, side, Image.BOX)
+        crop = pillow_resize(crop, side, side, Image.Resampling.BOX)
     if config.rotated:
-        crop = np.rot90(crop, rng.integers(4))
+        crop = np.rot90(crop, int(rng.integers(4)))
     crop = np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
     pair = degrade(choose_kind(config.degradation, rng), crop, frame.shown, config.degradation, rng)
     # White-hot, or black-hot.

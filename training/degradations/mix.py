@@ -84,7 +84,7 @@ def degrade(
 
 
 def pillow_resize(
-    image: np.ndarray, height: int, width: int, method: Image.Resampling = Image.BICUBIC
+    image: np.ndarray, height: int, width: int, method: Image.Resampling = Image.Resampling.BICUBIC
 ) -> np.ndarray:
     """Antialiased resize; the dtype (uint8, uint16, float32) and its rounding are kept."""
     given = image.astype(np.float32) if image.dtype == np.uint16 else image

@@ -161,7 +161,7 @@ def sample_by_detector(image: np.ndarray, fill_factor: float) -> np.ndarray:
 
 
 def stripes(
-    shape: tuple[int, int], row_sigma: float, column_sigma: float, rng: np.random.Generator
+    shape: tuple[int, ...], row_sigma: float, column_sigma: float, rng: np.random.Generator
 ) -> np.ndarray:
     """sigma_V and sigma_H: one Gaussian offset per row plus one per column, in counts.
 

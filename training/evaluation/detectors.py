@@ -96,13 +96,13 @@ class OnnxDetector:
     def _find_yolo(self, picture: np.ndarray) -> Detections:
         rows = self._resized(picture)
         rows = rows[rows[:, 4] > _MIN_SCORE]
-        scale = np.divide(picture.shape, self.input_size)[[1, 0, 1, 0]]
+        scale = np.divide(picture.shape, self.input_size or picture.shape)[[1, 0, 1, 0]]
         corners = rows[:, :4].astype(np.float64) * scale
         return _keep_best(corners, rows[:, 5].astype(np.int64), rows[:, 4], picture.shape)
 
     def _resized(self, picture: np.ndarray) -> np.ndarray:
         """The output for a picture at the size of the input, in three equal colours."""
-        height, width = self.input_size
+        height, width = self.input_size or picture.shape
         grey = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
         colours = np.repeat(np.asarray(grey)[None, None], 3, axis=1)
         return self._session.run(None, {self._input.name: colours})[0][0]

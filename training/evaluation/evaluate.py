@@ -180,7 +180,7 @@ def judge_models(
                 f"{one.flat} flat frame{'s' * (one.flat > 1)} (all pixels equal) left out of the "
                 "means; consistency and errors do include them"
             )
-    made, own = degradation, [source.name for source in sets if source.lr]
+    made, own = str(degradation), [source.name for source in sets if source.lr]
     if own:
         made = "own pairs" if len(own) == len(sets) else f"{made}; own pairs of {', '.join(own)}"
     return Results(
@@ -240,20 +240,15 @@ def _measure(
     out: Path,
     progress: tqdm,
 ) -> dict[str, Any]:
-    """Run one model on one set and judge its results, unless that is done already.
-
-    Returns:
-        ``sha256`` of the weights or output images; ``values``, a table with a row per frame and
-        columns of the metrics and ``seconds``; ``bins``, see :class:`TemperatureErrors`.
-    """
-    source, outputs, sha256 = prepared.source, None, hashlib.sha256()
+    """Run a model on a set, unless that is done: ``sha256``, ``values`` by frame, and ``bins``."""
+    source, outputs, sha256 = prepared.source, dict[str, Path](), hashlib.sha256()
     if isinstance(model, OutputFolder):
         outputs = model.images(source.name, prepared.sizes)
         for path in outputs.values():
             sha256.update(path.read_bytes())
     key = protocol | {  # all that the numbers depend on
         "model": model.name,
-        "weights_sha256": sha256.hexdigest() if outputs else model.weights_sha256,
+        "weights_sha256": model.weights_sha256 if isinstance(model, Peer) else sha256.hexdigest(),
         "frames_sha256": prepared.sha256,
         "kind": source.kind,
     }
@@ -268,8 +263,9 @@ def _measure(
         progress.update(len(prepared.sizes))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        bins = prepared.edges and TemperatureErrors(judge.radiometry, prepared.edges)
-        rows = []
+        scale, edges = judge.radiometry, prepared.edges
+        bins = TemperatureErrors(scale, edges) if scale and edges else None
+        rows: list[dict[str, float]] = []
         for frame, lr, sr, seconds in _results(model, outputs, prepared, judge.mode, out):
             write_frame(folder, frame, sr)
             hr = mask = None
@@ -281,7 +277,7 @@ def _measure(
                     judge.reset()
                 rows.append(judge(sr, lr, hr, mask) | {"seconds": seconds})
             if bins:
-                bins.add(*((sr, hr) if mask is None else (sr[mask], hr[mask])))
+                bins.add(*((sr, hr) if mask is None or hr is None else (sr[mask], hr[mask])))
             progress.update()
         values = pd.DataFrame(rows).to_dict("list")
         found = {"values": values, "bins": bins and bins.table()}
@@ -292,7 +288,7 @@ def _measure(
 
 def _results(
     model: Peer | OutputFolder,
-    outputs: dict[str, Path] | None,
+    outputs: dict[str, Path],
     prepared: PreparedSet,
     mode: Mode,
     out: Path,
@@ -302,7 +298,7 @@ def _results(
     for frame in prepared.sizes:
         lr = read_frame(frames_folder(out, source.name, LR_FOLDER), frame)
         with _named(f"{model.name} fails", source, frame, lr):
-            if outputs:
+            if isinstance(model, OutputFolder):
                 sr, seconds = read_counts(outputs[frame]), math.nan
                 if sr.dtype != lr.dtype:
                     raise ValueError(f"{sr.dtype} is no image of {lr.dtype} counts")
@@ -358,7 +354,7 @@ def _summary(
                 values=values,
             )
         )
-    bins = prepared.edges and [
+    bins: Any = prepared.edges and [
         {key: of_models[0][key] for key in ("low", "high", "pixels")}
         | {
             "models": {

@@ -105,7 +105,7 @@ def colour_bar() -> Picture:
 
 
 def trade_off(
-    points: Sequence[tuple[str, tuple, tuple]], labels: tuple[str, str], lower: Sequence[bool]
+    points: Sequence[tuple[Any, ...]], labels: tuple[str, str], lower: Sequence[bool]
 ) -> str:
     """Perception against distortion, best to the upper right; SVG.
 

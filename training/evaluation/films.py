@@ -74,7 +74,7 @@ def with_hot_object(
     shown, (h, w), radius = robust_range(film[0]), film[0].shape, film[0].shape[0] / 12
     y, x = np.indices((h, w))
     inside = [np.hypot(y - h / 2, x - speed * t) < radius for t in range(len(film))]
-    hot = to_dtype(np.float32(shown.hi + 0.2 * shown.span), film[0].dtype)
+    hot = to_dtype(np.array(shown.hi + 0.2 * shown.span, np.float32), film[0].dtype)
     frames = [np.where(mask, hot, frame) for mask, frame in zip(inside, film, strict=True)]
     wakes = []
     for t, now in enumerate(inside):

@@ -32,7 +32,13 @@ from difiisr_training.evaluation.results import (
     frame_names,
     read_frame,
 )
-from difiisr_training.evaluation.task_scores import IOU, average_precision, count_pixels, mean_iou
+from difiisr_training.evaluation.task_scores import (
+    IOU,
+    average_precision,
+    compare,
+    count_pixels,
+    mean_iou,
+)
 
 _HR_NAME = "HR"
 _OVERLAYS = 6
@@ -65,7 +71,7 @@ def judge_detection(
 
     Returns:
         The content of ``detection.json``; a model is named as its folder, high resolution ``"HR"``,
-        its scores are those of ``average_precision``, and boxes are left, top, width and height.
+        its scores are those of ``compare``, and boxes are left, top, width and height.
 
     Raises:
         OSError: a file or folder is missing.
@@ -104,7 +110,7 @@ def judge_detection(
     parts = {
         "annotations": {"path": str(annotations), "sha256": annotations_sha256(annotations)},
         "sets": {
-            model: average_precision(truths, detections, classes, intervals=True)
+            model: average_precision(truths, detections, classes, resamples=True)
             for model, detections in found.items()
         },
         "overlays": _overlays(boxes, found, classes),
@@ -129,7 +135,7 @@ def judge_segmentation(
     is, and HR is not listed.
 
     Returns:
-        The content of ``segmentation.json``; scores are those of ``mean_iou``.
+        The content of ``segmentation.json``; scores are those of ``compare``.
 
     Raises:
         OSError: a file or folder is missing, or there are neither labels nor HR frames.
@@ -158,11 +164,11 @@ def judge_segmentation(
             return segment(model, read_frame(high, name))
         return _fit_labels(maps[name], size, enlarge=not high.is_dir())
 
-    counted = {name: [] for name in series}
+    counted: dict[str, list[np.ndarray]] = {name: [] for name in series}
     for frame, (name, folder) in product(tqdm(maps or names, unit="frame"), series.items()):
         result = segment(model, read_frame(folder, frame))
         counted[name].append(count_pixels(reference(frame, result.shape), result, len(classes)))
-    described = {
+    described: dict[str, Any] = {
         "name": Path(segmenter).name,
         "sha256": sha256_file(Path(segmenter) / "model.safetensors"),
         "classes": list(classes),
@@ -202,15 +208,12 @@ def _canonical(name: str) -> str:
 
 
 def _fit_labels(path: Path, size: tuple[int, int], *, enlarge: bool) -> np.ndarray:
-    """Label map as large as a result: up to three rows and columns of a frame were cut off.
-
-    ``enlarge``: it may be that of a low-resolution frame, which was never cut.
-    """
+    """Label map as large as a result; ``enlarge``: it may be that of a low-resolution frame."""
     labels = read_labels(path)
     (height, width), (rows, columns) = labels.shape, size
     if enlarge and (height * SCALE, width * SCALE) == size:
         return labels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    if not (0 <= height - rows < SCALE and 0 <= width - columns < SCALE):
+    if not (0 <= height - rows < SCALE and 0 <= width - columns < SCALE):  # frames are cut
         raise ValueError(
             f"{path} is {width}x{height}, the results are {columns}x{rows}: label maps must be as "
             "large as the frames"
@@ -236,6 +239,7 @@ def _join(
     path: Path, described: Mapping[str, Any], set_slug: str, parts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write ``parts`` of one set; those of others stay if they were judged as ``described``."""
+    parts = {**parts, "sets": compare(parts["sets"])}
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if any(before.get(key) != value for key, value in described.items()):
         before = {}

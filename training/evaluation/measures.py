@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_l
 NIQE_FILE = "niqe_pris_params.npz"
 
 Mode = Literal["reference", "camera"]
-Function = Callable[[np.ndarray, np.ndarray, "np.ndarray | None"], "float | Sequence[float]"]
+Function = Callable[[np.ndarray, np.ndarray, Any], "float | Sequence[float]"]
 """``sr (4h, 4w)``, ``lr (h, w)`` and ``hr (4h, 4w)`` or ``None``, in counts -> one number for each
 of a measure's columns; ValueError where a frame is too small or too flat for it."""
 
@@ -283,7 +283,7 @@ class Judge:
 
     def reset(self) -> None:
         """A new film, or the same by another model, begins."""
-        if flicker := self._functions.get("flicker"):
+        if isinstance(flicker := self._functions.get("flicker"), Flicker):
             flicker.reset()
 
     def __call__(
@@ -312,7 +312,7 @@ class Judge:
                 raise ValueError(
                     f"of {lr.shape} pixels, images of {due} are compared, got {image.shape}"
                 )
-        sr = sr if mask is None else np.where(mask, sr, hr)
+        sr = sr if mask is None or hr is None else np.where(mask, sr, hr)
         values = dict.fromkeys(self.columns, math.nan)
         for name, function in self._functions.items():
             try:
@@ -368,4 +368,4 @@ def bin_edges(low: float, high: float) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     edges = MaxNLocator(_BINS, steps=[1, 2, 5, 10]).tick_values(low, max(high, low + 1e-3))
-    return edges.round(6).tolist()
+    return np.round(edges, 6).tolist()

@@ -44,19 +44,12 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, tuple[float, float]]:
         return mean, (math.nan, math.nan)
     if len(values) == 1:
         return mean, (mean, mean)
-    low, high = bootstrap_interval(values, np.mean, 2000).tolist()
-    return mean, (low, high)
-
-
-def bootstrap_interval(
-    values: np.ndarray, score: Callable[..., Any], resamples: int, vectorized: bool = True
-) -> np.ndarray:
-    """95 % percentile interval (Efron 1979) of a score of values, ``(2,)`` or ``(S, 2)``."""
     drawn = bootstrap(
-        (values,), score, n_resamples=resamples, batch=100, method="percentile",
-        vectorized=vectorized, rng=np.random.default_rng(0),
+        (values,), np.mean, n_resamples=2000, batch=100, method="percentile",
+        rng=np.random.default_rng(0),
     )  # fmt: skip
-    return np.stack(drawn.confidence_interval, axis=-1)
+    low, high = map(float, drawn.confidence_interval)
+    return mean, (low, high)
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, data_range: float) -> float:
@@ -107,7 +100,7 @@ class LpipsSqueeze(nn.Module):
         """Read torchvision's ``squeezenet1_1`` weights, whole or ``features`` only, and the linear
         layers, ``weights/v0.1/squeeze.pth`` of the ``lpips`` package."""
         super().__init__()
-        pool = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
+        pool: dict[str, Any] = {"kernel_size": 3, "stride": 2, "ceil_mode": True}
         self._net = nn.Sequential(  # SqueezeNet 1.1 (Iandola 2016), numbered as in torchvision
             nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), nn.MaxPool2d(**pool),
             _Fire(64, 16, 64), _Fire(128, 16, 64), nn.MaxPool2d(**pool),
@@ -242,8 +235,8 @@ class Niqe:
 def _block_features(mscn: np.ndarray, block: int) -> np.ndarray:
     """18 features per block: the shape of the coefficients and of four products of neighbours."""
     h, w = mscn.shape
-    blocks = mscn.reshape(h // block, block, w // block, block).swapaxes(1, 2)
-    blocks = blocks.reshape(-1, block, block)
+    grid = mscn.reshape(h // block, block, w // block, block).swapaxes(1, 2)
+    blocks = grid.reshape(-1, block, block)
     alpha, left, right = _fit_asymmetric_gaussian(blocks)
     columns = [alpha, (left + right) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):

@@ -39,7 +39,8 @@ def next_frame_errors(
     """
     require_opencv()
     shown, stream = robust_range(frames[0]), Stream()
-    errors, picture, made = [], None, []
+    errors, made = [], list[torch.Tensor]()
+    picture: np.ndarray | None = None
     for frame in frames:
         now = [torch.from_numpy(shown.normalise(make(frame)))[None, None] for make in upscalers]
         stream.begin_frame(frame, None)

@@ -54,7 +54,7 @@ class Peer:
         return path.stem if path.suffix in PEER_SUFFIXES else path.name
 
 
-def load_peer(name: str, weights: Path | None, device: str) -> Peer:
+def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto") -> Peer:
     """Load one model.
 
     Args:
@@ -64,6 +64,7 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
             (.pth, .safetensors) of a published network that spandrel knows.
         weights: folder of the three published peers' files; only they need it.
         device: ``"cpu"``, ``"cuda"``, ...
+        backend: of what ``load_upscaler`` loads.
 
     Raises:
         FileNotFoundError: no such model or file.
@@ -87,16 +88,16 @@ def load_peer(name: str, weights: Path | None, device: str) -> Peer:
         if settings.keys() != {"consistency"}:
             raise ValueError(f"{name}: the one setting of bicubic is @consistency=F, 0 to 1")
         model = "bicubic-consistent"
-    up = load_upscaler(model, device=device, **settings)
+    up = load_upscaler(model, device=device, backend=backend, **settings)
     return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
 
 
-def split_settings(name: str) -> tuple[str, dict[str, float | str]]:
+def split_settings(name: str) -> tuple[str, dict[str, Any]]:
     """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``, else ValueError.
 
     ``@pipeline=published`` is the authors' own way of reading a frame.
     """
-    model, settings = name, {}
+    model, settings = name, dict[str, Any]()
     while "@" in Path(model).name and not Path(model).expanduser().exists():
         model, _, setting = model.rpartition("@")
         key, _, value = setting.rpartition("=")
@@ -126,7 +127,8 @@ def load_published_network(
     network = build()
     network.load_state_dict(state.get("params", state))
     network.eval().requires_grad_(False)
-    return network.to(device, memory_format=torch.channels_last), white  # as our own run
+    # As our own run.
+    return network.to(device, memory_format=torch.channels_last), white  # type: ignore[call-overload]  # not in its stubs
 
 
 def _spandrel_model(path: Path) -> Any:

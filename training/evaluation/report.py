@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,12 +163,9 @@ def _cells(
     digits: int | None = None,
     against_bicubic: bool = False,
 ) -> dict[str, Cell]:
-    """A column: means with intervals by model, the best among them or what beats bicubic.
-
-    ``digits``: after the point; by default about four that count in the largest number.
-    """
+    """A column: means with intervals by model, the best among them or what beats bicubic."""
     means = {name: mean for name, (mean, _) in found.items()}
-    if digits is None:
+    if digits is None:  # about four that count in the largest number
         largest = max((abs(v) for v in means.values() if math.isfinite(v)), default=0) or 1.0
         digits = min(max(3 - math.floor(math.log10(largest)), 1), 6) if largest < 100 else 1
     ranked = {name: mean for name, mean in means.items() if name not in _NOT_MODELS}
@@ -238,8 +236,8 @@ def _trade_off(
     chosen: SetResult, metrics: Mapping[str, MetricInfo], colours: Mapping[str, str]
 ) -> dict[str, str] | None:
     """Perception and distortion; nothing where either was not measured."""
-    keys = [_first(names, metrics) for names in _TRADE_OFF]
-    if None in keys:
+    keys = [key for names in _TRADE_OFF if (key := _first(names, metrics)) is not None]
+    if len(keys) < len(_TRADE_OFF):
         return None
     points = [
         (colours[m.name], *((m.mean[key], m.interval[key]) for key in keys)) for m in chosen.models
@@ -253,12 +251,7 @@ def _trade_off(
 def _task_section(
     out: Path, name: str, content: Mapping[str, Any], titles: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What a detector or a segmenter made of the results: tables, and boxes drawn on frames.
-
-    ``content`` is that part of the results; its sets and models are named as their folders, ``HR``
-    is the reference and ``truth`` what was annotated. All else in it becomes notes. ``titles``: of
-    sets and models, by the names of their folders.
-    """
+    """What a reader made of the results, in which sets and models are named as their folders."""
     overlays, shown = content.get("overlays", {}), {k: _in_words(v) for k, v in content.items()}
     drawn = [boxes for frames in overlays.values() for boxes in frames.values()]
     classes = sorted({box["class"] for of in drawn for found in of.values() for box in found})
@@ -291,7 +284,7 @@ def _in_words(value: Any) -> str:
 def _task_table(
     name: str, models: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Scores of a set, and the first of them per class; the best among the models alone."""
+    """Scores of a set, the first of them per class, and paired differences of them all."""
     nowhere, any_model = (math.nan, math.nan), next(iter(models.values()))
     known = [key for key in _SCORES if key in any_model]
     found: dict[str, dict[str, tuple[float, Interval]]] = {
@@ -307,6 +300,16 @@ def _task_table(
     for head, column in found.items():
         numbers = {model: one for model, one in column.items() if one[0] is not None}
         columns.append(((head, _ARROWS["higher"]), _cells(numbers, "higher", digits=3)))
+    for key, to in product(known, ("bicubic", "best_peer")):
+        gaps = {m: gap for m, s in models.items() if (gap := s.get(f"difference_to_{to}"))}
+        numbers = {m: (gap[key]["mean"], gap[key]["interval"]) for m, gap in gaps.items()}
+        cells = _cells(numbers, "higher", digits=3, against_bicubic=True)
+        if to == "best_peer":  # which is another for the best model
+            peers = {m: titles.get(gap["model"], gap["model"]) for m, gap in gaps.items()}
+            cells = {m: c._replace(interval=f"{c.interval} {peers[m]}") for m, c in cells.items()}
+        if cells:
+            head = f"{_SCORES[key]} above {to.replace('_', ' ')}"
+            columns.append(((head, _ARROWS["higher"]), cells))
     return _table(name, columns, titles)
 
 

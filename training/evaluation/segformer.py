@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def segment(model: SegformerForSemanticSegmentation, counts: np.ndarray) -> np.n
     return logits[0, :, :height, :width].argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
-def _transformers() -> tuple[type, type]:
+def _transformers() -> tuple[Any, Any]:
     try:
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
     except (ModuleNotFoundError, RuntimeError) as error:

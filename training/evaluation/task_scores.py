@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from difiisr_training.data.annotations import IGNORED, Boxes
 from difiisr_training.evaluation.detectors import Detections
-from difiisr_training.evaluation.metrics import bootstrap_interval
 
 IOU = "0.50:0.95, step 0.05, at most 100 detections per image (COCO)"
 
 _RESAMPLES = 200
+_NO_PEERS = ("bicubic", "bicubic-consistent", "HR")
 
 
 def average_precision(
@@ -23,15 +23,15 @@ def average_precision(
     found: Sequence[Detections],
     classes: Sequence[str],
     *,
-    intervals: bool = False,
+    resamples: bool = False,
 ) -> dict[str, Any]:
     """Average precision of ``found`` in each image as COCO defines it, by pycocotools.
 
     Returns:
-        ``{"map", "map50", "map_interval": [LOW, HIGH], "map50_interval", "per_class":
-        {CLASS: {"ap", "ap50", "boxes"}}, "images", "boxes"}``: in 0..1, over the IoU thresholds
-        of ``IOU`` or at 0.50, means over the classes that the truth has objects of, 95 %
-        intervals over the images; ``None`` without objects. ``boxes``: objects not ignored.
+        ``{"map", "map50", "per_class": {CLASS: {"ap", "ap50", "boxes"}}, "images", "boxes"}``: in
+        0..1, over the IoU thresholds of ``IOU`` or at 0.50, means over the classes that the truth
+        has objects of; ``None`` without objects. ``boxes``: objects not ignored. With
+        ``resamples``, and objects, ``"resampled"`` too, see :func:`compare`.
     """
     if len(truth) != len(found):
         raise ValueError(f"{len(truth)} images with objects, but {len(found)} with detections")
@@ -45,12 +45,12 @@ def average_precision(
         ap = np.where(np.isnan(ap), whole, ap)[:, present]
         return np.array([ap.mean(), ap[0].mean()])
 
-    scores: dict[str, Any] = dict.fromkeys(("map", "map50", "map_interval", "map50_interval"))
+    scores: dict[str, Any] = dict.fromkeys(("map", "map50"))
     if present.any():
         scores["map"], scores["map50"] = means(np.arange(len(truth))).tolist()
-    if present.any() and intervals:
-        ends = interval_over_images(len(truth), means)
-        scores["map_interval"], scores["map50_interval"] = ends.tolist()
+    if present.any() and resamples:
+        draws = over_resamples(len(truth), means)
+        scores["resampled"] = dict(zip(("map", "map50"), draws, strict=True))
     of_any = np.concatenate([boxes.classes[~boxes.ignored] for boxes in truth])
     scores["per_class"] = {
         name: {
@@ -84,9 +84,9 @@ def mean_iou(counted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Intersection over union from ``count_pixels`` of all images, ``(images, 3, C)``.
 
     Returns:
-        ``{"miou", "miou_interval": [LOW, HIGH], "per_class": {CLASS: IoU}, "images", "pixels"}``:
-        in 0..1, the mean over the classes that occur, its 95 % interval over the images; ``None``
-        for a class in neither label map, and without any judged pixel.
+        ``{"miou", "per_class": {CLASS: IoU}, "images", "pixels"}``: in 0..1, the mean over the
+        classes that occur; ``None`` for a class in neither label map, and without any judged
+        pixel. With any, ``"resampled"`` too, see :func:`compare`.
     """
     whole = _iou(counted)
     known = ~np.isnan(whole)
@@ -96,10 +96,11 @@ def mean_iou(counted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
         iou = _iou(counted[images])
         return float(np.where(np.isnan(iou), whole, iou)[known].mean())
 
-    judged = known.any()
-    return {
-        "miou": mean(np.arange(len(counted))) if judged else None,
-        "miou_interval": interval_over_images(len(counted), mean).tolist() if judged else None,
+    scores: dict[str, Any] = {"miou": None}
+    if known.any():
+        scores["miou"] = mean(np.arange(len(counted)))
+        scores["resampled"] = {"miou": over_resamples(len(counted), mean)}
+    return scores | {
         "per_class": {
             name: None if np.isnan(iou) else float(iou)
             for name, iou in zip(classes, whole, strict=True)
@@ -109,17 +110,49 @@ def mean_iou(counted: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def interval_over_images(
-    count: int, score: Callable[[np.ndarray], float | np.ndarray]
-) -> np.ndarray:
-    """95 % interval of one score, or of ``(S,)`` scores, by a bootstrap over images.
+def over_resamples(count: int, score: Callable[[np.ndarray], float | np.ndarray]) -> np.ndarray:
+    """One score, ``(R,)``, or ``S`` scores, ``(S, R)``, of images drawn with replacement.
 
-    ``score`` is that of the images of some numbers, some more than once. Gives low and high end,
-    ``(2,)`` or ``(S, 2)``; the score itself, twice, of a single image.
+    ``score`` is that of the images of some numbers, some more than once. The draws depend on
+    ``count`` alone.
     """
-    if count == 1:
-        return np.stack([score(np.zeros(1, np.int64))] * 2, axis=-1)
-    return bootstrap_interval(np.arange(count), score, _RESAMPLES, vectorized=False)
+    rng = np.random.default_rng(0)
+    return np.stack([score(rng.integers(count, size=count)) for _ in range(_RESAMPLES)], axis=-1)
+
+
+def compare(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Models' scores of the same images, with intervals in the place of ``"resampled"``.
+
+    Returns:
+        ``{MODEL: {..., "map_interval": [LOW, HIGH], "difference_to_bicubic": {"map": {"mean",
+        "interval"}}, "difference_to_best_peer": {"model": NAME, "map": ...}}}``, and likewise for
+        each resampled score: 95 % intervals over the images, of differences paired. The best peer
+        is the best of the networks of another name (``@`` and what follows is none of it).
+    """
+    drawn = {name: scores.get("resampled", {}) for name, scores in models.items()}
+
+    def difference(name: str, other: str) -> dict[str, Any]:
+        gaps = {key: draws - drawn[other][key] for key, draws in drawn[name].items()}
+        means = {key: models[name][key] - models[other][key] for key in gaps}
+        return {key: {"mean": means[key], "interval": interval(gap)} for key, gap in gaps.items()}
+
+    found = {}
+    for name, draws in drawn.items():
+        scores = {key: value for key, value in models[name].items() if key != "resampled"}
+        found[name] = scores | {f"{key}_interval": interval(of) for key, of in draws.items()}
+        if draws and name != "bicubic" and "bicubic" in models:
+            found[name]["difference_to_bicubic"] = difference(name, "bicubic")
+        own = (name.partition("@")[0], *_NO_PEERS)
+        peers = [other for other in models if other.partition("@")[0] not in own]
+        if draws and peers:
+            best = max(peers, key=lambda peer: models[peer][next(iter(drawn[peer]))])
+            found[name]["difference_to_best_peer"] = {"model": best} | difference(name, best)
+    return found
+
+
+def interval(draws: np.ndarray) -> list[float]:
+    """Low and high end of the 95 % percentile interval (Efron 1979) of resamples ``(R,)``."""
+    return np.percentile(draws, (2.5, 97.5)).tolist()
 
 
 def _iou(counted: np.ndarray) -> np.ndarray:
@@ -132,10 +165,7 @@ def _iou(counted: np.ndarray) -> np.ndarray:
 def _precision(
     truth: Sequence[Boxes], found: Sequence[Detections], class_count: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """AP ``(thresholds, C)`` as a function of the images' numbers; NaN without objects.
-
-    The boxes are matched here once, in each image.
-    """
+    """AP ``(thresholds, C)`` of images by their numbers, matched here once; NaN without objects."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

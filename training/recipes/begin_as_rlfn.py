@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,6 @@ from difiisr_models.resample import pack, upsample
 from difiisr_training.config import TrainConfig
 from difiisr_training.data.images import LoadFrames
 from difiisr_training.data.training_pairs import CropDataset
-from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.evaluation.peers import load_published_network
 
 _FITTED_ON = 96  # crops; of 48x48 they give 500 equations for each of the unknowns
@@ -47,7 +47,7 @@ def begin(config: TrainConfig, peers: Path | None, load: LoadFrames) -> CompactN
 
 
 @torch.no_grad()
-def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
+def begin_as_rlfn(network: CompactNetwork, rlfn: Any, lr: Tensor) -> None:
     """Give ``network`` weights with which its posterior mean is close to RLFN's result, in place.
 
     It then ignores x_t and the step, and its perceptual sample is its mean. ``lr (n, 1, h, w)``:
@@ -96,7 +96,7 @@ def begin_as_rlfn(network: CompactNetwork, rlfn: Rlfn, lr: Tensor) -> None:
     _fit(network.mean_head, own, pack(result - 1) - upsample(lr))
 
 
-def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _convolve(layer: Any, x: Tensor) -> Tensor:
     """A layer of RLFN on features that were divided by the half span."""
     return F.conv2d(x, layer.weight, layer.bias / _HALF_SPAN, padding=layer.padding)
 
@@ -109,7 +109,7 @@ def _most_telling(features: Tensor, readers: Sequence[nn.Conv2d], count: int) ->
     """
     covariance = torch.cov(features.transpose(0, 1).flatten(1).double())
     covariance += _RIDGE * covariance.diagonal().max() * torch.eye(len(covariance))
-    read = sum(reader.weight.double().square().sum((0, 2, 3)) for reader in readers)
+    read = torch.stack([r.weight.double().square().sum((0, 2, 3)) for r in readers]).sum(0)
     kept = list(range(len(covariance)))
     while len(kept) > count:
         alone = 1 / torch.linalg.inv(covariance[kept][:, kept]).diagonal()
@@ -117,7 +117,7 @@ def _most_telling(features: Tensor, readers: Sequence[nn.Conv2d], count: int) ->
     return torch.tensor(kept)
 
 
-def _fit(layer: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tensor:
+def _fit(layer: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     """Set a layer to the least-squares map of ``inputs`` to ``outputs``; returns what it gives."""
     size, padding = layer.kernel_size, layer.padding
     features = layer.in_channels * size[0] * size[1] + (layer.bias is not None)

@@ -70,8 +70,8 @@ class CentreDetector(nn.Module):
         self.merge_quarter = _conv(w4, w4)
         self.classes = nn.Sequential(_conv(w4, w4), nn.Conv2d(w4, class_count, 1))
         self.sides = nn.Sequential(_conv(w4, w4), nn.Conv2d(w4, 4, 1))
-        nn.init.constant_(self.classes[-1].bias, _RARE)
-        nn.init.constant_(self.sides[-1].bias, 1.0)
+        nn.init.constant_(self.classes.get_parameter("1.bias"), _RARE)
+        nn.init.constant_(self.sides.get_parameter("1.bias"), 1.0)
 
     def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Look at images ``(B, 1, H, W)`` in 0..1; H and W multiples of 16.
@@ -97,9 +97,7 @@ class CentreDetector(nn.Module):
         return scores * peaks.to(scores.dtype), sides
 
 
-def draw_targets(
-    boxes: Boxes, class_count: int, size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_targets(boxes: Boxes, class_count: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
     """What the network should say of one image of ``size`` ``(H, W)`` pixels, multiples of 4.
 
     Of overlapping objects the smaller one is drawn over the larger one.

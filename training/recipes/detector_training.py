@@ -100,9 +100,9 @@ def fit_detector(
             picture, boxes = augment(picture, boxes, config, rng)
             targets = draw_targets(boxes, len(classes), picture.shape)
             samples.append((torch.from_numpy(picture)[None], *targets))
-        images, *targets = map(torch.stack, zip(*samples, strict=True))
+        images, *stacked = map(torch.stack, zip(*samples, strict=True))
         logits, sides = network.maps(images.to(device, memory_format=torch.channels_last))
-        return detection_loss(logits, sides, [each.to(device) for each in targets])
+        return detection_loss(logits, sides, [each.to(device) for each in stacked])
 
     def rate_at(iteration: int) -> float:
         warm = min(1.0, (iteration + 1) / _WARMUP)
@@ -116,8 +116,8 @@ def fit_detector(
     network = CentreDetector(len(classes), config.width)
     if initial is not None:
         network.load_state_dict(initial)
-    network.to(device, memory_format=torch.channels_last)
-    kinds = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    kinds: Any = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
     weights, kind = network.parameters(), kinds[config.optimiser]
     optimiser = kind(weights, config.lr, weight_decay=config.weight_decay)
     return train_reader(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -59,12 +59,12 @@ def train_reader(
     optimiser: torch.optim.Optimizer,
     run: Path,
     *,
-    loss_of: Callable[[nn.Module, range], Tensor],
+    loss_of: Callable[[Any, range], Tensor],
     rate_at: Callable[[int], float],
-    judge: Callable[[nn.Module], dict[str, float | None]] | None = None,
+    judge: Callable[[Any], dict[str, float | None]] | None = None,
     gradient_norm: float = math.inf,
     budget_s: float = math.inf,
-) -> tuple[nn.Module, int]:
+) -> tuple[Any, int]:
     """Train as ``train.run_task`` does; a checkpoint of the same settings and classes is continued.
 
     Args:
@@ -85,8 +85,8 @@ def train_reader(
     deadline = time.monotonic() + budget_s
     path, settings = run / CHECKPOINT_NAME, {"classes": list(classes), **asdict(config)}
     average = copy.deepcopy(network).requires_grad_(False)
-    parts = {"network": network, "average": average, "optimiser": optimiser}
-    reached = {"iteration": 0, "best": None, "best_score": -1.0}
+    parts: dict[str, Any] = {"network": network, "average": average, "optimiser": optimiser}
+    reached: dict[str, Any] = {"iteration": 0, "best": None, "best_score": -1.0}
     if path.exists():
         saved = load_checkpoint(path, settings, parts)
         reached = {name: saved[name] for name in reached}
@@ -111,14 +111,15 @@ def train_reader(
             optimiser.step()
             iteration += 1
             update_ema(average, network, config.ema, iteration)
-            reached["iteration"], scores = iteration, {}
+            reached["iteration"] = iteration
+            scores: dict[str, float | None] = {}
             if iteration % config.validate_every == 0 or iteration == config.iterations:
                 scores = judge(average) if judge else {}
                 score = next(iter(scores.values()), None)
                 if score is not None and score > reached["best_score"]:
                     reached |= {"best": copy.deepcopy(average.state_dict()), "best_score": score}
                 save_checkpoint(path, settings, parts, **reached)
-            write_journal(run, STATISTICS_NAME, iteration, {"loss": loss.item(), **scores})
+            write_journal(run, STATISTICS_NAME, iteration, {"loss": loss.item()} | scores)
             progress.update()
             progress.set_postfix(loss=f"{loss.item():.3f}", **scores)
         if stop.requested:
