@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -126,7 +126,8 @@ def demo(
         way = "over DDS"
     _draw(bag, topic, out, upscaler, sent, is_scene)
     p50, p90, p99 = (1e3 * np.percentile(latencies, (50, 90, 99))).tolist()
-    facts = {"frames_in": sent, "frames_out": len(latencies), "dropped": sent - len(latencies)}
+    facts: dict[str, Any] = {"frames_in": sent, "frames_out": len(latencies)}
+    facts |= {"dropped": sent - len(latencies)}
     facts |= {"latency_ms": {"p50": p50, "p90": p90, "p99": p99}, "model": upscaler.name}
     facts |= {"backend": backend, "way": way}
     facts |= {"recording": str(out / "sr"), "picture": str(out / "panel.png")}

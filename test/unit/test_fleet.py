@@ -326,11 +326,11 @@ def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
 
     task = Evaluate(Judgement("bicubic", limit=2, metrics="psnr", device="cpu"))
     inputs = [str(recordings / name) for name in ("b", "empty.mcap")]
-    rows = do_here(inputs, str(tmp_path), task).values()
+    rows = do_here(inputs, str(tmp_path / "out"), task).values()
     good, bad = sorted(rows, key=lambda row: row["input"])
     assert not good.get("fault")
     assert good["metrics"]["psnr of bicubic"] > 10
-    made = {path.name for path in (tmp_path / good["folder"]).iterdir()}
+    made = {path.name for path in (tmp_path / "out" / good["folder"]).iterdir()}
     assert {"report.html", "picture.png"} <= made
     assert "fault" in bad
     assert not bad["failed"]
