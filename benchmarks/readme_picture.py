@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.readme_picture strip IMAGE --window ROW COLUMN SIDE --detector FILE.onnx``:
 docs/before_after.png, a real infrared frame, a quarter of it, bicubic, and ours, zoomed, and what a
-detector of ``difiisr train-detector`` finds in each of them.
+detector of ``difiisr train-detector`` finds in each of them. Shown is test/0_80_40_0_06933.jpg of
+HIT-UAV at 215 150 240; the detector was trained for 700 iterations on its training frames.
 ``python -m benchmarks.readme_picture stream``: docs/stream.gif, the demo's pan through its camera.
 """
 
