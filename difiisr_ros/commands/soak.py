@@ -466,4 +466,4 @@ def slope(minutes: np.ndarray, values: np.ndarray) -> dict[str, float | None]:
         return {"slope": None, "upper_95": None}
     fit = stats.linregress(ends, medians)
     spread = 0.0 if np.ptp(medians) == 0 else fit.stderr * stats.t.ppf(0.975, len(ends) - 2)
-    return {"slope": round(fit.slope, 5), "upper_95": round(float(fit.slope + spread), 5)}
+    return {"slope": round(float(fit.slope), 5), "upper_95": round(float(fit.slope + spread), 5)}
