@@ -57,6 +57,8 @@ VERBS = {
 # Verbs in files that are not called as they are.
 _FILES = {
     "replay": "replay_recording",
+    "evaluate": "evaluate_models",
+    "train": "train_model",
     "scene": "demo",
     **dict.fromkeys(("export", "build-engine", "convert"), "model_files"),
     **dict.fromkeys(("train-detector", "train-segmenter"), "train_readers"),

@@ -11,7 +11,7 @@ import torch
 
 from difiisr_models.files import write_json
 from difiisr_ros.commands.arguments import Count, Duration, Threads
-from difiisr_ros.commands.train import OWN_CAMERA, load_source, preset_or_file
+from difiisr_ros.commands.train_model import OWN_CAMERA, load_source, preset_or_file
 from difiisr_training import train as training
 from difiisr_training.config import load_config
 from difiisr_training.data.images import ImageSource

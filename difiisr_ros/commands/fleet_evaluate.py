@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from difiisr_models.backends.selection import resolve_device
 from difiisr_ros.commands.environment import environment
-from difiisr_ros.commands.evaluate import Judgement, recorded_set
+from difiisr_ros.commands.evaluate_models import Judgement, recorded_set
 from difiisr_ros.commands.fleet_report import write_picture
 from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all
 from difiisr_ros.fleet_jobs import Job, find_jobs

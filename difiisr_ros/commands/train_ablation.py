@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from difiisr_models.files import write_json
 from difiisr_models.model_loading import save_compact
 from difiisr_ros.commands.arguments import Count, Duration, Threads
-from difiisr_ros.commands.evaluate import Judgement, evaluate, resolve_inputs
-from difiisr_ros.commands.train import train
+from difiisr_ros.commands.evaluate_models import Judgement, evaluate, resolve_inputs
+from difiisr_ros.commands.train_model import train
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
 from difiisr_training.config import load_config
 from difiisr_training.evaluation.inputs import Selection

@@ -19,7 +19,7 @@ from difiisr_models.files import replaced, write_json
 from difiisr_models.motion import require_opencv
 from difiisr_models.resample import SCALE
 from difiisr_ros.commands.environment import environment
-from difiisr_ros.commands.evaluate import resolve_inputs
+from difiisr_ros.commands.evaluate_models import resolve_inputs
 from difiisr_training.data.images import crop_to_multiple
 from difiisr_training.evaluation import films
 from difiisr_training.evaluation.inputs import Selection

@@ -11,7 +11,7 @@ from PIL import Image
 from thermal_bags import header, image_bytes, record
 
 from difiisr_ros.cli import main
-from difiisr_ros.commands import evaluate as command
+from difiisr_ros.commands import evaluate_models as command
 from difiisr_training.evaluation import evaluate as evaluate_module
 from difiisr_training.evaluation import judged_frames
 from difiisr_training.evaluation.inputs import make_pair
@@ -269,7 +269,7 @@ def test_the_command_line_reports_and_exits_with_zero(data, capsys):
 
 
 def test_what_to_install_is_said_where_the_extra_is_absent(data, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "difiisr_ros.commands.evaluate")
+    monkeypatch.delitem(sys.modules, "difiisr_ros.commands.evaluate_models")
     monkeypatch.setitem(sys.modules, "difiisr_training.evaluation.metrics", None)
     monkeypatch.delitem(sys.modules, "difiisr_training.evaluation.evaluate")
     assert main(["evaluate", str(data / "eight"), "--out", str(data / "out")]) == 1

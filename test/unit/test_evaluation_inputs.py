@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from thermal_bags import header, image_bytes, pixels, record
 
-from difiisr_ros.commands.evaluate import resolve_inputs
+from difiisr_ros.commands.evaluate_models import resolve_inputs
 from difiisr_training.evaluation.evaluate import OutputFolder
 from difiisr_training.evaluation.inputs import Selection, finite_window, make_pair
 

@@ -321,7 +321,7 @@ def test_the_cluster_file_is_one_that_ray_takes():
 
 def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
     pytest.importorskip("torchmetrics", reason="needs the extra eval")
-    from difiisr_ros.commands.evaluate import Judgement
+    from difiisr_ros.commands.evaluate_models import Judgement
     from difiisr_ros.commands.fleet_evaluate import Evaluate
 
     task = Evaluate(Judgement("bicubic", limit=2, metrics="psnr", device="cpu"))

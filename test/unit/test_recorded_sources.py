@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from thermal_bags import IMAGE, record, storage_file
 
-from difiisr_ros.commands.train import load_source
+from difiisr_ros.commands.train_model import load_source
 from difiisr_training.data.images import ImageSource
 
 

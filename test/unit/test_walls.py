@@ -112,12 +112,7 @@ def test_there_are_no_circles_between_rooms():
 
 
 def test_no_file_name_is_there_twice():
-    """But verbs, which are called as what they start."""
-    names = Counter(
-        path.name
-        for name, path in MODULES.items()
-        if path.name != "__init__.py" and not within(name, COMMANDS)
-    )
+    names = Counter(path.name for path in MODULES.values() if path.name != "__init__.py")
     assert [name for name, count in names.items() if count > 1] == []
 
 
