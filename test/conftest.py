@@ -41,6 +41,12 @@ def _cache_of_this_run(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """A test draws the same numbers in each run and on each machine."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real thermal images beside the checkout; skips where there is none."""
