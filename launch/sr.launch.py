@@ -205,14 +205,11 @@ def actions(value: dict[str, str]) -> list:
     return [node, *viewers(value)]
 
 
-def described(file: str, arguments: dict, make: Callable, *more: str) -> LaunchDescription:
-    """Return the description of ``file``: its arguments, and the actions of their values.
-
-    ``more`` are names of arguments of a file that it includes.
-    """
+def described(file: str, arguments: dict, make: Callable) -> LaunchDescription:
+    """Return the description of ``file``: its arguments, and the actions of their values."""
 
     def make_of_words(context) -> list:  # noqa: ANN001
-        check_arguments(sys.argv, [*arguments, *more], Path(file).name)
+        check_arguments(sys.argv, arguments, Path(file).name)
         return make({name: LaunchConfiguration(name).perform(context) for name in arguments})
 
     declared = [

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,6 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced di
 pytest.importorskip("launch_ros", reason="ros2 launch comes with a ROS distribution only")
 
 from ros_peer import DOMAIN, PATIENCE, Peer, wait_until
-
-from difiisr_ros.bags import open_bag
-from difiisr_ros.scene import write_scene_bag
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -85,9 +81,9 @@ def has_left_some(process):
     return True
 
 
-def wait_for_all(process, patience=PATIENCE):
+def wait_for_all(process):
     """The exit code of launch; all that it started ends with it, if a moment later."""
-    code = process.wait(patience)
+    code = process.wait(PATIENCE)
     wait_until(lambda: not has_left_some(process), lambda: "a process is left")
     return code
 
@@ -109,29 +105,3 @@ def test_the_launched_node_answers_and_ends_with_launch(launch):
     assert "process has finished cleanly" in text
     for trouble in ("Traceback", "[ERROR]", "deprecated", "XMLPARSER"):
         assert trouble not in text, text
-
-
-@pytest.fixture
-def bag(tmp_path):
-    pytest.importorskip("ros2bag", reason="ros2 bag comes with a ROS distribution only")
-    pytest.importorskip("rosbag2_py", reason="ros2 bag comes with a ROS distribution only")
-    if os.environ.get("ROS_DISTRO") in ("humble", "iron"):
-        pytest.skip("this ROS reads no bags of version 9")
-    write_scene_bag(tmp_path / "old", frames=9)
-    return tmp_path / "old"
-
-
-def test_a_bag_is_replayed_and_recorded(launch, bag):
-    process, log = launch("replay.launch.py", f"bag:={bag}/", "model:=bicubic", "linger:=2")
-    assert wait_for_all(process, 2 * PATIENCE) == 0, log.read_text()
-    with open_bag(bag.with_name("old_sr")) as recorded:
-        counts = Counter(message.topic.name for message in recorded.messages())
-    assert counts["/thermal/image_raw"] == counts["/thermal/camera_info"] == 9, log.read_text()
-    assert 1 <= counts["/thermal/sr"] <= 9
-    assert counts["/diagnostics"] >= 1
-
-
-def test_a_replay_ends_with_a_node_that_does_not_start(launch, bag):
-    process, log = launch("replay.launch.py", f"bag:={bag}", "device:=gpu")
-    assert wait_for_all(process) == 0, log.read_text()
-    assert "must be one of auto, cpu, cuda" in log.read_text()

@@ -9,15 +9,14 @@ import re
 import sys
 import types
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 STAND_INS = (
-    *("launch", "launch.actions", "launch.event_handlers", "launch.launch_description_sources"),
-    *("launch.substitutions", "launch_ros", "launch_ros.actions"),
+    *("launch", "launch.actions", "launch.substitutions"),
+    *("launch_ros", "launch_ros.actions"),
 )
 DDS_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
@@ -110,9 +109,6 @@ def test_topics_are_beside_the_image_unless_they_are_given(load, chosen, camera,
         **{"sr/image_raw": output + image, "shutter_flag": "flag_state"},
         **{f"sr/{name}": f"{output}/{name}" for name in below},
     }
-    topics = {"image": camera[0], "camera_info": chosen.get("camera_info", "")}
-    actions = made(load, "replay.launch.py", bag="old", **topics)
-    assert process(actions, "ros2", "bag", "play")[1][-2:] == list(camera)
 
 
 def test_node_parameters_come_from_file_then_arguments(load):
@@ -263,107 +259,3 @@ def test_dds_profile_is_set_unless_the_user_set_one(load, monkeypatch, distribut
     assert_has_profile(started_node(load)["additional_env"], variable)
     monkeypatch.setenv(variable, "/my/profile.xml")
     assert started_node(load)["additional_env"] == {}
-
-
-TOPICS = {"image": "/t/image_raw", "camera_info": "/t/camera_info", "result": "/t/sr"}
-
-
-@pytest.fixture
-def replay(load):
-    return made(load, "replay.launch.py", bag="/bags/old", rate="0.5", delay="4.0", **TOPICS)
-
-
-def process(actions, *verbs):
-    """The process whose command begins so, wherever it is started, and its command."""
-    later = [e.positional[0].named["on_exit"] for e in of_kind(actions, "RegisterEventHandler")]
-    started = [action for on_exit in later if isinstance(on_exit, list) for action in on_exit]
-    found = of_kind([*actions, *started], "ExecuteProcess")
-    (chosen,) = (e for e in found if e.named["cmd"][: len(verbs)] == list(verbs))
-    return chosen, chosen.named["cmd"]
-
-
-def following(actions, ended, ending=False):
-    """What is done when a process has ended, or ends with all the others."""
-    handlers = [entity.positional[0].named for entity in of_kind(actions, "RegisterEventHandler")]
-    done = []
-    for handler in handlers:
-        target, on_exit = handler["target_action"], handler["on_exit"]
-        if target is ended or (not isinstance(target, Recorded) and target(ended)):
-            if not isinstance(on_exit, list):
-                on_exit = on_exit(None, SimpleNamespace(is_shutdown=ending)) or []
-            done += on_exit
-    return done
-
-
-@pytest.mark.parametrize(
-    ("bag", "given", "output"),
-    [
-        ("/bags/old", {}, "/bags/old_sr"),
-        ("bags/old/", {}, "/bags/old_sr"),
-        ("/bags/old", {"output": "new"}, "new"),
-    ],
-)
-def test_replay_needs_the_bag_only_and_records_beside_it(load, monkeypatch, bag, given, output):
-    expected = defaults(described(load("replay.launch.py")))
-    assert {name for name, default in expected.items() if default is None} == {"bag"}
-    monkeypatch.chdir("/")
-    actions = made(load, "replay.launch.py", bag=bag, **given)
-    _, command = process(actions, "ros2", "bag", "record")
-    assert command[command.index("--output") + 1] == output
-
-
-def test_replay_records_camera_and_result_of_a_node_in_simulated_time(load, replay):
-    (include,) = of_kind(replay, "IncludeLaunchDescription")
-    handed = dict(include.named["launch_arguments"])
-    assert set(handed) <= set(defaults(described(load("sr.launch.py"))))
-    assert (handed["use_sim_time"], handed["output"]) == ("true", "/t/sr")
-    record, command = process(replay, "ros2", "bag", "record")
-    assert record in replay  # from the beginning
-    pattern = command[command.index("--regex") + 1]
-    result = ("/t/sr/camera_info", "/t/sr/image_raw")  # the second with output_image_raw
-    for topic in (*TOPICS.values(), *result, "/diagnostics"):
-        assert re.fullmatch(pattern, topic), topic
-    for topic in ("/t/sr/other", "/x/t/sr", "/clock", "/t/image_raw/camera_info"):
-        assert not re.fullmatch(pattern, topic), topic
-    # Log times of the machine's clock: the bag's clock moves in steps.
-    assert "--use-sim-time" not in command
-
-
-@pytest.mark.parametrize(
-    ("name", "message", "started"),
-    [
-        ("sr_node: super-resolution", "unconfigured", False),
-        ("sr_node: super-resolution", "waiting for a subscriber of the result", True),
-        ("sr_node: super-resolution", "on_configure failed: no model 'x'", True),
-        ("motor driver", "9.0 Hz", False),
-    ],
-)
-def test_replay_knows_a_started_node_by_its_diagnostics(load, name, message, started):
-    expression = load("replay.launch.py").NODE_HAS_STARTED
-    status = SimpleNamespace(name=name, message=message)
-    # As `ros2 topic echo --filter` evaluates it.
-    evaluated = (lambda m: eval(expression))(SimpleNamespace(status=[status]))
-    assert evaluated is started
-
-
-def test_replay_plays_as_a_camera_with_the_bags_clock_once_the_node_has_started(replay):
-    wait, _ = process(replay, "ros2", "topic", "echo")
-    play, command = process(replay, "ros2", "bag", "play")
-    assert wait in replay
-    assert following(replay, wait) == [play]
-    assert_has_profile(play.named["additional_env"])  # its images are large
-    expected = "ros2 bag play /bags/old --clock --rate 0.5 --delay 4.0"
-    assert " ".join(command).startswith(expected)
-    assert command[-3:] == ["--topics", "/t/image_raw", "/t/camera_info"]
-
-
-def test_replay_ends_when_the_bag_ends_and_with_the_node_or_the_recorder(replay):
-    play, _ = process(replay, "ros2", "bag", "play")
-    (finish,) = following(replay, play)
-    assert finish.named["period"] == 5.0
-    assert [type(action).__name__ for action in finish.named["actions"]] == ["Shutdown"]
-    record, _ = process(replay, "ros2", "bag", "record")
-    for ended in (record, object()):  # the node is another file's
-        assert [type(action).__name__ for action in following(replay, ended)] == ["Shutdown"]
-    for ended in (play, record, object()):  # launch fails at a second end
-        assert following(replay, ended, ending=True) == []
