@@ -30,7 +30,7 @@ help:
 
 setup: $(FILLED)
 
-$(FILLED): setup.py scripts/fill_venv.sh $(wildcard scripts/constraints*.txt)
+$(FILLED): setup.py setup.cfg scripts/fill_venv.sh $(wildcard scripts/constraints*.txt)
 	scripts/fill_venv.sh $(VENV) $(ROS)
 	@touch $@
 

@@ -1,4 +1,7 @@
-"""Metadata lives here, not in pyproject.toml: the setuptools of ROS distributions needs it so."""
+"""Where the packages and the shared files lie; all else is in setup.cfg.
+
+Neither is in pyproject.toml: the setuptools of ROS distributions needs them here.
+"""
 
 from pathlib import Path
 
@@ -9,70 +12,6 @@ SHARE = f"share/{NAME}"
 
 # Installed package -> folder of the checkout.
 FOLDERS = {NAME: NAME, "difiisr_models": "models", "difiisr_training": "training"}
-
-EXTRAS = {
-    # On a robot ROS itself comes from its distribution; these wheels serve a bare workstation.
-    "ros": [
-        f"{package}; sys_platform == 'linux' and platform_machine == 'x86_64'"
-        for package in (
-            "ros-rclpy[fastrtps]",
-            "ros-builtin-interfaces",
-            "ros-diagnostic-msgs",
-            "ros-lifecycle-msgs",
-            "ros-rcl-interfaces",
-            "ros-sensor-msgs",
-            "ros-std-msgs",
-            "ros-std-srvs",
-        )
-    ],
-    # Images and videos in files: upscale, demo.
-    "images": ["flyr", "matplotlib", "opencv-python-headless", "pillow", "tifffile"],
-    # The motion of the scene, for recurrent models and their training.
-    "time": ["opencv-python-headless"],
-    "train": [
-        "accelerate",
-        "matplotlib",
-        "pyyaml",
-        "scikit-image",
-        "scipy>=1.15",
-        "segment-anything",
-        "torchvision",
-    ],
-    "eval": [
-        "jinja2",
-        "lpips",
-        "matplotlib",
-        "pandas",
-        "pycocotools",
-        "scikit-image",
-        "scipy>=1.15",
-        "spandrel",
-        "tabulate",
-        "torchmetrics",
-        "transformers",
-    ],
-    "fleet": ["fsspec", "jinja2", "matplotlib", "pandas", "pillow", "pyarrow", "ray[client]>=2.50"],
-    "docs": ["mkdocs<2", "mkdocs-material<10", "mkdocstrings[python]<2"],
-    "onnx": ["onnx", "onnxruntime", "onnxscript"],
-    "openvino": ["onnx", "onnxruntime", "onnxscript", "openvino"],
-    "tensorrt": ["onnx", "onnxscript", "tensorrt-rtx; platform_machine == 'x86_64'"],
-    # colcon test takes pytest where an extra of this name asks for it.
-    "test": [
-        "hypothesis",
-        "matplotlib",
-        "mypy",
-        "opencv-python-headless",
-        "pytest",
-        "pytest-timeout",
-        "pytest-xdist",
-        "pyyaml",
-        "ruff",
-        "scikit-image",
-        "scipy>=1.15",
-        "tabulate",
-        "tifffile",
-    ],
-}
 
 
 def package_folders():
@@ -94,16 +33,6 @@ def share_files(top):
 
 
 setup(
-    name=NAME,
-    version="0.1.0",
-    description="Super-resolves thermal image streams by four with residual-shifting diffusion",
-    long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
-    maintainer="difiisr_ros maintainers",
-    maintainer_email="maintainers@users.noreply.example.org",
-    python_requires=">=3.10",
     packages=list(package_folders()),
     # colcon --symlink-install refuses a package that is mapped to a folder of its own name.
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
@@ -119,26 +48,4 @@ setup(
         *share_files("launch"),
         *share_files("config"),
     ],
-    install_requires=[
-        "annotated-types",
-        "cyclopts>=4",
-        "docstring-parser",
-        "lz4",
-        "mcap>=1.2",
-        "numpy>=1.24",
-        "pillow",
-        "platformdirs",
-        "psutil",
-        "pydantic>=2",
-        "pyyaml",
-        "rosbags>=0.11,<0.12",
-        "safetensors>=0.4",
-        "scipy>=1.11",
-        "torch>=2.6",
-        "tqdm",
-        "zstandard",
-    ],
-    extras_require=EXTRAS,
-    entry_points={"console_scripts": [f"difiisr = {NAME}.cli:main"]},
-    zip_safe=False,
 )

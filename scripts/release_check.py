@@ -25,7 +25,7 @@ NEEDED = (
     "LICENSE",
 )
 VERSIONS = {
-    "setup.py": r'version="([^"]+)"',
+    "setup.cfg": r"(?m)^version = (\S+)",
     "package.xml": r"<version>([^<]+)</version>",
     "CITATION.cff": r"(?m)^version: (\S+)",
 }

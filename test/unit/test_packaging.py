@@ -154,7 +154,7 @@ def test_source_distribution_holds_all_that_is_installed(checkout, environment):
 
 def test_all_files_state_the_same_version():
     version = ET.parse(REPOSITORY / "package.xml").findtext("version")
-    assert f'version="{version}"' in (REPOSITORY / "setup.py").read_text()
+    assert f"\nversion = {version}\n" in (REPOSITORY / "setup.cfg").read_text()
     assert re.search(rf"^{re.escape(version)} ", (REPOSITORY / "CHANGELOG.rst").read_text(), re.M)
 
 
