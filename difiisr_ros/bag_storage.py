@@ -1,8 +1,8 @@
-"""The storage files of rosbag2, MCAP and SQLite, read and written message by message, without ROS.
+"""The storage files of rosbag2, MCAP and SQLite, read message by message, without ROS.
 
 Nothing is taken from metadata.yaml. A damaged file is read as far as it goes; ``faults`` says what
-is wrong with it. Formats: the MCAP specification (records are parsed and written by the ``mcap``
-library) and rosbag2's SQLite schema.
+is wrong with it. Formats: the MCAP specification (records are parsed by the ``mcap`` library)
+and rosbag2's SQLite schema.
 """
 
 from __future__ import annotations
@@ -12,32 +12,24 @@ import sqlite3
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
-import yaml
 import zstandard
 from lz4.frame import LZ4FrameFile
 from mcap import records as mcap
 from mcap.opcode import Opcode
 from mcap.reader import SeekingReader
 from mcap.stream_reader import StreamReader
-from mcap.writer import MCAP0_MAGIC, CompressionType
-from mcap.writer import Writer as McapRecordWriter
-from rosbags.rosbag2.metadata import dump_qos_v8, dump_qos_v9, parse_qos
-from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
+from mcap.writer import MCAP0_MAGIC
 from rosbags.typesys import Stores, get_typestore
 
 STORE = get_typestore(Stores.ROS2_KILTED)
 QOS, TYPE_HASH = "offered_qos_profiles", "topic_type_hash"  # keys of an MCAP channel's metadata
 ROSBAG2_METADATA = "rosbag2"  # name of the MCAP record that repeats metadata.yaml
-
-Version = Literal[8, 9]
-"""Of rosbag2's metadata and QoS. All distributions read what 8 holds: Humble and Iron, which write
-5 and 7, pass over what is newer. Jazzy and later write 9, with QoS that older ones cannot read."""
 
 LARGEST_CHUNK = 2**30  # bytes, unpacked
 
@@ -457,169 +449,3 @@ class SqliteFile(StorageFile):
 
     def _advice(self, error: sqlite3.Error) -> str:
         return f"{error}; `sqlite3 {self.path.name} .recover` saves more"
-
-
-class BagWriter:
-    """Writes a recording of one storage file to a new folder; see :func:`.bags.write_bag`.
-
-    Attributes:
-        version: of what is written.
-        custom_data: of a recording, for metadata.yaml.
-    """
-
-    suffix: str
-    identifier: str
-    close: Callable[[], None]  # closes the storage file, complete or not
-    _declare: Callable[[Topic], int]
-    _append: Callable[[int, Message], None]
-    _end: Callable[[str], None]
-
-    def __init__(self, folder: Path, version: Version) -> None:
-        folder.mkdir()
-        self.version = version
-        self.custom_data: Mapping[str, str] = {}
-        self._path = folder / f"{folder.name}{self.suffix}"
-        self._topics: dict[tuple, Topic] = {}
-        self._keys: dict[Topic, int] = {}
-        self._counts: Counter[Topic] = Counter()
-        self._first, self._last = 2**63 - 1, 0
-
-    def add(self, topic: Topic) -> Topic:
-        """Declare a topic, unless it is; messages of undeclared ones declare theirs."""
-        # A topic of ROS 2 is one, also where files of a recording tell of its QoS differently.
-        is_ros = topic.encoding == "cdr"
-        identity = (topic.name, topic.type, topic.encoding) if is_ros else topic
-        if identity not in self._topics:
-            topic = self._topics[identity] = _defined(topic, self.version) if is_ros else topic
-            self._keys[topic] = self._declare(topic)
-        return self._topics[identity]
-
-    def write(self, message: Message) -> None:
-        """Write a message; of a copied one every byte stays."""
-        topic = self.add(message.topic)
-        self._append(self._keys[topic], message)
-        self._counts[topic] += 1
-        self._first = min(self._first, message.time)
-        self._last = max(self._last, message.time)
-
-    def write_extra(self, extra: mcap.Attachment | mcap.Metadata) -> None:
-        """Write an attachment or metadata record of a recording; only MCAP can hold it."""
-
-    def complete(self) -> None:
-        """End the storage file, and write metadata.yaml as rosbag2 does."""
-        span = {
-            "starting_time": {"nanoseconds_since_epoch": self._first},
-            "duration": {"nanoseconds": max(0, self._last - self._first)},
-            "message_count": self._counts.total(),
-        }
-        topics = []
-        for topic in self._keys:
-            notes = {QOS: "", TYPE_HASH: "", **dict(topic.metadata)}
-            qos = notes[QOS] if self.version == 8 else yaml.safe_load(notes[QOS]) or []
-            described = {
-                "name": topic.name,
-                "type": topic.type,
-                "serialization_format": topic.encoding,
-                "offered_qos_profiles": qos,
-                "type_description_hash": notes[TYPE_HASH],
-            }
-            topics.append({"topic_metadata": described, "message_count": self._counts[topic]})
-        information = {
-            "version": self.version,
-            "storage_identifier": self.identifier,
-            "relative_file_paths": [self._path.name],
-            **span,
-            "topics_with_message_count": topics,
-            "compression_format": "",
-            "compression_mode": "",
-            "files": [{"path": self._path.name, **span}],
-            "custom_data": self.custom_data or None,
-            "ros_distro": "rosbags",
-        }
-        self._end(yaml.safe_dump(information))
-        text = yaml.safe_dump({"rosbag2_bagfile_information": information})
-        self._path.with_name("metadata.yaml").write_text(text)
-
-
-class McapBagWriter(BagWriter):
-    """Writes a recording as MCAP."""
-
-    suffix, identifier = ".mcap", "mcap"
-
-    def __init__(self, folder: Path, version: Version) -> None:
-        super().__init__(folder, version)
-        self._file = self._path.open("xb")
-        self.close = self._file.close
-        self._writer = McapRecordWriter(self._file, compression=CompressionType.NONE)
-        self._writer.start(profile="ros2", library="difiisr_ros")
-        self._schemas = {("", "", b""): 0}
-
-    def write_extra(self, extra: mcap.Attachment | mcap.Metadata) -> None:
-        """Write an attachment or metadata record of a recording."""
-        if isinstance(extra, mcap.Metadata):
-            self._writer.add_metadata(extra.name, extra.metadata)
-        else:
-            self._writer.add_attachment(**vars(extra))
-
-    def _declare(self, topic: Topic) -> int:
-        schema = (topic.type, topic.definition_encoding, topic.definition)
-        if schema not in self._schemas:
-            self._schemas[schema] = self._writer.register_schema(*schema)
-        return self._writer.register_channel(
-            topic.name, topic.encoding, self._schemas[schema], dict(topic.metadata)
-        )
-
-    def _append(self, key: int, message: Message) -> None:
-        published = message.time if message.published is None else message.published
-        self._writer.add_message(key, message.time, message.data, published, message.sequence)
-
-    def _end(self, metadata: str) -> None:
-        self._writer.add_metadata(ROSBAG2_METADATA, {"serialized_metadata": metadata})
-        self._writer.finish()
-
-
-class SqliteBagWriter(BagWriter):
-    """Writes a recording as SQLite database."""
-
-    suffix, identifier = ".db3", "sqlite3"
-
-    def __init__(self, folder: Path, version: Version) -> None:
-        super().__init__(folder, version)
-        self._database = sqlite3.connect(self._path)
-        self.close = self._database.close
-        self._database.executescript(Sqlite3Writer.SQLITE_SCHEMA)
-        self._types: set[str] = set()
-
-    def _declare(self, topic: Topic) -> int:
-        notes = {QOS: "", TYPE_HASH: "", **dict(topic.metadata)}
-        if topic.definition and topic.type not in self._types:
-            self._types.add(topic.type)
-            definition = (topic.definition_encoding, topic.definition.decode(), notes[TYPE_HASH])
-            self._insert("message_definitions", topic.type, *definition)
-        described = (topic.name, topic.type, topic.encoding, notes[QOS], notes[TYPE_HASH])
-        return self._insert("topics", *described)
-
-    def _append(self, key: int, message: Message) -> None:
-        self._insert("messages", key, message.time, message.data)
-
-    def _end(self, metadata: str) -> None:
-        self._insert("metadata", self.version, metadata)
-        self._database.commit()
-
-    def _insert(self, table: str, *values: Any) -> int:
-        places = ", ?" * len(values)
-        row: Any = self._database.execute(f"INSERT INTO {table} VALUES (NULL{places})", values)
-        return row.lastrowid
-
-
-def _defined(topic: Topic, version: Version) -> Topic:
-    """A ROS 2 topic with its QoS as a version writes them, and its definition where it is known."""
-    notes = dict(topic.metadata)
-    with suppress(Exception):  # QoS that nobody can read are copied as they are
-        qos = parse_qos(notes.get(QOS, ""))
-        notes[QOS] = dump_qos_v8(qos) if version == 8 else yaml.safe_dump(dump_qos_v9(qos))
-    if not topic.definition and topic.type in STORE.types:
-        definition, _ = STORE.generate_msgdef(topic.type, ros_version=2)
-        topic = topic._replace(definition=definition.encode(), definition_encoding="ros2msg")
-        notes[TYPE_HASH] = STORE.hash_rihs01(topic.type)
-    return topic._replace(metadata=tuple(notes.items()))

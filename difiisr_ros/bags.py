@@ -1,7 +1,7 @@
-"""The bag room: opens, reads and writes rosbag2 recordings (MCAP and SQLite) without ROS.
+"""The bag room: opens and reads rosbag2 recordings (MCAP and SQLite) without ROS.
 
 A recording is a folder or one of its storage files, split and compressed ones included. Damaged
-ones are read as far as they go. What is written appears when it is complete, or not at all.
+ones are read as far as they go. :mod:`.bag_writing` writes them.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import sqlite3
 import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
 import zstandard
 
-from difiisr_models.files import replace_folder
 from difiisr_models.settings import Camera, Crop
 from difiisr_models.validity import fill_from_nearest
 from difiisr_ros.bag_storage import (
@@ -31,14 +29,10 @@ from difiisr_ros.bag_storage import (
     QOS,
     STORE,
     BagError,
-    BagWriter,
-    McapBagWriter,
     McapFile,
     Message,
-    SqliteBagWriter,
     SqliteFile,
     Topic,
-    Version,
     unpack,
 )
 from difiisr_ros.compressed_image import compress, decompress
@@ -49,14 +43,12 @@ CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 DIAGNOSTICS_TYPE = "diagnostic_msgs/msg/DiagnosticArray"
 
-Storage = Literal["mcap", "sqlite3"]
 _Path = TypeVar("_Path", bound=PurePath)
 
 MOST_MEGAPIXELS = 100.0
 """Larger compressed images are not decoded."""
 
 _FILES: dict[str, type[McapFile | SqliteFile]] = {".mcap": McapFile, ".db3": SqliteFile}
-_WRITERS: dict[str, type[BagWriter]] = {"mcap": McapBagWriter, "sqlite3": SqliteBagWriter}
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_HEADER = 18  # bytes at most
 _MAX_METADATA_BYTES = 2**22
@@ -73,7 +65,6 @@ class Bag(ExitStack):
 
     Attributes:
         path: of the folder or file.
-        storage: format of its files.
         topics: of all its files.
         custom_data: that its recorder was given.
     """
@@ -87,7 +78,6 @@ class Bag(ExitStack):
         there, metadata = storage_files(path), self._read_metadata()
         self._counts, self.custom_data = metadata.counts, metadata.custom_data
         files = self._listed(there, metadata.files)
-        self.storage: Storage = "mcap" if ".mcap" in files[0].suffixes else "sqlite3"
         for file in files:
             try:
                 plain = self._decompressed(file)
@@ -138,7 +128,7 @@ class Bag(ExitStack):
                 self._faults.setdefault(f"{lost}, as metadata.yaml counts them, are lost")
 
     def extras(self) -> Iterator[Any]:
-        """Yield MCAP's attachments and metadata records, for :meth:`BagWriter.write_extra`."""
+        """Yield MCAP's attachments and metadata records, for :meth:`.BagWriter.write_extra`."""
         for file in self._files:
             yield from file.extras()
 
@@ -436,33 +426,3 @@ def ros_topic(name: str, message_type: str, like: Topic | None = None) -> Topic:
     """A topic to write, of one of the types of :data:`STORE`, with the QoS of ``like``."""
     metadata = () if like is None else tuple(pair for pair in like.metadata if pair[0] == QOS)
     return Topic(name, message_type, metadata=metadata)
-
-
-@contextmanager
-def write_bag(
-    target: Path, storage: Storage = "mcap", force: bool = False, version: Version = 8
-) -> Iterator[BagWriter]:
-    """A writer whose folder becomes ``target`` when the block ends without an error.
-
-    Raises:
-        OSError: it cannot be written; ``target`` is as it was.
-        FileExistsError: ``target`` exists and is no recording, or ``force`` is not set.
-    """
-    if target.exists() and not force:
-        raise FileExistsError(f"{target} exists; choose another output, or --force to replace it")
-    if target.exists() and not (target / "metadata.yaml").is_file():
-        raise FileExistsError(f"{target} exists and is no rosbag2: it is not replaced")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}.partial-", dir=target.parent, ignore_cleanup_errors=True
-    ) as work:
-        partial = Path(work) / target.name
-        try:
-            with closing(_WRITERS[storage](partial, version)) as writer:
-                yield writer
-                writer.complete()
-        except sqlite3.Error as error:
-            raise OSError(f"{target} cannot be written: {error}") from error
-        if target.exists() and not force:
-            raise FileExistsError(f"{target} has come into being meanwhile: it is not replaced")
-        replace_folder(partial, target, Path(work) / "replaced")

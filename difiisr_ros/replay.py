@@ -19,6 +19,7 @@ from tqdm import tqdm
 from difiisr_models.settings import Camera
 from difiisr_models.stream import Stream, StreamEvents
 from difiisr_ros import bags
+from difiisr_ros.bag_writing import Version, write_bag
 from difiisr_ros.camera_info import camera_info_of_result, info_finder
 from difiisr_ros.image_codec import FALSE_COLOUR, is_false_colour, result_encoding
 
@@ -68,7 +69,7 @@ def replay(
     warm_up: int | None = None,
     camera: Camera = Camera(),
     stream: Stream | None = None,
-    rosbag2_version: bags.Version = 8,
+    rosbag2_version: Version = 8,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -76,7 +77,7 @@ def replay(
 
     Args:
         source: rosbag2 folder or one of its storage files (mcap, sqlite3).
-        target: folder to make; it appears when it is complete, in the storage format of ``source``.
+        target: folder to make; it appears when it is complete, an MCAP recording.
         upscaler: what ``load_upscaler`` returned; its own stream is not touched.
         image_topic: by default the only image topic there is.
         info_topic: by default ``camera_info`` beside the image topic, if it is there.
@@ -117,7 +118,7 @@ def replay(
             raise bags.TopicError(
                 f"the bag already has a topic {taken[0]}; name another result topic"
             )
-        writer = stack.enter_context(bags.write_bag(target, bag.storage, force, rosbag2_version))
+        writer = stack.enter_context(write_bag(target, force, rosbag2_version))
         if not only_sr:
             writer.custom_data = bag.custom_data
             for topic in bag.topics:

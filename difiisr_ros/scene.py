@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from difiisr_ros import bags
+from difiisr_ros.bag_writing import write_bag
 
 SCALE = 4
 WIDTH, HEIGHT = 128, 96
@@ -82,7 +83,7 @@ def write_scene_bag(target: Path, frames: int, seed: int = 0, force: bool = Fals
     Raises:
         FileExistsError: ``target`` exists and is not to be replaced.
     """
-    with bags.write_bag(target, force=force) as writer:
+    with write_bag(target, force=force) as writer:
         scene = Scene(seed)
         for index in range(frames):
             at = START + round(index / FRAME_RATE * 1e9)

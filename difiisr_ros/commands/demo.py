@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
 from difiisr_ros import bags
+from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.commands.arguments import Count, tell
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.image_codec import image_to_array
@@ -217,7 +218,7 @@ def _played(
             f"{SR_TOPIC}/camera_info": bags.CAMERA_INFO_TYPE,
             "/diagnostics": bags.DIAGNOSTICS_TYPE,
         }
-        writer = stack.enter_context(bags.write_bag(out / "sr", force=True))
+        writer = stack.enter_context(write_bag(out / "sr", force=True))
         recorded = {name: writer.add(bags.ros_topic(name, kind)) for name, kind in kinds.items()}
 
         def record(name: str, raw: bytes) -> None:

@@ -42,7 +42,7 @@ def replay(
 
     Args:
         in_bag: rosbag2 folder or storage file, mcap or sqlite3.
-        out_bag: rosbag2 folder to make.
+        out_bag: rosbag2 folder to make, mcap.
         model: name, or path of weights.
         image_topic: default: the only image topic.
         camera_info_topic: default: beside the image topic.

@@ -15,6 +15,7 @@ from PIL import Image as Picture
 
 from difiisr_models import Runtime
 from difiisr_ros import bags, cli
+from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.commands.recorded import judge_recording
 from difiisr_ros.node_process import missing_ros
 
@@ -83,7 +84,7 @@ def test_scene_through_dds(tmp_path):
 def write_frames(bag, topics, frames, period):
     """A mono8 recording of noise; ``period`` in seconds."""
     noise = np.random.default_rng(0).integers(0, 255, (frames, 32, 40), np.uint8)
-    with bags.write_bag(bag) as writer:
+    with write_bag(bag) as writer:
         for index, pixels in enumerate(noise):
             stamp = bags.STORE.types["builtin_interfaces/msg/Time"](7, index)
             header = bags.STORE.types["std_msgs/msg/Header"](stamp, "boson")

@@ -13,6 +13,7 @@ from thermal_bags import record as record_raw
 
 from difiisr_models import Camera, load_upscaler
 from difiisr_ros import bags
+from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.compressed_image import compress, decompress
 from difiisr_ros.image_codec import ImageCodecError, ImageTooLarge, image_to_array
 from difiisr_ros.replay import replay
@@ -96,7 +97,7 @@ def test_floats_have_no_png():
 
 
 def record(path, frames=3):
-    with bags.write_bag(path) as writer:
+    with write_bag(path) as writer:
         for n in range(frames):
             data = bags.compressed_bytes(header(n), pixels(n), "mono16")
             at = 10**9 + n * 10**8

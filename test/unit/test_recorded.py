@@ -11,6 +11,7 @@ from thermal_bags import messages, storage_file
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_ros.bag_storage import Message
+from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
     DIAGNOSTICS_TYPE,
@@ -19,7 +20,6 @@ from difiisr_ros.bags import (
     image_bytes,
     open_bag,
     ros_topic,
-    write_bag,
 )
 from difiisr_ros.cli import main as difiisr
 from difiisr_ros.replay import replay
