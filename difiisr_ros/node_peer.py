@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -20,8 +21,9 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
 from difiisr_ros.bags import stamp_of
-from difiisr_ros.node_process import own_domain
+from difiisr_ros.node_process import NodeProcess, own_domain
 
+Timed = tuple[float, bytes, str | None]
 DEPTH = 50  # messages that may wait; all are sent reliably
 
 
@@ -116,6 +118,33 @@ class NodePeer:
         future = self._clients[name].call_async(request)
         future.add_done_callback(lambda _: answered.set())
         return future.result() if answered.wait(patience) else None
+
+    def play(self, node: NodeProcess, messages: Iterable[Timed], patience: float) -> float:
+        """Send messages while ``node`` runs, else ProcessFailed, and wait for the results.
+
+        Args:
+            node: the process.
+            messages: when to send, seconds from now on, and the arguments of :meth:`send`.
+            patience: seconds without a result, beside twice the slowest, after which none comes.
+
+        Returns:
+            seconds that sending took.
+        """
+        started = time.monotonic()
+        for at, raw, topic in messages:
+            time.sleep(max(0.0, started + at - time.monotonic()))
+            node.check()
+            self.send(raw, topic)
+        ended = time.monotonic()
+
+        def is_over() -> bool:
+            answers, now = self.answers(), time.monotonic()
+            slowest = max((arrived - sent for sent, arrived in answers), default=0) / 1e9
+            last = max([ended, *(arrived / 1e9 for _, arrived in answers[-1:])])
+            return len(answers) == len(self.sent) or now - last > patience + 2 * slowest
+
+        node.wait_until(is_over, math.inf, "the last results")
+        return ended - started
 
     def answers(self) -> list[tuple[int, int]]:
         """When each answered frame was sent and its result arrived, monotonic ns, in order."""

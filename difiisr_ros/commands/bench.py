@@ -23,7 +23,7 @@ from difiisr_models.files import write_json, write_text
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.settings import Runtime
 from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions, tell
-from difiisr_ros.commands.bench_calls import PUBLISHED, Bench, Row, network_rows, upscaler_rows
+from difiisr_ros.commands.bench_calls import Bench, Row, network_rows, upscaler_rows
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
 
@@ -32,7 +32,7 @@ Positive = Annotated[float, Gt(0), Lt(math.inf)]
 STAGES: tuple[Stage, ...] = ("network", "upscaler", "node")
 _TIMES = ("p50", "p90", "p99", "jitter")
 _COLUMNS = (
-    "stage", "size", "model", "runtime", "backend", "precision", "rate", "search", *_TIMES, "fps",
+    "stage", "size", "model", "runtime", "backend", "precision", "rate", *_TIMES, "fps",
     "loss", "flop", "flops", "ratio", "cpu", "memory_mib", "no_result",
 )  # fmt: skip
 _NOTES = """\
@@ -63,11 +63,10 @@ def bench(
     Args:
         only: stages to run.
         models: comma-separated, the first network is ours: model names or folders, bicubic, safmn,
-            rlfn, realesrgan (these three: --weights), published: random weights; it
-            takes seconds for 64x64.
+            rlfn, realesrgan (these three: --weights).
         weights: folder of the peers' files.
         sizes: of the camera, WIDTHxHEIGHT, several.
-        rates: of the camera in Hz, beside the search for the peak.
+        rates: of the camera in Hz; one that is too high for the node shows in fps what it holds.
         runs: of everything; best and worst are dropped.
         seconds: of a run.
         quick: one short run at 160x120 and 9 Hz.
@@ -81,8 +80,8 @@ def bench(
         torch.set_num_threads(runtime.threads)
     device, runtime = resolve_device(runtime.device), runtime.repeatable
     check_precision(runtime.precision, device)
-    named = tuple(PUBLISHED if name == "published" else name for name in models.split(","))
-    own = next((name for name in named if name not in (*BICUBIC, PUBLISHED)), named[0])
+    named = tuple(models.split(","))
+    own = next((name for name in named if name not in BICUBIC), named[0])
     plan = Bench(named, weights, sizes, device, runtime, runs, seconds)
     rows: list[Row] = []
     found = {

@@ -17,19 +17,14 @@ from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from difiisr_models import Runtime, Upscaler, load_upscaler
+from difiisr_models import Runtime, load_upscaler
 from difiisr_models.backends import NetworkSource, example_inputs
 from difiisr_models.backends.selection import select_backend
 from difiisr_models.compact import CompactNetwork, parameter_count
-from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.model_loading import load_parts
-from difiisr_models.published.sampler import PublishedModel
-from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
-from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_published_network
 
-PUBLISHED = "published (random weights)"
 _TILE = 16  # networks are timed on tiles of whole multiples, which every peer's graph takes
 
 Row = dict[str, Any]
@@ -43,7 +38,7 @@ Run = TypeVar("Run")
 class Bench(NamedTuple):
     """How all that is timed is run; peers always run in float32."""
 
-    models: tuple[str, ...]  # as the option --models has them, "published" as PUBLISHED
+    models: tuple[str, ...]  # as the option --models has them
     weights: Path | None  # folder of the peers' files
     sizes: tuple[Size, ...]  # of the camera
     device: torch.device
@@ -53,8 +48,8 @@ class Bench(NamedTuple):
 
 
 def network_rows(bench: Bench) -> Iterator[Row]:
-    """Bare networks on one tile. bicubic has none, the published one is timed as an upscaler."""
-    models = [model for model in bench.models if model not in (*BICUBIC, PUBLISHED)]
+    """Bare networks on one tile; bicubic has none."""
+    models = [model for model in bench.models if model not in BICUBIC]
     for size in bench.sizes:
         height, width = (-(-side // _TILE) * _TILE for side in size)
         calls = [c for model in models for c in network_calls(bench, model, (height, width))]
@@ -167,13 +162,7 @@ def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, 
         told = _identity(device, "torch", "fp32", peer.parameters, peer.weights_sha256)
         yield described | told, _in_turns(peer.upscale, frames)
         return
-    if model == PUBLISHED:  # its weights do not change what it costs
-        torch.manual_seed(0)
-        unet = SwinUNet(SwinUNetConfig()).eval().requires_grad_(False).to(device)
-        coder = VQAutoencoder(VQConfig()).eval().requires_grad_(False).to(device)
-        published = PublishedModel(unet, coder, exponential_schedule())
-        loaded = [Upscaler(PUBLISHED, published, device=device)]
-    elif model in BICUBIC:
+    if model in BICUBIC:
         loaded = [load_upscaler(model, device=str(device))]
     else:
         runtime = replace(bench.runtime, device=str(device))

@@ -6,7 +6,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle, pairwise
@@ -44,15 +44,11 @@ if TYPE_CHECKING:
 
 IMAGE, RESULT = "/bench/image_raw", "/bench/sr"
 TAIL_PATIENCE = 2.0  # seconds for the last results
-LARGEST_LOSS = 0.05  # share of the frames at a rate that counts as held
 _FRAMES = 4  # different ones that the camera sends over and over
-_KEEPS_UP = 0.95  # share of the rate asked for that a camera which keeps up reaches
-_RESOLUTION = 0.05  # of the peak
-_BACK_OFF = 0.9  # of a peak that not all runs hold
 
 
 def node_rows(bench: Bench, rates: Sequence[float], logs: Path) -> Iterator[Row]:
-    """The node at fixed rates and at its peak, model by model and size by size.
+    """The node at fixed rates, model by model and size by size.
 
     A stream that fails is a row without a result, and the next one begins.
     """
@@ -65,10 +61,11 @@ def node_rows(bench: Bench, rates: Sequence[float], logs: Path) -> Iterator[Row]
                 told = node.peer.identity
                 described |= {"backend": told["backend"], "weights_sha256": told["weights sha256"]}
                 described |= {"device": told["device"].partition(":")[0]}
-                for row in stream_rows(node.run, rates, bench.runs, bench.seconds):
-                    yield described | row
+                for rate in rates:
+                    runs = [node.run(rate, bench.seconds) for _ in range(bench.runs)]
+                    yield described | stream_row(rate, runs)
         except ProcessFailed as error:
-            yield described | {"rate": None, "search": False, "no_result": str(error)}
+            yield described | {"rate": None, "no_result": str(error)}
 
 
 @contextmanager
@@ -126,20 +123,10 @@ class NodeUnderTest:
         count, peer = max(2, round(rate * seconds)), self.peer
         node = psutil.Process(self.process.pid)
         peer.sent, peer.arrived = {}, {}  # results of earlier runs do not count
-        node.cpu_percent()  # the next call tells of the time since
-        started = time.monotonic()
-        for i in range(count):
-            time.sleep(max(0.0, started + i / rate - time.monotonic()))
-            self.process.check()
-            peer.send(next(self.frames))
-        ended, cpu = time.monotonic(), node.cpu_percent() / 100
-
-        def answered() -> bool:
-            late = time.monotonic() - ended > TAIL_PATIENCE
-            return late or peer.sent.keys() <= peer.arrived.keys()
-
-        self.process.wait_until(answered, math.inf, "the results")
-        answers, took = peer.answers(), max(ended - started, 1e-9)
+        before = sum(node.cpu_times()[:2])
+        messages = ((i / rate, next(self.frames), None) for i in range(count))
+        took = max(peer.play(self.process, messages, TAIL_PATIENCE), 1e-9)
+        answers, cpu = peer.answers(), (sum(node.cpu_times()[:2]) - before) / took
         return {
             "rate": (count - 1) / took, "sent": count, "received": len(answers),
             "latencies": [(arrived - sent) / 1e9 for sent, arrived in answers],
@@ -150,40 +137,11 @@ class NodeUnderTest:
         }  # fmt: skip
 
 
-def stream_rows(
-    run: Callable[[float, float], Row], rates: Sequence[float], runs: int, seconds: float
-) -> Iterator[Row]:
-    """Rows of one stream: at every rate, then at the highest that the node and its camera hold.
+def stream_row(rate: float, runs: Sequence[Row]) -> Row:
+    """The row of runs at a rate, all columns from the same kept ones; one without result is worst.
 
-    That one is searched by doubling and halving, a run each; ``run`` is as
-    :meth:`NodeUnderTest.run`.
+    The node keeps the newest frame: where it loses frames, ``fps`` is what it holds at most.
     """
-
-    def loss(rate: float) -> float:
-        made = run(rate, seconds)
-        return 1.0 if made["rate"] < _KEEPS_UP * rate else 1 - made["received"] / made["sent"]
-
-    held = []
-    for rate in rates:
-        row = _stream_row(rate, [run(rate, seconds) for _ in range(runs)])
-        held += [rate] * (row["loss"] <= LARGEST_LOSS)
-        yield row | {"search": False}
-    low, high, rate, lowest = 0.0, math.inf, max(held, default=min(rates)), 2 / seconds  # 2 frames
-    while low < (1 - _RESOLUTION) * high and rate >= lowest:
-        low, high = (low, rate) if loss(rate) > LARGEST_LOSS else (rate, high)
-        rate = 2 * rate if high == math.inf else (low + high) / 2
-    while low >= lowest:
-        row = _stream_row(low, [run(low, seconds) for _ in range(runs)])
-        if row["loss"] <= LARGEST_LOSS:
-            yield row | {"search": True}
-            return
-        low *= _BACK_OFF  # the search's one run had been lucky
-    lost = f"more than {LARGEST_LOSS:.0%} lost at every rate down to {lowest:.2g} Hz"
-    yield {"rate": None, "search": True, "no_result": lost}
-
-
-def _stream_row(rate: float, runs: Sequence[Row]) -> Row:
-    """All columns from the same kept runs: a run without any result is the worst."""
     kept = kept_runs(runs, lambda r: np.mean(r["latencies"]) if r["latencies"] else math.inf)
     columns = {name: [run[name] for run in kept] for name in kept[0]}
     row = {"rate": rate, "sent": sum(columns["sent"]), "received": sum(columns["received"])}

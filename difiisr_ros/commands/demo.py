@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
@@ -48,9 +47,6 @@ from difiisr_ros.scene import (
     write_scene_bag,
 )
 
-if TYPE_CHECKING:
-    from difiisr_ros.node_peer import NodePeer
-
 SR_TOPIC = "/thermal/sr"
 SCENE_FRAMES = 90  # ten seconds; fewer at a lower rate
 SCENE_SEED = 0
@@ -59,7 +55,7 @@ MODELS = ("difiisr-rtv-s-x4" if find_spec("cv2") else "difiisr-rt-x4", "bicubic"
 MARGIN = 1.7  # the machine plays, records and computes at once
 SLOWEST = 0.7  # Hz; a model that does not hold it is not chosen
 SHOWN = 16  # frame of the picture; the same in every run
-QUIET = 3.0  # seconds without a result after which the stream counts as over
+QUIET = 3.0  # seconds without a result, and what ten frames take: the stream counts as over
 NEXT = """next:
   difiisr demo --bag YOUR_BAG                    the same with your recording
   difiisr upscale YOUR_IMAGES OUT --compare      your images and videos
@@ -101,7 +97,7 @@ def demo(
         raise ValueError(f"{bag} is where the demo records to; choose another folder with --out")
     with bags.open_bag(bag) as reader:
         topic = bags.choose_image_topic(reader, topic)
-    upscaler, speed = _choose(bag, topic, [model] if model else MODELS, device, rate)
+    upscaler, takes, speed = _choose(bag, topic, [model] if model else MODELS, device, rate)
     if is_scene:
         frames = frames or max(round(SCENE_FRAMES * min(speed, 1.0)), 10)
     if reason := missing_ros():
@@ -123,18 +119,20 @@ def demo(
             file=sys.stderr,
         )
         parameters = {"model": model or upscaler.name, "device": device}
-        sent, latencies, backend = _played(bag, topic, parameters, frames, speed, out)
+        patience = QUIET + 10 * takes
+        sent, latencies, backend = _played(bag, topic, parameters, frames, speed, patience, out)
         way = "over DDS"
     _draw(bag, topic, out, upscaler, sent, is_scene)
     p50, p90, p99 = (1e3 * np.percentile(latencies, (50, 90, 99))).tolist()
-    facts: dict[str, Any] = {"frames_in": sent, "frames_out": len(latencies)}
-    facts |= {"dropped": sent - len(latencies)}
-    facts |= {"latency_ms": {"p50": p50, "p90": p90, "p99": p99}, "model": upscaler.name}
-    facts |= {"backend": backend, "way": way}
-    facts |= {"recording": str(out / "sr"), "picture": str(out / "panel.png")}
+    dropped, picture = sent - len(latencies), out / "panel.png"
+    facts = {
+        "frames_in": sent, "frames_out": len(latencies), "dropped": dropped,
+        "latency_ms": {"p50": p50, "p90": p90, "p99": p99}, "model": upscaler.name,
+        "backend": backend, "way": way, "recording": str(out / "sr"), "picture": str(picture),
+    }  # fmt: skip
     text = (
-        f"recorded {out / 'sr'}, picture {out / 'panel.png'}\n"
-        f"frames in {sent}, out {len(latencies)}, dropped {sent - len(latencies)}; "
+        f"recorded {out / 'sr'}, picture {picture}\n"
+        f"frames in {sent}, out {len(latencies)}, dropped {dropped}; "
         f"latency p50 {p50:.0f} ms, p90 {p90:.0f} ms, p99 {p99:.0f} ms; "
         f"{upscaler.name}, {backend}, {way}\n{NEXT}"
     )
@@ -159,8 +157,11 @@ def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = 
 
 def _choose(
     bag: Path, topic: str, models: Sequence[str], device: str, rate: float | None
-) -> tuple[Upscaler, float]:
-    """The first of the models that holds the rate, and the speed to play at; says so."""
+) -> tuple[Upscaler, float, float]:
+    """The first of the models that holds the rate, its seconds a frame, and the speed to play at.
+
+    Says so.
+    """
     with bags.open_bag(bag) as reader:
         messages = list(islice(reader.messages({topic}), 10))
     if not messages:
@@ -175,17 +176,18 @@ def _choose(
             started = time.monotonic()
             upscaler(frame)
             times.append(time.monotonic() - started)
-        held = 1 / (MARGIN * min(times[1:]))
+        takes = min(times[1:])
+        held = 1 / (MARGIN * takes)
         if held >= min(SLOWEST, own):
             break
     chosen = rate or min(own, max(held, SLOWEST))
     height, width = frames[0].shape[:2]
     print(
-        f"{upscaler.name} takes {1e3 * min(times[1:]):.0f} ms here for {width}x{height}, so "
+        f"{upscaler.name} takes {1e3 * takes:.0f} ms here for {width}x{height}, so "
         f"the recording, {own:.3g} Hz, is played at {chosen:.2g} Hz.",
         file=sys.stderr,
     )
-    return upscaler, chosen / own
+    return upscaler, takes, chosen / own
 
 
 def _replayed(
@@ -204,47 +206,47 @@ def _replayed(
 
 
 def _played(
-    bag: Path, topic: str, parameters: dict[str, str], frames: int | None, speed: float, out: Path
+    bag: Path,
+    topic: str,
+    parameters: dict[str, str],
+    frames: int | None,
+    speed: float,
+    patience: float,
+    out: Path,
 ) -> tuple[int, list[float], str]:
     """The same of a node in a process of its own; ProcessFailed where it answers nothing."""
     os.environ.update(dds_environment())
     from difiisr_ros.node_peer import NodePeer
 
+    info_of_result = f"{SR_TOPIC}/camera_info"
     with ExitStack() as stack:
         reader = stack.enter_context(bags.open_bag(bag))
-        info_topic = bags.choose_info_topic(reader, topic)
-        kinds = {
-            SR_TOPIC: bags.IMAGE_TYPE,
-            f"{SR_TOPIC}/camera_info": bags.CAMERA_INFO_TYPE,
-            "/diagnostics": bags.DIAGNOSTICS_TYPE,
-        }
+        info = bags.choose_info_topic(reader, topic)
         writer = stack.enter_context(write_bag(out / "sr", force=True))
+        kinds = {SR_TOPIC: bags.IMAGE_TYPE, info_of_result: bags.CAMERA_INFO_TYPE}
+        kinds |= {"/diagnostics": bags.DIAGNOSTICS_TYPE}
         recorded = {name: writer.add(bags.ros_topic(name, kind)) for name, kind in kinds.items()}
 
         def record(name: str, raw: bytes) -> None:
             writer.write(bags.Message(recorded[name], time.time_ns(), raw))
 
-        peer = stack.enter_context(NodePeer(topic, SR_TOPIC, info_topic, record))
-        remaps = {
-            "image_raw": topic,
-            "camera_info": info_topic or f"{topic}/no_camera_info",
-            "sr/image_raw": SR_TOPIC,
-            "sr/camera_info": f"{SR_TOPIC}/camera_info",
-        }
+        peer = stack.enter_context(NodePeer(topic, SR_TOPIC, info, record))
+        remaps = {"image_raw": topic, "camera_info": info or f"{topic}/no_camera_info"}
+        remaps |= {"sr/image_raw": SR_TOPIC, "sr/camera_info": info_of_result}
         arguments = ros_arguments({"autostart": "true"} | parameters, remaps)
         node = stack.enter_context(NodeProcess(out / "node.log", *arguments))
+
+        def timed() -> Iterator[tuple[float, bytes, str]]:
+            first = None
+            for message in reader.messages([name for name in (topic, info) if name]):
+                if message.topic.name == topic and len(peer.sent) == frames:
+                    return
+                first = first or message.time
+                at = (message.time - first) / 1e9 / speed
+                yield at, bytes(message.data), message.topic.name
+
         node.wait_until(peer.is_connected, START_PATIENCE, "its topics")
-        begin = None
-        for message in reader.messages([name for name in (topic, info_topic) if name]):
-            if message.topic.name == topic and len(peer.sent) == frames:
-                break
-            at = message.time / 1e9 / speed
-            begin = begin or time.monotonic() - at
-            time.sleep(max(begin + at - time.monotonic(), 0.0))
-            node.check()
-            peer.send(bytes(message.data), message.topic.name)
-        ended = time.monotonic()
-        node.wait_until(lambda: _is_over(peer, ended), math.inf, "the last results")
+        peer.play(node, timed(), patience)
         if code := node.stop():
             raise ProcessFailed(f"the node ended with exit code {code}; its log is in {out}")
     latencies = [(arrived - sent) / 1e9 for sent, arrived in peer.answers()]
@@ -253,46 +255,39 @@ def _played(
     return len(peer.sent), latencies, f"{peer.identity['backend']} on {peer.identity['device']}"
 
 
-def _is_over(peer: NodePeer, ended: float) -> bool:
-    """Whether all frames are answered, or no further answer is to be expected."""
-    answers, now = peer.answers(), time.monotonic()
-    if not answers:
-        return now - ended > START_PATIENCE
-    slowest = max(arrived - sent for sent, arrived in answers) / 1e9
-    quiet = now - max(ended, answers[-1][1] / 1e9) > QUIET + 2 * slowest
-    return quiet or len(answers) == len(peer.sent)
-
-
 def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: bool) -> None:
     """Save the panel of the answered frame next to number ``SHOWN`` of those ``sent``, in counts.
 
     A recurrent model is shown without its past, too. That of the scene is in degrees Celsius, and
     shows its truth beside.
     """
-    with bags.open_bag(bag) as reader:
-        played = islice(reader.messages({topic}), min(sent, SHOWN))
-        wanted = [bags.stamp_of(message.data) for message in played][-1]
-    with bags.open_bag(out / "sr") as reader:
-        stamps = [bags.stamp_of(message.data) for message in reader.messages({SR_TOPIC})]
-    stamp = min(stamps, key=lambda one: abs(one - wanted))
+    results, picture = out / "sr", out / "panel.png"
+    wanted = list(islice(_stamps(bag, topic), min(sent, SHOWN)))[-1]
+    stamp = min(_stamps(results, SR_TOPIC), key=lambda one: abs(one - wanted))
     counts = _frame(bag, topic, stamp)
-    scale, offset = (KELVIN_PER_COUNT, -ZERO_CELSIUS) if is_scene else (1.0, 0.0)
-    truth = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS if is_scene else None
     shown = [("input", counts), ("bicubic", load_upscaler("bicubic")(counts))]
     if up.is_recurrent:
         shown.append((f"{up.name}, this frame alone", up(counts, Stream())))
     title = f"{up.name}, all frames so far" if up.is_recurrent else up.name
-    shown.append((title, _frame(out / "sr", SR_TOPIC, stamp)))
-    images = []
-    for title, pixels in shown:
-        grey = pixels if pixels.ndim == 2 else pixels.mean(axis=-1)
-        values = scale * grey.astype(np.float32) + offset
-        if truth is not None and values.shape == truth.shape:
-            rmse = np.sqrt(np.mean((values - truth) ** 2))
+    shown.append((title, _frame(results, SR_TOPIC, stamp)))
+    grey = [(name, one if one.ndim == 2 else one.mean(axis=-1)) for name, one in shown]
+    if not is_scene:
+        draw_panel(picture, grey, "counts")
+        return
+    truth, images = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS, []
+    for title, pixels in grey:
+        celsius = KELVIN_PER_COUNT * pixels.astype(np.float32) - ZERO_CELSIUS
+        if celsius.shape == truth.shape:
+            rmse = np.sqrt(np.mean((celsius - truth) ** 2))
             title += f", {20 * np.log10(np.ptp(truth) / rmse):.2f} dB"
-        images.append((title, values))
-    images += [] if truth is None else [("truth", truth)]
-    draw_panel(out / "panel.png", images, "\N{DEGREE SIGN}C" if is_scene else "counts")
+        images.append((title, celsius))
+    draw_panel(picture, [*images, ("truth", truth)], "\N{DEGREE SIGN}C")
+
+
+def _stamps(bag: Path, topic: str) -> Iterator[int]:
+    with bags.open_bag(bag) as reader:
+        for message in reader.messages({topic}):
+            yield bags.stamp_of(message.data)
 
 
 def _frame(bag: Path, topic: str, stamp: int) -> NDArray:

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,9 +16,6 @@ from difiisr_models.files import replaced, sha256_file
 from difiisr_models.settings import Precision
 from difiisr_ros.commands.arguments import Count, ImageSize
 
-if TYPE_CHECKING:
-    from difiisr_models.backends.tensorrt_engine import EngineDescription
-
 
 def export(
     model: str,
@@ -26,46 +23,36 @@ def export(
     /,
     *,
     size: ImageSize,
-    what: Literal["network", "sampler"] = "network",
     precision: Precision = "fp32",
-    steps: Count = 1,
     batch: Count | Literal["dynamic"] = 1,
     force: bool = False,
 ) -> None:
-    """Write a model as an ONNX graph, checked against torch.
+    """Write the network of a model as an ONNX graph, checked against torch.
 
     Args:
         model: model name, or path of weights.
         target: the graph to write.
         size: of a low-resolution tile, WIDTHxHEIGHT as in 160x120.
-        what: the bare network, or from normalised tile to super-resolved tile.
         precision: of convolutions and matrix products.
-        steps: diffusion steps of the sampler.
         batch: tiles, or dynamic.
         force: replace an existing OUT.onnx.
     """
-    from difiisr_models.backends.onnx_export import GraphSampler, export_graph, require_packages
+    from difiisr_models.backends.onnx_export import export_graph, require_packages
     from difiisr_models.model_loading import load_parts
 
     require_packages()
     _check_target(target, force)
-    if what == "network" and steps != 1:
-        raise ValueError("--steps is a property of the sampler: add --what sampler")
     parts = load_parts(model)
-    module: Any = parts.network
-    properties = {"what": what, "kind": parts.kind, "scale": "4"}
+    properties = {"what": "network", "kind": parts.kind, "scale": "4"}
     properties["weights_sha256"] = parts.weights_sha256
-    if what == "sampler":
-        module = GraphSampler(module, parts.autoencoder, parts.schedule, steps)
-        properties["steps"] = str(steps)
     shape = (None if batch == "dynamic" else batch, *size)
-    done = export_graph(module, shape, precision, properties)
+    done = export_graph(parts.network, shape, precision, properties)
     with replaced(target) as beside:
         beside.write_bytes(done.graph)
-    print(f"{target}: {what}, {'x'.join(str(n or '?') for n in shape)}, {precision}")
+    print(f"{target}: {'x'.join(str(n or '?') for n in shape)}, {precision}")
     print(f"            {len(done.graph) / 1e6:.2f} MB, sha256 {sha256_file(target)}")
     print(
-        f"            {done.quantity} difference to torch, in ONNX Runtime: "
+        f"            largest difference to torch, in ONNX Runtime: "
         f"{done.difference:.1e} (allowed: {done.tolerance:.1e})"
     )
 
@@ -78,7 +65,6 @@ def build_engine(
     size: ImageSize,
     batch: Count = 1,
     precision: Precision = "fp32",
-    onnx: Path | None = None,
     device: str = "cuda",
     workspace: Count = 1024,
     force: bool = False,
@@ -93,7 +79,6 @@ def build_engine(
         size: of a low-resolution tile, best the camera's frame, WIDTHxHEIGHT as in 160x120.
         batch: tiles per call.
         precision: of convolutions and matrix products.
-        onnx: graph that difiisr export wrote elsewhere from the same weights.
         device: cuda or cuda:N.
         workspace: GPU memory for a layer's scratch, MiB.
         force: replace an existing OUT.
@@ -121,14 +106,10 @@ def build_engine(
     wanted = tensorrt_engine.EngineDescription(
         machine, model, parts.weights_sha256, precision, batch, *size
     )
-    if onnx is not None:
-        _check_graph(onnx, wanted)
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # TensorRT lets no exception through
     try:
         with torch.cuda.device(-1 if gpu is None else gpu):  # -1: leaves all as it is
-            built = tensorrt_engine.build_engine(
-                onnx or parts.network, target, wanted, workspace << 20
-            )
+            built = tensorrt_engine.build_engine(parts.network, target, wanted, workspace << 20)
     finally:
         signal.signal(signal.SIGINT, handler)
     megabytes = target.stat().st_size / 1e6
@@ -165,32 +146,6 @@ def convert(
         unet, autoencoder, out_dir, schedule=schedule, respacing=respacing, overwrite=force
     )
     print(f"{out_dir}: converted; use it as a model: --model {out_dir}")
-
-
-def _check_graph(path: Path, wanted: EngineDescription) -> None:
-    """Raise ValueError unless the graph is of these weights, this precision and these tiles."""
-    from difiisr_models.backends.onnx_export import require_packages
-
-    require_packages(("onnx",))
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise ValueError(f"{path} is no ONNX graph: {error}") from error
-    found = {entry.key: entry.value for entry in graph.metadata_props}
-    for key, value in {
-        "what": "network",
-        "weights_sha256": wanted.weights_sha256,
-        "precision": wanted.precision,
-        "shape": "x".join(map(str, wanted.shape)),
-    }.items():
-        if found.get(key) != value:
-            raise ValueError(
-                f"{path} is another graph: its {key} is {found.get(key)}, {value} is needed. See "
-                "`difiisr export`"
-            )
 
 
 def _check_target(target: Path, force: bool) -> None:

@@ -1,9 +1,8 @@
-"""ONNX graphs of a network, or of a whole sampler, checked against torch as they are made.
+"""ONNX graphs of a network, checked against torch as they are made.
 
 Precision is part of the graph: convolutions and matrix products of the networks' layers hold half
-weights and compute in half, everything else (norms, softmax, code distances, the embedding of the
-step, the sampler's own arithmetic, inputs and outputs) stays float32. Strongly typed runtimes need
-nothing more.
+weights and compute in half, everything else (norms, softmax, the embedding of the step, inputs and
+outputs) stays float32. Strongly typed runtimes need nothing more.
 """
 
 from __future__ import annotations
@@ -12,26 +11,19 @@ import logging
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from difiisr_models.backends import NETWORK_OUTPUT, example_inputs
 from difiisr_models.compact import CompactNetwork
-from difiisr_models.diffusion import Schedule
-from difiisr_models.frame_model import CompactModel
 from difiisr_models.precision import with_precision
-from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet
-from difiisr_models.published.vq_autoencoder import VQAutoencoder
-from difiisr_models.resample import unpack
 
-# Largest difference to torch in float32, for outputs of magnitude 1; and the mean one where a
-# codebook turns rounding into jumps, in half precision.
+# Largest difference to torch in float32, for outputs of magnitude 1.
 _TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
-_QUANTISED_TOLERANCE = 5e-2
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _OPSET = {"fp32": 21, "fp16": 21, "bf16": 22}  # convolutions of bfloat16 begin with opset 22
 _TRACED = (2, 24, 32)  # batch, height and width where they are left open
@@ -39,84 +31,33 @@ _CHECKED = (3, 20, 36)
 
 
 class Exported(NamedTuple):
-    """A graph, and its difference to torch in float32 on a random input.
+    """A graph, and its largest difference to torch in float32 on a random input.
 
-    ``quantity``: ``"largest"``, or ``"mean"`` with a codebook in half precision; ``tolerance``: the
-    difference above which the graph would have been refused.
+    ``tolerance``: the difference above which the graph would have been refused.
     """
 
     graph: bytes
     difference: float
-    quantity: str
     tolerance: float
-
-
-class GraphSampler(nn.Module):
-    """A model from normalised tile to super-resolved tile, without the consistency step."""
-
-    def __init__(
-        self,
-        network: CompactNetwork | SwinUNet,
-        autoencoder: VQAutoencoder | None,
-        schedule: Schedule,
-        steps: int,
-    ) -> None:
-        """``autoencoder``: None with a compact network; ``schedule``: what it was trained with."""
-        super().__init__()
-        self.network, self.autoencoder, self.steps = network, autoencoder, steps
-        self.model: CompactModel | PublishedModel
-        if isinstance(network, CompactNetwork):
-            self.model = CompactModel(network, schedule)
-        else:
-            assert autoencoder is not None, "the published model has one"
-            self.model = PublishedModel(network, autoencoder, schedule)
-
-    def forward(
-        self,
-        lr: Tensor,
-        noise: Tensor,
-        fidelity: Tensor | None = None,
-        past: Tensor | None = None,
-    ) -> Tensor:
-        """Sample.
-
-        Args:
-            lr: (B, 1, h, w) in network units; of the published model in [-1, 1], and its sides
-                multiples of the UNet's stride.
-            noise: (B, C steps, h, w), one standard normal draw after another; C is 16, or the
-                channels of the published model's latent.
-            fidelity: (1,), 1 = posterior mean, 0 = perceptual sample; the published model has none.
-            past: (B, 20, h, w) of ``recurrence.past_planes``, for a recurrent network alone.
-
-        Returns:
-            (B, 1, 4h, 4w); of a recurrent network (B, 2, 4h, 4w), the result and the posterior
-            mean.
-        """
-        draws = noise.split(self.model.noise_channels, dim=1).__getitem__
-        if isinstance(self.model, PublishedModel):
-            return self.model.generate(lr, draws, self.steps)
-        assert fidelity is not None, "a compact network has one"
-        return unpack(self.model.super_resolve(lr, draws, self.steps, fidelity, past))
 
 
 @torch.no_grad()
 def export_graph(
-    module: CompactNetwork | SwinUNet | GraphSampler,
+    module: CompactNetwork | SwinUNet,
     shape: tuple[int | None, int | None, int | None],
     precision: str = "fp32",
     properties: Mapping[str, str] | None = None,
 ) -> Exported:
-    """The graph of a bare network, or of a whole sampler.
+    """The graph of a bare network.
 
     Inputs and output are those of its ``forward``: ``x_t, y, lr, t, fidelity -> x_0`` (compact,
-    with t and fidelity of shape (1,); a recurrent one takes ``past`` too), ``x_t, t, lq -> x_0``
-    (published), or ``lr, noise, fidelity -> sr`` (a sampler; the published one: ``lr, noise``; a
-    recurrent one takes ``past`` too).
+    with t and fidelity of shape (1,); a recurrent one takes ``past`` too), or ``x_t, t, lq -> x_0``
+    (published).
 
     Args:
         module: float32, on the CPU; it is not changed.
         shape: batch, height and width at low resolution; None leaves the batch, or height and width
-            together, open. A sampler needs a fixed height and width.
+            together, open.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         properties: further metadata to write into the graph.
 
@@ -150,7 +91,7 @@ def export_graph(
             dynamo=True,
             opset_version=_OPSET[precision],
             input_names=list(traced),
-            output_names=["sr" if isinstance(module, GraphSampler) else NETWORK_OUTPUT],
+            output_names=[NETWORK_OUTPUT],
             dynamic_shapes=tuple(dynamic) if opened else None,
             verbose=False,
         )
@@ -160,16 +101,14 @@ def export_graph(
     )
     graph = program.model_proto.SerializeToString()
     difference = (_run(graph, precision, checked) - expected).abs()
-    quantity, found, tolerance = "largest", float(difference.max()), _TOLERANCES[precision]
-    if getattr(module, "autoencoder", None) is not None and precision != "fp32":
-        quantity, found, tolerance = "mean", float(difference.mean()), _QUANTISED_TOLERANCE
-    tolerance *= max(1.0, float(expected.abs().max()))
+    found = float(difference.max())
+    tolerance = _TOLERANCES[precision] * max(1.0, float(expected.abs().max()))
     if not found <= tolerance:
         raise ValueError(
             f"the exported graph differs from torch by {found:.1e}, more than {tolerance:.1e}: "
             "another precision may serve, or another torch"
         )
-    return Exported(graph, found, quantity, tolerance)
+    return Exported(graph, found, tolerance)
 
 
 def with_constants(graph: bytes, t: int, fidelity: float) -> bytes:
@@ -203,22 +142,15 @@ def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
         )
 
 
-def _inputs(module: Any, batch: int, height: int, width: int) -> dict[str, Tensor]:
+def _inputs(
+    module: CompactNetwork | SwinUNet, batch: int, height: int, width: int
+) -> dict[str, Tensor]:
     """Random inputs of what is exported, by name."""
-    network, size = getattr(module, "network", module), (height, width)
-    is_recurrent = isinstance(network, CompactNetwork) and network.config.recurrent
-    examples = example_inputs(batch, *size, is_recurrent)
     if isinstance(module, CompactNetwork):
-        return examples
+        return example_inputs(batch, height, width, module.config.recurrent)
     generator = torch.Generator().manual_seed(1)
-    if isinstance(module, SwinUNet):
-        x_t, lq = (torch.randn(batch, 3, *size, generator=generator) for _ in range(2))
-        return {"x_t": x_t, "t": torch.full((batch,), 14), "lq": lq.clamp(-1, 1)}
-    channels = module.model.noise_channels * module.steps
-    noise = torch.randn(batch, channels, *size, generator=generator)
-    rest: tuple[str, ...] = ("fidelity", "past") if module.autoencoder is None else ()
-    given = {"lr": 0.5 * examples["lr"].clamp(-2, 2), "noise": noise}
-    return given | {name: examples[name] for name in rest if name in examples}
+    x_t, lq = (torch.randn(batch, 3, height, width, generator=generator) for _ in range(2))
+    return {"x_t": x_t, "t": torch.full((batch,), 14), "lq": lq.clamp(-1, 1)}
 
 
 def _run(graph: bytes, precision: str, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -252,7 +252,7 @@ def _read_private(path: Path) -> bytes:
 
 
 def build_engine(
-    source: CompactNetwork | Path,
+    network: CompactNetwork,
     plan: Path,
     wanted: EngineDescription,
     workspace: int = 1 << 30,
@@ -260,7 +260,7 @@ def build_engine(
     """Build an engine for the current GPU, and write it with its sidecar when all has worked.
 
     Args:
-        source: the network, or the ``.onnx`` file of its graph.
+        network: a graph of it is exported.
         plan: the engine file to write.
         wanted: what it is to be; ``machine`` must be :func:`this_machine`.
         workspace: bytes of GPU memory that a layer may use for scratch.
@@ -282,13 +282,9 @@ def build_engine(
                 f"{plan} or {sidecar_path(plan).name} exists, and they may be no engine: delete "
                 f"them, or name another file ({error})"
             ) from error
-    if isinstance(source, Path):
-        graph, name = source.read_bytes(), str(source)
-    else:
-        graph = export_graph(source, wanted.shape, wanted.precision).graph
-        name = "the exported graph"
+    graph = export_graph(network, wanted.shape, wanted.precision).graph
     started = time.monotonic()
-    content = _serialized_engine(graph, name, wanted.machine, workspace)
+    content = _serialized_engine(graph, wanted.machine, workspace)
     built = replace(
         wanted,
         onnx_sha256=hashlib.sha256(graph).hexdigest(),
@@ -300,7 +296,7 @@ def build_engine(
     return built
 
 
-def _serialized_engine(graph: bytes, name: str, machine: dict[str, str], workspace: int) -> bytes:
+def _serialized_engine(graph: bytes, machine: dict[str, str], workspace: int) -> bytes:
     trt, has_gpu = import_tensorrt(), machine["gpu"] != NO_GPU
     if not has_gpu and trt.__name__ == "tensorrt":
         raise BackendUnavailable(
@@ -317,7 +313,7 @@ def _serialized_engine(graph: bytes, name: str, machine: dict[str, str], workspa
         texts = (
             f"node {e.node_name()!r} ({e.node_operator()}): {e.desc()} [{e.code()}]" for e in errors
         )
-        raise BackendUnavailable(f"TensorRT cannot read {name}: {'; '.join(texts)}")
+        raise BackendUnavailable(f"TensorRT cannot read the exported graph: {'; '.join(texts)}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     if has_gpu and trt.__name__ != "tensorrt":  # tensorrt_rtx would build for GPUs of many kinds
@@ -326,7 +322,7 @@ def _serialized_engine(graph: bytes, name: str, machine: dict[str, str], workspa
             raise BackendUnavailable(f"{machine['tensorrt']} does not build for {machine['gpu']}.")
     content = builder.build_serialized_network(network, config)
     if content is None:
-        _fail(f"TensorRT built no engine from {name}.")
+        _fail("TensorRT built no engine from the exported graph.")
     runtime = trt.Runtime(tensorrt_logger())  # outlives the engine
     if has_gpu and runtime.deserialize_cuda_engine(bytes(content)) is None:
         _fail(  # tensorrt_rtx also builds for GPUs that it then refuses

@@ -104,7 +104,7 @@ def exports(tmp_path, monkeypatch):
 
     def export(network, *_):
         exports.append(network)
-        return onnx_export.Exported(b"graph %d" % len(exports), 0.0, "largest", 1.0)
+        return onnx_export.Exported(b"graph %d" % len(exports), 0.0, 1.0)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(graph_runners, "export_graph", export)

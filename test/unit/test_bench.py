@@ -13,7 +13,7 @@ from difiisr_models.files import sha256_file
 from difiisr_ros import cli
 from difiisr_ros.commands.bench import markdown
 from difiisr_ros.commands.bench_calls import Bench, network_calls
-from difiisr_ros.commands.bench_node import stream_rows
+from difiisr_ros.commands.bench_node import stream_row
 from difiisr_ros.node_process import ProcessFailed
 from difiisr_training.evaluation.peer_networks import Safmn
 
@@ -43,71 +43,24 @@ def run_of(rate, received=100, sent=100, latency=0.01, cpu=0.5):
     }  # fmt: skip
 
 
-def node_of(capacity, sender=1e9):
-    """A node that answers ``capacity`` frames a second, and a camera no faster than ``sender``."""
-    asked = []
-
-    def run(rate, _seconds=1.0):
-        asked.append(rate)
-        reached = min(rate, sender)
-        return run_of(reached, round(100 * min(1, capacity / reached)))
-
-    return run, asked
-
-
 def table(rows):
     """The Markdown without what makes its columns as wide as each other."""
     return re.sub(" +", " ", markdown(rows, OWN))
 
 
-@pytest.mark.parametrize(
-    ("capacity", "sender", "rates", "peak"),
-    [
-        (700, 1e9, [9.0], 700),  # far above the first rate
-        (700, 1e9, [3000.0], 700),  # far below
-        (1e6, 500, [60.0], 500),  # the camera is slower than the node
-    ],
-)
-def test_the_peak_is_found_however_far_it_is_from_the_rates(capacity, sender, rates, peak):
-    run, asked = node_of(capacity, sender)
-    rows = list(stream_rows(run, rates, 3, 1.0))
-    assert [row["search"] for row in rows] == [False] * len(rates) + [True]
-    assert 0.94 * peak <= rows[-1]["rate"] <= peak / 0.945
-    assert len(set(asked[-3:])) == 1  # all runs are made there
-
-
-def test_a_rate_that_the_search_held_by_luck_is_lowered_until_all_runs_hold_it():
-    (lucky, asked), (usual, _) = node_of(capacity=45), node_of(capacity=30)
-    rows = list(stream_rows(lambda rate, _: (usual if rate in asked else lucky)(rate), [9.0], 3, 1))
-    assert rows[-1]["loss"] <= 0.05
-    assert rows[-1]["rate"] < 36
-
-
 def test_every_column_is_of_the_runs_that_are_kept():
-    latencies = iter([0.020, 0.001, 0.500, 0.020, 0.020])
-
-    def run(rate, _seconds):
-        latency = next(latencies, 0.020)
-        odd = latency != 0.020
-        return run_of(rate, 50 if odd else 100, latency=latency, cpu=9.0 if odd else 0.5)
-
-    row = next(stream_rows(run, [9.0], 5, 1.0))
+    odd = [run_of(9.0, 50, latency=latency, cpu=9.0) for latency in (0.001, 0.5)]
+    row = stream_row(9.0, [run_of(9.0, latency=0.02), *odd, *[run_of(9.0, latency=0.02)] * 2])
     assert (row["sent"], row["received"], row["loss"]) == (300, 300, 0.0)
-    # A run without any result is the worst.
-    received = iter([100, 0, 0, 100, 100])
-    silent = next(stream_rows(lambda rate, _: run_of(rate, next(received)), [9.0], 5, 1.0))
-    assert silent["loss"] == pytest.approx(1 / 3)
-    alone = next(stream_rows(lambda rate, _: run_of(rate, 1, 1), [9.0], 1, 1.0))
-    assert (alone["received"], alone["fps"]) == (1, None)
     assert (row["p99"], row["cpu"]) == (0.020, 0.5)
     assert row["fps"] == pytest.approx(9.0)
-
-
-def test_a_rate_without_any_result_is_a_row_that_says_so():
-    run, _ = node_of(capacity=0)
-    fixed, peak = stream_rows(run, [9.0], 2, 1.0)
-    assert fixed["no_result"] == "no result of 200 frames at 9 Hz"
-    assert "5% lost at every rate" in peak["no_result"]
+    # A run without any result is the worst.
+    silent = stream_row(9.0, [run_of(9.0, received) for received in (100, 0, 0, 100, 100)])
+    assert silent["loss"] == pytest.approx(1 / 3)
+    alone = stream_row(9.0, [run_of(9.0, 1, 1)])
+    assert (alone["received"], alone["fps"]) == (1, None)
+    none = stream_row(9.0, [run_of(9.0, 0)] * 2)
+    assert none["no_result"] == "no result of 200 frames at 9 Hz"
 
 
 def test_table_gives_ratios_to_ours_in_the_same_runtime_and_what_failed():
@@ -191,13 +144,12 @@ def failing_node(monkeypatch):
 
 def test_a_stream_that_fails_or_is_interrupted_takes_no_row_with_it(failing_node, tmp_path):
     failing_node["bicubic"] = ProcessFailed("the node process ended with exit code 1\nlog")
-    code, rows = bench(tmp_path, "--only", "node", "--models", OWN, "--quick")
+    code, rows = bench(tmp_path, "--only", "node", "--models", OWN, "--rates", "30")
     assert code == 0
     assert [row["model"] for row in rows] == ["bicubic", "bicubic", OWN, OWN]
     assert "exit code 1" in rows[1]["no_result"]
     assert (rows[2]["backend"], rows[2]["weights_sha256"]) == ("torch", "abc")
-    assert rows[3]["search"]
     failing_node[OWN] = KeyboardInterrupt()
-    code, rows = bench(tmp_path, "--only", "node", "--models", OWN, "--quick")
+    code, rows = bench(tmp_path, "--only", "node", "--models", OWN, "--rates", "30")
     assert code == 130
     assert [row["model"] for row in rows] == ["bicubic", "bicubic", OWN]

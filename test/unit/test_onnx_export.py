@@ -12,11 +12,9 @@ import onnx
 import onnxruntime as ort
 
 from difiisr_models.backends import onnx_export
-from difiisr_models.backends.onnx_export import GraphSampler, export_graph
-from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.backends.onnx_export import export_graph
 from difiisr_models.files import sha256_file
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
-from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_models.resample import upsample
 from difiisr_ros import cli
 
@@ -25,25 +23,16 @@ COMPACT_OPERATORS = {
     "Add", "Cast", "Concat", "Conv", "Cos", "Gemm", "LeakyRelu", "Mul", "Sigmoid", "Sin", "Split",
     "Sub", "Unsqueeze",
 }  # fmt: skip
-SAMPLER_OPERATORS = COMPACT_OPERATORS | {"DepthToSpace", "Reshape", "Transpose", "Slice"}
-PUBLISHED_OPERATORS = SAMPLER_OPERATORS | {
-    "ArgMin", "Div", "Expand", "Gather", "GatherND", "Gelu", "GroupNormalization", "Less", "MatMul",
-    "Pad", "Pow", "ReduceMean", "ReduceMin", "ReduceSum", "Resize", "Shape", "Softmax", "Squeeze",
-    "Where",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def published():
+def unet():
     torch.manual_seed(0)
-    unet = SwinUNet(
-        SwinUNetConfig(
-            channels=32, multipliers=(1,), blocks=1, swin_channels=32, heads=2, swin_depth=1,
-            mlp_ratio=1, latent_size=8,
-        )
+    config = SwinUNetConfig(
+        channels=32, multipliers=(1,), blocks=1, swin_channels=32, heads=2, swin_depth=1,
+        mlp_ratio=1, latent_size=8,
     )  # fmt: skip
-    autoencoder = VQAutoencoder(VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64))
-    return tuple(part.eval().requires_grad_(False) for part in (unet, autoencoder))
+    return SwinUNet(config).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -111,39 +100,17 @@ def test_half_precision_is_in_the_weights_and_not_at_the_border(
         np.testing.assert_allclose(run(path, feeds), expected, atol=2e-2)
 
 
-def test_the_sampler_goes_from_tile_to_tile(tiny_network, export):
-    steps = 2
-    sampler = GraphSampler(tiny_network, None, exponential_schedule(), steps)
-    path, _ = export(sampler, (None, 16, 24))
-    assert operators(path) <= SAMPLER_OPERATORS
-    lr = torch.rand(3, 1, 16, 24) * 2 - 1
-    feeds = {"lr": lr, "noise": torch.randn(3, 16 * steps, 16, 24), "fidelity": torch.zeros(1)}
-    sr = run(path, feeds)
-    assert sr.shape == (3, 1, 64, 96)
-    np.testing.assert_allclose(sr, sampler(*feeds.values()).numpy(), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "precision",
-    ["fp16", *(pytest.param(other, marks=pytest.mark.slow) for other in ("fp32", "bf16"))],
-)
-def test_the_published_sampler_computes_norms_and_softmax_in_float32(published, export, precision):
-    sampler = GraphSampler(*published, exponential_schedule(), 1)
-    path, done = export(sampler, (1, 16, 16), precision)
-    assert done.quantity == ("largest" if precision == "fp32" else "mean")
-    assert done.difference <= done.tolerance
+def test_norms_and_softmax_of_the_published_network_are_in_float32(unet, export):
+    path, _ = export(unet, (1, 16, 16), "fp16")
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     values = [*model.graph.value_info, *model.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
-    assert types["sr"] == onnx.TensorProto.FLOAT
-    assert operators(path) <= PUBLISHED_OPERATORS
     kinds = {
-        kind: [types[n.output[0]] for n in model.graph.node if n.op_type == kind]
+        kind: {types[n.output[0]] for n in model.graph.node if n.op_type == kind}
         for kind in ("GroupNormalization", "Softmax", "Conv")
     }
-    assert len(kinds["GroupNormalization"]) > 20  # not taken to pieces
-    assert {*kinds["GroupNormalization"], *kinds["Softmax"]} == {onnx.TensorProto.FLOAT}
-    assert set(kinds["Conv"]) == {{"fp32": 1, "fp16": 10, "bf16": 16}[precision]}
+    assert kinds["GroupNormalization"] == kinds["Softmax"] == {onnx.TensorProto.FLOAT}
+    assert kinds["Conv"] == {onnx.TensorProto.FLOAT16}
 
 
 def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -174,7 +141,6 @@ def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys):
     [
         (["bicubic", "--size", "24x20"], 1, "no network"),
         (["no-such-model", "--size", "24x20"], 1, "no-such-model"),
-        (["difiisr-rt-x4", "--size", "24x20", "--steps", "2"], 1, "--what sampler"),
         *(
             (["difiisr-rt-x4", "--size", size], 2, "640x512")
             for size in ("160", "0x160", "120*160")

@@ -27,9 +27,7 @@ from difiisr_models.backends.tensorrt_engine import (
     this_machine,
     write_engine,
 )
-from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.files import sha256_file
-from difiisr_models.model_loading import save_compact
 from difiisr_ros import cli
 
 MACHINE = {
@@ -184,14 +182,16 @@ def graph(trt, tiny_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def build(tiny_folder, graph, tmp_path):
-    """Build ``x.plan`` from a graph."""
+def build(tiny_folder, graph, tmp_path, monkeypatch):
+    """Build ``x.plan`` from a graph that stands for the exported one."""
     weights = sha256_file(tiny_folder / "network.safetensors")
 
     def build(graph=graph, plan=tmp_path / "x.plan", here=None):
         here = here or this_machine(None)
         wanted = EngineDescription(here, str(tiny_folder), weights, "fp32", 2, 24, 32)
-        return build_engine(graph, plan, wanted)
+        exported = SimpleNamespace(graph=graph.read_bytes())
+        monkeypatch.setattr(tensorrt_engine, "export_graph", lambda *_: exported)
+        return build_engine(None, plan, wanted)
 
     return build
 
@@ -228,24 +228,6 @@ def test_the_command_builds_an_engine_and_describes_it(trt, tiny_folder, tmp_pat
     assert cli.main([*arguments, "--force", "--device", "cpu"]) == 1
     assert "'cpu' is not cuda" in capsys.readouterr().err
     assert read_sidecar(plan) == described
-
-
-def test_an_exported_graph_is_built_if_it_is_of_the_model(tiny_folder, graph, tmp_path, capsys):
-    plan = tmp_path / "tiny.plan"
-    arguments = ["build-engine", str(tiny_folder), str(plan), *SIZE, "--onnx", str(graph)]
-    assert cli.main([*arguments, "--batch", "2"]) == 0
-    assert read_sidecar(plan).onnx_sha256 == sha256_file(graph)
-    capsys.readouterr()
-    assert cli.main([*arguments, "--batch", "2", "--precision", "fp16", "--force"]) == 1
-    assert "its precision is fp32, fp16 is needed" in capsys.readouterr().err
-    assert cli.main([*arguments, "--batch", "1", "--force"]) == 1
-    assert "its shape is 2x24x32, 1x24x32 is needed" in capsys.readouterr().err
-    other = tmp_path / "other"
-    torch.manual_seed(1)
-    save_compact(CompactNetwork(CompactConfig(channels=16, blocks=1)), other, {})
-    assert cli.main([*arguments[:1], str(other), *arguments[2:], "--force"]) == 1
-    assert "its weights_sha256 is" in capsys.readouterr().err
-    assert read_sidecar(plan).onnx_sha256 == sha256_file(graph)
 
 
 def test_every_node_that_cannot_be_parsed_is_named_and_nothing_is_left(graph, build, tmp_path):
