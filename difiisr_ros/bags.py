@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -75,10 +75,10 @@ class Bag(ExitStack):
         self._faults: dict[str, None] = {}
         self._left_out: list[str] = []
         self._files: list[McapFile | SqliteFile] = []
-        there, metadata = storage_files(path), self._read_metadata()
-        self._counts, self.custom_data = metadata.counts, metadata.custom_data
-        files = self._listed(there, metadata.files)
-        for file in files:
+        self._counts: Counter[str] = Counter()  # as metadata.yaml has them
+        self.custom_data: Mapping[str, str] = {}
+        there = storage_files(path)
+        for file in self._listed(there, self._read_metadata()):
             try:
                 plain = self._decompressed(file)
                 self._files.append(self.enter_context(closing(_FILES[plain.suffix](plain))))
@@ -132,11 +132,14 @@ class Bag(ExitStack):
         for file in self._files:
             yield from file.extras()
 
-    def _read_metadata(self) -> _Metadata:
-        """What metadata.yaml says; nothing where it is not there, or damaged, which is noted."""
+    def _read_metadata(self) -> Collection[str]:
+        """Take counts and custom data of metadata.yaml; returns the files that it lists.
+
+        It may have been edited, or kept from another recording. Damage is noted.
+        """
         file = self.path / "metadata.yaml"
         if not file.is_file():
-            return _Metadata()
+            return ()
         try:
             if (size := file.stat().st_size) > _MAX_METADATA_BYTES:
                 raise ValueError(f"{size} bytes, at most {_MAX_METADATA_BYTES} are read")
@@ -146,11 +149,12 @@ class Bag(ExitStack):
                 counts[topic["topic_metadata"]["name"]] += int(topic["message_count"])
             custom = {str(k): str(v) for k, v in (said.get("custom_data") or {}).items()}
             files = [PurePath(name).name for name in said["relative_file_paths"]]
-            return _Metadata(files, counts, custom)
         except Exception as error:  # as above
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self._left_out.append(f"metadata.yaml, which is damaged: {reason}")
-            return _Metadata()
+            return ()
+        self._counts, self.custom_data = counts, custom
+        return files
 
     def _listed(self, there: list[Path], in_metadata: Collection[str]) -> list[Path]:
         """The files that metadata.yaml lists, or all; notes what it and the folder do not share."""
@@ -188,14 +192,6 @@ class Bag(ExitStack):
             if fault := unpack("zstd", packed, result, room if size < 0 else size):
                 self._faults.setdefault(f"{file.name}: {fault}")
         return plain
-
-
-class _Metadata(NamedTuple):
-    """Of a metadata.yaml, which may have been edited, or kept from another recording."""
-
-    files: Collection[str] = ()
-    counts: Mapping[str, int] = {}
-    custom_data: Mapping[str, str] = {}
 
 
 def open_bag(path: Path) -> Bag:

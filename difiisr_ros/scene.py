@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from difiisr_ros import bags
 from difiisr_ros.bag_writing import write_bag
@@ -71,7 +71,9 @@ class Scene:
     def frame(self, index: int) -> NDArray[np.uint16]:
         """Frame ``index`` as the camera reports it: (96, 128) uint16 counts of 0.01 K."""
         rng = np.random.default_rng((self.seed, index))
-        kelvin = _integrate(_blur(self.truth(index))) + self._columns + self._rows
+        blurred = gaussian_filter(self.truth(index), _OPTICS_SIGMA, mode="nearest", truncate=3.3)
+        collected = blurred.reshape(HEIGHT, SCALE, WIDTH, SCALE).mean(axis=(1, 3))
+        kelvin = collected + self._columns + self._rows
         kelvin = kelvin + rng.normal(0.0, _ROW_FLICKER, (HEIGHT, 1))
         kelvin = kelvin + rng.normal(0.0, _NETD, (HEIGHT, WIDTH))
         return np.clip(np.rint(kelvin / KELVIN_PER_COUNT), 0, 65535).astype(np.uint16)
@@ -116,20 +118,3 @@ def camera_info(header: Any) -> Any:
         binning_y=0,
         roi=bags.STORE.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False),
     )
-
-
-def _blur(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the optics make of an (H, W) image: Gaussian blur; edges are repeated."""
-    radius = int(np.ceil(3 * _OPTICS_SIGMA))
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / _OPTICS_SIGMA) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
-    for _ in range(2):  # along the rows, then, transposed, along the columns
-        padded = np.pad(image, [(0, 0), (radius, radius)], mode="edge")
-        image = (sliding_window_view(padded, len(weights), axis=1) @ weights).T
-    return image
-
-
-def _integrate(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What each detector pixel collects: means of 4x4 blocks, (4H, 4W) -> (H, W)."""
-    height, width = image.shape[0] // SCALE, image.shape[1] // SCALE
-    return image.reshape(height, SCALE, width, SCALE).mean(axis=(1, 3))

@@ -27,7 +27,6 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "damaged" in error
     assert str(source) in error
-    assert 10 < len(messages(tmp_path / "out", "/cam/sr")) < 60
 
 
 @pytest.mark.parametrize(
@@ -100,6 +99,7 @@ def test_version_json_and_completion(capsys):
     assert cli.main(["info", "bicubic", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["name"], facts["parameters"]) == ("bicubic", 0)
+    assert float(facts["cost"].split()[0]) < 1.0
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "--install-completion" in text
@@ -110,12 +110,6 @@ def test_scene_tells_its_kelvin_scale(tmp_path, capsys):
     assert cli.main(["scene", str(tmp_path / "bag"), "--frames", "3", "--seed", "5"]) == 0
     assert "kelvin = 0.01 x counts" in capsys.readouterr().out
     assert len(messages(tmp_path / "bag", "/thermal/image_raw")) == 3
-
-
-def test_info_names_model_and_cost(capsys):
-    lines = lines_of(capsys, "bicubic")
-    assert (lines["name"], lines["parameters"]) == ("bicubic", "0")
-    assert float(lines["cost"].split()[0]) < 1.0
 
 
 def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, capsys):

@@ -242,15 +242,3 @@ def test_damaged_attachments_and_private_records_are_named(tmp_path, bicubic):
     report = replay(source, tmp_path / "out", bicubic)
     assert any("calibration.yaml" in fault for fault in report.faults)
     assert any("0x81" in warning for warning in report.warnings)
-
-
-def test_a_growing_recording_is_read_as_far_as_it_is_there(tmp_path):
-    file = tmp_path / "a.mcap"
-    written = write_mcap(file, CompressionType.NONE)
-    whole = file.read_bytes()
-    for share in (0.3, 0.6, 0.9):
-        file.write_bytes(whole[: int(share * len(whole))])
-        left, faults = read(file)
-        assert faults
-        assert left == written[: len(left)]
-        assert len(left) > share * len(written) - 12
