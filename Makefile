@@ -24,7 +24,7 @@ help:
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
 	@echo "make lint             ruff check and format, mypy (make types: mypy alone)"
 	@echo "make docs             the documentation as a site: out/site/index.html"
-	@echo "make release-check    versions agree; wheel and sdist build, install and run"
+	@echo "make release-check    versions agree; sdist and wheel build, install and run; is it tagged?"
 	@echo "make audit            known vulnerabilities of what is installed (asks over the network)"
 	@echo "make clean            remove build products and out/"
 
@@ -59,7 +59,8 @@ docs: $(FILLED)
 	$(PYTHON) -m mkdocs build --strict
 
 release-check: $(FILLED)
-	$(PYTHON) scripts/release_check.py
+	$(PYTHON) -m pytest -q test/unit/test_packaging.py
+	@git tag --points-at HEAD | grep -qxF "$$($(PYTHON) setup.py --version)" || echo "still to do: git tag $$($(PYTHON) setup.py --version)"
 
 audit: $(FILLED)
 	$(PYTHON) -m pip install -q pip-audit

@@ -6,11 +6,11 @@ python examples/foxglove_live.py RECORDING_OR_VIDEO_OR_FOLDER [--rate 9] [--port
 Then open ws://localhost:8765 in Foxglove, with the layout config/foxglove.json.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cyclopts
 import foxglove
 import numpy as np
 from foxglove.channels import RawImageChannel
@@ -48,30 +48,24 @@ def raw_image(pixels: np.ndarray) -> RawImage:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Send each image and its result, at the rate of the source or as fast as the machine can."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--model", default="difiisr-rt-x4")
-    parser.add_argument("--rate", type=float, default=9.0, help="images a second")
-    parser.add_argument("--port", type=int, default=8765)
-    given = parser.parse_args(arguments)
-    up, stream = load_upscaler(given.model), Stream()
-    server = foxglove.start_server(port=given.port)
+def main(
+    source: Path, *, model: str = "difiisr-rt-x4", rate: float = 9.0, port: int = 8765
+) -> None:
+    """Send each image and its result, at ``rate`` Hz or as fast as the machine can."""
+    up, stream = load_upscaler(model), Stream()
+    server = foxglove.start_server(port=port)
     print(f"open {server.app_url()} or ws://localhost:{server.port}", flush=True)
     shown, result = RawImageChannel("/thermal/image_raw"), RawImageChannel("/thermal/sr")
     due = time.monotonic()
     try:
-        for pixels in frames(given.source):
+        for pixels in frames(source):
             shown.log(raw_image(pixels))
             result.log(raw_image(up(pixels, stream)))
-            due = max(due + 1 / given.rate, time.monotonic() - 1)
+            due = max(due + 1 / rate, time.monotonic() - 1)
             time.sleep(max(due - time.monotonic(), 0))
     finally:
         server.stop()
 
 
 if __name__ == "__main__":
-    main()
+    cyclopts.run(main)

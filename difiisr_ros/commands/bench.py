@@ -23,7 +23,7 @@ from difiisr_models.files import write_json, write_text
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.settings import Runtime
 from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions, tell
-from difiisr_ros.commands.bench_calls import Bench, Row, network_rows, upscaler_rows
+from difiisr_ros.commands.bench_calls import Bench, Row, timed_rows
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
 
@@ -91,9 +91,9 @@ def bench(
 
     def all_rows() -> Iterator[Row]:
         if "network" in only:
-            yield from network_rows(plan)
+            yield from timed_rows(plan, "network")
         if "upscaler" in only:
-            yield from upscaler_rows(plan)
+            yield from timed_rows(plan, "upscaler")
         if "node" in only and (why := missing_ros()):
             print(f"node: not run, no ROS in this Python: {why}", file=sys.stderr)
         elif "node" in only:

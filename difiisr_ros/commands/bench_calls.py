@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -47,20 +47,17 @@ class Bench(NamedTuple):
     seconds: float  # of a run
 
 
-def network_rows(bench: Bench) -> Iterator[Row]:
-    """Bare networks on one tile; bicubic has none."""
-    models = [model for model in bench.models if model not in BICUBIC]
+def timed_rows(bench: Bench, stage: Literal["network", "upscaler"]) -> Iterator[Row]:
+    """Bare networks on one tile; or frame in, frame out, in counts, with all that the node does."""
     for size in bench.sizes:
-        height, width = (-(-side // _TILE) * _TILE for side in size)
-        calls = [c for model in models for c in network_calls(bench, model, (height, width))]
-        for row in time_in_turns(calls, bench.runs, bench.seconds / 4):
-            yield row | {"flops": row["flop"] / row["p50"]}
-
-
-def upscaler_rows(bench: Bench) -> Iterator[Row]:
-    """Frame in, frame out, in counts, with everything that the node does to a frame."""
-    for size in bench.sizes:
-        calls = [call for model in bench.models for call in upscaler_calls(bench, model, size)]
+        if stage == "network":
+            height, width = (-(-side // _TILE) * _TILE for side in size)
+            models = [model for model in bench.models if model not in BICUBIC]
+            calls = [
+                call for model in models for call in network_calls(bench, model, (height, width))
+            ]
+        else:
+            calls = [call for model in bench.models for call in upscaler_calls(bench, model, size)]
         yield from time_in_turns(calls, bench.runs, bench.seconds / 4)
 
 
@@ -92,8 +89,8 @@ def time_in_turns(calls: Sequence[tuple[Row, Call]], runs: int, seconds: float) 
     """Time functions in turns, A B C A B C, so that whatever else the machine does hits all alike.
 
     Best and worst of the ``runs``, of about ``seconds`` each, are dropped, as ros2_benchmark does;
-    a GPU is waited for. Returns the rows of the calls with ``calls`` that are kept, ``fps``, and in
-    seconds ``p50`` to ``p99`` and ``jitter``.
+    a GPU is waited for. Returns the rows of the calls with ``calls`` that are kept, ``fps``, in
+    seconds ``p50`` to ``p99`` and ``jitter``, and ``flops`` where they know their ``flop``.
     """
     counts = []
     for _, call in calls:
@@ -107,7 +104,8 @@ def time_in_turns(calls: Sequence[tuple[Row, Call]], runs: int, seconds: float) 
     for (row, _), made in zip(calls, samples, strict=True):
         kept = np.concatenate(kept_runs(made))
         times = {"calls": len(kept), "fps": 1 / float(kept.mean()), "jitter": float(kept.std())}
-        rows.append(row | times | percentiles(kept))
+        row = row | times | percentiles(kept)
+        rows.append(row | {"flops": row["flop"] / row["p50"]} if "flop" in row else row)
     return rows
 
 

@@ -38,9 +38,7 @@ def test_foxglove_is_sent_image_and_result(tmp_path):
 
     np.save(tmp_path / "a.npy", np.full((3, 20, 24), 3000, np.uint16))
     with open_mcap(tmp_path / "sent.mcap"):
-        example("foxglove_live").main(
-            [str(tmp_path / "a.npy"), "--model", "bicubic", "--rate", "99", "--port", "0"]
-        )
+        example("foxglove_live").main(tmp_path / "a.npy", model="bicubic", rate=99.0, port=0)
     with (tmp_path / "sent.mcap").open("rb") as file:
         topics = [channel.topic for _, channel, _ in make_reader(file).iter_messages()]
     assert (topics.count("/thermal/image_raw"), topics.count("/thermal/sr")) == (3, 3)

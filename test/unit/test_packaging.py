@@ -95,13 +95,23 @@ def assert_found_by_ros(prefix, checkout):
     assert (share / "package.xml").is_file()
 
 
-def test_pip_install(tmp_path, checkout, environment):
-    found = installed(tmp_path, environment, str(checkout))
+def source_distribution(checkout, environment):
+    run(sys.executable, "setup.py", "-q", "sdist", cwd=checkout, env=environment)
+    (archive,) = (checkout / "dist").iterdir()
+    return archive
+
+
+def test_pip_install_of_the_source_distribution(tmp_path, checkout, environment):
+    found = installed(tmp_path, environment, str(source_distribution(checkout, environment)))
     venv = tmp_path / "venv"
     assert found["share"] == str(venv / "share" / "difiisr_ros")
     assert all(found[package].startswith(str(venv)) for package in PACKAGES)
     assert_found_by_ros(venv, checkout)
-    assert os.access(venv / "bin" / "difiisr", os.X_OK)
+    # With the libraries of this Python.
+    sites = [*venv.glob("lib/python3*/site-packages"), *filter(None, sys.path)]
+    variables = environment | {"PYTHONPATH": os.pathsep.join(map(str, sites))}
+    difiisr = (venv / "bin" / "difiisr", "--help")
+    assert "replay" in run(*difiisr, cwd=tmp_path, env=variables)
 
 
 def test_pip_install_elsewhere_as_with_user(tmp_path, checkout, environment):
@@ -123,7 +133,6 @@ OF_THE_CHECKOUT = (
     "constraints.txt",
     "constraints-kilted.txt",
     "constraints-jazzy.txt",
-    "release_check.py",
 )
 
 
@@ -140,9 +149,7 @@ def test_colcon_build(tmp_path, checkout, options):
 
 
 def test_source_distribution_holds_all_that_is_installed(checkout, environment):
-    run(sys.executable, "setup.py", "-q", "sdist", cwd=checkout, env=environment)
-    (archive,) = (checkout / "dist").iterdir()
-    with tarfile.open(archive) as tar:
+    with tarfile.open(source_distribution(checkout, environment)) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
     for folder in ("launch", "config", "resource", "scripts"):
         expected = {f"{folder}/{name}" for name in installed_files(checkout / folder)}
@@ -155,6 +162,7 @@ def test_source_distribution_holds_all_that_is_installed(checkout, environment):
 def test_all_files_state_the_same_version():
     version = ET.parse(REPOSITORY / "package.xml").findtext("version")
     assert f"\nversion = {version}\n" in (REPOSITORY / "setup.cfg").read_text()
+    assert f"\nversion: {version}\n" in (REPOSITORY / "CITATION.cff").read_text()
     assert re.search(rf"^{re.escape(version)} ", (REPOSITORY / "CHANGELOG.rst").read_text(), re.M)
 
 
