@@ -225,18 +225,6 @@ def test_a_camera_that_starts_again_is_answered_and_lost_nothing(peer):
     assert peer.counts()["frames lost before"] == before
 
 
-def test_a_camera_info_that_cannot_be_scaled_costs_no_frame(peer):
-    info = camera_info(80, 60)
-    info.roi.x_offset = 2**31
-    peer.send_info(info)
-    time.sleep(0.1)
-    before = peer.counts()["dropped failed"]
-    peer.ask(scene())
-    assert peer.counts()["dropped failed"] == before
-    assert "no sensor has 2147483648 pixels" in peer.status()[1]["camera_info"]
-    peer.send_info(camera_info(80, 60))
-
-
 def test_a_silent_camera_and_a_second_node_of_the_name_are_told_until_they_are_over(peer):
     twin = rclpy.create_node("sr_node", context=peer.node.context)
     silent, named = "no image on /thermal/image_raw", "another node is named /sr_node"

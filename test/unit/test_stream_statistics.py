@@ -58,17 +58,6 @@ def test_the_window_forgets_but_the_totals_do_not(clock, statistics):
     assert summary.silence == pytest.approx(WINDOW + 1)
 
 
-def test_a_stream_waits_while_its_newest_image_was_not_wanted(clock, statistics):
-    assert not statistics.summary().waiting
-    stream(clock, statistics, 2)
-    statistics.received(3)
-    statistics.idle()
-    assert statistics.summary().waiting
-    assert statistics.summary().total["idle"] == 1
-    statistics.received(4)  # for the subscriber that has come
-    assert not statistics.summary().waiting
-
-
 def test_frames_lost_on_the_way_are_seen_in_the_stamps(clock, statistics):
     stream(clock, statistics, 8)
     clock.now += 0.3  # three frames do not arrive
