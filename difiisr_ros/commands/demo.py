@@ -241,7 +241,7 @@ def _played(
             for message in reader.messages([name for name in (topic, info) if name]):
                 if message.topic.name == topic and len(peer.sent) == frames:
                     return
-                first = first or message.time
+                first = message.time if first is None else first
                 at = (message.time - first) / 1e9 / speed
                 yield at, bytes(message.data), message.topic.name
 
