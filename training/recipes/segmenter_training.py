@@ -19,7 +19,8 @@ from difiisr_training.data.annotations import IGNORED, read_labels
 from difiisr_training.data.images import as_picture, read_counts
 from difiisr_training.evaluation.segformer import INPUT_MULTIPLE, class_logits, class_names, segment
 from difiisr_training.evaluation.task_scores import count_pixels, mean_iou
-from difiisr_training.recipes.reader_loop import ReaderConfig, shuffled_place, train_reader
+from difiisr_training.recipes.reader_training import ReaderConfig, shuffled_place, train_reader
+from difiisr_training.train import TrainState
 
 if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation
@@ -47,20 +48,19 @@ def fit_segmenter(
     pairs: Sequence[tuple[Path, Path]],
     run: Path,
     *,
+    device: str = "auto",
     budget_s: float = math.inf,
-) -> tuple[SegformerForSemanticSegmentation, int]:
-    """Train ``model`` in place on pairs of image and label map; see ``train_reader``."""
+) -> tuple[SegformerForSemanticSegmentation, TrainState]:
+    """Train ``model`` on pairs of image and label map; see ``train_reader``."""
 
     def loss_of(network: SegformerForSemanticSegmentation, numbers: range) -> Tensor:
         pictures, labels = draw_crops(pairs, config.crop, config.seed, numbers)
-        logits = class_logits(network, pictures.to(model.device))
-        return F.cross_entropy(logits, labels.to(model.device), ignore_index=IGNORED)
+        logits = class_logits(network, pictures.to(network.device))
+        return F.cross_entropy(logits, labels.to(network.device), ignore_index=IGNORED)
 
-    optimiser = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
     return train_reader(
-        config, class_names(model), model, optimiser, run, loss_of=loss_of, budget_s=budget_s,
-        rate_at=lambda iteration: config.lr * (1 - iteration / config.iterations),
-    )  # fmt: skip
+        config, class_names(model), model, run, loss_of=loss_of, device=device, budget_s=budget_s
+    )
 
 
 def segmenter_scores(
