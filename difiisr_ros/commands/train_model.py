@@ -41,7 +41,7 @@ from difiisr_training.networks import (
     starting_weights,
 )
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.run_pictures import save_learning_curve, save_preview
+from difiisr_training.run_pictures import save_learning_curve
 from difiisr_training.validation import FilmValidator, Validator
 
 OWN_CAMERA = "own_camera"
@@ -66,7 +66,6 @@ def train(
     peers: Path | None = None,
     autoencoder: Path | None = None,
     export: Path | None = None,
-    preview: Path | None = None,
     dry_run: bool = False,
 ) -> None:
     """Train a model. `accelerate launch` and `torchrun` start several processes.
@@ -90,7 +89,6 @@ def train(
         peers: folder with the published weights that begin_as names.
         autoencoder: converted published model whose autoencoder gives the latent space.
         export: write the weights here at the end.
-        preview: draw samples into this PNG, and train nothing.
         dry_run: print settings, sizes and cost only.
     """
     path = preset_or_file(config)
@@ -110,11 +108,6 @@ def train(
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     load = partial(load_source, data=data)
-    if preview and not is_recurrent:
-        save_preview(settings, load, preview)
-        print(f"{preview}: samples of the configured degradations")
-        return
-
     if export:
         _check_export(export)
     if threads:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from difiisr_models.files import write_json
 from difiisr_ros.commands.arguments import Duration, Threads
-from difiisr_training.checkpoints import CHECKPOINT_NAME
+from difiisr_training.checkpoints import CHECKPOINT_NAME, VALIDATION_NAME, read_journal
 from difiisr_training.data.annotations import pair_with_labels, read_annotations
 from difiisr_training.evaluation import segformer
 from difiisr_training.recipes import centre_network, detector_training, segmenter_training
@@ -95,10 +95,9 @@ def train_detector(
     write_json(run.out / "config.json", {"classes": truth.classes, **asdict(config)})
     path = centre_network.export_detector(network, truth.classes, run.out / "detector.onnx")
     print(f"{path}: {state.iteration} of {config.iterations} iterations on {len(frames)} frames")
-    if val_frames:
-        judged = detector_training.detector_scores(network, val_frames, truth.classes)
-        scores = f"{_share(judged['map'])} mAP@.5:.95, {_share(judged['map50'])} mAP@.5"
-        print(f"validation, {len(val_frames)} frames: {scores}")
+    for line in read_journal(run.out, VALIDATION_NAME):
+        scores = f"{line['map']:.1%} mAP@.5:.95, {line['map50']:.1%} mAP@.5"
+        print(f"validation, {len(val_frames)} frames, iteration {line['iteration']}: {scores}")
 
 
 def train_segmenter(
@@ -108,8 +107,6 @@ def train_segmenter(
     labels: Path,
     classes: str,
     run: Annotated[ReaderRun, Parameter(name="*")],
-    val_data: Path | None = None,
-    val_labels: Path | None = None,
     config: Annotated[SegmenterConfig, Parameter(name="*")] = SegmenterConfig(),
 ) -> None:
     """Train SegFormer-b1 on thermal frames with label maps; the defaults are the paper's settings.
@@ -120,11 +117,7 @@ def train_segmenter(
         data: folder of images (FMB: train/Infrared).
         labels: folder of their label maps (FMB: train/Label).
         classes: names in the order of the labels 0, 1, .., with commas.
-        val_data: images to judge the result on.
-        val_labels: their label maps.
     """
-    if (val_data is None) != (val_labels is None):
-        raise ValueError("--val-data and --val-labels go together")
     names = [name.strip() for name in classes.split(",")]
     if len(names) < 2:
         raise ValueError(f"--classes needs two names or more, got {classes}")
@@ -142,11 +135,3 @@ def train_segmenter(
         raise KeyboardInterrupt(state.interrupted)
     model.save_pretrained(run.out)
     print(f"{run.out}: {state.iteration} of {config.iterations} iterations on {len(pairs)} images")
-    if val_data and val_labels:
-        val_pairs = pair_with_labels(val_data, val_labels)
-        miou = segmenter_training.segmenter_scores(model, val_pairs, names)["miou"]
-        print(f"validation, {len(val_pairs)} images: {_share(miou)} mIoU")
-
-
-def _share(score: float | None) -> str:
-    return "no" if score is None else f"{score:.1%}"

@@ -28,7 +28,7 @@ REFERENCE = {
     "lpips_squeeze": MetricInfo("LPIPS-squeeze", "", "lower"),
     "consistency_mean": MetricInfo("|D(SR) - LR|, mean", "counts", "lower"),
 }
-CAMERA = {"niqe": MetricInfo("NIQE", "", "lower"), "flicker": MetricInfo("Flicker", "", "lower")}
+CAMERA = {"musiq": MetricInfo("MUSIQ", "", "higher"), "flicker": MetricInfo("Flicker", "", "lower")}
 
 
 def make_report(

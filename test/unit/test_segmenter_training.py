@@ -17,7 +17,8 @@ pytest.importorskip("transformers")
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from difiisr_ros.commands.train_readers import ReaderRun, train_segmenter
-from difiisr_training.data.annotations import IGNORED, pair_with_labels
+from difiisr_training.data.annotations import IGNORED, pair_with_labels, read_labels
+from difiisr_training.data.images import read_counts
 from difiisr_training.evaluation import segformer
 from difiisr_training.evaluation.segformer import (
     build_segformer,
@@ -29,7 +30,6 @@ from difiisr_training.recipes.segmenter_training import (
     SegmenterConfig,
     draw_crops,
     fit_segmenter,
-    segmenter_scores,
 )
 
 CLASSES = ("road", "person")
@@ -89,7 +89,9 @@ def test_two_images_are_learnt(pairs, tmp_path):
     torch.set_num_threads(1)
     average, state = fit_segmenter(settings(iterations=40, lr=5e-3), tiny(), pairs, tmp_path)
     assert state.iteration == 40
-    assert segmenter_scores(average, pairs, CLASSES)["miou"] > 0.85
+    for image, labels in pairs:
+        found = segment(average, read_counts(image))
+        assert (found == read_labels(labels)).mean() > 0.93
     assert len((tmp_path / "statistics.jsonl").read_text().splitlines()) == 40
 
 
@@ -118,9 +120,9 @@ def test_the_command_trains_and_saves_a_folder_that_is_read_back(
     images, labels = folder / "images", folder / "labels"
     run = ReaderRun(out=tmp_path, device="cpu")
     options = {"labels": labels, "classes": "road, person", "run": run}
-    options |= {"config": settings(iterations=1), "val_data": images, "val_labels": labels}
+    options |= {"config": settings(iterations=1)}
     train_segmenter(images, **options)
-    assert "validation, 2 images" in capsys.readouterr().out
+    assert "1 of 1 iterations on 2 images" in capsys.readouterr().out
     assert class_names(load_segformer(tmp_path)) == CLASSES
     with pytest.raises(ValueError, match="--resume goes on"):
         train_segmenter(images, **options)

@@ -47,8 +47,8 @@ from difiisr_training.evaluation.results import (
 _BASELINE = "bicubic"
 _RESERVED = (LR_FOLDER, HR_FOLDER, "HR", "truth")  # of the input, and in results of detection
 _WITHOUT_VALUE = (
-    "no frame has a value: all are flat or too small; NIQE needs two textured blocks of 96x96 "
-    "pixels, SSIM 11x11, flicker two frames of one film with pixels that do not change"
+    "no frame has a value: all are flat or too small; SSIM needs 11x11 pixels, flicker two frames "
+    "of one film with pixels that do not change"
 )
 
 

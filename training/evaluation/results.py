@@ -92,8 +92,8 @@ class Results:
     not_run: dict[str, str]  # and why
     sets: list[SetResult]
     metric_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the metrics' networks
-    detection: dict[str, Any] | None = None  # content of detection.json
-    segmentation: dict[str, Any] | None = None  # content of segmentation.json
+    detection: dict[str, Any] | None = None  # see judged_frames.judge_detection
+    segmentation: dict[str, Any] | None = None  # see judge_segmentation
     version: int = 1  # of this layout
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, MultipleOf
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from tqdm import tqdm
 
 from difiisr_training.data.annotations import IGNORED, read_labels
 from difiisr_training.data.images import as_picture, read_counts
-from difiisr_training.evaluation.segformer import INPUT_MULTIPLE, class_logits, class_names, segment
-from difiisr_training.evaluation.task_scores import count_pixels, mean_iou
+from difiisr_training.evaluation.segformer import INPUT_MULTIPLE, class_logits, class_names
 from difiisr_training.recipes.reader_training import ReaderConfig, shuffled_place, train_reader
 from difiisr_training.train import TrainState
 
@@ -61,19 +59,6 @@ def fit_segmenter(
     return train_reader(
         config, class_names(model), model, run, loss_of=loss_of, device=device, budget_s=budget_s
     )
-
-
-def segmenter_scores(
-    model: SegformerForSemanticSegmentation,
-    pairs: Sequence[tuple[Path, Path]],
-    classes: Sequence[str],
-) -> dict[str, Any]:
-    """Agreement of a model with the labels of whole images; see ``mean_iou``."""
-    counted = [
-        count_pixels(read_labels(labels), segment(model, read_counts(image)), len(classes))
-        for image, labels in tqdm(pairs, desc="validation", unit="image")
-    ]
-    return mean_iou(np.stack(counted), classes)
 
 
 def draw_crops(
