@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from difiisr_ros.commands.html_page import fill_template, svg_of
 from difiisr_ros.fleet_jobs import SCHEMA
 
 _PICTURE = 480  # pixels on a side, most
@@ -25,10 +24,12 @@ def fleet_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Pictures and reports are looked for in the rows' ``folder``. The same rows give the same text.
     """
+    from difiisr_training.evaluation.report import fill_template  # here: workers need none
+
     table = pd.DataFrame(list(rows), columns=SCHEMA.names)
     measures = _measures(table)
     return fill_template(
-        "fleet_report",
+        Path(__file__).with_suffix(".html.j2"),
         {"number": lambda value: f"{value:,.4g}" if pd.notna(value) else "-"},
         rows=table.head(_LISTED).to_dict("records"),
         unusable=table[table.fault.fillna("") != ""].head(_LISTED).to_dict("records"),
@@ -83,7 +84,9 @@ def _worst(values: pd.Series) -> pd.Series:
 
 def _histograms(measures: pd.DataFrame) -> str:
     """A histogram of each measure, as SVG."""
-    from matplotlib.figure import Figure  # here: workers need none
+    from matplotlib.figure import Figure
+
+    from difiisr_training.evaluation.figures import svg_of
 
     lines = max(1, -(-measures.shape[1] // _COLUMNS))
     figure = Figure(figsize=(10, 2.1 * lines), layout="constrained")

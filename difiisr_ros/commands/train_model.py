@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -114,52 +115,53 @@ def train(
         torch.set_num_threads(threads)
     run = run or Path("runs") / settings.name
 
-    def finish(text: str, write: Callable[[Path, Path], None]) -> None:
-        print(f"{run / CHECKPOINT_NAME}: {text}")
+    if is_recurrent:
+        clips = sequence_training.clips_of(settings, data, load)
+        accelerator = Accelerator(cpu=True)
+        state = training.run_task(
+            settings, sequence_training.clips_task(settings, clips), run, accelerator,
+            starting_weights(init) if init else None,
+            FilmValidator(settings.stills, load) if settings.validate_every else None, budget,
+        )  # fmt: skip
+        write: Callable[..., None] = export_run
+        if teacher is not None:
+            first, (count, length) = 64 * settings.iterations, _FITTED
+            drawn = (clips.draw(first + k, length) for k in range(count))
+            fit = sequence_training.fit_detail
+            fitted = partial(fit, teacher=starting_weights(teacher), clips=drawn)
+            write = partial(export_run, refine=fitted)
+    else:
+        accelerator = training.make_accelerator(settings, device)
+        taught = None
+        if settings.stage == "distillation":
+            if teacher is None:
+                raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
+            taught = starting_weights(teacher).to(accelerator.device)
+        initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
+        if accelerator.is_main_process:
+            print(f"{run}: {how}", file=sys.stderr)
+            if settings.precision != "fp32" and accelerator.device.type == "cpu":
+                text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
+                print(text, file=sys.stderr)
+        latent = load_published(autoencoder)[1] if autoencoder else None
+        objective = build_objective(
+            settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam
+        )
+        is_validated = settings.validate_every
+        state = training.train(
+            settings, objective, load, run, accelerator=accelerator, teacher=taught,
+            initial=initial, budget_s=budget, workers=workers,
+            validate=Validator(settings, load, run, latent, lpips) if is_validated else None,
+        )  # fmt: skip
+        write = partial(export_run, published=autoencoder)
+    if accelerator.is_main_process:
+        done = f"{state.iteration} of {settings.iterations} iterations"
+        print(f"{run / CHECKPOINT_NAME}: {done}")
         if export:
             write(run, export)
             print(f"{export}: weights of the moving average, ready for load_upscaler")
         if (run / STATISTICS_NAME).is_file():
             save_learning_curve(run, run / "learning_curve.png")
-
-    if is_recurrent:
-        is_over = sequence_training.train_on_sequences(
-            settings, data, load, run, initial=starting_weights(init) if init else None,
-            validate=FilmValidator(settings.stills, load) if settings.validate_every else None,
-            budget_s=budget,
-        )  # fmt: skip
-        text = "the schedule is at its end" if is_over else "to be resumed"
-        write = sequence_training.export_sequence_run
-        if teacher is not None:
-            clips = sequence_training.clips_of(settings, data, load)
-            drawn = (
-                clips.draw(64 * settings.iterations + k, _FITTED[1]) for k in range(_FITTED[0])
-            )
-            write = partial(write, teacher=starting_weights(teacher), clips=drawn)
-        finish(text, write)
-        return
-    accelerator = training.make_accelerator(settings, device)
-    taught = None
-    if settings.stage == "distillation":
-        if teacher is None:
-            raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
-        taught = starting_weights(teacher).to(accelerator.device)
-    initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
-    if accelerator.is_main_process:
-        print(f"{run}: {how}", file=sys.stderr)
-        if settings.precision != "fp32" and accelerator.device.type == "cpu":
-            text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
-            print(text, file=sys.stderr)
-    latent = load_published(autoencoder)[1] if autoencoder else None
-    objective = build_objective(settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam)
-    validate = Validator(settings, load, run, latent, lpips) if settings.validate_every else None
-    state = training.train(
-        settings, objective, load, run, accelerator=accelerator, teacher=taught, initial=initial,
-        validate=validate, budget_s=budget, workers=workers,
-    )  # fmt: skip
-    if accelerator.is_main_process:
-        text = f"{state.iteration} of {settings.iterations} iterations"
-        finish(text, partial(export_run, published=autoencoder))
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
         # What it had is saved; `train A && train B` must not go on.

@@ -77,11 +77,6 @@ def test_sets_are_judged_with_reference(data, capsys):
     gain = ours.difference_to_bicubic["psnr"]["mean"]
     assert gain == pytest.approx(ours.mean["psnr"] - plain.mean["psnr"])
     assert plain.mean["kelvin_p95"] == pytest.approx(0.01 * plain.mean["error_p95"])
-    bins = results.sets[1].temperature_bins
-    assert sum(one["pixels"] for one in bins) == 3 * 64 * 76
-    bias = sum(one["pixels"] * one["models"]["bicubic"]["bias"] for one in bins) / (3 * 64 * 76)
-    assert bias == pytest.approx(plain.mean["kelvin_bias"], abs=1e-9)
-
     rows = rows_of(out)
     assert list(rows[0])[:4] == ["set", "frame", "model", "psnr"]
     content = json.loads((out / "results.json").read_text())
@@ -137,7 +132,6 @@ def test_a_recording_in_kelvin_stays_float(tmp_path):
         assert model.mean["kelvin_p95"] == model.mean["error_p95"] < 15
         assert model.mean["psnr"] > 15
     assert chosen.models[1].mean["consistency_max"] < 0.5
-    assert chosen.temperature_bins[0]["low"] >= 270
 
 
 @pytest.fixture

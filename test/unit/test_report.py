@@ -59,7 +59,7 @@ def make_report(
                 )
             )  # fmt: skip
         found.append(
-            SetResult(chosen, f"/data/{chosen}", "images", None, frames, "5e" * 32, results, None)
+            SetResult(chosen, f"/data/{chosen}", "images", None, frames, "5e" * 32, results)
         )
     mode, made = ("reference", "bicubic") if "psnr" in metrics else ("camera", None)
     results = Results(

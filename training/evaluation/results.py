@@ -58,12 +58,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class SetResult:
-    """All models on one set.
-
-    ``temperature_bins``, with reference and a radiometry: high-resolution pixels of
-    ``low <= kelvin < high`` (the end bins take what lies beyond), their number ``pixels``, and per
-    name in ``models`` mean error ``bias`` and 95th percentile ``p95`` in kelvin.
-    """
+    """All models on one set."""
 
     name: str  # as asked for
     path: str
@@ -72,7 +67,6 @@ class SetResult:
     frames: int  # that were judged
     sha256: str  # of the frames' names, dtypes, shapes and pixels, as read
     models: list[ModelResult]
-    temperature_bins: list[dict[str, Any]] | None
 
     @property
     def frame_names(self) -> list[str]:
