@@ -224,7 +224,7 @@ class Referee:
         self._radiometry = measures.Radiometry.parse(radiometry)
         kelvin = [self._radiometry.kelvin(scene.hr) for scene in scenes if scene.is_kelvin]
         low, high = np.quantile(kelvin, (0.002, 0.998)) if kelvin else (0, 1)
-        self._edges = MaxNLocator(BINS, steps=[1, 2, 5, 10]).tick_values(low, high).round(6)
+        self._edges = np.round(MaxNLocator(BINS, steps=[1, 2, 5, 10]).tick_values(low, high), 6)
 
     def __call__(
         self, results: Sequence[tuple[Scene, np.ndarray, np.ndarray]], seed: int

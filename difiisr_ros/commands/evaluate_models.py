@@ -165,13 +165,11 @@ def evaluate(
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared]
     if detector:
-        given: dict[str, Any] = {slug(name): path for name, path in boxes.items()}
-        results.detection = judged_frames.judge_detection(out, given, series, detector)
+        results.detection = judged_frames.judge_detection(out, boxes, series, detector)
         _note_others(results, "detection", "--annotations", boxes)
     if segmenter:
-        given = {slug(name): path for name, path in maps.items()}
         results.segmentation = judged_frames.judge_segmentation(
-            out, given, series, segmenter, device
+            out, maps, series, segmenter, device
         )
         _note_others(results, "segmentation", "--labels", maps)
     write_results(results, out)

@@ -309,9 +309,9 @@ def note_judged(monkeypatch):
 
     def judge(out, sets, models, network, *_):
         assert (network.name, models) == ("network", ["bicubic"])
-        assert all((out / "frames" / folder / "hr").is_dir() for folder in sets)
-        asked.append({folder: path and path.name for folder, path in sets.items()})
-        return {"sets": {folder: {} for folder in sets}}
+        assert all(frames_folder(out, name, "hr").is_dir() for name in sets)
+        asked.append({name: path and path.name for name, path in sets.items()})
+        return {"sets": {slug(name): {} for name in sets}}
 
     monkeypatch.setattr(judged_frames, "judge_detection", judge)
     monkeypatch.setattr(judged_frames, "judge_segmentation", judge)
@@ -338,8 +338,8 @@ def test_each_set_is_judged_by_its_own_file(data, judged, monkeypatch):
     evaluate(*arguments, option, own[0], option, own[1])
     results = evaluate(*arguments, option, own[0])
     evaluate(*arguments[1:], option, data / "b.json")
-    only = {slug(deep): "b.json"}
-    assert asked == [{slug(eight): "a.json"} | only, only, only]
+    only = {deep: "b.json"}
+    assert asked == [{eight: "a.json"} | only, only, only]
     assert f"no {option} {eight}=... was given" in results.not_run.values()
 
 

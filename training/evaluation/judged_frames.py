@@ -29,6 +29,7 @@ from difiisr_training.evaluation.results import (
     HR_FOLDER,
     frame_names,
     read_frame,
+    slug,
 )
 from difiisr_training.evaluation.task_scores import (
     IOU,
@@ -55,9 +56,9 @@ def judge_detection(
 
     Args:
         out: folder of an evaluation.
-        sets: folder of each set in ``out/frames``, and its annotations, see ``read_annotations``;
-            images are named as the frames are. Boxes are in pixels of the high-resolution frames,
-            without such (camera mode) of the low-resolution ones.
+        sets: name of each set, and its annotations, see ``read_annotations``; images are named as
+            the frames are. Boxes are in pixels of the high-resolution frames, without such (camera
+            mode) of the low-resolution ones.
         models: folders of the models.
         detector: see ``OnnxDetector``.
 
@@ -71,7 +72,7 @@ def judge_detection(
         ValueError: the detector or the annotations are not understood, or no frame is annotated.
     """
     finder = OnnxDetector(detector)
-    judged = {name: _detect(out, name, models, finder, path) for name, path in sets.items()}
+    judged = {slug(s): _detect(out, slug(s), models, finder, path) for s, path in sets.items()}
     described = {
         "name": finder.path.name,
         "sha256": finder.sha256,
@@ -142,7 +143,7 @@ def judge_segmentation(
     from difiisr_training.evaluation.segformer import class_names, load_segformer
 
     model = load_segformer(segmenter).to(device)
-    judged = {name: _segment(out, name, models, model, labels) for name, labels in sets.items()}
+    judged = {slug(s): _segment(out, slug(s), models, model, path) for s, path in sets.items()}
     described = {
         "name": segmenter.name,
         "sha256": sha256_file(segmenter / "model.safetensors"),

@@ -117,7 +117,7 @@ def train_reader(
     def validate(average: nn.Module, _: int) -> dict[str, float]:
         assert judge is not None, "only then is anything validated"
         scores = judge(average)
-        (name, score), *_ = scores.items()
+        name, score = next(iter(scores.items()))
         if score > max((line[name] for line in read_journal(run, VALIDATION_NAME)), default=-1):
             with replaced(run / BEST_NAME) as beside:
                 save_file({k: v.contiguous() for k, v in average.state_dict().items()}, beside)
