@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from difiisr_models.compact import CompactConfig, CompactNetwork, embed, parameter_count
+from difiisr_models.compact import CompactConfig, CompactNetwork, parameter_count
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.model_loading import load_parts, save_compact, save_published_unet
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
@@ -48,28 +48,15 @@ def build_objective(
     return Objective(config, space, loss)
 
 
-@torch.no_grad()
 def start_from(network: nn.Module, initial: nn.Module) -> None:
     """Give ``network`` the weights of ``initial``, in place.
 
-    A compact network may be wider and have more blocks than ``initial``: until it is trained it
-    computes what ``initial`` does, which never reads the added channels and passes the added blocks
-    unchanged (Net2Net; Chen et al., ICLR 2016). ValueError: any other difference.
+    A recurrent network keeps its own weights for the past, which are 0 at first. ValueError: the
+    two differ in anything else.
     """
-    if isinstance(network, CompactNetwork) and isinstance(initial, CompactNetwork):
-        ours, theirs = network.config, initial.config
-        larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
-        if larger and ours.time_features == theirs.time_features:
-            for place, block in enumerate(network.blocks):
-                nn.init.dirac_(block.mix.weight)
-                nn.init.zeros_(block.mix.bias)
-                if place >= theirs.blocks:
-                    nn.init.zeros_(block.conv3.weight)
-                    nn.init.zeros_(block.conv3.bias)
-            embed(initial, network)
-            return
+    own = {n: value for n, value in network.state_dict().items() if n.startswith("stem_past")}
     try:
-        network.load_state_dict(initial.state_dict())
+        network.load_state_dict(own | initial.state_dict())
     except RuntimeError as error:
         wanted, given = (
             f"{type(x).__name__} of {parameter_count(x):,} parameters" for x in (network, initial)

@@ -25,7 +25,7 @@ from difiisr_training.checkpoints import (
 from difiisr_training.config import from_dict
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, load_images
-from difiisr_training.networks import export_run
+from difiisr_training.networks import export_run, start_from
 from difiisr_training.sequence_training import (
     SequenceConfig,
     clips_of,
@@ -157,6 +157,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
     up = load_upscaler(str(out), backend="torch")
     assert up.is_recurrent
     assert up(np.full((20, 24), 7000, np.uint16), Stream()).shape == (80, 96)
+
+
+def test_a_recurrent_network_begins_as_one_of_its_size_without_a_past():
+    sizes = {"channels": 8, "blocks": 1, "time_features": 16}
+    network, initial = (
+        CompactNetwork(CompactConfig(**sizes, recurrent=recurrent)) for recurrent in (True, False)
+    )
+    start_from(network, initial)
+    assert torch.equal(network.stem_lr.weight, initial.stem_lr.weight)
+    assert not network.stem_past.weight.any()
+    with pytest.raises(ValueError, match="not those of the configured network"):
+        start_from(initial, CompactNetwork(CompactConfig(**sizes | {"channels": 16})))
 
 
 def test_the_detail_head_follows_features_that_moved(data):
