@@ -56,16 +56,8 @@ def tiny(**changes):
     return DetectorConfig(**settings | changes)
 
 
-def test_frames_of_one_name_keep_the_boxes_of_their_folders(tmp_path):
-    for number, folder in enumerate("ab"):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(np.full((8, 8), 50 * number, np.uint8)).save(tmp_path / folder / "1.png")
-    images = {f"{folder}__1": frame(number)[1] for number, folder in enumerate("ab")}
-    frames = load_frames(tmp_path, Annotations(("tall", "wide"), images))
-    for number, (_, boxes) in enumerate(frames):
-        np.testing.assert_array_equal(boxes.xywh, frame(number)[1].xywh)
-    with pytest.raises(ValueError, match="cannot be told apart"):
-        load_frames(tmp_path, Annotations(("tall", "wide"), {"1": frame(0)[1]}))
+def test_a_folder_without_an_annotated_image_is_refused(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "1.png")
     with pytest.raises(ValueError, match=r"no annotated image; .* e\.g\. 2"):
         load_frames(tmp_path, Annotations(("tall", "wide"), {"2": frame(0)[1]}))
 
