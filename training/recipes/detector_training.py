@@ -48,8 +48,8 @@ class DetectorConfig(ReaderConfig):
     """
 
     iterations: Annotated[int, Ge(1)] = 3000
-    lr: Annotated[float, Gt(0)] = 2e-3
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    lr: Annotated[float, Gt(0), Le(1)] = 2e-3
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 1e-4
     ema: Annotated[float, Ge(0), Le(1)] = 0.995
     validate_every: Annotated[int, Ge(1)] = 500
     width: Annotated[int, Ge(1)] = 20

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from difiisr_models.diffusion import stream_seed
 from difiisr_models.files import replaced
-from difiisr_training.checkpoints import VALIDATION_NAME, read_journal
+from difiisr_training.checkpoints import CHECKPOINT_NAME, VALIDATION_NAME, read_journal
 from difiisr_training.config import OptimiserConfig, RunConfig
 from difiisr_training.train import TrainingTask, TrainState, run_task
 
@@ -43,8 +43,8 @@ class ReaderConfig:
 
     iterations: Annotated[int, Ge(1)]
     batch: Annotated[int, Ge(1)] = 8
-    lr: Annotated[float, Gt(0)]
-    weight_decay: Annotated[float, Ge(0)]
+    lr: Annotated[float, Gt(0), Le(1)]
+    weight_decay: Annotated[float, Ge(0), Le(1)]
     ema: Annotated[float, Ge(0), Le(1)]
     seed: Annotated[int, Ge(0)] = 0
     validate_every: Annotated[int, Ge(1)]
@@ -109,6 +109,10 @@ def train_reader(
         classes=tuple(classes), settings=asdict(config),
     )  # fmt: skip
 
+    best = run / BEST_NAME
+    if not (run / CHECKPOINT_NAME).is_file():
+        best.unlink(missing_ok=True)  # of another run
+
     def inputs(first: int) -> Iterator[tuple[range, int]]:
         for iteration in range(first, config.iterations):
             start = iteration * config.batch
@@ -118,8 +122,9 @@ def train_reader(
         assert judge is not None, "only then is anything validated"
         scores = judge(average)
         name, score = next(iter(scores.items()))
-        if score > max((line[name] for line in read_journal(run, VALIDATION_NAME)), default=-1):
-            with replaced(run / BEST_NAME) as beside:
+        before = read_journal(run, VALIDATION_NAME) if best.is_file() else []
+        if all(score > line[name] for line in before):
+            with replaced(best) as beside:
                 save_file({k: v.contiguous() for k, v in average.state_dict().items()}, beside)
         return scores
 
@@ -133,8 +138,8 @@ def train_reader(
     state = run_task(
         described, task, run, accelerator, validate=validate if judge else None, budget_s=budget_s
     )
-    if (run / BEST_NAME).is_file():
-        state.ema.load_state_dict(load_file(run / BEST_NAME))
+    if best.is_file():
+        state.ema.load_state_dict(load_file(best))
     return state.ema.eval(), state
 
 

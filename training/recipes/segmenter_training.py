@@ -33,8 +33,8 @@ class SegmenterConfig(ReaderConfig):
     """
 
     iterations: Annotated[int, Ge(1)] = 25_000
-    lr: Annotated[float, Gt(0)] = 6e-5
-    weight_decay: Annotated[float, Ge(0)] = 0.01
+    lr: Annotated[float, Gt(0), Le(1)] = 6e-5
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 0.01
     ema: Annotated[float, Ge(0), Le(1)] = 0.0
     validate_every: Annotated[int, Ge(1)] = 1000
     crop: Annotated[int, Gt(0), MultipleOf(INPUT_MULTIPLE)] = 512
