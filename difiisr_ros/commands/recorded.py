@@ -67,9 +67,9 @@ def recorded(
         settings=settings,
         camera=camera.known,
     )
-    write_json(out / "recorded.json", values)
     with replaced(out / "recorded_per_frame.csv") as beside:
         frames.to_csv(beside)
+    write_json(out / "recorded.json", values)
     files = f"written to {out}: recorded.json, recorded_per_frame.csv"
     tell(values, "\n".join([*_summary(values), files]), json)
     if values["fault"]:
