@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,16 +119,15 @@ def _rows(
     if not jobs:
         return
     _start_ray(cluster)
-    have = ray.cluster_resources()
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = cluster.num_gpus
     if gpus is None:
-        gpus = 1 if have.get("GPU") and task.device != "cpu" else 0
-    fitting = int(have["GPU"] / gpus if gpus else have["CPU"] / task.threads)
+        gpus = int(task.device != "cpu" and any(have.get("GPU") for have in machines))
     # What workers are started with lies inline in the call, so that Ray can start them again
     worker = ray.remote(Worker).options(
         num_cpus=task.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
     )
-    size = min(cluster.workers or max(1, fitting), len(jobs))
+    size = min(cluster.workers or max(1, fitting(machines, task.threads, gpus)), len(jobs))
     pool = ActorPool([worker.remote(task, out) for _ in range(size)])
     for item in jobs.items():
         pool.submit(lambda worker, item: worker.do.remote(*item), item)
@@ -139,6 +138,22 @@ def _rows(
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 why = str(error).splitlines()[-1]
                 raise ValueError(f"no worker can start: {why}") from error
+        pool.pop_idle()  # a worker without a job ends, which makes room for one of a lost machine
+
+
+def fitting(machines: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:
+    """How many workers there are CPUs and GPUs for; none spans two machines, nor parts of two GPUs.
+
+    ``machines``: resources of each, as Ray names them: ``CPU``, ``GPU``.
+    """
+    found = 0
+    for have in machines:
+        room = have.get("CPU", 0) // threads
+        if gpus:
+            there = have.get("GPU", 0)
+            room = min(room, there * int(1 / gpus) if gpus < 1 else there // gpus)
+        found += int(room)
+    return found
 
 
 def _sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:
