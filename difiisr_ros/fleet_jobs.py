@@ -14,6 +14,7 @@ an object store each object is one PUT. Who does the jobs, and how often, is not
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -33,7 +34,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
-from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.utils import glob_translate
 
 from difiisr_ros.bags import is_storage, recordings_among
 
@@ -82,6 +83,11 @@ class Job:
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", PurePosixPath(self.path).name).strip("-._")[:80]
         part = "" if not self.first and self.frames is None else f"-{self.first:08}"
         return f"{stem}{part}-{digest[:20]}"
+
+    def row(self, name: str, fault: str = "", failed: bool = False) -> dict[str, Any]:
+        """The first columns of its row; it has made nothing."""
+        own = {"job": name, "input": self.path, "first": self.first}
+        return own | {"fault": fault, "failed": failed, "folder": ""}
 
     def fetch(self, folder: Path) -> Path:
         """The recording on this machine: where it lies, or a copy below ``folder``.
@@ -141,7 +147,7 @@ def find_jobs(given: Iterable[str], out: str) -> list[Job]:
 def _jobs(given: str) -> Iterator[Job]:
     system, named = file_system(given)
     is_there = system.get_file_info(named).type != pa.fs.FileType.NotFound
-    paths = [named] if is_there else sorted(ArrowFSWrapper(system).glob(named))
+    paths = [named] if is_there else _matching(system, named)
     if not paths:
         raise FileNotFoundError(f"there is no {given}")
     for path in paths:
@@ -161,6 +167,17 @@ def _jobs(given: str) -> Iterator[Job]:
             own = inside.get(recording) or [f for f in (recording, log) if f in files]
             told = tuple((str(f), files[f].size, files[f].mtime_ns or 0) for f in sorted(own))
             yield Job(given, str(recording), told)
+
+
+def _matching(system: pa.fs.FileSystem, pattern: str) -> list[str]:
+    """What a pattern with ``*`` names; an object store's folders are what its files' names tell."""
+    if _is_local(system):
+        return sorted(glob.glob(pattern, recursive=True))
+    below = re.split(r"[*[]", pattern)[0].rpartition("/")[0]
+    selector = pa.fs.FileSelector(below, allow_not_found=True, recursive=True)
+    files = [PurePosixPath(info.path) for info in system.get_file_info(selector)]
+    names = {str(path) for file in files for path in (file, *file.parents)}
+    return sorted(filter(re.compile(glob_translate(pattern)).match, names))
 
 
 def _listed(path: str, content: bytes) -> Iterator[Job]:
@@ -192,17 +209,13 @@ class FleetFolder:
             self._scratch = Path(tempfile.gettempdir(), name)
 
     def done(self) -> dict[str, dict[str, Any]]:
-        """Rows of the jobs that are done, by name; those whose folder was deleted are not."""
-        kept = self._names(_BAGS)
-        if not self._names(_ROWS):
+        """Rows of the jobs that are done, by name."""
+        selector = pa.fs.FileSelector(f"{self._path}/{_ROWS}", allow_not_found=True)
+        files = [info.path for info in self._system.get_file_info(selector) if info.is_file]
+        if not files:
             return {}
-        source = pa.dataset.dataset(f"{self._path}/{_ROWS}", SCHEMA, filesystem=self._system)
-        found = source.to_table().to_pylist()
-        return {row["job"]: row for row in found if row["job"] in kept or not row["folder"]}
-
-    def _names(self, folder: str) -> set[str]:
-        selector = pa.fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True)
-        return {info.base_name for info in self._system.get_file_info(selector)}
+        found = pa.dataset.dataset(files, SCHEMA, filesystem=self._system).to_table().to_pylist()
+        return {row["job"]: row for row in found}
 
     def result(self) -> list[dict[str, Any]]:
         """Rows of the last run's ``fleet.parquet``; FileNotFoundError without one."""
@@ -221,23 +234,23 @@ class FleetFolder:
             the row. Of a recording that cannot be used it has ``fault``, and the job is done; of
             what this machine failed at it has ``failed`` too, and the next run tries again.
         """
-        row = {"job": name, "input": job.path, "first": job.first}
-        row |= {"fault": "", "failed": False, "folder": ""}
+        row = job.row(name)
         started = time.perf_counter()
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
             for left in self._scratch.glob(f"{name}.*"):  # of an attempt that was killed
                 shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=self._scratch) as scratch:
-                made = Path(scratch, name)
+                made, copied = Path(scratch, name), Path(scratch, "source")
                 try:
-                    row |= make(job.fetch(Path(scratch, "source")), made)
+                    row |= make(job.fetch(copied), made)
                     self._settle(made, f"{_BAGS}/{name}")
                     row["folder"] = f"{_BAGS}/{name}"
                 except ValueError as error:
                     if isinstance(error.__cause__, (OSError, MemoryError, RuntimeError)):
                         raise
-                    row["fault"] = str(error)
+                    parent = str(PurePosixPath(job.path).parent)
+                    row["fault"] = str(error).replace(str(copied), parent)
                 row["seconds"] = time.perf_counter() - started
                 self._write(f"{_ROWS}/{name}.parquet", _as_parquet([row]))
         except Exception as error:  # of one job among many

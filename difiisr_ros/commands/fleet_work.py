@@ -91,17 +91,15 @@ def do_all(
         jobs = _sliced(jobs, slice_frames, task.image_topic, cluster)
     folder, product = FleetFolder(out), task.product()
     named = {job.name(product): job for job in jobs}
-    done = folder.done().keys() & named.keys()
-    left = {name: job for name, job in named.items() if name not in done}
-    print(f"{len(named)} jobs, {len(done)} of them done already")
-    failed: dict[str, dict[str, Any]] = {}
+    rows = folder.done()
+    left = {name: job for name, job in named.items() if name not in rows}
+    print(f"{len(named)} jobs, {len(named) - len(left)} of them done already")
     for n, row in enumerate(_rows(left, task, folder, cluster), 1):
         print(f"{n} of {len(left)}: {_line(row)}", flush=True)
-        failed |= {row["job"]: row} if row["failed"] else {}
-    rows = failed | folder.done()
-    for name in named.keys() - rows.keys():
-        died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
-        rows[name] = {"job": name, "input": named[name].path, "fault": died, "failed": True}
+        rows[row["job"]] = row
+    died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
+    for name in [name for name in left if name not in rows]:
+        rows[name] = left[name].row(name, died, failed=True)
         print(_line(rows[name]))
     write_result(folder, list(rows.values()))
     print(f"{out}: fleet.parquet, report.html")
