@@ -173,7 +173,7 @@ def _matching(system: pa.fs.FileSystem, pattern: str) -> list[str]:
     """What a pattern with ``*`` names; an object store's folders are what its files' names tell."""
     if _is_local(system):
         return sorted(glob.glob(pattern, recursive=True))
-    below = re.split(r"[*[]", pattern)[0].rpartition("/")[0]
+    below = pattern.partition("*")[0].rpartition("/")[0]
     selector = pa.fs.FileSelector(below, allow_not_found=True, recursive=True)
     files = [PurePosixPath(info.path) for info in system.get_file_info(selector)]
     names = {str(path) for file in files for path in (file, *file.parents)}
@@ -249,8 +249,8 @@ class FleetFolder:
                 except ValueError as error:
                     if isinstance(error.__cause__, (OSError, MemoryError, RuntimeError)):
                         raise
-                    parent = str(PurePosixPath(job.path).parent)
-                    row["fault"] = str(error).replace(str(copied), parent)
+                    row["fault"] = str(error)
+                row["fault"] = row["fault"].replace(str(copied), os.path.dirname(job.path))
                 row["seconds"] = time.perf_counter() - started
                 self._write(f"{_ROWS}/{name}.parquet", _as_parquet([row]))
         except Exception as error:  # of one job among many

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,9 @@ class Evaluate:
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
             folder.mkdir()
+            lost: list[str] = []
             chosen = recorded_set(source.name, source, self.image_topic, self.by.selection())
+            chosen = replace(chosen, read=partial(chosen.read, skipped=lost.append))
             told = environment(device)
             results = judge_models([chosen], models, judge, folder, self.by.degradation, told)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
@@ -75,6 +78,7 @@ class Evaluate:
                 "frames_in": judged.frames,
                 "frames_out": judged.frames,
                 "refused": 0,
+                "fault": "; ".join(dict.fromkeys(lost)),
                 "metrics": {
                     f"{name} of {model.title}": value
                     for model in judged.models

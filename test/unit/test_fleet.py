@@ -209,10 +209,12 @@ def test_object_stores_hold_inputs_and_results(bucket, recordings, tmp_path):
         for rows in (here.values(), there.values())
     ]
     assert outcome[0] == outcome[1]
+    faults = {row["input"]: row["fault"] for row in there.values()}
+    assert "nothing in fleet/in/empty.mcap is readable" in faults["fleet/in/empty.mcap"]
     out = FleetFolder(f"s3://fleet/out?{query}")
     assert out.done().keys() == there.keys()
     (pattern,) = find_jobs([f"s3://fleet/in/**/a?{query}"], "out")
-    (plain,) = find_jobs([f"s3://fleet/in/deep?{query}"], "out")
+    (plain,) = find_jobs([f"s3://fleet/*/d*p?{query}"], "out")
     assert pattern.path == plain.path == "fleet/in/deep/a"
     listed = system.get_file_info(FileSelector("fleet/out", recursive=True))
     stored = sorted(Path(info.path).suffix for info in listed if info.is_file)
@@ -373,12 +375,14 @@ def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
     from difiisr_ros.commands.fleet_evaluate import Evaluate
 
     task = Evaluate(Judgement("bicubic", limit=2, metrics="psnr", device="cpu"))
-    inputs = [str(recordings / name) for name in ("b", "empty.mcap")]
+    inputs = [str(recordings / name) for name in ("b", "empty.mcap", "torn")]
     rows = do_here(inputs, str(tmp_path / "out"), task).values()
-    good, bad = sorted(rows, key=lambda row: row["input"])
+    good, bad, torn = sorted(rows, key=lambda row: row["input"])
     assert good["fault"] == ""
     assert good["metrics"]["psnr of bicubic"] > 10
     made = {path.name for path in (tmp_path / "out" / good["folder"]).iterdir()}
     assert {"report.html", "picture.png"} <= made
-    assert "fault" in bad
+    assert "no MCAP file" in bad["fault"]
+    assert "cut off" in torn["fault"]
+    assert torn["frames_out"] > 0
     assert not bad["failed"]
