@@ -1,6 +1,6 @@
 """Times ``difiisr fleet replay`` beside a plain replay; writes ``fleet.json`` beside this file.
 
-python benchmarks/bench_fleet.py [--workers 2] [--frames 20] [--bags 40]
+python benchmarks/bench_fleet.py [--workers 2] [--frames 60] [--bags 40]
 """
 
 import os
@@ -31,7 +31,7 @@ def fleet(inputs: Path, out: Path, task: Replay, workers: int) -> tuple[list[dic
     return FleetFolder(str(out)).result(), times[0] - started, each
 
 
-def main(*, workers: int = 2, frames: int = 20, bags: int = 40) -> None:
+def main(*, workers: int = 2, frames: int = 60, bags: int = 40) -> None:
     """Measure, and write the file."""
     task = Replay(runtime=Runtime(device="cpu", threads=1))
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:

@@ -19,7 +19,9 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
+import resource
 import shutil
 import tempfile
 import time
@@ -84,11 +86,6 @@ class Job:
         part = "" if not self.first and self.frames is None else f"-{self.first:08}"
         return f"{stem}{part}-{digest[:20]}"
 
-    def row(self, name: str, fault: str = "", failed: bool = False) -> dict[str, Any]:
-        """The first columns of its row; it has made nothing."""
-        own = {"job": name, "input": self.path, "first": self.first}
-        return own | {"fault": fault, "failed": failed, "folder": ""}
-
     def fetch(self, folder: Path) -> Path:
         """The recording on this machine: where it lies, or a copy below ``folder``.
 
@@ -107,6 +104,10 @@ class Job:
             target.parent.mkdir(parents=True, exist_ok=True)
             pa.fs.copy_files(path, str(target), system, pa.fs.LocalFileSystem())
         return folder / PurePosixPath(self.path).name
+
+
+Make = Callable[[Job, Path, Path], dict[str, Any]]
+"""Does a job: given it, its recording and the folder to make, returns columns of its row."""
 
 
 def file_system(text: str) -> tuple[pa.fs.FileSystem, str]:
@@ -222,19 +223,20 @@ class FleetFolder:
         path = f"{self._path}/{_TABLE}"
         return pa.parquet.read_table(path, filesystem=self._system).to_pylist()
 
-    def do(self, job: Job, name: str, make: Callable[[Path, Path], dict[str, Any]]) -> dict:
+    def do(self, job: Job, name: str, make: Make) -> dict[str, Any]:
         """Do one job; what it made is there whole, or not at all.
 
         Args:
             job: to do.
             name: of it.
-            make: given the recording and the folder to make, returns columns of the row.
+            make: does it.
 
         Returns:
             the row. Of a recording that cannot be used it has ``fault``, and the job is done; of
             what this machine failed at it has ``failed`` too, and the next run tries again.
         """
-        row = job.row(name)
+        row = {"job": name, "input": job.path, "first": job.first, "host": platform.node()}
+        row |= {"fault": "", "failed": False, "folder": ""}
         started = time.perf_counter()
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
@@ -243,7 +245,7 @@ class FleetFolder:
             with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=self._scratch) as scratch:
                 made, copied = Path(scratch, name), Path(scratch, "source")
                 try:
-                    row |= make(job.fetch(copied), made)
+                    row |= make(job, job.fetch(copied), made)
                     self._settle(made, f"{_BAGS}/{name}")
                     row["folder"] = f"{_BAGS}/{name}"
                 except ValueError as error:
@@ -251,6 +253,7 @@ class FleetFolder:
                         raise
                     row["fault"] = str(error)
                 row["fault"] = row["fault"].replace(str(copied), os.path.dirname(job.path))
+                row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 row["seconds"] = time.perf_counter() - started
                 self._write(f"{_ROWS}/{name}.parquet", _as_parquet([row]))
         except Exception as error:  # of one job among many

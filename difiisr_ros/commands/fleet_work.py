@@ -6,11 +6,9 @@ Which process does which job, and what happens to the job of one that dies, is R
 from __future__ import annotations
 
 import os
-import platform
-import resource
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +25,6 @@ from difiisr_ros.fleet_jobs import FleetFolder, Job
 
 _RETRIES = 5  # of a job whose worker dies
 _OBJECT_STORE = 100 * 2**20  # bytes: next to nothing goes through it
-
-Make = Callable[[Job, Path, Path], dict[str, Any]]
-"""Does a job: given it, its recording and the folder to make, returns columns of its row."""
-
 
 Task = Any
 """What is made of every recording, and travels to each worker: a frozen dataclass with
@@ -65,13 +59,7 @@ class Worker:
 
     def do(self, name: str, job: Job) -> dict[str, Any]:
         """The row of the job of this name."""
-
-        def make(source: Path, folder: Path) -> dict[str, Any]:
-            row = self._make(job, source, folder)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            return row | {"host": platform.node(), "memory_mb": peak}
-
-        return self._out.do(job, name, make)
+        return self._out.do(job, name, self._make)
 
 
 def do_all(
@@ -84,9 +72,9 @@ def do_all(
     if cluster.address.startswith("ray://"):  # rows and results are read where workers write them
         ray.init(cluster.address)
         out = out if "://" in out else os.path.abspath(out)
-        there = ray.remote(num_cpus=0)(do_all)
         inside = replace(cluster, address="auto")
-        return ray.get(there.remote(jobs, out, task, inside, slice_frames))
+        there = ray.remote(num_cpus=0)(do_all).remote(jobs, out, task, inside, slice_frames)
+        return ray.get(there)
     if slice_frames:
         jobs = _sliced(jobs, slice_frames, task.image_topic, cluster)
     folder, product = FleetFolder(out), task.product()
@@ -99,7 +87,7 @@ def do_all(
         rows[row["job"]] = row
     died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
     for name in [name for name in left if name not in rows]:
-        rows[name] = left[name].row(name, died, failed=True)
+        rows[name] = {"job": name, "input": left[name].path, "fault": died, "failed": True}
         print(_line(rows[name]))
     write_result(folder, list(rows.values()))
     print(f"{out}: fleet.parquet, report.html")
@@ -117,15 +105,17 @@ def _rows(
     if not jobs:
         return
     _start_ray(cluster)
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = cluster.num_gpus
+    have, gpus = ray.cluster_resources(), cluster.num_gpus
     if gpus is None:
-        gpus = int(task.device != "cpu" and any(have.get("GPU") for have in machines))
+        gpus = int("GPU" in have and task.device != "cpu")
+    fitting = have.get("CPU", 0) / task.threads
+    if gpus:
+        fitting = min(fitting, have.get("GPU", 0) / gpus)
     # What workers are started with lies inline in the call, so that Ray can start them again
     worker = ray.remote(Worker).options(
         num_cpus=task.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
     )
-    size = min(cluster.workers or max(1, fitting(machines, task.threads, gpus)), len(jobs))
+    size = min(cluster.workers or max(1, int(fitting)), len(jobs))
     pool = ActorPool([worker.remote(task, out) for _ in range(size)])
     for item in jobs.items():
         pool.submit(lambda worker, item: worker.do.remote(*item), item)
@@ -137,21 +127,6 @@ def _rows(
                 why = str(error).splitlines()[-1]
                 raise ValueError(f"no worker can start: {why}") from error
         pool.pop_idle()  # a worker without a job ends, which makes room for one of a lost machine
-
-
-def fitting(machines: Iterable[Mapping[str, float]], threads: int, gpus: float) -> int:
-    """How many workers there are CPUs and GPUs for; none spans two machines, nor parts of two GPUs.
-
-    ``machines``: resources of each, as Ray names them: ``CPU``, ``GPU``.
-    """
-    found = 0
-    for have in machines:
-        room = have.get("CPU", 0) // threads
-        if gpus:
-            there = have.get("GPU", 0)
-            room = min(room, there * int(1 / gpus) if gpus < 1 else there // gpus)
-        found += int(room)
-    return found
 
 
 def _sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:

@@ -29,8 +29,8 @@ from ray.cluster_utils import Cluster as RayCluster
 from difiisr_ros.cli import main
 from difiisr_ros.commands.fleet import Replay, report
 from difiisr_ros.commands.fleet_report import fleet_page
-from difiisr_ros.commands.fleet_work import Cluster, do_all, fitting, write_result
-from difiisr_ros.fleet_jobs import FleetFolder, Job, find_jobs
+from difiisr_ros.commands.fleet_work import Cluster, do_all, write_result
+from difiisr_ros.fleet_jobs import FleetFolder, find_jobs
 
 BICUBIC = Replay("bicubic", runtime=Runtime(device="cpu", threads=1))
 SLICES = ({"first": 5}, {"frames": 5})
@@ -53,7 +53,7 @@ def do_here(inputs: list[str], out: str, task: Replay = BICUBIC) -> dict[str, di
     rows = {}
     for job in find_jobs(inputs, out):
         name = job.name(product)
-        rows[name] = folder.do(job, name, lambda source, target, job=job: make(job, source, target))
+        rows[name] = folder.do(job, name, make)
     return rows
 
 
@@ -127,12 +127,12 @@ def test_what_the_machine_fails_at_is_tried_again(recordings, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    row = out.do(job, name, lambda *paths: make(job, *paths))
+    row = out.do(job, name, make)
     assert row["failed"]
     assert "No space left" in row["fault"]
     assert out.done() == {}
     assert content(tmp_path / "out") == {}
-    assert not out.do(job, name, lambda *paths: make(job, *paths))["failed"]
+    assert not out.do(job, name, make)["failed"]
     assert out.done().keys() == {name}
 
 
@@ -171,7 +171,7 @@ def test_results_of_several_runs_make_one_report(recordings, tmp_path):
 
 
 def test_a_report_tells_what_was_not_usable():
-    bad = Job("/in", "/in/<x>", ()).row("x", "no space", failed=True)
+    bad = {"job": "x", "input": "/in/<x>", "fault": "no space", "failed": True}
     good = {"job": "y", "input": "/in/y", "folder": "y"}
     page = fleet_page([bad, good | {"frames_in": 4, "frames_out": 3, "refused": 1}])
     for text in ("failed: no space", "/in/&lt;x&gt;", "3 of 4 frames"):
@@ -350,16 +350,6 @@ def test_a_worker_sees_the_gpu_that_it_has_a_share_of(cluster, recordings, tmp_p
     assert do_all(jobs, out, SeenByWorkers(), Cluster(cluster[0], num_gpus=0.25)) == 0
     (row,) = FleetFolder(out).result()
     assert row["notes"] == ["0.25", "0"]
-
-
-def test_as_many_workers_start_as_machines_have_room_for():
-    big, small = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}
-    assert fitting([big, small], threads=1, gpus=0) == 11
-    assert fitting([big, small], threads=2, gpus=0) == 5
-    assert fitting([big, small], threads=1, gpus=0.25) == 8
-    assert fitting([big, small], threads=1, gpus=0.1) == 8
-    assert fitting([big, small], threads=1, gpus=0.4) == 4
-    assert fitting([big, small], threads=1, gpus=2) == 1
 
 
 def test_the_cluster_file_is_one_that_ray_takes():
