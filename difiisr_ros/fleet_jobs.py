@@ -235,8 +235,8 @@ class FleetFolder:
             the row. Of a recording that cannot be used it has ``fault``, and the job is done; of
             what this machine failed at it has ``failed`` too, and the next run tries again.
         """
-        row = {"job": name, "input": job.path, "first": job.first, "host": platform.node()}
-        row |= {"fault": "", "failed": False, "folder": ""}
+        row: dict[str, Any] = {"job": name, "input": job.path, "first": job.first, "fault": ""}
+        row |= {"failed": False, "folder": "", "host": platform.node()}
         started = time.perf_counter()
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
