@@ -8,7 +8,7 @@
     OUT/fleet.parquet           all rows
 
 Inputs and OUT lie on any file system of pyarrow. Folders are fsynced and renamed on a local one; on
-an object store each object is one PUT. Who does the jobs, and how often, is not decided here.
+an object store each object appears whole. Who does the jobs, and how often, is not decided here.
 """
 
 from __future__ import annotations
