@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from difiisr_ros import process_setup
+
+if __name__ == "__main__":
+    process_setup.keep_freed_memory()
+
 import sys
 import time
 from typing import Any
