@@ -68,6 +68,7 @@ def soak(
     seed: int = 1,
     model: str = "difiisr-rt-x4",
     device: str = "cpu",
+    only: str = "",
     out: Path = Path("out/soak"),
 ) -> int:
     """Drive a node over DDS with everything that may happen to it, at random, and watch it.
@@ -84,6 +85,7 @@ def soak(
         seed: of all that is drawn.
         model: that the node runs.
         device: that it runs on.
+        only: what shall happen, comma-separated, by the names under "actions" in soak.json.
         out: folder.
     """
     os.environ.update(dds_environment())
@@ -97,7 +99,7 @@ def soak(
     with NodePeer(IMAGE, RESULT, INFO, watch.record) as peer:
         run = Soak(peer, watch, out, arguments, usual | parameters, np.random.default_rng(seed))
         try:
-            run.go(minutes)
+            run.go(minutes, only)
             run.end()
         finally:
             run.process.kill()
@@ -182,6 +184,7 @@ class Soak:
         self.peer, self.watch, self.rng, self.parameters = peer, watch, rng, parameters
         self._folder, self._arguments = folder, arguments
         self.series: dict[str, list[float]] = defaultdict(list)
+        self.at_rest: dict[str, list[float]] = defaultdict(list)
         self.done: Counter[str] = Counter()
         self.took: dict[str, list[float]] = defaultdict(list)  # until the node said what it must
         self.logs: list[str] = []
@@ -193,19 +196,32 @@ class Soak:
         self.process = self._started("node.log")
         self._began = time.monotonic()
 
-    def go(self, minutes: float) -> None:
-        """One thing after another, good frames in between."""
+    def go(self, minutes: float, only: str = "") -> None:
+        """One thing after another, good frames in between, rest after each round."""
         until, bar = self._began + 60 * minutes, tqdm(total=round(60 * minutes), unit="s")
         actions = self._actions()
+        if unknown := set(only.split(",")) - {"", *actions}:
+            raise ValueError(f"{unknown} do not happen; known: {', '.join(actions)}")
         while time.monotonic() < until:
-            for name in self.rng.permutation(list(actions)):
+            for name in self.rng.permutation(only.split(",") if only else list(actions)):
                 if time.monotonic() > until:
                     break
                 actions[name]()
                 self.done[str(name)] += 1
                 self.stream(float(self.rng.uniform(2, 6)))
                 bar.update(min(int(time.monotonic() - self._began), bar.total) - bar.n)
+            self._rest()
         bar.close()
+
+    def _rest(self) -> None:
+        """The usual camera, in every size: what memory is then compares from round to round."""
+        camera = self._size, self._encoding, self._rate, self._shift
+        self._encoding, self._rate, self._shift = "mono16", RATE, 0
+        for self._size in (*SIZES[1:], SIZES[0]):
+            self.stream(2.0, judged=False)
+        self.at_rest["minute"].append((time.monotonic() - self._began) / 60)
+        self.at_rest["rss_at_rest_mb"].append(self._watched.memory_info().rss / 1e6)
+        self._size, self._encoding, self._rate, self._shift = camera
 
     def _actions(self) -> dict[str, Callable[[], object]]:
         """What may happen, by name."""
@@ -301,7 +317,7 @@ class Soak:
     # What may happen
 
     def _hostile_frames(self) -> None:
-        for _ in range(40):
+        for _ in range(400):
             self._publish(hostile_bytes(self.rng, hostile_image(self.rng), IMAGE_TYPE, 0.3))
             self.hostile += 1
             time.sleep(0.02)
@@ -430,8 +446,8 @@ class Soak:
         for what in ("Traceback", "left by a callback"):
             watch.broken[what] += logs.count(what)
         series = {name: np.array(v)[: self.slopes_until] for name, v in self.series.items()}
-        minute = series["minute"]
-        settled = minute > min(SETTLE, minutes / 5)
+        rest = {name: np.array(v) for name, v in self.at_rest.items()}
+        settled = min(SETTLE, minutes / 5)
         return {
             "broken": dict(+watch.broken),
             "messages_sent": self.messages,
@@ -443,15 +459,19 @@ class Soak:
                 k: np.round([min(v), max(v)], 1).tolist() for k, v in self.took.items()
             },
             "last_account": {k: v for k, v in watch.values.items() if k.startswith(_FATES)},
-            "slopes_per_minute": {
-                name: slope(minute[settled].astype(int), values[settled])
-                for name, values in series.items()
-                if name not in ("minute", "dropped")
-            },
+            "slopes_per_minute": slopes(rest, settled) | slopes(series, settled),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}",
             "series": {k: v[::12].round(3).tolist() for k, v in series.items()},
+            "at_rest": {k: v.round(3).tolist() for k, v in rest.items()},
         }
+
+
+def slopes(series: dict[str, np.ndarray], settled: float) -> dict[str, dict[str, float | None]]:
+    """Of each series but "minute" and "dropped", from the minute ``settled`` on."""
+    kept = {name: values[series["minute"] > settled] for name, values in series.items()}
+    minutes = kept.pop("minute").astype(int)
+    return {name: slope(minutes, values) for name, values in kept.items() if name != "dropped"}
 
 
 def slope(minutes: np.ndarray, values: np.ndarray) -> dict[str, float | None]:
