@@ -47,9 +47,9 @@ from difiisr_models.weights import (
 NETWORK_FILE = "network.safetensors"
 _HAS_BF16: dict[Backend, bool] = {"openvino": True, "onnxruntime": False, "torch": True}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-_Chosen = tuple[Runtime, dict[str, float], tuple[tuple[str, str], ...]]
-_quickest: dict[tuple[str, Runtime, int], _Chosen] = {}
-"""What ran a model (name, what was asked for, threads) quickest, and what was compared."""
+_PassedOver = tuple[tuple[str, str], ...]
+_quickest: dict[tuple[str, Runtime, int], tuple[Runtime, dict[str, float], _PassedOver]] = {}
+"""Of a model, what was asked for and the threads: what was quickest, and what of the others."""
 
 
 def load_upscaler(
@@ -125,8 +125,8 @@ def load_quickest(
 
     For a robot that is to keep up with its camera. Two machines, or two starts, may choose
     otherwise, and bfloat16 rounds otherwise: what is to be repeated asks for one of each. On a GPU,
-    with an engine, and for models that always run in torch nothing is measured; the same model
-    again in one process neither. Arguments and what is raised are those of ``load_upscaler``.
+    with an engine, and for models that always run in torch nothing is measured; in one process each
+    model once. Arguments and what is raised are those of ``load_upscaler``.
     """
     runtime, settings = with_fields(runtime, settings, fields)
     on_cpu = resolve_device(runtime.device).type == "cpu"
@@ -135,16 +135,10 @@ def load_quickest(
         return load_upscaler(name, runtime=runtime, settings=settings)
     key = name, runtime, torch.get_num_threads()
     with suppress(KeyError, BackendUnavailable):  # what served then may not now
-        chosen, measured, passed_over = _quickest[key]
+        chosen, measured, passed = _quickest[key]
         up = load_upscaler(name, runtime=chosen, settings=settings)
-        up.measured, up.passed_over = measured, passed_over
+        up.measured, up.passed_over = measured, passed
         return up
-    up = _measured_quickest(name, runtime, settings)
-    _quickest[key] = up.runtime, up.measured, up.passed_over
-    return up
-
-
-def _measured_quickest(name: str, runtime: Runtime, settings: FrameSettings) -> Upscaler:
     cpu_has_bf16 = bool(_BF16_FLAGS & cpu_flags())
     best, measured, passed_over = None, dict[str, float](), []
     for backend in _HAS_BF16 if runtime.backend == "auto" else (runtime.backend,):
@@ -168,6 +162,7 @@ def _measured_quickest(name: str, runtime: Runtime, settings: FrameSettings) -> 
     if best is None:
         raise BackendUnavailable("; ".join(f"{backend}: {why}" for backend, why in passed_over))
     best.measured, best.passed_over = measured, tuple(passed_over)
+    _quickest[key] = best.runtime, best.measured, best.passed_over
     return best
 
 

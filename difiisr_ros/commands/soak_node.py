@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from difiisr_ros import process_setup
-
-if __name__ == "__main__":
-    process_setup.keep_freed_memory()
-
-import sys
+import runpy
 import time
 from typing import Any
 
@@ -15,7 +10,6 @@ import numpy as np
 import torch
 
 from difiisr_models import Upscaler
-from difiisr_ros import sr_node
 from difiisr_ros.patient_upscaler import FALLBACK
 
 MARK = (11, 22, 33)  # of the first three pixels, uint16; the fourth says which fault
@@ -38,4 +32,4 @@ def _faulty(upscaler: Upscaler, frame: np.ndarray, *others: Any) -> np.ndarray:
 
 if __name__ == "__main__":
     Upscaler.__call__ = _faulty  # type: ignore[method-assign, assignment]  # on purpose
-    sys.exit(sr_node.main())
+    runpy.run_module("difiisr_ros.sr_node", run_name="__main__", alter_sys=True)
