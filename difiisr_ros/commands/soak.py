@@ -58,6 +58,7 @@ MOST_PENDING = 3  # one is computed, one waits, one is being counted
 _PERIOD = 0.5  # seconds between two messages of the diagnostics
 _WRONG = 0.02  # of its span, that the mean of 4x4 pixels may differ from the pixel of a good frame
 _SAMPLE = 5.0  # seconds
+_UNTIL_REST = 6  # things that happen
 _FATES = "frames", "dropped"  # what the names of the counts begin with
 _PATIENCE = 30.0  # seconds until the node must have said what it must, on a busy machine too
 
@@ -197,7 +198,7 @@ class Soak:
         self._began = time.monotonic()
 
     def go(self, minutes: float, only: str = "") -> None:
-        """One thing after another, good frames in between, rest after each round."""
+        """One thing after another, good frames in between, and now and then rest."""
         until, bar = self._began + 60 * minutes, tqdm(total=round(60 * minutes), unit="s")
         actions = self._actions()
         if unknown := set(only.split(",")) - {"", *actions}:
@@ -209,16 +210,18 @@ class Soak:
                 actions[name]()
                 self.done[str(name)] += 1
                 self.stream(float(self.rng.uniform(2, 6)))
+                if sum(self.done.values()) % _UNTIL_REST == 0:
+                    self._rest()
                 bar.update(min(int(time.monotonic() - self._began), bar.total) - bar.n)
-            self._rest()
         bar.close()
 
     def _rest(self) -> None:
-        """The usual camera, in every size: what memory is then compares from round to round."""
+        """The usual camera, in every size: memory is then as it was at the last rest, or leaks."""
         camera = self._size, self._encoding, self._rate, self._shift
         self._encoding, self._rate, self._shift = "mono16", RATE, 0
         for self._size in (*SIZES[1:], SIZES[0]):
             self.stream(2.0, judged=False)
+        time.sleep(1.0)  # the last frame is done
         self.at_rest["minute"].append((time.monotonic() - self._began) / 60)
         self.at_rest["rss_at_rest_mb"].append(self._watched.memory_info().rss / 1e6)
         self._size, self._encoding, self._rate, self._shift = camera
