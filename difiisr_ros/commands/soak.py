@@ -33,6 +33,7 @@ from difiisr_ros.bags import (
 )
 from difiisr_ros.commands import soak_node
 from difiisr_ros.commands.hostile_messages import (
+    SIDE,
     hostile_bytes,
     hostile_image,
     hostile_info,
@@ -216,12 +217,13 @@ class Soak:
         bar.close()
 
     def _rest(self) -> None:
-        """The usual camera, in every size: memory is then as it was at the last rest, or leaks."""
+        """The usual camera, in every size, and free memory returned: what is left is in use."""
         camera = self._size, self._encoding, self._rate, self._shift
         self._encoding, self._rate, self._shift = "mono16", RATE, 0
-        for self._size in (*SIZES[1:], SIZES[0]):
-            self.stream(2.0, judged=False)
-        time.sleep(1.0)  # the last frame is done
+        for self._size in ((SIDE, SIDE), *SIZES[1:], SIZES[0]):  # backends keep something of each
+            self.stream(1.5, judged=False)
+        self._send_marked(soak_node.RESTS)
+        time.sleep(2.0)  # it is computed
         self.at_rest["minute"].append((time.monotonic() - self._began) / 60)
         self.at_rest["rss_at_rest_mb"].append(self._watched.memory_info().rss / 1e6)
         self._size, self._encoding, self._rate, self._shift = camera
@@ -359,12 +361,15 @@ class Soak:
     # What it takes
 
     def _ask_for(self, fault: int, text: str, seconds: float = 0.0) -> None:
-        frame = self.frame()
-        frame.flat[:4] = (*soak_node.MARK, fault)
         for _ in range(3):  # the model may be busy, and a frame stale
-            self.send(frame, judged=False, encoding="mono16")
+            self._send_marked(fault)
             time.sleep(0.5)
         self._wait_for(text, text, patience=seconds + _PATIENCE)
+
+    def _send_marked(self, fault: int) -> None:
+        frame = self.frame()
+        frame.flat[:4] = (*soak_node.MARK, fault)
+        self.send(frame, judged=False, encoding="mono16")
 
     def _wait_for(
         self,
