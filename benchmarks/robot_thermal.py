@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel
 from scipy.ndimage import gaussian_filter, gaussian_laplace, maximum_filter, uniform_filter
 from scipy.spatial.distance import cdist
@@ -63,6 +64,7 @@ COUNTS = 64  # of a grey level of an 8-bit image
 PAIRS, APART, LEAST_STEP = 400, 40, 0.02  # regions compared, pixels between them, share of the span
 TARGET, NEAR = 2.0, 4.0  # standard deviation of a small target, and how far off it may be, pixels
 CONTRAST = 0.1  # of the span, that a target has; half of it will do to find it again
+BINS = 8  # of temperatures, or so
 PAIR = ("clean", "2 % + pattern")  # of the second table
 NAME = "robot_thermal"  # of the files
 STEP = "+c"  # ends the name of a model that our consistency step follows
@@ -221,14 +223,14 @@ class Referee:
         self._lpips = weights and metrics.LpipsSqueeze(weights / squeeze[0], weights / squeeze[1])
         self._radiometry = measures.Radiometry.parse(radiometry)
         kelvin = [self._radiometry.kelvin(scene.hr) for scene in scenes if scene.is_kelvin]
-        self._edges = measures.bin_edges(*np.quantile(kelvin, (0.002, 0.998))) if kelvin else [0, 1]
+        low, high = np.quantile(kelvin, (0.002, 0.998)) if kelvin else (0, 1)
+        self._edges = np.round(MaxNLocator(BINS, steps=[1, 2, 5, 10]).tick_values(low, high), 6)
 
     def __call__(
         self, results: Sequence[tuple[Scene, np.ndarray, np.ndarray]], seed: int
     ) -> Measured:
         """Means over (scene, LR, SR), the latter in the counts of LR."""
-        found = defaultdict(list)
-        bins = measures.TemperatureErrors(self._radiometry, self._edges)
+        found, kelvin, errors = defaultdict(list), [np.empty(0)], [np.empty(0)]
         for number, (scene, lr, sr) in enumerate(results):
             unit, black = (scene.unit, scene.black) if lr.dtype == np.uint8 else (1.0, 0.0)
             hr, span = scene.hr.astype(np.float64), scene.span
@@ -244,13 +246,31 @@ class Referee:
                 error = self._radiometry.gain * (sr - hr)
                 values["kelvin_bias"] = error.mean()
                 values["kelvin_p95"] = np.quantile(np.abs(error), 0.95)
-                bins.add(sr, hr)
+                kelvin.append(self._radiometry.kelvin(hr).ravel())
+                errors.append(error.ravel())
             for name, value in values.items():
                 found[name].append(value)
         means: dict[str, Any] = {name: mean_of(values) for name, values in found.items()}
         for part in ("saved", "invented"):
             means[part] = mean_of([100 * means[part] / (means["targets"] or np.nan)])
-        return Measured(**means, bins=bins.table())
+        bins = by_temperature(np.concatenate(kelvin), np.concatenate(errors), self._edges)
+        return Measured(**means, bins=bins)
+
+
+def by_temperature(
+    kelvin: np.ndarray, errors: np.ndarray, edges: np.ndarray
+) -> list[dict[str, float]]:
+    """Errors ``(N,)`` of pixels by the temperature that they should have, ``(N,)``, both kelvin.
+
+    Of each bin between ascending ``edges`` with a pixel (the end bins take what lies beyond):
+    ``low``, ``high``, ``pixels``, mean error ``bias`` and 95th percentile of its size ``p95``.
+    """
+    rows = []
+    for place, found in pd.Series(errors).groupby(np.digitize(kelvin, edges[1:-1])):
+        ends = {"low": float(edges[place]), "high": float(edges[place + 1]), "pixels": len(found)}
+        size = {"bias": float(found.mean()), "p95": float(found.abs().quantile(0.95))}
+        rows.append(ends | size)
+    return rows
 
 
 def mean_of(values: Sequence[float]) -> float | None:

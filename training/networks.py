@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from difiisr_models.compact import CompactNetwork, embed, parameter_count
+from difiisr_models.compact import CompactConfig, CompactNetwork, parameter_count
 from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.model_loading import load_parts, save_compact, save_published_unet
-from difiisr_models.published.swin_unet import SwinUNet
+from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
-from difiisr_training.config import TrainConfig, from_dict
+from difiisr_training.config import TrainConfig
 from difiisr_training.guidance import GuidanceLoss
 from difiisr_training.losses import LatentSpace, Objective, PackedSpace
 
@@ -48,28 +48,15 @@ def build_objective(
     return Objective(config, space, loss)
 
 
-@torch.no_grad()
 def start_from(network: nn.Module, initial: nn.Module) -> None:
     """Give ``network`` the weights of ``initial``, in place.
 
-    A compact network may be wider and have more blocks than ``initial``: until it is trained it
-    computes what ``initial`` does, which never reads the added channels and passes the added blocks
-    unchanged (Net2Net; Chen et al., ICLR 2016). ValueError: any other difference.
+    A recurrent network keeps its own weights for the past, which are 0 at first. ValueError: the
+    two differ in anything else.
     """
-    if isinstance(network, CompactNetwork) and isinstance(initial, CompactNetwork):
-        ours, theirs = network.config, initial.config
-        larger = ours.channels >= theirs.channels and ours.blocks >= theirs.blocks
-        if larger and ours.time_features == theirs.time_features:
-            for place, block in enumerate(network.blocks):
-                nn.init.dirac_(block.mix.weight)
-                nn.init.zeros_(block.mix.bias)
-                if place >= theirs.blocks:
-                    nn.init.zeros_(block.conv3.weight)
-                    nn.init.zeros_(block.conv3.bias)
-            embed(initial, network)
-            return
+    own = {n: value for n, value in network.state_dict().items() if n.startswith("stem_past")}
     try:
-        network.load_state_dict(initial.state_dict())
+        network.load_state_dict(own | initial.state_dict())
     except RuntimeError as error:
         wanted, given = (
             f"{type(x).__name__} of {parameter_count(x):,} parameters" for x in (network, initial)
@@ -80,13 +67,16 @@ def start_from(network: nn.Module, initial: nn.Module) -> None:
         ) from error
 
 
-def load_average(path: Path) -> tuple[TrainConfig, nn.Module, int]:
+def load_average(path: Path) -> tuple[dict[str, Any], nn.Module, int]:
     """Settings, moving average and iteration of a run's checkpoint, read as ``read_checkpoint``."""
     saved = read_checkpoint(path)
-    config = from_dict(saved["config"], str(path))
-    network = build_network(config)
+    settings = saved["config"]
+    if settings.get("published"):
+        network: nn.Module = SwinUNet(SwinUNetConfig(**settings["published"]))
+    else:
+        network = CompactNetwork(CompactConfig(**settings["network"]))
     network.load_state_dict(saved["ema"])
-    return config, network.requires_grad_(False), saved["iteration"]
+    return settings, network.requires_grad_(False), saved["iteration"]
 
 
 def starting_weights(folder: Path) -> Any:
@@ -102,16 +92,21 @@ def starting_weights(folder: Path) -> Any:
     return parts.network
 
 
-def export_run(run: Path, folder: Path, published: Path | None = None) -> None:
+def export_run(
+    run: Path,
+    folder: Path,
+    published: Path | None = None,
+    refine: Callable[[Any], object] = lambda network: None,
+) -> None:
     """Write the moving average of a run's checkpoint as a weights folder.
 
-    ``published``: where a published network's autoencoder comes from.
+    ``published``: where a published network's autoencoder comes from; ``refine``: is called on the
+    network before.
     """
-    config, network, iteration = load_average(run / CHECKPOINT_NAME)
-    kept = ("batch", "seed", "stage", "guidance", "begin_as", "perceptual_weight")
-    settings, sources = asdict(config), [source.folder for source in config.sources]
-    training = {"iterations": iteration, "sources": sources} | {k: settings[k] for k in kept}
-    card = {"name": config.name, "training": training}
+    settings, network, iteration = load_average(run / CHECKPOINT_NAME)
+    refine(network)
+    name, *_ = (settings.pop(key, None) for key in ("name", "network", "published"))
+    card = {"name": name, "training": settings | {"iterations": iteration}}
     if isinstance(network, CompactNetwork):
         save_compact(network, folder, card)
     else:

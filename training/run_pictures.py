@@ -8,14 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from difiisr_models.radiometry import CountRange
 from difiisr_training.checkpoints import STATISTICS_NAME, VALIDATION_NAME, read_journal
-from difiisr_training.config import TrainConfig
-from difiisr_training.data.images import LoadFrames
-from difiisr_training.data.training_pairs import CropDataset
-from difiisr_training.degradations.thermal_camera import to_eight_bit
-
-_ROWS, _PAIRS = 6, 4
 
 
 def save_panel(titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], out: Path) -> None:
@@ -39,18 +32,6 @@ def save_panel(titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], out:
         place.set_title(title, fontsize=9)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
-
-
-def save_preview(config: TrainConfig, load: LoadFrames, out: Path) -> None:
-    """Draw the first training samples of a run, as its network sees them, -1 black and 1 white.
-
-    ``load``: gives the frames of its sources; ``out``: see :func:`save_panel`.
-    """
-    samples = CropDataset(config.sources, load, config.crops, config.seed, _ROWS * _PAIRS)
-    images = [image[0].numpy() for i in range(_ROWS * _PAIRS) for image in samples[i]]
-    shown = [to_eight_bit(image, CountRange(-1.0, 1.0)) for image in images]
-    rows = [shown[k : k + 2 * _PAIRS] for k in range(0, len(shown), 2 * _PAIRS)]
-    save_panel(["low resolution", "high resolution"] * _PAIRS, rows, out)
 
 
 def save_learning_curve(run: Path, out: Path) -> None:

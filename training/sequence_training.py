@@ -7,7 +7,6 @@ step, warped by the motion that was found between measured frames.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import field
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -31,16 +29,14 @@ from difiisr_models.diffusion import (
     q_sample,
     stream_seed,
 )
-from difiisr_models.model_loading import save_compact
 from difiisr_models.noise import denoise
 from difiisr_models.recurrence import no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
-from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
 from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, LoadFrames, Share
 from difiisr_training.losses import distance
-from difiisr_training.train import TrainingTask, Validate, run_task
+from difiisr_training.train import TrainingTask
 
 _RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
 _FEWEST = 2  # frames of a clip
@@ -92,28 +88,8 @@ class SequenceConfig(RunConfig):
         return next(stage for stage in self.stages if iteration < stage.until)
 
 
-def train_on_sequences(
-    config: SequenceConfig,
-    data: Path,
-    load: LoadFrames,
-    run: Path,
-    *,
-    initial: nn.Module | None = None,
-    validate: Validate | None = None,
-    budget_s: float = math.inf,
-) -> bool:
-    """Train on clips; those of an iteration depend on its number alone. See ``train.run_task``.
-
-    Args:
-        config: the run.
-        data: root that the recordings lie under.
-        load: gives the frames of the stills.
-        run: run folder.
-        initial: as of ``run_task``, like ``validate`` and ``budget_s``.
-
-    Returns:
-        whether the schedule is at its end; KeyboardInterrupt if a signal ended it. All is saved.
-    """
+def clips_task(config: SequenceConfig, clips: Clips) -> TrainingTask:
+    """Training on clips; those of an iteration depend on its number alone."""
 
     def groups(network: nn.Module) -> list[dict[str, Any]]:
         named = dict(network.named_parameters())
@@ -122,8 +98,6 @@ def train_on_sequences(
         old = [p for name, p in named.items() if not name.startswith(("stem_p", "detail"))]
         return [{"params": old, "rate": 1.0}, {"params": new, "rate": config.past_rate}]
 
-    clips = clips_of(config, data, load)
-
     def inputs(first: int) -> Iterator[tuple[list[Clip], int]]:
         for iteration in range(first, config.iterations):
             stage = config.stage_of(iteration)
@@ -131,44 +105,25 @@ def train_on_sequences(
             numbers = range(64 * iteration, 64 * iteration + stage.batch)
             yield [clips.draw(number, stage.frames) for number in numbers], iteration
 
-    task = TrainingTask(
+    return TrainingTask(
         lambda: CompactNetwork(config.network), groups, partial(ClipLoss, config=config), inputs
     )
-    state = run_task(config, task, run, Accelerator(cpu=True), initial, validate, budget_s)
-    if state.interrupted:
-        raise KeyboardInterrupt(state.interrupted)  # `train A && train B` must not go on
-    return state.iteration == config.iterations
 
 
 def clips_of(config: SequenceConfig, data: Path, load: LoadFrames) -> Clips:
-    """What a run is trained on; arguments as of :func:`train_on_sequences`."""
+    """What a run is trained on.
+
+    ``data``: root that the recordings lie under; ``load``: gives the frames of the stills.
+    """
     roots = [data / folder for folder in config.recordings]
     return Clips(config.stills, roots, load, config.clips, config.seed)
-
-
-def export_sequence_run(
-    run: Path, folder: Path, teacher: CompactNetwork | None = None, clips: Iterable[Clip] = ()
-) -> None:
-    """Write the moving average of a run's checkpoint as a weights folder.
-
-    Training moves the features that the detail head reads: with a ``teacher``, the head is fitted
-    to the detail that this one adds to ``clips``, see :func:`fit_detail`.
-    """
-    saved = read_checkpoint(run / CHECKPOINT_NAME)
-    network = CompactNetwork(CompactConfig(**saved["config"]["network"]))
-    network.load_state_dict(saved["ema"])
-    if teacher is not None:
-        share = fit_detail(network, teacher, clips)
-        log.info("the detail head gives %.0f %% of the energy of its teacher's", 100 * share)
-    name, *_ = (saved["config"].pop(key) for key in ("name", "network"))
-    training = {"iterations": saved["iteration"]} | saved["config"]
-    save_compact(network, folder, {"name": name, "training": training})
 
 
 @torch.no_grad()
 def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable[Clip]) -> float:
     """Fit the detail head by least squares to what ``teacher`` adds to the same frames, in place.
 
+    Training moves the features that the head reads.
     The teacher is shown frames without noise, as it is in a stream. Returns the share of the energy
     of its detail that the fitted head gives.
     """
@@ -200,7 +155,9 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     head.weight.copy_(found[:-1].T.reshape(head.weight.shape))
     head.bias.copy_(found[-1])
     left = energy - 2 * float((found * moment).sum()) + float((found * (gram @ found)).sum())
-    return 1 - left / max(energy, 1e-12)
+    share = 1 - left / max(energy, 1e-12)
+    log.info("the detail head gives %.0f %% of the energy of its teacher's", 100 * share)
+    return share
 
 
 def _at_the_last_step(lr: Tensor, eps: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:

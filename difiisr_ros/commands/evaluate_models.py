@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,6 @@ from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, im
 from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
 from difiisr_training.evaluation.peers import Peer, load_peer
 from difiisr_training.evaluation.results import (
-    HR_FOLDER,
     PER_FRAME_FILE,
     RESULTS_FILE,
     Results,
@@ -53,8 +52,8 @@ class Judgement:
         limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
         weights: folder of the metrics' and peers' networks.
         metrics: comma-separated, by default all that can be measured. reference: psnr, ssim,
-            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, niqe,
-            clip_iqa, musiq; camera: niqe, clip_iqa, musiq, flicker, consistency.
+            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, clip_iqa,
+            musiq; camera: clip_iqa, musiq, flicker, consistency.
         radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
         device: auto, cpu, cuda, cuda:N.
     """
@@ -117,7 +116,8 @@ def evaluate(
         out: folder to write.
         outputs: NAME=DIR, results of other methods: an image per frame, under the frame's name.
         lr: [SET=]DIR, your own low resolution instead: an image per frame, under the frame's name,
-            a quarter of its size; repeatable.
+            a quarter of its size; repeatable. SET is the INPUT that they belong to, which may be
+            left out where there is one alone.
         masks: [SET=]DIR, likewise: images that are 0 where a result is not judged (it counts as
             right there, and PSNR is of the other pixels).
         topic: of a recording; by default its only images.
@@ -125,9 +125,8 @@ def evaluate(
         data: root of the sets' folders.
         last: use so many at the end (0: all).
         detector: an ONNX file; judge by detections too, see --annotations.
-        annotations: [SET=]FILE, boxes in the frames: COCO or HIT-UAV JSON, or a folder of Pascal
-            VOC files; SET is the INPUT that they belong to, which may be left out if they fit one
-            alone; repeatable.
+        annotations: [SET=]FILE, likewise: boxes in the frames: COCO or HIT-UAV JSON, or a folder of
+            Pascal VOC files.
         segmenter: a folder; judge by segmentation too.
         labels: [SET=]DIR, label maps of the frames, likewise; without: agreement with the
             segmentation of HR.
@@ -146,14 +145,17 @@ def evaluate(
     device, mode = str(resolve_device(judged_by.device)), judged_by.mode
     sets = resolve_inputs(inputs, data, topic, judged_by.selection(last), camera.known)
     names = [chosen.name for chosen in sets]
-    own, hidden = _files_of_sets("--lr", lr, names), _files_of_sets("--masks", masks, names)
+    own, hidden = _of_sets("--lr", lr, names), _of_sets("--masks", masks, names)
     if (own or hidden) and mode != "reference":
         raise ValueError("--lr and --masks are for --mode reference")
     for place, chosen in enumerate(sets):
-        pairs, parts = (_images_of(files, chosen.name) for files in (own, hidden))
+        pairs, parts = (
+            images_by_name(folders[chosen.name]) if chosen.name in folders else {}
+            for folders in (own, hidden)
+        )
         sets[place] = replace(chosen, lr=pairs, masks=parts)
-    boxes = _files_of_sets("--annotations", annotations, names)
-    maps = _files_of_sets("--labels", labels, names)
+    boxes = _of_sets("--annotations", annotations, names)
+    maps: dict[str, Any] = _of_sets("--labels", labels, names) or dict.fromkeys(names)
     peers, judge = judged_by.networks(camera.known)
     compared: list[Peer | OutputFolder] = [*peers, *map(OutputFolder.parse, outputs)]
     out.mkdir(parents=True, exist_ok=True)
@@ -161,22 +163,15 @@ def evaluate(
     results = judge_models(sets, compared, judge, out, made, environment(device))
     results.command = ["difiisr", *sys.argv[1:]]
     write_results(results, out)  # what a detector refuses must not cost the models' hours
-    series = [slug(model.name) for model in compared] + [HR_FOLDER] * (mode == "reference")
-    for part in ("detection", "segmentation"):  # the sets of an older run do not join this one's
-        (out / f"{part}.json").unlink(missing_ok=True)
-
-    if detector is not None:
-        results.detection = _judge_sets(
-            results, "detection", "--annotations", boxes,
-            lambda of, path: judged_frames.judge_detection(out, of, detector, path, series),
-        )  # fmt: skip
+    series = [slug(model.name) for model in compared]
+    if detector:
+        results.detection = judged_frames.judge_detection(out, boxes, series, detector)
+        _note_others(results, "detection", "--annotations", boxes)
     if segmenter:
-        results.segmentation = _judge_sets(
-            results, "segmentation", "--labels", maps,
-            lambda of, path: judged_frames.judge_segmentation(
-                out, of, segmenter, path, series, device
-            ),
-        )  # fmt: skip
+        results.segmentation = judged_frames.judge_segmentation(
+            out, maps, series, segmenter, device
+        )
+        _note_others(results, "segmentation", "--labels", maps)
     write_results(results, out)
     _print_tables(results)
     for name, reason in results.not_run.items():
@@ -233,66 +228,31 @@ def recorded_set(
     return InputSet(name, recording, "bag", read, chosen)
 
 
-def _files_of_sets(
-    option: str, given: Sequence[str], sets: Sequence[str]
-) -> dict[str | None, Path]:
-    """Read ``SET=FILE`` and ``FILE``: the file of each named set, and of ``None`` the other."""
-    files: dict[str | None, Path] = {}
+def _of_sets(option: str, given: Sequence[str], sets: Sequence[str]) -> dict[str, Path]:
+    """Read ``SET=FILE``, or ``FILE`` where there is one set alone: the file of each named set."""
+    files: dict[str, Path] = {}
     for text in given:
         fitting = [name for name in sets if text.startswith(f"{name}=")]
-        name = max(fitting, key=len, default=None)
-        path = Path(text if name is None else text[len(name) + 1 :]).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{option} {text}: no file or folder {path}; the sets are called {', '.join(sets)}"
+        name = max(fitting, key=len, default=sets[0] if len(sets) == 1 else "")
+        path = Path(text.removeprefix(f"{name}=")).expanduser()
+        if not name:
+            raise ValueError(
+                f"{option} {text}: say whose it is, {option} SET=FILE; the sets are called "
+                f"{', '.join(sets)}"
             )
+        if not path.exists():
+            raise FileNotFoundError(f"{option} {text}: no file or folder {path}")
         if name in files:
-            raise ValueError(f"{option} is given twice {f'for {name}' if name else 'without SET='}")
+            raise ValueError(f"{option} is given twice for {name}")
         files[name] = path
     return files
 
 
-def _images_of(files: dict[str | None, Path], name: str) -> dict[str, Path]:
-    """The images in the folder of a set, or in that of all sets, by name."""
-    folder = files.get(name, files.get(None))
-    return images_by_name(folder) if folder else {}
-
-
-def _judge_sets(
-    results: Results,
-    part: str,
-    option: str,
-    files: dict[str | None, Path],
-    judge: Callable[[str, Any], dict[str, Any]],
-) -> dict[str, Any]:
-    """Judge each set by its own file, or by the file without ``SET=``, which must fit one alone.
-
-    Why other sets were not judged is noted in ``results``. ``judge`` takes a set's folder and file;
-    its result holds the sets that were judged before. Without ``files`` it judges all sets.
-    """
-    found, fitting, reasons = None, [], {}
+def _note_others(results: Results, part: str, option: str, files: Mapping[str, Any]) -> None:
+    """Say which sets were not judged."""
     for name in (chosen.name for chosen in results.sets):
-        path = files.get(name, files.get(None))
-        if files and path is None:
-            reasons[name] = f"no {option} {name}=... was given"
-            continue
-        try:
-            judged = judge(slug(name), path)
-        except judged_frames.NothingToJudge as error:
-            reasons[name] = str(error)
-            continue
-        found = judged
-        if files and name not in files:
-            fitting.append(name)
-    if len(fitting) > 1:
-        raise ValueError(
-            f"{option} {files[None]} fits frames of {' and of '.join(fitting)}; say whose it is: "
-            f"{option} {fitting[0]}={files[None]}"
-        )
-    if found is None:
-        raise ValueError("; ".join(reasons.values()))
-    results.not_run |= {f"{part} on {name}": reason for name, reason in reasons.items()}
-    return found
+        if name not in files:
+            results.not_run[f"{part} on {name}"] = f"no {option} {name}=... was given"
 
 
 def _print_tables(results: Results) -> None:

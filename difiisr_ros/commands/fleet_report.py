@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
 
-from difiisr_ros.commands.html_page import fill_template, svg_of
 from difiisr_ros.fleet_jobs import SCHEMA
 
 _PICTURE = 480  # pixels on a side, most
@@ -25,19 +25,24 @@ def fleet_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Pictures and reports are looked for in the rows' ``folder``. The same rows give the same text.
     """
-    table = pd.DataFrame(list(rows), columns=SCHEMA.names)
+    from difiisr_training.evaluation.report import fill_template  # here: workers need none
+
+    known = pa.Table.from_pylist(list(rows), SCHEMA).to_pylist()  # with None for what is not
+    table = pd.DataFrame(known, columns=SCHEMA.names)
     measures = _measures(table)
+    unusable = [row for row in known if row["fault"]]
     return fill_template(
-        "fleet_report",
+        Path(__file__).with_suffix(".html.j2"),
         {"number": lambda value: f"{value:,.4g}" if pd.notna(value) else "-"},
-        rows=table.head(_LISTED).to_dict("records"),
-        unusable=table[table.fault.fillna("") != ""].head(_LISTED).to_dict("records"),
+        rows=known[:_LISTED],
+        unusable=unusable[:_LISTED],
+        unusable_count=len(unusable),
         total=table[["frames_in", "frames_out", "refused", "seconds"]].sum().to_dict(),
         count=len(table),
         measures=measures.round(12).to_dict("records"),
         names=list(measures),
         worst={
-            name: [(table.loc[n].to_dict(), value) for n, value in found.items()]
+            name: [(known[n], value) for n, value in found.items()]
             for name in measures
             if len(found := _worst(measures[name]))
         },
@@ -83,7 +88,9 @@ def _worst(values: pd.Series) -> pd.Series:
 
 def _histograms(measures: pd.DataFrame) -> str:
     """A histogram of each measure, as SVG."""
-    from matplotlib.figure import Figure  # here: workers need none
+    from matplotlib.figure import Figure
+
+    from difiisr_training.evaluation.figures import svg_of
 
     lines = max(1, -(-measures.shape[1] // _COLUMNS))
     figure = Figure(figsize=(10, 2.1 * lines), layout="constrained")

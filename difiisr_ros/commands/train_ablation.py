@@ -1,4 +1,9 @@
-"""``difiisr train-ablation``: what the guidance does, as in Tables 3 and 4 of the paper."""
+"""``difiisr train-ablation``: what the guidance does, as in Tables 3 and 4 of the paper.
+
+Every variant starts from the same weights, with a fresh head for fidelity 0, and sees the same
+samples, noise and steps; only L_g and the way it acts differ. All are then judged at fidelity 0,
+the estimate that the guidance shapes.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +20,13 @@ from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.evaluate_models import Judgement, evaluate, resolve_inputs
 from difiisr_ros.commands.train_model import train
 from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
-from difiisr_training.config import load_config
+from difiisr_training.config import TrainConfig, from_dict, load_config
 from difiisr_training.evaluation.inputs import Selection
 from difiisr_training.evaluation.measures import Judge
 from difiisr_training.networks import starting_weights
-from difiisr_training.recipes import ablation
 
 SETS = ("hit_uav/test", "msrs/test", "roadscene/last20")
+METRICS = ("psnr", "ssim", "lpips_squeeze")
 
 
 def train_ablation(
@@ -37,7 +42,7 @@ def train_ablation(
     sets: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = SETS,
     limit: Count | None = None,
     detector: Path | None = None,
-    annotations: Path | None = None,
+    annotations: list[str] = [],  # noqa: B006
     seed: int | None = None,
     device: Literal["auto", "cpu"] = "auto",
     budget: Duration = math.inf,
@@ -46,7 +51,8 @@ def train_ablation(
 ) -> int:
     """Train the guidance settings of the paper's Tables 3 and 4 and compare them.
 
-    Run again, it goes on where it was.
+    Run again, it goes on where it was. What they came to is in OUT/evaluation, as difiisr evaluate
+    writes it.
 
     Args:
         config: YAML file; its guidance is varied.
@@ -59,7 +65,7 @@ def train_ablation(
         sets: judged on these.
         limit: frames per set, evenly spaced; all by default.
         detector: ONNX detector, for mAP.
-        annotations: boxes of one or more of the sets.
+        annotations: SET=FILE, boxes in the frames of a set; repeatable.
         seed: instead of the configuration's.
         device: auto takes a GPU.
         budget: limit of each variant: 90s, 30m.
@@ -70,16 +76,16 @@ def train_ablation(
     base = load_config(config)
     if seed is not None:
         base = dataclasses.replace(base, seed=seed)
-    chosen = ablation.variants(base)
-    if (detector is None) != (annotations is None):
+    chosen = variants(base)
+    if (detector is None) != (not annotations):
         raise ValueError("--detector and --annotations go together")
     if vgg is None and sam is None:
         raise ValueError("--vgg or --sam is needed: three of the variants are perceptual")
-    for path in (detector, annotations, vgg, sam, weights):
+    for path in (detector, vgg, sam, weights):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"no file or folder {path}")
     resolve_inputs(sets, data, None, Selection())
-    Judge("reference", ablation.METRICS, weights)
+    Judge("reference", METRICS, weights)
 
     if init:
         network = starting_weights(init)
@@ -98,14 +104,27 @@ def train_ablation(
             return 1
     models = ["bicubic", *(f"{out / name}@0" for name in chosen)]
     judged_by = Judgement(
-        models=",".join(models), weights=weights, metrics=",".join(ablation.METRICS), limit=limit,
+        models=",".join(models), weights=weights, metrics=",".join(METRICS), limit=limit,
         device=device,
     )  # fmt: skip
-    results = evaluate(
+    evaluate(
         list(sets), data=data, out=out / "evaluation", judged_by=judged_by, detector=detector,
-        annotations=[str(annotations)] if annotations else [],
+        annotations=annotations,
     )  # fmt: skip
-    table = ablation.write_table(base, results, out)
-    ablation.write_panels(list(chosen), [judged.name for judged in results.sets], out)
-    print(table)
     return 0
+
+
+def variants(config: TrainConfig) -> dict[str, TrainConfig]:
+    """Table 3 (none, visual, perceptual, both) and Table 4 ("sum": the same losses, added).
+
+    The guidance of ``config`` gives weights, rho and all else; "both" is also the "gradient" row of
+    Table 4.
+    """
+    if config.stage != "diffusion" or config.published is not None:
+        raise ValueError(f"{config.name}: the ablation trains compact networks by diffusion")
+    found, settings = {}, dataclasses.asdict(config)
+    for name in ("none", "visual", "perceptual", "both", "both-sum"):
+        kind, _, mode = name.partition("-")
+        guidance = settings["guidance"] | {"kind": kind, "mode": mode or "gradient"}
+        found[name] = from_dict(settings | {"name": name, "guidance": guidance}, config.name)
+    return found

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +30,6 @@ from difiisr_training.config import TrainConfig, from_dict, load_config, read_ya
 from difiisr_training.data.images import (
     SUFFIXES,
     ImageSource,
-    LoadFrames,
     Part,
     load_images,
     read_part,
@@ -40,8 +40,7 @@ from difiisr_training.networks import (
     export_run,
     starting_weights,
 )
-from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.run_pictures import save_learning_curve, save_preview
+from difiisr_training.run_pictures import save_learning_curve
 from difiisr_training.validation import FilmValidator, Validator
 
 OWN_CAMERA = "own_camera"
@@ -63,10 +62,8 @@ def train(
     vgg: Path | None = None,
     sam: Path | None = None,
     lpips: Path | None = None,
-    peers: Path | None = None,
     autoencoder: Path | None = None,
     export: Path | None = None,
-    preview: Path | None = None,
     dry_run: bool = False,
 ) -> None:
     """Train a model. `accelerate launch` and `torchrun` start several processes.
@@ -87,10 +84,8 @@ def train(
         vgg: weights of the configured VGG.
         sam: checkpoint of a Segment Anything model.
         lpips: folder of the LPIPS-squeeze networks, for the validation.
-        peers: folder with the published weights that begin_as names.
         autoencoder: converted published model whose autoencoder gives the latent space.
         export: write the weights here at the end.
-        preview: draw samples into this PNG, and train nothing.
         dry_run: print settings, sizes and cost only.
     """
     path = preset_or_file(config)
@@ -110,63 +105,59 @@ def train(
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     load = partial(load_source, data=data)
-    if preview and not is_recurrent:
-        save_preview(settings, load, preview)
-        print(f"{preview}: samples of the configured degradations")
-        return
-
     if export:
         _check_export(export)
     if threads:
         torch.set_num_threads(threads)
     run = run or Path("runs") / settings.name
 
-    def finish(text: str, write: Callable[[Path, Path], None]) -> None:
-        print(f"{run / CHECKPOINT_NAME}: {text}")
+    if is_recurrent:
+        clips = sequence_training.clips_of(settings, data, load)
+        accelerator = Accelerator(cpu=True)
+        state = training.run_task(
+            settings, sequence_training.clips_task(settings, clips), run, accelerator,
+            starting_weights(init) if init else None,
+            FilmValidator(settings.stills, load) if settings.validate_every else None, budget,
+        )  # fmt: skip
+        write: Callable[..., None] = export_run
+        if teacher is not None:
+            first, (count, length) = 64 * settings.iterations, _FITTED
+            drawn = (clips.draw(first + k, length) for k in range(count))
+            fit = sequence_training.fit_detail
+            fitted = partial(fit, teacher=starting_weights(teacher), clips=drawn)
+            write = partial(export_run, refine=fitted)
+    else:
+        accelerator = training.make_accelerator(settings, device)
+        taught = None
+        if settings.stage == "distillation":
+            if teacher is None:
+                raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
+            taught = starting_weights(teacher).to(accelerator.device)
+        initial, how = _beginning(run, init, teacher, taught)
+        if accelerator.is_main_process:
+            print(f"{run}: {how}", file=sys.stderr)
+            if settings.precision != "fp32" and accelerator.device.type == "cpu":
+                text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
+                print(text, file=sys.stderr)
+        latent = load_published(autoencoder)[1] if autoencoder else None
+        objective = build_objective(
+            settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam
+        )
+        is_validated = settings.validate_every
+        state = training.train(
+            settings, objective, load, run, accelerator=accelerator, teacher=taught,
+            initial=initial, budget_s=budget, workers=workers,
+            validate=Validator(settings, load, run, latent, lpips) if is_validated else None,
+        )  # fmt: skip
+        write = partial(export_run, published=autoencoder)
+    if accelerator.is_main_process:
+        done = f"{state.iteration} of {settings.iterations} iterations"
+        print(f"{run / CHECKPOINT_NAME}: {done}")
         if export:
             write(run, export)
             print(f"{export}: weights of the moving average, ready for load_upscaler")
         if (run / STATISTICS_NAME).is_file():
             save_learning_curve(run, run / "learning_curve.png")
-
-    if is_recurrent:
-        is_over = sequence_training.train_on_sequences(
-            settings, data, load, run, initial=starting_weights(init) if init else None,
-            validate=FilmValidator(settings.stills, load) if settings.validate_every else None,
-            budget_s=budget,
-        )  # fmt: skip
-        text = "the schedule is at its end" if is_over else "to be resumed"
-        write = sequence_training.export_sequence_run
-        if teacher is not None:
-            clips = sequence_training.clips_of(settings, data, load)
-            drawn = (
-                clips.draw(64 * settings.iterations + k, _FITTED[1]) for k in range(_FITTED[0])
-            )
-            write = partial(write, teacher=starting_weights(teacher), clips=drawn)
-        finish(text, write)
-        return
-    accelerator = training.make_accelerator(settings, device)
-    taught = None
-    if settings.stage == "distillation":
-        if teacher is None:
-            raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
-        taught = starting_weights(teacher).to(accelerator.device)
-    initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
-    if accelerator.is_main_process:
-        print(f"{run}: {how}", file=sys.stderr)
-        if settings.precision != "fp32" and accelerator.device.type == "cpu":
-            text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
-            print(text, file=sys.stderr)
-    latent = load_published(autoencoder)[1] if autoencoder else None
-    objective = build_objective(settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam)
-    validate = Validator(settings, load, run, latent, lpips) if settings.validate_every else None
-    state = training.train(
-        settings, objective, load, run, accelerator=accelerator, teacher=taught, initial=initial,
-        validate=validate, budget_s=budget, workers=workers,
-    )  # fmt: skip
-    if accelerator.is_main_process:
-        text = f"{state.iteration} of {settings.iterations} iterations"
-        finish(text, partial(export_run, published=autoencoder))
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
         # What it had is saved; `train A && train B` must not go on.
@@ -174,27 +165,15 @@ def train(
 
 
 def _beginning(
-    config: TrainConfig,
-    run: Path,
-    init: Path | None,
-    teacher: tuple[Path | None, nn.Module | None],
-    peers: Path | None,
-    load: LoadFrames,
+    run: Path, init: Path | None, teacher: Path | None, taught: nn.Module | None
 ) -> tuple[nn.Module | None, str]:
     """The weights that a run starts from, None: its own, or fresh ones; and that in words."""
-    if init and config.begin_as != "none":
-        raise ValueError(
-            f"--init {init} and begin_as {config.begin_as!r} both say what the run begins with: "
-            "leave one out"
-        )
     if (run / CHECKPOINT_NAME).is_file():
         return None, "going on"
     if init:
         return starting_weights(init), f"beginning with the weights of {init}"
-    if config.begin_as != "none":
-        return begin(config, peers, load), f"beginning as {config.begin_as}"
-    if teacher[1]:
-        return teacher[1], f"beginning with the weights of {teacher[0]}"
+    if taught:
+        return taught, f"beginning with the weights of {teacher}"
     return None, "beginning with fresh weights; --init DIR begins with those of another run"
 
 

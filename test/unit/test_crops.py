@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from difiisr_models.radiometry import NETWORK_LIMIT
-from difiisr_models.resample import downsample, pack
 from difiisr_training.data.images import ImageSource
 from difiisr_training.data.training_pairs import CropConfig, CropDataset
 from difiisr_training.degradations.mix import DegradationConfig
@@ -53,12 +52,6 @@ def test_a_sample_depends_on_seed_and_number_alone():
     for image in (lr, hr, *drawn(dataset([frame(dtype=np.float32)], degradation=MIXED), 40)):
         assert image.dtype == torch.float32
         assert image.abs().max() <= NETWORK_LIMIT  # false for NaN
-
-
-def test_clean_low_resolution_is_the_downsampled_high_resolution():
-    lr, hr = drawn(dataset(), 20)
-    inner = (..., slice(2, -2), slice(2, -2))  # D weighs the crop's border otherwise
-    assert torch.allclose(lr[inner], downsample(pack(hr))[inner], atol=1e-3)  # whole counts
 
 
 def hottest_corners(**config):

@@ -24,15 +24,6 @@ def names(chosen):
     return [name for name, _ in chosen.frames()]
 
 
-def test_low_resolution_is_the_antialiased_bicubic_quarter_of_the_cut_frame():
-    frame = np.random.default_rng(1).integers(0, 256, (67, 130)).astype(np.uint8)
-    lr, hr = make_pair(frame)
-    assert hr.shape == (64, 128)
-    assert np.array_equal(hr, frame[:64, :128])
-    wanted = Image.fromarray(frame[:64, :128]).resize((32, 16), Image.BICUBIC)
-    assert np.array_equal(lr, np.asarray(wanted))
-
-
 def test_borders_without_a_value_are_cut_off():
     frame = np.ones((64, 80), np.float32)
     frame[:3], frame[:, -2:], frame[60:, :4] = np.nan, np.inf, np.nan

@@ -183,7 +183,7 @@ def test_a_full_disk_in_the_middle_is_one_line_and_no_half_file(tmp_path, capsys
     assert capsys.readouterr().err.splitlines()[-1].startswith("difiisr: ")
     made = {path.name for path in out.rglob("*")} if out.exists() else set()
     assert not [name for name in made if name.endswith(".partial")]
-    assert not made & {"results.json", "per_frame.csv", "recorded.html", "checkpoint.pt"}
+    assert not made & {"results.json", "per_frame.csv", "recorded.json", "checkpoint.pt"}
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):

@@ -14,7 +14,6 @@ from difiisr_training.data.images import read_counts
 from difiisr_training.evaluation import judged_frames, segformer
 from difiisr_training.evaluation.detectors import Detections, OnnxDetector
 from difiisr_training.evaluation.judged_frames import (
-    NothingToJudge,
     judge_detection,
     judge_segmentation,
     match_classes,
@@ -60,10 +59,14 @@ def evaluated(tmp_path, monkeypatch):
     return out, boxes
 
 
+def judged(evaluated, name="scene", models=("blind", "sharp")):
+    out, boxes = evaluated
+    return judge_detection(out, {name: boxes}, models, out / "d.onnx")
+
+
 def test_every_model_and_hr_are_judged_on_the_annotated_frames(evaluated):
     out, boxes = evaluated
-    result = judge_detection(out, "scene", out / "d.onnx", boxes)
-    assert result == json.loads((out / "detection.json").read_text())
+    result = judged(evaluated)
     models = result["sets"]["scene"]
     assert list(models) == ["blind", "sharp", "HR"]
     assert models["sharp"]["map"] == models["HR"]["map"] == pytest.approx(1.0)
@@ -76,39 +79,27 @@ def test_every_model_and_hr_are_judged_on_the_annotated_frames(evaluated):
     assert overlay["truth"] == [{"box": [12, 8, 12, 20], "class": "Person"}]
     assert overlay["sharp"] == [{"box": [12, 8, 12, 20], "class": "Person", "score": 1.0}]
     assert overlay["blind"] == []
-
-
-def test_sets_with_boxes_of_their_own_join_unless_the_detector_changed(evaluated, monkeypatch):
-    out, boxes = evaluated
+    assert result["annotations"]["scene"]["path"] == str(boxes)
     shutil.copytree(out / "frames" / "scene", out / "frames" / "other")
-    other = boxes.with_name("other.json")
-    other.write_text(boxes.read_text().replace("Person", "Pedestrian"))
-    judge_detection(out, "scene", out / "d.onnx", boxes)
-    result = judge_detection(out, "other", out / "d.onnx", other)
-    assert set(result["sets"]) == {"scene", "other"}
-    assert result["annotations"]["other"]["path"] == str(other)
-    monkeypatch.setattr(BrightDetector, "sha256", "1" * 64)
-    assert set(judge_detection(out, "other", out / "d.onnx", other)["sets"]) == {"other"}
+    both = judge_detection(out, {"scene": boxes, "other": boxes}, ["sharp"], out / "d.onnx")
+    assert list(both["sets"]) == ["scene", "other"]
 
 
 def test_boxes_of_a_cameras_own_frames_are_enlarged_with_them(evaluated):
-    out, boxes = evaluated
+    out, _ = evaluated
     shutil.rmtree(out / "frames" / "scene" / "hr")
     large = np.zeros((256, 256), np.uint8)
     large[32:112, 48:96] = 255
     for series in ("sharp", "blind"):
         write_frame(out / "frames" / "scene" / series, "a", large)
-    models = judge_detection(out, "scene", out / "d.onnx", boxes)["sets"]["scene"]
-    assert models["sharp"]["map"] == pytest.approx(1.0)
+    assert judged(evaluated)["sets"]["scene"]["sharp"]["map"] == pytest.approx(1.0)
 
 
-def test_a_set_without_annotations_or_frames_is_refused(evaluated):
-    out, boxes = evaluated
-    with pytest.raises(FileNotFoundError, match="run the evaluation first"):
-        judge_detection(out, "absent", out / "d.onnx", boxes)
+def test_a_set_without_annotations_is_refused(evaluated):
+    _, boxes = evaluated
     boxes.write_text(boxes.read_text().replace("a.jpg", "b.jpg"))
-    with pytest.raises(NothingToJudge, match=r"no boxes for the frames of scene.* e\.g\. b$"):
-        judge_detection(out, "scene", out / "d.onnx", boxes)
+    with pytest.raises(ValueError, match=r"no boxes for the frames of scene.* e\.g\. b$"):
+        judged(evaluated)
 
 
 def test_coco_classes_find_their_places_in_hit_uav():
@@ -175,13 +166,17 @@ def save(path, pixels):
 
 def test_the_segmenter_says_whether_it_knew_the_truth(segmented):
     out, segmenter, labels = segmented
-    pseudo = judge_segmentation(out, "scene", segmenter, None)
+
+    def judge(labels, models=("flat", "same")):
+        return judge_segmentation(out, {"scene": labels}, models, segmenter)
+
+    pseudo = judge(None)
     assert pseudo["mode"] == "agreement with HR pseudo-labels"
     assert list(pseudo["sets"]["scene"]) == ["flat", "same"]
     assert pseudo["sets"]["scene"]["same"]["miou"] == 1.0
     assert pseudo["sets"]["scene"]["flat"]["miou"] == pytest.approx(0.25)
 
-    truth = judge_segmentation(out, "scene", segmenter, labels)
+    truth = judge(labels)
     assert truth["mode"] == "ground truth"
     assert truth["segmenter"]["classes"] == ["road", "person"]
     models = truth["sets"]["scene"]
@@ -191,29 +186,19 @@ def test_the_segmenter_says_whether_it_knew_the_truth(segmented):
     gap = models["HR"]["difference_to_best_peer"]
     assert gap == {"model": "same", "miou": {"mean": 0, "interval": [0, 0]}}
     assert (models["HR"]["miou"], models["HR"]["images"]) == (1.0, 2)
-    assert truth == json.loads((out / "segmentation.json").read_text())
     low, high = models["flat"]["miou_interval"]
     assert low <= models["flat"]["miou"] <= high
 
-    shutil.rmtree(out / "frames" / "scene" / "hr")
-    with pytest.raises(FileNotFoundError, match="neither label maps nor high-resolution"):
-        judge_segmentation(out, "scene", segmenter, None)
-
-
-def test_labels_of_a_cameras_own_frames_are_enlarged_with_them(segmented, tmp_path):
-    out, segmenter, labels = segmented
+    save(out / "strange" / "night.png", np.zeros((64, 64)))
+    with pytest.raises(ValueError, match=r"of scene: .* 0, its files e\.g\. night\.png"):
+        judge(out / "strange")
     for path in sorted(labels.iterdir()):
-        save(tmp_path / "small" / path.name, np.asarray(Image.open(path))[:64:4, :64:4])
-    large = judge_segmentation(out, "scene", segmenter, labels, ["same"])
+        save(out / "small" / path.name, np.asarray(Image.open(path))[:64:4, :64:4])
     with pytest.raises(ValueError, match=r"0\.png is 16x16, the results are 64x64"):
-        judge_segmentation(out, "scene", segmenter, tmp_path / "small", ["same"])
-    shutil.rmtree(out / "frames" / "scene" / "hr")
-    small = judge_segmentation(out, "scene", segmenter, tmp_path / "small", ["same"])
-    assert small["sets"] == large["sets"]
-
-
-def test_labels_of_other_frames_are_named(segmented, tmp_path):
-    out, segmenter, _ = segmented
-    save(tmp_path / "strange" / "night.png", np.zeros((64, 64)))
-    with pytest.raises(NothingToJudge, match=r"of scene: .* 0, its files e\.g\. night\.png"):
-        judge_segmentation(out, "scene", segmenter, tmp_path / "strange")
+        judge(out / "small")
+    large = judge(labels, ["same"])["sets"]["scene"]["same"]
+    shutil.rmtree(out / "frames" / "scene" / "hr")  # labels of a camera's own frames
+    small = judge(out / "small", ["same"])["sets"]["scene"]["same"]
+    assert (small["miou"], small["pixels"]) == (large["miou"], large["pixels"])
+    with pytest.raises(FileNotFoundError, match="neither label maps nor high-resolution"):
+        judge(None)

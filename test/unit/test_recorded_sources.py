@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from thermal_bags import IMAGE, record, storage_file
+from thermal_bags import IMAGE, record
 
 from difiisr_ros.commands.train_model import load_source
 from difiisr_training.data.images import ImageSource
@@ -31,16 +31,6 @@ def test_the_topic_may_be_asked_for(tmp_path):
     assert found[0].dtype == np.uint16
     with pytest.raises(ValueError, match="no image topic '/c'"):
         load(ImageSource("bag", topic="/c"), tmp_path)
-
-
-def test_what_is_damaged_costs_only_itself_and_is_counted(tmp_path, caplog):
-    record(tmp_path / "bags" / "a", images={1: b"\x00\x01\x00\x00" + b"\xff" * 60})
-    record(tmp_path / "bags" / "b")
-    storage_file(tmp_path / "bags" / "b").write_bytes(b"nothing")
-    assert len(load(ImageSource("bags", val_share=0.0), tmp_path)) == 4
-    assert "skipped message 1 of" in caplog.text
-    assert f"could not read {tmp_path / 'bags' / 'b'}" in caplog.text
-    assert "skipped 2 that were damaged" in caplog.text
 
 
 def test_images_beside_a_recording_are_not_left_out_in_silence(tmp_path):

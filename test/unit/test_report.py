@@ -28,7 +28,7 @@ REFERENCE = {
     "lpips_squeeze": MetricInfo("LPIPS-squeeze", "", "lower"),
     "consistency_mean": MetricInfo("|D(SR) - LR|, mean", "counts", "lower"),
 }
-CAMERA = {"niqe": MetricInfo("NIQE", "", "lower"), "flicker": MetricInfo("Flicker", "", "lower")}
+CAMERA = {"musiq": MetricInfo("MUSIQ", "", "higher"), "flicker": MetricInfo("Flicker", "", "lower")}
 
 
 def make_report(
@@ -59,7 +59,7 @@ def make_report(
                 )
             )  # fmt: skip
         found.append(
-            SetResult(chosen, f"/data/{chosen}", "images", None, frames, "5e" * 32, results, None)
+            SetResult(chosen, f"/data/{chosen}", "images", None, frames, "5e" * 32, results)
         )
     mode, made = ("reference", "bicubic") if "psnr" in metrics else ("camera", None)
     results = Results(

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from benchmarks import robot_thermal as benchmark
-from benchmarks.robot_thermal import Report, measure, swapped, target_measures
+from benchmarks.robot_thermal import Report, by_temperature, measure, swapped, target_measures
 from difiisr_training.degradations.mix import pillow_resize
 
 JSON = Path(__file__).parents[2] / "benchmarks" / "robot_thermal.json"
@@ -34,6 +34,14 @@ def test_lost_invented_and_cooled_targets_and_swapped_regions_are_counted():
     slope = np.tile(np.arange(96.0), (96, 1))
     assert swapped(slope, slope, 2, 0) == 0
     assert swapped(-slope, slope, 2, 0) == 100
+
+
+def test_errors_are_counted_where_the_pixel_should_be():
+    """Cold pixels are 0.5 K too warm, hot ones right but for one; both lie beyond the edges."""
+    kelvin, errors = np.repeat([278, 298], 10), np.r_[np.full(10, 0.5), -2, np.zeros(9)]
+    cold, hot = by_temperature(kelvin, errors, np.array([279, 283, 293, 297]))
+    assert cold == {"low": 279, "high": 283, "pixels": 10, "bias": 0.5, "p95": 0.5}
+    assert (hot["low"], hot["bias"]) == (293, pytest.approx(-0.2))
 
 
 def test_a_folder_of_outputs_is_judged_as_the_model_that_made_it(tmp_path, monkeypatch):

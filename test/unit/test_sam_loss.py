@@ -61,27 +61,6 @@ def test_equal_images_have_no_loss_and_the_gradient_reaches_the_image_alone(outp
     assert not any(p.requires_grad for p in loss.parameters())
 
 
-@pytest.mark.parametrize("size", [(24, 40), (100, 130)])
-def test_any_size_is_prepared_as_the_package_prepares_it(size):
-    """The package resizes 8-bit images with Pillow, which rounds: one grey level of tolerance."""
-    from segment_anything.utils.transforms import ResizeLongestSide
-
-    sam = tiny_sam()
-    grey = torch.randint(0, 256, size, generator=torch.Generator().manual_seed(1)).float()
-    prepared = SamLoss(sam, "features").preprocess(grey[None, None] / 127.5 - 1)
-    colours = grey.byte().numpy()[..., None].repeat(3, axis=-1)
-    resized = torch.from_numpy(ResizeLongestSide(64).apply_image(colours)).permute(2, 0, 1)
-    wanted = sam.preprocess(resized.float())
-    torch.testing.assert_close(prepared[0], wanted, rtol=0, atol=1.01 / sam.pixel_std.min().item())
-
-
-def test_raw_features_are_the_encoders_of_the_image_stretched_and_as_it_is():
-    sam, image = tiny_sam(), torch.rand(1, 1, 32, 128) * 2 - 1
-    stretched = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear")
-    wanted = sam.image_encoder(stretched.repeat(1, 3, 1, 1))
-    torch.testing.assert_close(SamLoss(sam, "raw_features").raw_features(image), wanted)
-
-
 def test_masks_are_those_of_the_package_for_the_same_points():
     sam, image = tiny_sam(), torch.rand(1, 1, 48, 64) * 2 - 1
     masks = SamLoss(sam, "masks", points_per_side=2).masks(image)

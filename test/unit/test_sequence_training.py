@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from wave_frames import write_waves
 
@@ -24,12 +25,14 @@ from difiisr_training.checkpoints import (
 from difiisr_training.config import from_dict
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, load_images
+from difiisr_training.networks import export_run, start_from
 from difiisr_training.sequence_training import (
     SequenceConfig,
-    export_sequence_run,
+    clips_of,
+    clips_task,
     fit_detail,
-    train_on_sequences,
 )
+from difiisr_training.train import run_task
 
 CONFIG = """
 name: tiny
@@ -58,13 +61,13 @@ def loader(data):
     return partial(load_images, data=data)
 
 
-def clips_of(data, lr_size=16, **fields):
+def some_clips(data, lr_size=16, **fields):
     config, load = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields), loader(data)
     return Clips([ImageSource("stills")], [data / "films"], load, config, seed=1)
 
 
 def test_a_clip_is_a_function_of_its_number(data):
-    clips = clips_of(data)
+    clips = some_clips(data)
     one, again, other = clips.draw(5, 4), clips.draw(5, 4), clips.draw(6, 4)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not torch.equal(one.hr, other.hr)
@@ -77,13 +80,13 @@ def test_a_clip_is_a_function_of_its_number(data):
 def test_clean_clips_are_what_the_camera_measures(data):
     clean = {"clean_share": 1.0, "camera_share": 0.0, "whole_share": 0.0}
     for share in (0.0, 1.0):  # made, recorded
-        clip = clips_of(data, recorded_share=share, **clean).draw(0, 3)
+        clip = some_clips(data, recorded_share=share, **clean).draw(0, 3)
         torch.testing.assert_close(clip.lr, downsample(pack(clip.hr)))
         assert clip.sigma == 0
 
 
 def test_noise_is_told(data):
-    clips = clips_of(data, clean_share=0.0, camera_share=0.0, whole_share=0.0)
+    clips = some_clips(data, clean_share=0.0, camera_share=0.0, whole_share=0.0)
     drawn = [clips.draw(k, 2) for k in range(40)]
     true = [float((c.lr - downsample(pack(c.hr))).std()) for c in drawn]
     told = [float(c.sigma) for c in drawn]
@@ -93,7 +96,7 @@ def test_noise_is_told(data):
 
 def test_the_flow_of_a_made_clip_explains_it(data):
     made = {"recorded_share": 0.0, "clean_share": 1.0, "object_share": 0.0}
-    clips, better = clips_of(data, lr_size=40, **made), 0
+    clips, better = some_clips(data, lr_size=40, **made), 0
     for k in range(8):
         clip = clips.draw(k, 2)
         moved, inside = warp(clip.hr[:1], clip.flow[1:])
@@ -114,10 +117,11 @@ def test_a_signal_ends_a_run_that_can_be_resumed(data, tmp_path):
         return {}
 
     run = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train_on_sequences(config, data, loader(data), run, validate=interrupt)
+    task = clips_task(config, clips_of(config, data, loader(data)))
+    state = run_task(config, task, run, Accelerator(cpu=True), validate=interrupt)
+    assert (state.iteration, state.interrupted) == (1, signal.SIGTERM)
     assert read_checkpoint(run / CHECKPOINT_NAME)["iteration"] == 1
-    assert train_on_sequences(config, data, loader(data), run)
+    assert run_task(config, task, run, Accelerator(cpu=True)).iteration == config.iterations
 
 
 @pytest.mark.parametrize(
@@ -149,10 +153,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
     assert scores["psnr_alone"] != scores["psnr_fidelity_1"] != scores["psnr_bicubic"]
     assert one["network"]["detail_head.weight"].abs().max() == 0  # left as it was
 
-    export_sequence_run(whole, out)
+    export_run(whole, out)
     up = load_upscaler(str(out), backend="torch")
     assert up.is_recurrent
     assert up(np.full((20, 24), 7000, np.uint16), Stream()).shape == (80, 96)
+
+
+def test_a_recurrent_network_begins_as_one_of_its_size_without_a_past():
+    sizes = {"channels": 8, "blocks": 1, "time_features": 16}
+    network, initial = (
+        CompactNetwork(CompactConfig(**sizes, recurrent=recurrent)) for recurrent in (True, False)
+    )
+    start_from(network, initial)
+    assert torch.equal(network.stem_lr.weight, initial.stem_lr.weight)
+    assert not network.stem_past.weight.any()
+    with pytest.raises(ValueError, match="not those of the configured network"):
+        start_from(initial, CompactNetwork(CompactConfig(**sizes | {"channels": 16})))
 
 
 def test_the_detail_head_follows_features_that_moved(data):
@@ -164,7 +180,7 @@ def test_the_detail_head_follows_features_that_moved(data):
     network.fuse.weight.data *= 2  # the features move, the head does not know
     network.stem_lr.weight.data *= 2
     network.stem_lr.bias.data *= 2
-    clips = clips_of(data, clean_share=1.0, camera_share=0.0)
+    clips = some_clips(data, clean_share=1.0, camera_share=0.0)
     share = fit_detail(network, teacher, (clips.draw(k, 2) for k in range(6)))
     assert 0.5 < share <= 1
 

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import SCALE
-from difiisr_training.degradations.second_order import SecondOrderConfig, second_order_pair
+from difiisr_training.degradations.second_order import second_order_pair
 from difiisr_training.degradations.thermal_camera import ThermalConfig, thermal_pair
 
 Kind = Literal["bicubic", "thermal", "second_order"]
@@ -28,7 +28,6 @@ class DegradationConfig:
         thermal: weight of the physical camera.
         second_order: weight of the reference's pipeline.
         camera: of the physical camera.
-        pipeline: of the reference's pipeline.
         shown_tail: share of a frame's pixels that its 8-bit picture, which "thermal" and
             "second_order" are made of, shows as black, and as white; 0 clips no target.
     """
@@ -37,7 +36,6 @@ class DegradationConfig:
     thermal: Annotated[float, Ge(0)] = 0.25
     second_order: Annotated[float, Ge(0)] = 0.05
     camera: ThermalConfig = field(default_factory=ThermalConfig)
-    pipeline: SecondOrderConfig = field(default_factory=SecondOrderConfig)
     shown_tail: Annotated[float, Ge(0), Le(0.1)] = 0.01
 
     def __post_init__(self) -> None:
@@ -78,7 +76,7 @@ def degrade(
     if kind == "thermal":
         return thermal_pair(hr, shown, config.camera, rng)
     if kind == "second_order":
-        return second_order_pair(hr, shown, config.pipeline, rng)
+        return second_order_pair(hr, shown, rng)
     h, w = (side // SCALE for side in hr.shape)
     return pillow_resize(hr, h, w).astype(np.float32), hr.astype(np.float32)
 

@@ -27,7 +27,7 @@ from difiisr_training.data.annotations import images_by_name
 from difiisr_training.data.images import read_counts
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.inputs import InputSet
-from difiisr_training.evaluation.measures import Judge, Mode, TemperatureErrors, bin_edges, is_flat
+from difiisr_training.evaluation.measures import Judge, Mode, is_flat
 from difiisr_training.evaluation.metrics import mean_and_interval
 from difiisr_training.evaluation.peers import Peer
 from difiisr_training.evaluation.results import (
@@ -47,8 +47,8 @@ from difiisr_training.evaluation.results import (
 _BASELINE = "bicubic"
 _RESERVED = (LR_FOLDER, HR_FOLDER, "HR", "truth")  # of the input, and in results of detection
 _WITHOUT_VALUE = (
-    "no frame has a value: all are flat or too small; NIQE needs two textured blocks of 96x96 "
-    "pixels, SSIM 11x11, flicker two frames of one film with pixels that do not change"
+    "no frame has a value: all are flat or too small; SSIM needs 11x11 pixels, flicker two frames "
+    "of one film with pixels that do not change"
 )
 
 
@@ -111,7 +111,6 @@ class PreparedSet:
     source: InputSet
     sizes: dict[str, tuple[int, int]]  # of the low-resolution frames by name, in order, (h, w)
     sha256: str  # of the frames as read
-    edges: list[float] | None  # of the temperature bins; None without radiometry or reference
     flat: int  # number of frames that have no picture, see is_flat
 
 
@@ -154,7 +153,7 @@ def judge_models(
         if isinstance(model, OutputFolder):  # a missing image is said before hours of work
             model.images(one.source.name, one.sizes)
     protocol = {
-        "layout": 2,  # of what is finished
+        "layout": 3,  # of what is finished
         "mode": judge.mode,
         "degradation": degradation,
         "radiometry": judge.radiometry and asdict(judge.radiometry),
@@ -170,7 +169,7 @@ def judge_models(
         ]
     not_run, metrics = dict(judge.not_run), {}
     for name, info in judge.columns.items():
-        if all(found["values"][name].isna().all() for of_set in measured for found in of_set):
+        if all(values[name].isna().all() for of_set in measured for _, values in of_set):
             not_run[name] = _WITHOUT_VALUE
         else:
             metrics[name] = info
@@ -200,7 +199,7 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
     lr_folder, hr_folder = (frames_folder(out, source.name, s) for s in (LR_FOLDER, HR_FOLDER))
     for folder in (lr_folder, hr_folder):
         shutil.rmtree(folder, ignore_errors=True)
-    sha256, sizes, dtypes, kelvin, flat = hashlib.sha256(), {}, set(), [], 0
+    sha256, sizes, dtypes, flat = hashlib.sha256(), {}, set(), 0
     for name, counts in tqdm(source.frames(), source.name, unit="frame", disable=None):
         if min(counts.shape) < SCALE:
             raise ValueError(
@@ -217,8 +216,6 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
             for given in (lr if source.lr else None, mask):
                 sha256.update(b"" if given is None else given.tobytes())
             write_frame(hr_folder, name, wanted)
-            if judge.radiometry:
-                kelvin += np.quantile(judge.radiometry.kelvin(wanted), (0.001, 0.999)).tolist()
         write_frame(lr_folder, name, lr)
         sizes[name] = lr.shape
         flat += is_flat(wanted)
@@ -228,8 +225,7 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
             f"{source.path}: frames of one kind of counts are evaluated, found "
             f"{', '.join(sorted(dtypes)) or 'none'}"
         )
-    edges = bin_edges(min(kelvin), max(kelvin)) if kelvin else None
-    return PreparedSet(source, sizes, sha256.hexdigest(), edges, flat)
+    return PreparedSet(source, sizes, sha256.hexdigest(), flat)
 
 
 def _measure(
@@ -239,8 +235,8 @@ def _measure(
     judge: Judge,
     out: Path,
     progress: tqdm,
-) -> dict[str, Any]:
-    """Run a model on a set, unless that is done: ``sha256``, ``values`` by frame, and ``bins``."""
+) -> tuple[str, pd.DataFrame]:
+    """Run a model on a set, unless that is done; weights' or images' SHA-256, values by frame."""
     source, outputs, sha256 = prepared.source, dict[str, Path](), hashlib.sha256()
     if isinstance(model, OutputFolder):
         outputs = model.images(source.name, prepared.sizes)
@@ -258,13 +254,11 @@ def _measure(
         written = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         written = {}
-    found = written.get("measured")
+    found = written.get("values")
     if found and written["key"] == key and frame_names(folder) == sorted(prepared.sizes):
         progress.update(len(prepared.sizes))
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        scale, edges = judge.radiometry, prepared.edges
-        bins = TemperatureErrors(scale, edges) if scale and edges else None
         rows: list[dict[str, float]] = []
         for frame, lr, sr, seconds in _results(model, outputs, prepared, judge.mode, out):
             write_frame(folder, frame, sr)
@@ -276,14 +270,11 @@ def _measure(
                 if not rows:
                     judge.reset()
                 rows.append(judge(sr, lr, hr, mask) | {"seconds": seconds})
-            if bins:
-                bins.add(*((sr, hr) if mask is None or hr is None else (sr[mask], hr[mask])))
             progress.update()
-        values = pd.DataFrame(rows).to_dict("list")
-        found = {"values": values, "bins": bins and bins.table()}
-        write_json(record, {"key": key, "measured": found})
-    values = pd.DataFrame(found["values"], list(prepared.sizes), dtype=np.float64)
-    return found | {"sha256": key["weights_sha256"], "values": values}
+        found = pd.DataFrame(rows).to_dict("list")
+        write_json(record, {"key": key, "values": found})
+    values = pd.DataFrame(found, list(prepared.sizes), dtype=np.float64)
+    return key["weights_sha256"], values
 
 
 def _results(
@@ -330,22 +321,22 @@ def _named(what: str, source: InputSet, name: str, frame: np.ndarray) -> Iterato
 
 def _summary(
     prepared: PreparedSet,
-    measured: Sequence[dict[str, Any]],
+    measured: Sequence[tuple[str, pd.DataFrame]],
     models: Sequence[Peer | OutputFolder],
     metrics: Iterable[str],
 ) -> SetResult:
     found = dict(zip((model.name for model in models), measured, strict=True))
     results = []
     for model in models:
-        values, differences = found[model.name]["values"], {}
+        (sha256, values), differences = found[model.name], {}
         if _BASELINE in found:  # two infinities have no difference
-            differences = _means(values - found[_BASELINE]["values"], metrics)
+            differences = _means(values - found[_BASELINE][1], metrics)
         means = _means(values, metrics)
         results.append(
             ModelResult(
                 name=model.name,
                 title=model.title,
-                weights_sha256=found[model.name]["sha256"],
+                weights_sha256=sha256,
                 parameters=model.parameters,
                 seconds_per_frame=float(values["seconds"].mean()),
                 mean={name: one["mean"] for name, one in means.items()},
@@ -354,20 +345,10 @@ def _summary(
                 values=values,
             )
         )
-    bins: Any = prepared.edges and [
-        {key: of_models[0][key] for key in ("low", "high", "pixels")}
-        | {
-            "models": {
-                name: {key: one[key] for key in ("bias", "p95")}
-                for name, one in zip(found, of_models, strict=True)
-            }
-        }
-        for of_models in zip(*(one["bins"] for one in measured), strict=True)
-    ]
     source = prepared.source
     return SetResult(
         name=source.name, path=str(source.path), kind=source.kind, topic=source.topic,
-        frames=len(prepared.sizes), sha256=prepared.sha256, models=results, temperature_bins=bins,
+        frames=len(prepared.sizes), sha256=prepared.sha256, models=results,
     )  # fmt: skip
 
 

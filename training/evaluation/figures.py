@@ -36,11 +36,7 @@ _INK = "#000000"  # replaced by the page's text colour
 _COLOURS = (
     "#3b82c4", "#d9722e", "#2f9a57", "#c2498a", "#8467cf", "#a88a1e", "#2197a0", "#cf4a44",
 )  # fmt: skip
-_STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False,  # names are shown as they are
-    "font.family": "sans-serif", "font.size": 11, "axes.spines.top": False,
-    "axes.spines.right": False, "grid.color": _INK,
-}  # fmt: skip
+_STYLE = {"text.parse_math": False, "font.family": "sans-serif", "font.size": 11}
 
 
 class Picture(NamedTuple):
@@ -114,10 +110,10 @@ def trade_off(
         labels: of the axes, with units.
         lower: for both axes, whether lower is better; the axis is then turned round.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"scatter {labels[0]} {labels[1]}"}):
+    with matplotlib.rc_context(_STYLE):  # names are shown as they are
         figure = Figure(figsize=(4.8, 2.9), layout="constrained")
         axes = figure.add_subplot()
-        axes.grid(alpha=0.13)
+        axes.grid(alpha=0.13, color=_INK)
         for colour, (x, x_ends), (y, y_ends) in sorted(points, key=lambda point: point[2][0]):
             axes.plot(x, y, "o", color=colour, ms=9, alpha=0.95)
             axes.plot(x_ends, (y, y), (x, x), y_ends, color=colour, lw=1.2, alpha=0.95)
@@ -129,11 +125,17 @@ def trade_off(
             "better \N{NORTH EAST ARROW}", (1, 1), (-4, -2), "axes fraction", "offset points",
             ha="right", va="top", alpha=0.7,
         )  # fmt: skip
-        text = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        return svg_of(figure, f"scatter {labels[0]} {labels[1]}")
+
+
+def svg_of(figure: Figure, salt: str) -> str:
+    """A figure as an SVG element in the page's text colour; ``salt``: names apart from others'."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    text, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata=nothing, transparent=True)
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    return text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
 
 
 def _encode(image: Image.Image, kind: str, **options: object) -> Picture:

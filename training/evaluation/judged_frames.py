@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from difiisr_models.files import sha256_file, write_json
+from difiisr_models.files import sha256_file
 from difiisr_models.resample import SCALE
 from difiisr_training.data.annotations import (
     Boxes,
@@ -28,9 +27,9 @@ from difiisr_training.evaluation.inputs import evenly
 from difiisr_training.evaluation.results import (
     FRAMES_FOLDER,
     HR_FOLDER,
-    LR_FOLDER,
     frame_names,
     read_frame,
+    slug,
 )
 from difiisr_training.evaluation.task_scores import (
     IOU,
@@ -50,44 +49,52 @@ _SAME_CLASS = {  # what a class is called where another set has another word for
 _VEHICLES = ("motorcycle", "airplane", "bus", "train", "truck", "boat")
 
 
-class NothingToJudge(ValueError):
-    """The annotations or label maps are of none of the frames of a set."""
-
-
 def judge_detection(
-    out: Path, set_slug: str, detector: Path, annotations: Path, models: Sequence[str] | None = None
+    out: Path, sets: Mapping[str, Path], models: Sequence[str], detector: Path
 ) -> dict[str, Any]:
-    """Let a detector judge every model's frames of a set, and the high-resolution ones.
+    """Let a detector judge every model's frames of some sets, and the high-resolution ones.
 
     Args:
-        out: folder of an evaluation; other sets that the same detector judged stay in its
-            ``detection.json``.
-        set_slug: folder of the set in ``out/frames``.
+        out: folder of an evaluation.
+        sets: name of each set, and its annotations, see ``read_annotations``; images are named as
+            the frames are. Boxes are in pixels of the high-resolution frames, without such (camera
+            mode) of the low-resolution ones.
+        models: folders of the models.
         detector: see ``OnnxDetector``.
-        annotations: see ``read_annotations``; images are named as the frames are. Boxes are in
-            pixels of the high-resolution frames, without such (camera mode) of the
-            low-resolution ones.
-        models: folders of the models to judge, and ``"hr"``; ``None``: all that there are.
 
     Returns:
-        The content of ``detection.json``; a model is named as its folder, high resolution ``"HR"``,
-        its scores are those of ``compare``, and boxes are left, top, width and height.
+        ``detection`` in ``results.json``; sets and models are named as their folders, high
+        resolution ``"HR"``, scores are those of ``compare``, and boxes are left, top, width and
+        height.
 
     Raises:
         OSError: a file or folder is missing.
-        NothingToJudge: no frame of the set is annotated.
-        ValueError: the detector or the annotations are not understood.
+        ValueError: the detector or the annotations are not understood, or no frame is annotated.
     """
-    finder, truth = OnnxDetector(detector), read_annotations(annotations)
+    finder = OnnxDetector(detector)
+    judged = {slug(s): _detect(out, slug(s), models, finder, path) for s, path in sets.items()}
+    described = {
+        "name": finder.path.name,
+        "sha256": finder.sha256,
+        "classes": list(finder.classes),
+        "input_size": finder.input_size and list(finder.input_size),
+    }
+    return {"detector": described, "iou": IOU} | _by_part(judged)
+
+
+def _detect(
+    out: Path, set_name: str, models: Sequence[str], finder: OnnxDetector, annotations: Path
+) -> dict[str, Any]:
+    """The parts of ``judge_detection`` that each set has."""
+    truth, (series, names) = read_annotations(annotations), _series(out, set_name, models)
     classes, places = truth.classes, match_classes(finder.classes, truth.classes)
-    series, high, names = _series(out, set_slug, models)
     boxes = pair_names(names, truth.images)
     if not boxes:
-        raise NothingToJudge(
-            f"{annotations} has no boxes for the frames of {set_slug}: they are named e.g. "
+        raise ValueError(
+            f"{annotations} has no boxes for the frames of {set_name}: they are named e.g. "
             f"{names[0]}, its images e.g. {next(iter(truth.images), 'none')}"
         )
-    if not high.is_dir():
+    if _HR_NAME not in series:
         boxes = {n: Boxes(b.xywh * SCALE, b.classes, b.ignored) for n, b in boxes.items()}
 
     def find(name: str, folder: Path) -> Detections:
@@ -100,86 +107,83 @@ def judge_detection(
         model: [find(name, folder) for name in tqdm(boxes, model, unit="frame")]
         for model, folder in series.items()
     }
-    truths = list(boxes.values())
-    described = {
-        "name": finder.path.name,
-        "sha256": finder.sha256,
-        "classes": list(finder.classes),
-        "input_size": finder.input_size and list(finder.input_size),
+    scores = {
+        model: average_precision(list(boxes.values()), detections, classes, resamples=True)
+        for model, detections in found.items()
     }
-    parts = {
+    return {
         "annotations": {"path": str(annotations), "sha256": annotations_sha256(annotations)},
-        "sets": {
-            model: average_precision(truths, detections, classes, resamples=True)
-            for model, detections in found.items()
-        },
+        "sets": compare(scores),
         "overlays": _overlays(boxes, found, classes),
     }
-    return _join(out / "detection.json", {"detector": described, "iou": IOU}, set_slug, parts)
 
 
 def judge_segmentation(
     out: Path,
-    set_slug: str,
+    sets: Mapping[str, Path | None],
+    models: Sequence[str],
     segmenter: Path,
-    labels: Path | None,
-    models: Sequence[str] | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Let a segmenter judge every model's frames of a set.
+    """Let a segmenter judge every model's frames of some sets.
 
-    As :func:`judge_detection`, by a SegFormer's folder. ``labels`` is a folder of label maps named
-    as the frames, of the size of the high-resolution ones, in camera mode also of the
-    low-resolution ones. Without, the reference is what the segmenter itself makes of the
+    As :func:`judge_detection`, by a SegFormer's folder. ``sets`` has a folder of label maps for
+    each, named as the frames, of the size of the high-resolution ones, in camera mode also of the
+    low-resolution ones. ``None``: the reference is what the segmenter itself makes of the
     high-resolution frames: that says how far a model changes the segmentation, not how right it
     is, and HR is not listed.
 
     Returns:
-        The content of ``segmentation.json``; scores are those of ``compare``.
+        ``segmentation`` in ``results.json``; scores are those of ``compare``.
 
     Raises:
         OSError: a file or folder is missing, or there are neither labels nor HR frames.
-        NothingToJudge: no frame of the set has a label map.
         ValueError: labels do not fit the frames or the segmenter's classes.
     """
-    from difiisr_training.evaluation.segformer import class_names, load_segformer, segment
+    from difiisr_training.evaluation.segformer import class_names, load_segformer
 
-    series, high, names = _series(out, set_slug, models)
+    model = load_segformer(segmenter).to(device)
+    judged = {slug(s): _segment(out, slug(s), models, model, path) for s, path in sets.items()}
+    described = {
+        "name": segmenter.name,
+        "sha256": sha256_file(segmenter / "model.safetensors"),
+        "classes": list(class_names(model)),
+    }
+    has_labels = any(sets.values())
+    mode = "ground truth" if has_labels else "agreement with HR pseudo-labels"
+    return {"segmenter": described, "mode": mode} | _by_part(judged)
+
+
+def _segment(
+    out: Path, set_name: str, models: Sequence[str], model: Any, labels: Path | None
+) -> dict[str, Any]:
+    """The parts of ``judge_segmentation`` that each set has."""
+    from difiisr_training.evaluation.segformer import class_names, segment
+
+    series, names = _series(out, set_name, models)
+    classes, high = class_names(model), series.get(_HR_NAME)
     maps = pair_names(names, images_by_name(labels)) if labels else {}
     if labels and not maps:
-        raise NothingToJudge(
-            f"{labels} has no label map for the frames of {set_slug}: they are named e.g. "
+        raise ValueError(
+            f"{labels} has no label map for the frames of {set_name}: they are named e.g. "
             f"{names[0]}, its files e.g. {list_images(labels)[0].name}"
         )
-    if not labels:
-        if not high.is_dir():
-            raise FileNotFoundError(f"{set_slug} has neither label maps nor high-resolution frames")
-        series.pop(_HR_NAME, None)
-    model = load_segformer(segmenter).to(device)
-    classes = class_names(model)
+    if not labels and series.pop(_HR_NAME, None) is None:
+        raise FileNotFoundError(f"{set_name} has neither label maps nor high-resolution frames")
 
     @functools.lru_cache(maxsize=1)  # the models follow one another, frame by frame
     def reference(name: str, size: tuple[int, int]) -> np.ndarray:
-        if not labels:
-            return segment(model, read_frame(high, name))
-        return _fit_labels(maps[name], size, enlarge=not high.is_dir())
+        if labels:
+            return _fit_labels(maps[name], size, enlarge=high is None)
+        assert high is not None, "without labels there is HR"
+        return segment(model, read_frame(high, name))
 
     counted: dict[str, list[np.ndarray]] = {name: [] for name in series}
     for frame, (name, folder) in product(tqdm(maps or names, unit="frame"), series.items()):
         result = segment(model, read_frame(folder, frame))
         counted[name].append(count_pixels(reference(frame, result.shape), result, len(classes)))
-    described: dict[str, Any] = {
-        "name": Path(segmenter).name,
-        "sha256": sha256_file(Path(segmenter) / "model.safetensors"),
-        "classes": list(classes),
-    }
-    mode = "ground truth" if labels else "agreement with HR pseudo-labels"
-    parts = {
-        "labels": labels and str(labels),
-        "sets": {m: mean_iou(np.stack(counts), classes) for m, counts in counted.items()},
-    }
-    described = {"segmenter": described, "mode": mode}
-    return _join(out / "segmentation.json", described, set_slug, parts)
+    scores = {name: mean_iou(np.stack(counts), classes) for name, counts in counted.items()}
+    return {"labels": labels and str(labels), "sets": compare(scores)}
 
 
 def match_classes(ours: Sequence[str], true: Sequence[str]) -> np.ndarray:
@@ -221,32 +225,19 @@ def _fit_labels(path: Path, size: tuple[int, int], *, enlarge: bool) -> np.ndarr
     return labels[:rows, :columns]
 
 
-def _series(
-    out: Path, set_slug: str, models: Sequence[str] | None
-) -> tuple[dict[str, Path], Path, list[str]]:
-    """Name and folder of what is judged, HR last; the folder of HR; the names of the frames."""
-    root = out / FRAMES_FOLDER / set_slug
-    folders = sorted(p for p in root.glob("*") if p.is_dir() and p.name != LR_FOLDER)
-    series = {p.name: p for p in folders if models is None or p.name in models}
-    if not series:
-        raise FileNotFoundError(f"no model's frames in {root}; run the evaluation first")
-    if HR_FOLDER in series:
-        series[_HR_NAME] = series.pop(HR_FOLDER)
-    return series, root / HR_FOLDER, frame_names(next(iter(series.values())))
+def _series(out: Path, set_name: str, models: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Name and folder of what is judged, HR last if there is any; and the names of the frames."""
+    root = out / FRAMES_FOLDER / set_name
+    series = {name: root / name for name in models}
+    if (root / HR_FOLDER).is_dir():
+        series[_HR_NAME] = root / HR_FOLDER
+    return series, frame_names(next(iter(series.values())))
 
 
-def _join(
-    path: Path, described: Mapping[str, Any], set_slug: str, parts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write ``parts`` of one set; those of others stay if they were judged as ``described``."""
-    parts = {**parts, "sets": compare(parts["sets"])}
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if any(before.get(key) != value for key, value in described.items()):
-        before = {}
-    sets = {key: before.get(key, {}) | {set_slug: part} for key, part in parts.items()}
-    result = {**described, **sets}
-    write_json(path, result)
-    return result
+def _by_part(judged: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Parts of each set -> sets of each part."""
+    parts = next(iter(judged.values()))
+    return {part: {name: found[part] for name, found in judged.items()} for part in parts}
 
 
 def _overlays(

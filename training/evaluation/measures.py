@@ -21,7 +21,6 @@ from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range
 from difiisr_training.evaluation.metrics import (
     LpipsSqueeze,
-    Niqe,
     consistency,
     load_clip_iqa,
     load_lpips,
@@ -32,7 +31,6 @@ from difiisr_training.evaluation.metrics import (
 )
 
 SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth"
-NIQE_FILE = "niqe_pris_params.npz"
 
 Mode = Literal["reference", "camera"]
 Function = Callable[[np.ndarray, np.ndarray, Any], "float | Sequence[float]"]
@@ -40,8 +38,6 @@ Function = Callable[[np.ndarray, np.ndarray, Any], "float | Sequence[float]"]
 of a measure's columns; ValueError where a frame is too small or too flat for it."""
 
 _SMALL = 64  # pixels; what a network fails at below is for want of pixels
-_BINS = 8
-_LARGEST = 100_000  # mK; larger errors count as this one
 
 
 @dataclass(frozen=True)
@@ -190,7 +186,6 @@ MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
     "consistency": (lambda *_: _consistency, ()),
     "error": (lambda *_: _error(Radiometry(1, 0)), ()),
     "kelvin": (lambda _files, _device, radiometry: _error(radiometry), ()),
-    "niqe": (lambda files, *_: _rated(Niqe(*files)), (NIQE_FILE,)),
     "clip_iqa": (_by(load_clip_iqa, _rated), ("RN50.pt",)),
     "musiq": (_by(load_musiq, _rated), ("musiq_koniq_ckpt-e95806b9.pth",)),
     "flicker": (lambda *_: Flicker(), ()),
@@ -211,7 +206,6 @@ COLUMNS = {
     "error_p95": MetricInfo("|SR - HR|, 95th percentile", "counts", "lower"),
     "kelvin_bias": MetricInfo("Bias", "K", "zero"),
     "kelvin_p95": MetricInfo("|SR - HR|, 95th percentile", "K", "lower"),
-    "niqe": MetricInfo("NIQE", "", "lower"),
     "clip_iqa": MetricInfo("CLIP-IQA", "", "higher"),
     "musiq": MetricInfo("MUSIQ", "", "higher"),
     "flicker": MetricInfo("Flicker over that of bicubic", "", "lower"),
@@ -221,7 +215,7 @@ COLUMNS = {
 
 METRICS: dict[Mode, tuple[str, ...]] = {
     "reference": tuple(name for name in MEASURES if name != "flicker"),
-    "camera": ("niqe", "clip_iqa", "musiq", "flicker", "consistency"),
+    "camera": ("clip_iqa", "musiq", "flicker", "consistency"),
 }
 """What can be asked for, and what is measured unless one asks for less."""
 
@@ -271,7 +265,7 @@ class Judge:
                 if missing := [path for path in files if not path.is_file()]:
                     raise FileNotFoundError(f"no {missing[0].name} in {weights}")
                 self._functions[name] = make(files, device, radiometry)
-            except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
+            except (ImportError, OSError, RuntimeError, ValueError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 if metrics is not None:
                     raise ValueError(f"{name} cannot be measured: {reason}") from error
@@ -326,46 +320,3 @@ class Judge:
         if mask is not None and "psnr" in values:
             values["psnr"] += 10 * math.log10(mask.mean())
         return values
-
-
-class TemperatureErrors:
-    """Errors of one model, by the temperature that the pixel should have."""
-
-    def __init__(self, radiometry: Radiometry, edges: Sequence[float]) -> None:
-        """``edges``: of the bins, ascending, kelvin; what lies beyond counts in the end bins."""
-        self._radiometry, self._edges = radiometry, edges
-        self._sums = np.zeros(len(edges) - 1)
-        self._counts = np.zeros((len(edges) - 1, _LARGEST + 1), np.int64)  # per millikelvin
-
-    def add(self, sr: np.ndarray, hr: np.ndarray) -> None:
-        """Count the pixels of a frame; both ``(H, W)`` counts."""
-        wanted = self._radiometry.kelvin(hr).ravel()
-        error = self._radiometry.kelvin(sr).ravel() - wanted
-        place = np.digitize(wanted, self._edges[1:-1])
-        size = np.rint(np.abs(error) * 1000).clip(0, _LARGEST).astype(np.int64)
-        np.add.at(self._sums, place, error)
-        np.add.at(self._counts, (place, size), 1)
-
-    def table(self) -> list[dict[str, float]]:
-        """Bins with a pixel: ``low``, ``high``, their number of ``pixels``, the mean error ``bias``
-        and the 95th percentile ``p95`` of its magnitude, kelvin, to the millikelvin, 100 K at most.
-        """
-        rows = []
-        sides = zip(self._edges, self._edges[1:], strict=False)
-        for (low, high), total, counts in zip(sides, self._sums, self._counts, strict=True):
-            if pixels := int(counts.sum()):
-                p95 = np.searchsorted(counts.cumsum(), 0.95 * pixels) / 1000
-                errors = {"bias": float(total / pixels), "p95": float(p95)}
-                rows.append({"low": low, "high": high, "pixels": pixels} | errors)
-        return rows
-
-
-def bin_edges(low: float, high: float) -> list[float]:
-    """Round temperatures (steps of 1, 2 or 5 times a power of ten) that span ``low..high``.
-
-    Gives four to ten bins or so, at least one.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    edges = MaxNLocator(_BINS, steps=[1, 2, 5, 10]).tick_values(low, max(high, low + 1e-3))
-    return np.round(edges, 6).tolist()

@@ -38,8 +38,8 @@ _GROUPS = {  # tables by the beginnings of their metrics' names; the first takes
     "Steady in time": ("flicker",),
 }
 _LPIPS = ("lpips_squeeze", "lpips_alex", "lpips_vgg")
-_HEADLINES = (("psnr", "niqe"), _LPIPS, ("flicker",), ("consistency_mean",))
-_TRADE_OFF = ((*_LPIPS, "niqe"), ("psnr", "consistency_mean"))
+_HEADLINES = (("psnr", "musiq"), _LPIPS, ("flicker",), ("consistency_mean",))
+_TRADE_OFF = ((*_LPIPS, "musiq", "clip_iqa"), ("psnr", "consistency_mean"))
 _ARROWS = {
     "higher": "\N{UPWARDS ARROW}",
     "lower": "\N{DOWNWARDS ARROW}",
@@ -77,13 +77,9 @@ def write_report(results: Results, out: Path) -> Path:
     parts = {"detection": results.detection, "segmentation": results.segmentation}
     seconds = np.mean([[m.seconds_per_frame for m in c.models] for c in results.sets], axis=0)
     colours = {name: figures.colour_of(place) for place, name in enumerate(titles)}
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"counts": _counts, "percent": "{:.3f}%".format, "size": _size}
-    environment.tests["finite"] = math.isfinite
-    template = (resources.files(__package__) / "report.html.j2").read_text("utf-8")
-    text = environment.from_string(template).render(
+    text = fill_template(
+        resources.files(__package__) / "report.html.j2",
+        {"counts": _counts, "percent": "{:.3f}%".format, "size": _size},
         results=results,
         metrics=metrics,
         headlines=headlines,
@@ -109,6 +105,16 @@ def write_report(results: Results, out: Path) -> Path:
     )
     write_text(out / REPORT_FILE, text)
     return out / REPORT_FILE
+
+
+def fill_template(template: Any, filters: Mapping[str, Any], **values: object) -> str:
+    """The text of a template's file with these filters and values; the same gives the same."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= filters
+    environment.tests["finite"] = math.isfinite
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
 
 
 def _section(

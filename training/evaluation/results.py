@@ -58,12 +58,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class SetResult:
-    """All models on one set.
-
-    ``temperature_bins``, with reference and a radiometry: high-resolution pixels of
-    ``low <= kelvin < high`` (the end bins take what lies beyond), their number ``pixels``, and per
-    name in ``models`` mean error ``bias`` and 95th percentile ``p95`` in kelvin.
-    """
+    """All models on one set."""
 
     name: str  # as asked for
     path: str
@@ -72,7 +67,6 @@ class SetResult:
     frames: int  # that were judged
     sha256: str  # of the frames' names, dtypes, shapes and pixels, as read
     models: list[ModelResult]
-    temperature_bins: list[dict[str, Any]] | None
 
     @property
     def frame_names(self) -> list[str]:
@@ -92,8 +86,8 @@ class Results:
     not_run: dict[str, str]  # and why
     sets: list[SetResult]
     metric_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the metrics' networks
-    detection: dict[str, Any] | None = None  # content of detection.json
-    segmentation: dict[str, Any] | None = None  # content of segmentation.json
+    detection: dict[str, Any] | None = None  # see judged_frames.judge_detection
+    segmentation: dict[str, Any] | None = None  # see judge_segmentation
     version: int = 1  # of this layout
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ from difiisr_training.recipes.centre_network import (
     detection_loss,
     draw_targets,
 )
-from difiisr_training.recipes.reader_loop import ReaderConfig, shuffled_place, train_reader
+from difiisr_training.recipes.reader_training import ReaderConfig, shuffled_place, train_reader
+from difiisr_training.train import TrainState
 
 _VISIBLE = 0.4  # an object of which less is left after cropping becomes an ignored region
 _GRADIENT_NORM = 10.0
@@ -37,12 +37,10 @@ LabelledFrame = tuple[np.ndarray, Boxes]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(ReaderConfig):
-    """Settings of a run; the rate warms up over 100 steps and falls in a cosine to zero.
+    """Settings of a run; the rate warms up over 100 steps.
 
     Attributes:
-        lr: largest learning rate (the paper: sgd, 0.01)
         width: channels of the network at half resolution
-        optimiser: adamw, or sgd with momentum 0.9
         crop: side of the samples in pixels, a multiple of 16
         scales: smallest and largest zoom of the samples
         gain: contrast of the samples is multiplied by a factor between 1/gain and gain
@@ -50,12 +48,11 @@ class DetectorConfig(ReaderConfig):
     """
 
     iterations: Annotated[int, Ge(1)] = 3000
-    lr: Annotated[float, Gt(0)] = 2e-3
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    lr: Annotated[float, Gt(0), Le(1)] = 2e-3
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 1e-4
     ema: Annotated[float, Ge(0), Le(1)] = 0.995
     validate_every: Annotated[int, Ge(1)] = 500
     width: Annotated[int, Ge(1)] = 20
-    optimiser: Literal["adamw", "sgd"] = "adamw"
     crop: Annotated[int, Gt(0), MultipleOf(MULTIPLE)] = 288
     scales: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.35)
     gain: Annotated[float, Ge(1)] = 1.3
@@ -83,13 +80,13 @@ def fit_detector(
     val_frames: Sequence[LabelledFrame],
     run: Path,
     *,
-    initial: Mapping[str, Tensor] | None = None,
-    device: str = "cpu",
+    initial: CentreDetector | None = None,
+    device: str = "auto",
     budget_s: float = math.inf,
-) -> tuple[CentreDetector, int]:
+) -> tuple[CentreDetector, TrainState]:
     """Train a detector on ``frames``; ``val_frames``, if any, choose its weights.
 
-    A new run starts from the weights ``initial``. See ``train_reader`` for all else.
+    A new run starts from the weights of ``initial``. See ``train_reader`` for all else.
     """
 
     def loss_of(network: CentreDetector, numbers: range) -> Tensor:
@@ -100,29 +97,20 @@ def fit_detector(
             picture, boxes = augment(picture, boxes, config, rng)
             targets = draw_targets(boxes, len(classes), picture.shape)
             samples.append((torch.from_numpy(picture)[None], *targets))
-        images, *stacked = map(torch.stack, zip(*samples, strict=True))
-        logits, sides = network.maps(images.to(device, memory_format=torch.channels_last))
-        return detection_loss(logits, sides, [each.to(device) for each in stacked])
+        where = next(network.parameters()).device
+        images, *stacked = (torch.stack(each).to(where) for each in zip(*samples, strict=True))
+        return detection_loss(*network.maps(images), stacked)
 
-    def rate_at(iteration: int) -> float:
-        warm = min(1.0, (iteration + 1) / _WARMUP)
-        return config.lr * warm * 0.5 * (1 + math.cos(math.pi * iteration / config.iterations))
-
-    def judge(network: CentreDetector) -> dict[str, float | None]:
+    def judge(network: CentreDetector) -> dict[str, float]:
         scores = detector_scores(network, val_frames, classes)
-        return {"map": scores["map"], "map50": scores["map50"]}
+        return {name: scores[name] or 0.0 for name in ("map", "map50")}
 
     torch.manual_seed(config.seed)
-    network = CentreDetector(len(classes), config.width)
-    if initial is not None:
-        network.load_state_dict(initial)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    kinds: Any = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
-    weights, kind = network.parameters(), kinds[config.optimiser]
-    optimiser = kind(weights, config.lr, weight_decay=config.weight_decay)
+    network = initial or CentreDetector(len(classes), config.width)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     return train_reader(
-        config, classes, network, optimiser, run, loss_of=loss_of, rate_at=rate_at,
-        judge=judge if val_frames else None, gradient_norm=_GRADIENT_NORM, budget_s=budget_s,
+        config, classes, network, run, loss_of=loss_of, judge=judge if val_frames else None,
+        warmup=_WARMUP, gradient_norm=_GRADIENT_NORM, device=device, budget_s=budget_s,
     )  # fmt: skip
 
 

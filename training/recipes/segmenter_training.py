@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, MultipleOf
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from tqdm import tqdm
 
 from difiisr_training.data.annotations import IGNORED, read_labels
 from difiisr_training.data.images import as_picture, read_counts
-from difiisr_training.evaluation.segformer import INPUT_MULTIPLE, class_logits, class_names, segment
-from difiisr_training.evaluation.task_scores import count_pixels, mean_iou
-from difiisr_training.recipes.reader_loop import ReaderConfig, shuffled_place, train_reader
+from difiisr_training.evaluation.segformer import INPUT_MULTIPLE, class_logits, class_names
+from difiisr_training.recipes.reader_training import ReaderConfig, shuffled_place, train_reader
+from difiisr_training.train import TrainState
 
 if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation
@@ -34,8 +33,8 @@ class SegmenterConfig(ReaderConfig):
     """
 
     iterations: Annotated[int, Ge(1)] = 25_000
-    lr: Annotated[float, Gt(0)] = 6e-5
-    weight_decay: Annotated[float, Ge(0)] = 0.01
+    lr: Annotated[float, Gt(0), Le(1)] = 6e-5
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 0.01
     ema: Annotated[float, Ge(0), Le(1)] = 0.0
     validate_every: Annotated[int, Ge(1)] = 1000
     crop: Annotated[int, Gt(0), MultipleOf(INPUT_MULTIPLE)] = 512
@@ -47,33 +46,19 @@ def fit_segmenter(
     pairs: Sequence[tuple[Path, Path]],
     run: Path,
     *,
+    device: str = "auto",
     budget_s: float = math.inf,
-) -> tuple[SegformerForSemanticSegmentation, int]:
-    """Train ``model`` in place on pairs of image and label map; see ``train_reader``."""
+) -> tuple[SegformerForSemanticSegmentation, TrainState]:
+    """Train ``model`` on pairs of image and label map; see ``train_reader``."""
 
     def loss_of(network: SegformerForSemanticSegmentation, numbers: range) -> Tensor:
         pictures, labels = draw_crops(pairs, config.crop, config.seed, numbers)
-        logits = class_logits(network, pictures.to(model.device))
-        return F.cross_entropy(logits, labels.to(model.device), ignore_index=IGNORED)
+        logits = class_logits(network, pictures.to(network.device))
+        return F.cross_entropy(logits, labels.to(network.device), ignore_index=IGNORED)
 
-    optimiser = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
     return train_reader(
-        config, class_names(model), model, optimiser, run, loss_of=loss_of, budget_s=budget_s,
-        rate_at=lambda iteration: config.lr * (1 - iteration / config.iterations),
-    )  # fmt: skip
-
-
-def segmenter_scores(
-    model: SegformerForSemanticSegmentation,
-    pairs: Sequence[tuple[Path, Path]],
-    classes: Sequence[str],
-) -> dict[str, Any]:
-    """Agreement of a model with the labels of whole images; see ``mean_iou``."""
-    counted = [
-        count_pixels(read_labels(labels), segment(model, read_counts(image)), len(classes))
-        for image, labels in tqdm(pairs, desc="validation", unit="image")
-    ]
-    return mean_iou(np.stack(counted), classes)
+        config, class_names(model), model, run, loss_of=loss_of, device=device, budget_s=budget_s
+    )
 
 
 def draw_crops(
