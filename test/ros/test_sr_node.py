@@ -332,6 +332,16 @@ def test_a_shutter_flag_of_any_type_is_heard(peer):
     peer.node.destroy_publisher(flag)
 
 
+def test_the_telemetry_of_a_lepton_is_heard(peer):
+    assert peer.set(telemetry="lepton", telemetry_rows=2).successful
+    telemetry = np.zeros((2, scene().shape[1]), np.uint16)
+    for state, kind in ((3, "normal"), (2, "flat"), (3, "normal")):
+        telemetry[0, 3] = state << 4
+        peer.ask(np.concatenate((telemetry, scene() + np.uint16(state))))
+        assert peer.status()[1]["event"] == kind
+    assert peer.set(telemetry="none", telemetry_rows=0).successful
+
+
 def test_calibrate_saves_and_reset_forgets(peer, process):
     for n in range(3):
         peer.ask(scene() + n)
