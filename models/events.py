@@ -140,8 +140,7 @@ class EventDetector:
         fits = [_Fit.between(now, scene, by) for by in ((0.0, 0.0), *shifts)]
         fit = min(fits, key=lambda fit: fit.residual)
         evidence = distinct - _EXPLAINS * np.log(max(fit.left, _TINY))
-        has_structure = scene.spread > _STRUCTURE * scene.noise
-        if evidence < _ONE_SCENE and has_structure:
+        if evidence < _ONE_SCENE and scene.spread > _STRUCTURE * scene.noise:
             if now.structure < _FLAT * scene.structure and self._flat_for < _WAITS:
                 return Event("flat")
             agrees = np.abs(a - b) < 0.05 * scene.spread + 4 * scene.noise
@@ -174,10 +173,7 @@ class _Thumbnail:
         block //= step
         pixels = np.clip(counts[::step, ::step].astype(np.float32), -_LARGEST, _LARGEST)
         valid = np.isfinite(pixels) if invalid is None else ~invalid[::step, ::step]
-        some = pixels[valid]
-        if some.size == 0:
-            blocks = np.zeros(tuple(n // block for n in pixels.shape), np.float32)
-            return cls(blocks, 0.0, blocks > 0)
+        some = pixels[valid] if valid.any() else np.zeros(1, np.float32)
         least, lo, middle, hi, most = _quantiles(some[:: 1 + some.size // 2000], _CLIPPED)
         width = _BEYOND * (hi - lo) or most - least
         pixels[~valid] = middle
@@ -213,11 +209,10 @@ class _Thumbnail:
         """
         y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in self.blocks.shape), indexing="ij")
         bowls = np.stack([x * 0 + 1, x, y, x * x, x * y, y * y]).reshape(6, -1).T
-        rest = self.blocks.ravel() - bowls @ np.linalg.lstsq(bowls, self.blocks.ravel())[0]
-        rest = rest.reshape(self.blocks.shape)
-        most = _PATTERN * self.noise
+        bowl, *_ = np.linalg.lstsq(bowls, self.blocks.ravel(), rcond=None)
+        rest, most = self.blocks - (bowls @ bowl).reshape(self.blocks.shape), _PATTERN * self.noise
         for axis in (0, 1):
-            rest = rest - np.clip(rest.mean(axis, keepdims=True), -most, most)
+            rest -= np.clip(rest.mean(axis, keepdims=True), -most, most)
         return max(0.0, float((rest**2).mean()) - 1.25 * self.noise**2) ** 0.5
 
 
@@ -246,10 +241,8 @@ class _Fit:
         is_whole = np.minimum(*_overlap(*masks, shift)) > 0.99
         if is_whole.mean() < _WHOLE:
             is_whole[:] = True
-        tile = np.add.outer(*(
-            np.arange(n) * parts // n * weight
-            for n, parts, weight in zip(a.shape, _TILES, (_TILES[1], 1), strict=True)
-        ))[is_whole]  # fmt: skip
+        down, right = (np.arange(n) * of // n for n, of in zip(a.shape, _TILES, strict=True))
+        tile = np.add.outer(down * _TILES[1], right)[is_whole]
         a, b = a[is_whole], b[is_whole]
         level = offset = _median(a - b)
         gain, error, kept = 1.0, 0.0, np.ones(a.shape, bool)
@@ -338,10 +331,9 @@ def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, list[tuple[floa
     times the root of it: on a small overlap anything is alike.
 
     Returns:
-        by how many standard deviations of the correlations at all other shifts the highest one
-        stands out of them (peak to sidelobe ratio: Bolme, Visual object tracking using adaptive
-        correlation filters, 2010), and the shifts down and right in blocks of the highest two: at
-        half a block the right one may lose to another along an edge.
+        how far the highest correlation stands out of all others, in standard deviations of theirs
+        (peak to sidelobe ratio: Bolme et al., CVPR 2010); shifts down and right in blocks of the
+        highest two, for one by half a block may lose to another along an edge.
     """
     shifts = [np.arange(-int(_FAR * n), int(_FAR * n) + 1) for n in now.shape]
     first = [np.maximum(0, by) for by in shifts]  # lines and columns that overlap

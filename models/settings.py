@@ -226,20 +226,18 @@ class Camera:
         return Crop(*map(int, self.crop.split(","))) if self.crop else Crop()
 
     def is_shut(self, frame: Any) -> bool:
-        """Whether the telemetry in a whole frame says that the camera's shutter is closed.
+        """Whether the telemetry in a whole frame ``(H, W, ...)`` says that the shutter is closed.
 
         Lepton: the FFC state is in bits 4 and 5 of word 3 of telemetry row A, a word a pixel; 2 is
         "in progress" (datasheet 500-0659-00-09 rev. 203, table 3), in revision 8 (word 0) it is 1.
-
-        Args:
-            frame: ``(H, W)`` of 16-bit integers as it came; others have no such rows.
+        What is not 16-bit integers has no such row.
         """
         rows, (top, bottom, *_) = self.telemetry_rows, self._cropped
-        first = top if rows > 0 else len(frame) - bottom + rows
-        is_there = rows and frame.ndim == 2 and frame.shape[1] > 3 and 0 <= first < len(frame)
-        if self.telemetry == "none" or not is_there or frame.dtype not in ("uint16", "int16"):
+        words = frame[top if rows > 0 else max(0, len(frame) - bottom + rows) :][:1, :4]
+        is_there = rows and words.shape == (1, 4) and frame.dtype in ("uint16", "int16")
+        if self.telemetry == "none" or not is_there:
             return False
-        revision, _, _, status = map(int, frame[first, :4])
+        revision, _, _, status = map(int, words[0])
         return status >> 4 & 3 == (1 if revision == 8 else 2)
 
 
