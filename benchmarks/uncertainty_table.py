@@ -1,16 +1,19 @@
-"""Calibrates ``uncertainty`` of the shipped model and measures what its intervals hold.
+"""Calibrates ``uncertainty`` of a shipped model and measures what its intervals hold.
 
 ``python -m benchmarks.uncertainty_table --fit FOLDER... --test FOLDER...`` in the checkout: middle
-crops of eight images a folder, 14-bit counts, LR = D(HR) + noise of 0, 1 and 2 % of the span. The
-table goes into the model's manifest, coverage into ``benchmarks/uncertainty.json``.
+crops of eight images a folder, 14-bit counts, LR = D(HR) + noise of 0, 1 and 2 % of the span. A
+recurrent model sees pans of ten frames over such crops, and all ten count. The table goes into the
+model's manifest, coverage into ``--out``.
 """
 
 import json
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import cyclopts
 import numpy as np
+from cyclopts import Parameter
 
 from benchmarks.robot_thermal import Degradation, degraded, read_scene
 from difiisr_models import Stream, Upscaler, load_upscaler
@@ -19,9 +22,12 @@ from difiisr_models.resample import SCALE
 from difiisr_models.uncertainty import COVERED, DEVIATIONS, fitted_table, scores
 from difiisr_models.weights import find_weights_folder, read_manifest, write_manifest
 from difiisr_training.data.images import list_images
+from difiisr_training.evaluation.films import pan_over
 
-MODEL, EACH, NOISES = "difiisr-rt-x4", 8, (0, 1, 2)
+EACH, NOISES = 8, (0, 1, 2)
 HEIGHT, WIDTH = 288, 384
+PAN, SIDE = 10, 192  # frames, and pixels of each
+SPEEDS, TURN = (0.5, 1.0, 2.5, 4.0, 6.0, 8.0), 1.1  # pixels a frame; radians between two pans
 
 
 def blocks_of(folders: list[Path], up: Upscaler) -> list[np.ndarray]:
@@ -34,21 +40,31 @@ def blocks_of(folders: list[Path], up: Upscaler) -> list[np.ndarray]:
                 scene = read_scene(path, HEIGHT, WIDTH)
             except ValueError:  # too small
                 continue
-            stream = Stream()
-            result = up(degraded(scene, Degradation(noise), seed), stream)
-            assert stream.seen is not None, path
-            error = (result - scene.hr) * stream.seen.range.gain
-            rows = error.reshape(HEIGHT // SCALE, SCALE, -1, SCALE).swapaxes(1, 2)
-            score = scores(result, stream.seen.range, stream.seen.noise)
-            blocks.append((score.ravel(), rows.reshape(score.size, -1)))
+            film, stream = [scene.hr], Stream()
+            if up.is_recurrent:
+                speed = SPEEDS[(3 * seed + noise) % len(SPEEDS)]
+                film = pan_over(scene.hr, speed, TURN * seed + noise, PAN, SIDE)
+            for frame, hr in enumerate(film):
+                lr = degraded(scene._replace(hr=hr), Degradation(noise), seed + 100 * frame)
+                result = up(lr, stream)
+                assert stream.seen is not None, path
+                error = (result - hr) * stream.seen.range.gain
+                rows = error.reshape(len(hr) // SCALE, SCALE, -1, SCALE).swapaxes(1, 2)
+                score = scores(result, stream.seen.range, stream.seen.noise)
+                blocks.append((score.ravel(), rows.reshape(score.size, -1)))
     return [np.concatenate(part) for part in zip(*blocks, strict=True)]
 
 
-def calibrate(*, fit: list[Path], test: list[Path], out: Path | None = None) -> None:
+Folders = Annotated[list[Path], Parameter(consume_multiple=True)]
+
+
+def calibrate(
+    *, fit: Folders, test: Folders, model: str = "difiisr-rt-x4", out: Path | None = None
+) -> None:
     """Fit on ``fit``, write the manifest, measure on ``test``; print, and write ``out``."""
-    up = load_upscaler(MODEL, backend="torch")
+    up = load_upscaler(model, backend="torch")
     table = fitted_table(*blocks_of(fit, up))
-    folder = find_weights_folder(MODEL)
+    folder = find_weights_folder(model)
     numbers = {"scores": table.scores, "deviations": table.deviations}
     rounded = {name: [float(f"{x:.4g}") for x in values] for name, values in numbers.items()}
     write_manifest(folder, read_manifest(folder) | {"uncertainty": rounded})
