@@ -237,8 +237,8 @@ class _Fit:
     def between(cls, now: _Thumbnail, before: _Thumbnail, shift: tuple[float, float]) -> _Fit:
         a, b = (each.astype(float) for each in _overlap(now.blocks, before.blocks, shift))
         contrast = max(float(a.std()), _TINY) / max(float(b.std()), _TINY)
-        masks = (each.is_whole.astype(np.float32) for each in (now, before))
-        is_whole = np.minimum(*_overlap(*masks, shift)) > 0.99
+        masks = [each.is_whole.astype(np.float32) for each in (now, before)]
+        is_whole = np.minimum(*_overlap(masks[0], masks[1], shift)) > 0.99
         if is_whole.mean() < _WHOLE:
             is_whole[:] = True
         down, right = (np.arange(n) * of // n for n, of in zip(a.shape, _TILES, strict=True))
@@ -351,12 +351,12 @@ def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, list[tuple[floa
     share = np.outer(*(end - begin for begin, end in zip(first, last, strict=True))) / now.size
     alike = product / np.sqrt(np.maximum(powers, _TINY)) * np.sqrt(share)
     alike[(share < _OVERLAP) | (powers <= 1e-6 * powers.max())] = -1
-    best, first = alike.max(), _peak(alike)
+    best, place = alike.max(), _peak(alike)
     down, right = np.unravel_index(alike.argmax(), alike.shape)
     alike[max(0, down - 1) : down + 2, max(0, right - 1) : right + 2] = -1
     others = alike[alike > -1]
     distinct = (best - others.mean()) / max(others.std(), _TINY) if others.size else 0.0
-    return float(distinct), [first, _peak(alike)]
+    return float(distinct), [place, _peak(alike)]
 
 
 def _peak(surface: np.ndarray) -> tuple[float, float]:
