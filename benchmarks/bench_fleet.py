@@ -1,6 +1,6 @@
 """Times ``difiisr fleet replay`` beside a plain replay; writes ``fleet.json`` beside this file.
 
-python benchmarks/bench_fleet.py [--workers 2] [--frames 20] [--bags 40]
+python benchmarks/bench_fleet.py [--workers 2] [--frames 60] [--bags 40]
 """
 
 import os
@@ -31,7 +31,14 @@ def fleet(inputs: Path, out: Path, task: Replay, workers: int) -> tuple[list[dic
     return FleetFolder(str(out)).result(), times[0] - started, each
 
 
-def main(*, workers: int = 2, frames: int = 20, bags: int = 40) -> None:
+def plainly(inputs: Path, out: Path, task: Replay) -> float:
+    """Seconds of the jobs, done one after the other in this process."""
+    make, folder = task.load(), FleetFolder(str(out))
+    jobs = find_jobs([str(inputs)], str(out))
+    return sum(folder.do(job, job.name({}), make)["seconds"] for job in jobs)
+
+
+def main(*, workers: int = 2, frames: int = 60, bags: int = 40) -> None:
     """Measure, and write the file."""
     task = Replay(runtime=Runtime(device="cpu", threads=1))
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
@@ -40,16 +47,14 @@ def main(*, workers: int = 2, frames: int = 20, bags: int = 40) -> None:
             write_scene_bag(top / "long" / f"{n}", frames, seed=n)
         for n in range(bags):
             write_scene_bag(top / "short" / f"{n:03}", 1, seed=n)
-        plain = replace(task, runtime=Runtime(device="cpu", threads=workers)).load()
-        started = time.perf_counter()
-        for job in find_jobs([str(top / "long")], "out"):
-            plain(job, Path(job.path), top / f"plain{job.path[-1]}")
-        plain_seconds = time.perf_counter() - started
+        plain = replace(task, runtime=Runtime(device="cpu", threads=workers))
+        plain_seconds = plainly(top / "long", top / "before", plain) / 2
         started = time.perf_counter()
         with redirect_stdout(nowhere):
             ray.init("local", include_dashboard=False, log_to_driver=False)
             start_seconds = time.perf_counter() - started
             long, _, _ = fleet(top / "long", top / "a", task, workers)
+            plain_seconds += plainly(top / "long", top / "after", plain) / 2
             bicubic = replace(task, model="bicubic")
             short, first, each = fleet(top / "short", top / "b", bicubic, workers)
     fleet_seconds = sum(row["seconds"] for row in long) / workers

@@ -8,17 +8,20 @@
     OUT/fleet.parquet           all rows
 
 Inputs and OUT lie on any file system of pyarrow. Folders are fsynced and renamed on a local one; on
-an object store each object is one PUT. Who does the jobs, and how often, is not decided here.
+an object store each object appears whole. Who does the jobs, and how often, is not decided here.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
+import platform
 import re
+import resource
 import shutil
 import tempfile
 import time
@@ -33,7 +36,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
-from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.utils import glob_translate
 
 from difiisr_ros.bags import is_storage, recordings_among
 
@@ -103,6 +106,10 @@ class Job:
         return folder / PurePosixPath(self.path).name
 
 
+Make = Callable[[Job, Path, Path], dict[str, Any]]
+"""Does a job: given it, its recording and the folder to make, returns columns of its row."""
+
+
 def file_system(text: str) -> tuple[pa.fs.FileSystem, str]:
     """The file system of a path or URI (``s3://``, ``gs://``, ``fsspec+...``), and the path there.
 
@@ -141,7 +148,7 @@ def find_jobs(given: Iterable[str], out: str) -> list[Job]:
 def _jobs(given: str) -> Iterator[Job]:
     system, named = file_system(given)
     is_there = system.get_file_info(named).type != pa.fs.FileType.NotFound
-    paths = [named] if is_there else sorted(ArrowFSWrapper(system).glob(named))
+    paths = [named] if is_there else _matching(system, named)
     if not paths:
         raise FileNotFoundError(f"there is no {given}")
     for path in paths:
@@ -161,6 +168,17 @@ def _jobs(given: str) -> Iterator[Job]:
             own = inside.get(recording) or [f for f in (recording, log) if f in files]
             told = tuple((str(f), files[f].size, files[f].mtime_ns or 0) for f in sorted(own))
             yield Job(given, str(recording), told)
+
+
+def _matching(system: pa.fs.FileSystem, pattern: str) -> list[str]:
+    """What a pattern with ``*`` names; an object store's folders are what its files' names tell."""
+    if _is_local(system):
+        return sorted(glob.glob(pattern, recursive=True))
+    below = pattern.partition("*")[0].rpartition("/")[0]
+    selector = pa.fs.FileSelector(below, allow_not_found=True, recursive=True)
+    files = [PurePosixPath(info.path) for info in system.get_file_info(selector)]
+    names = {str(path) for file in files for path in (file, *file.parents)}
+    return sorted(filter(re.compile(glob_translate(pattern)).match, names))
 
 
 def _listed(path: str, content: bytes) -> Iterator[Job]:
@@ -192,51 +210,50 @@ class FleetFolder:
             self._scratch = Path(tempfile.gettempdir(), name)
 
     def done(self) -> dict[str, dict[str, Any]]:
-        """Rows of the jobs that are done, by name; those whose folder was deleted are not."""
-        kept = self._names(_BAGS)
-        if not self._names(_ROWS):
+        """Rows of the jobs that are done, by name."""
+        selector = pa.fs.FileSelector(f"{self._path}/{_ROWS}", allow_not_found=True)
+        files = [info.path for info in self._system.get_file_info(selector) if info.is_file]
+        if not files:
             return {}
-        source = pa.dataset.dataset(f"{self._path}/{_ROWS}", SCHEMA, filesystem=self._system)
-        found = source.to_table().to_pylist()
-        return {row["job"]: row for row in found if row["job"] in kept or not row["folder"]}
-
-    def _names(self, folder: str) -> set[str]:
-        selector = pa.fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True)
-        return {info.base_name for info in self._system.get_file_info(selector)}
+        found = pa.dataset.dataset(files, SCHEMA, filesystem=self._system).to_table().to_pylist()
+        return {row["job"]: row for row in found}
 
     def result(self) -> list[dict[str, Any]]:
         """Rows of the last run's ``fleet.parquet``; FileNotFoundError without one."""
         path = f"{self._path}/{_TABLE}"
         return pa.parquet.read_table(path, filesystem=self._system).to_pylist()
 
-    def do(self, job: Job, name: str, make: Callable[[Path, Path], dict[str, Any]]) -> dict:
+    def do(self, job: Job, name: str, make: Make) -> dict[str, Any]:
         """Do one job; what it made is there whole, or not at all.
 
         Args:
             job: to do.
             name: of it.
-            make: given the recording and the folder to make, returns columns of the row.
+            make: does it.
 
         Returns:
             the row. Of a recording that cannot be used it has ``fault``, and the job is done; of
             what this machine failed at it has ``failed`` too, and the next run tries again.
         """
-        row = {"job": name, "input": job.path, "first": job.first, "failed": False, "folder": ""}
+        row: dict[str, Any] = {"job": name, "input": job.path, "first": job.first, "fault": ""}
+        row |= {"failed": False, "folder": "", "host": platform.node()}
         started = time.perf_counter()
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
             for left in self._scratch.glob(f"{name}.*"):  # of an attempt that was killed
                 shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=self._scratch) as scratch:
-                made = Path(scratch, name)
+                made, copied = Path(scratch, name), Path(scratch, "source")
                 try:
-                    row |= make(job.fetch(Path(scratch, "source")), made)
+                    row |= make(job, job.fetch(copied), made)
                     self._settle(made, f"{_BAGS}/{name}")
                     row["folder"] = f"{_BAGS}/{name}"
                 except ValueError as error:
                     if isinstance(error.__cause__, (OSError, MemoryError, RuntimeError)):
                         raise
                     row["fault"] = str(error)
+                row["fault"] = row["fault"].replace(str(copied), os.path.dirname(job.path))
+                row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 row["seconds"] = time.perf_counter() - started
                 self._write(f"{_ROWS}/{name}.parquet", _as_parquet([row]))
         except Exception as error:  # of one job among many

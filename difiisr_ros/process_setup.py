@@ -75,7 +75,8 @@ def interrupts_noted() -> Iterator[list[int]]:
 def keep_freed_memory() -> bool:
     """Let this process reuse the memory it frees, and not return it; False where it cannot.
 
-    Call it once, before the first frame. It needs the GNU C library.
+    Call it once, before anything begins a thread: the import of rclpy does, and a thread that has a
+    pool of its own keeps it for others after it. It needs the GNU C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -9,8 +9,9 @@ import signal
 
 from difiisr_ros import process_setup
 
-if __name__ == "__main__":  # the imports take seconds
+if __name__ == "__main__":  # the imports take seconds, and begin threads
     process_setup.end_at_once(0, signal.SIGINT, signal.SIGTERM)
+    process_setup.keep_freed_memory()
 
 import gc
 import json
@@ -526,7 +527,6 @@ def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -
     Returns 0; 1 when a start parameter is not allowed or build_only did not build; 2 when the
     arguments, or a file of parameters, cannot be read.
     """
-    process_setup.keep_freed_memory()
     log, nodes, failed = rclpy.logging.get_logger("sr_node"), [], False
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

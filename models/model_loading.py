@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -46,6 +47,9 @@ from difiisr_models.weights import (
 NETWORK_FILE = "network.safetensors"
 _HAS_BF16: dict[Backend, bool] = {"openvino": True, "onnxruntime": False, "torch": True}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_PassedOver = tuple[tuple[str, str], ...]
+_quickest: dict[tuple[str, Runtime, int], tuple[Runtime, dict[str, float], _PassedOver]] = {}
+"""Of a model, what was asked for and the threads: what was quickest, and what of the others."""
 
 
 def load_upscaler(
@@ -121,14 +125,20 @@ def load_quickest(
 
     For a robot that is to keep up with its camera. Two machines, or two starts, may choose
     otherwise, and bfloat16 rounds otherwise: what is to be repeated asks for one of each. On a GPU,
-    with an engine, and for models that always run in torch nothing is measured. Arguments and what
-    is raised are those of ``load_upscaler``.
+    with an engine, and for models that always run in torch nothing is measured; in one process each
+    model once. Arguments and what is raised are those of ``load_upscaler``.
     """
     runtime, settings = with_fields(runtime, settings, fields)
     on_cpu = resolve_device(runtime.device).type == "cpu"
     asked = runtime.backend in ("auto", *_HAS_BF16)
     if name in BICUBIC or runtime.engine or not on_cpu or not asked:
         return load_upscaler(name, runtime=runtime, settings=settings)
+    key = name, runtime, torch.get_num_threads()
+    with suppress(KeyError, BackendUnavailable):  # what served then may not now
+        chosen, measured, passed = _quickest[key]
+        up = load_upscaler(name, runtime=chosen, settings=settings)
+        up.measured, up.passed_over = measured, passed
+        return up
     cpu_has_bf16 = bool(_BF16_FLAGS & cpu_flags())
     best, measured, passed_over = None, dict[str, float](), []
     for backend in _HAS_BF16 if runtime.backend == "auto" else (runtime.backend,):
@@ -152,6 +162,7 @@ def load_quickest(
     if best is None:
         raise BackendUnavailable("; ".join(f"{backend}: {why}" for backend, why in passed_over))
     best.measured, best.passed_over = measured, tuple(passed_over)
+    _quickest[key] = best.runtime, best.measured, best.passed_over
     return best
 
 

@@ -17,8 +17,8 @@ from difiisr_models.weights import find_weights_folder, read_manifest
 from difiisr_ros.bags import frames_of
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
 from difiisr_ros.commands.fleet_report import fleet_page, write_picture
-from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all, write_result
-from difiisr_ros.fleet_jobs import FleetFolder, Job, find_jobs
+from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, do_all, write_result
+from difiisr_ros.fleet_jobs import FleetFolder, Job, Make, find_jobs
 from difiisr_ros.replay import replay as replay_bag
 
 _NOTES = 10  # of a job
@@ -131,12 +131,11 @@ def replay(
     """
     # Workers have one thread where none is asked for, and paths that hold in any folder
     runtime, known = task.runtime, task.camera.calibration
+    model = os.path.expanduser(task.model)
     engine = runtime.engine and os.path.abspath(runtime.engine)
     task = replace(
         task,
-        model=os.path.abspath(os.path.expanduser(task.model))
-        if os.sep in task.model
-        else task.model,
+        model=os.path.abspath(model) if os.sep in model else model,
         runtime=as_asked(replace(runtime, engine=engine, threads=runtime.threads or 1)),
         camera=replace(task.camera, calibration=known and os.path.abspath(known)),
     )

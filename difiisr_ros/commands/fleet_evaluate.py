@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,12 @@ from annotated_types import Ge
 from cyclopts import Parameter
 
 from difiisr_models.backends.selection import resolve_device
+from difiisr_ros.bags import frames_of
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.commands.evaluate_models import Judgement, recorded_set
 from difiisr_ros.commands.fleet_report import write_picture
-from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, Make, do_all
-from difiisr_ros.fleet_jobs import Job, find_jobs
+from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, do_all
+from difiisr_ros.fleet_jobs import Job, Make, find_jobs
 from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.report import write_report
 from difiisr_training.evaluation.results import (
@@ -60,7 +62,13 @@ class Evaluate:
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
             folder.mkdir()
-            chosen = recorded_set(source.name, source, self.image_topic, self.by.selection())
+            lost: list[str] = []
+            taken = self.by.selection()
+            chosen = recorded_set(source.name, source, self.image_topic, taken)
+            read = partial(
+                frames_of, source, chosen.topic, choose=taken.choose, skipped=lost.append
+            )
+            chosen = replace(chosen, read=read)
             told = environment(device)
             results = judge_models([chosen], models, judge, folder, self.by.degradation, told)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
@@ -75,6 +83,7 @@ class Evaluate:
                 "frames_in": judged.frames,
                 "frames_out": judged.frames,
                 "refused": 0,
+                "fault": "; ".join(dict.fromkeys(lost)),
                 "metrics": {
                     f"{name} of {model.title}": value
                     for model in judged.models

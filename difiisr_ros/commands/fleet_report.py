@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
 
 from difiisr_ros.commands.html_page import fill_template, svg_of
@@ -25,19 +26,22 @@ def fleet_page(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Pictures and reports are looked for in the rows' ``folder``. The same rows give the same text.
     """
-    table = pd.DataFrame(list(rows), columns=SCHEMA.names)
+    known = pa.Table.from_pylist(list(rows), SCHEMA).to_pylist()  # with None for what is not
+    table = pd.DataFrame(known, columns=SCHEMA.names)
     measures = _measures(table)
+    unusable = [row for row in known if row["fault"]]
     return fill_template(
         "fleet_report",
         {"number": lambda value: f"{value:,.4g}" if pd.notna(value) else "-"},
-        rows=table.head(_LISTED).to_dict("records"),
-        unusable=table[table.fault.fillna("") != ""].head(_LISTED).to_dict("records"),
+        rows=known[:_LISTED],
+        unusable=unusable[:_LISTED],
+        unusable_count=len(unusable),
         total=table[["frames_in", "frames_out", "refused", "seconds"]].sum().to_dict(),
         count=len(table),
         measures=measures.round(12).to_dict("records"),
         names=list(measures),
         worst={
-            name: [(table.loc[n].to_dict(), value) for n, value in found.items()]
+            name: [(known[n], value) for n, value in found.items()]
             for name in measures
             if len(found := _worst(measures[name]))
         },

@@ -6,11 +6,9 @@ Which process does which job, and what happens to the job of one that dies, is R
 from __future__ import annotations
 
 import os
-import platform
-import resource
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +25,6 @@ from difiisr_ros.fleet_jobs import FleetFolder, Job
 
 _RETRIES = 5  # of a job whose worker dies
 _OBJECT_STORE = 100 * 2**20  # bytes: next to nothing goes through it
-
-Make = Callable[[Job, Path, Path], dict[str, Any]]
-"""Does a job: given it, its recording and the folder to make, returns columns of its row."""
-
 
 Task = Any
 """What is made of every recording, and travels to each worker: a frozen dataclass with
@@ -65,13 +59,7 @@ class Worker:
 
     def do(self, name: str, job: Job) -> dict[str, Any]:
         """The row of the job of this name."""
-
-        def make(source: Path, folder: Path) -> dict[str, Any]:
-            row = self._make(job, source, folder)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            return row | {"host": platform.node(), "memory_mb": peak}
-
-        return self._out.do(job, name, make)
+        return self._out.do(job, name, self._make)
 
 
 def do_all(
@@ -84,24 +72,22 @@ def do_all(
     if cluster.address.startswith("ray://"):  # rows and results are read where workers write them
         ray.init(cluster.address)
         out = out if "://" in out else os.path.abspath(out)
-        there = ray.remote(num_cpus=0)(do_all)
         inside = replace(cluster, address="auto")
-        return ray.get(there.remote(jobs, out, task, inside, slice_frames))
+        there = ray.remote(num_cpus=0)(do_all).remote(jobs, out, task, inside, slice_frames)
+        return ray.get(there)
     if slice_frames:
         jobs = _sliced(jobs, slice_frames, task.image_topic, cluster)
     folder, product = FleetFolder(out), task.product()
     named = {job.name(product): job for job in jobs}
-    done = folder.done().keys() & named.keys()
-    left = {name: job for name, job in named.items() if name not in done}
-    print(f"{len(named)} jobs, {len(done)} of them done already")
-    failed: dict[str, dict[str, Any]] = {}
+    rows = folder.done()
+    left = {name: job for name, job in named.items() if name not in rows}
+    print(f"{len(named)} jobs, {len(named) - len(left)} of them done already")
     for n, row in enumerate(_rows(left, task, folder, cluster), 1):
         print(f"{n} of {len(left)}: {_line(row)}", flush=True)
-        failed |= {row["job"]: row} if row["failed"] else {}
-    rows = failed | folder.done()
-    for name in named.keys() - rows.keys():
-        died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
-        rows[name] = {"job": name, "input": named[name].path, "fault": died, "failed": True}
+        rows[row["job"]] = row
+    died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
+    for name in [name for name in left if name not in rows]:
+        rows[name] = {"job": name, "input": left[name].path, "fault": died, "failed": True}
         print(_line(rows[name]))
     write_result(folder, list(rows.values()))
     print(f"{out}: fleet.parquet, report.html")
@@ -119,16 +105,17 @@ def _rows(
     if not jobs:
         return
     _start_ray(cluster)
-    have = ray.cluster_resources()
-    gpus = cluster.num_gpus
+    have, gpus = ray.cluster_resources(), cluster.num_gpus
     if gpus is None:
-        gpus = 1 if have.get("GPU") and task.device != "cpu" else 0
-    fitting = int(have["GPU"] / gpus if gpus else have["CPU"] / task.threads)
+        gpus = int("GPU" in have and task.device != "cpu")
+    fitting = have.get("CPU", 0) / task.threads
+    if gpus:
+        fitting = min(fitting, have.get("GPU", 0) / gpus)
     # What workers are started with lies inline in the call, so that Ray can start them again
     worker = ray.remote(Worker).options(
         num_cpus=task.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
     )
-    size = min(cluster.workers or max(1, fitting), len(jobs))
+    size = min(cluster.workers or max(1, int(fitting)), len(jobs))
     pool = ActorPool([worker.remote(task, out) for _ in range(size)])
     for item in jobs.items():
         pool.submit(lambda worker, item: worker.do.remote(*item), item)
@@ -139,6 +126,7 @@ def _rows(
             if isinstance(error, RayActorError) and error.actor_init_failed:
                 why = str(error).splitlines()[-1]
                 raise ValueError(f"no worker can start: {why}") from error
+        pool.pop_idle()  # a worker without a job ends, which makes room for one of a lost machine
 
 
 def _sliced(jobs: Sequence[Job], frames: int, topic: str | None, cluster: Cluster) -> list[Job]:

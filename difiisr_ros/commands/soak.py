@@ -33,6 +33,7 @@ from difiisr_ros.bags import (
 )
 from difiisr_ros.commands import soak_node
 from difiisr_ros.commands.hostile_messages import (
+    SIDE,
     hostile_bytes,
     hostile_image,
     hostile_info,
@@ -58,6 +59,7 @@ MOST_PENDING = 3  # one is computed, one waits, one is being counted
 _PERIOD = 0.5  # seconds between two messages of the diagnostics
 _WRONG = 0.02  # of its span, that the mean of 4x4 pixels may differ from the pixel of a good frame
 _SAMPLE = 5.0  # seconds
+_UNTIL_REST = 6  # things that happen
 _FATES = "frames", "dropped"  # what the names of the counts begin with
 _PATIENCE = 30.0  # seconds until the node must have said what it must, on a busy machine too
 
@@ -68,6 +70,7 @@ def soak(
     seed: int = 1,
     model: str = "difiisr-rt-x4",
     device: str = "cpu",
+    only: str = "",
     out: Path = Path("out/soak"),
 ) -> int:
     """Drive a node over DDS with everything that may happen to it, at random, and watch it.
@@ -84,6 +87,7 @@ def soak(
         seed: of all that is drawn.
         model: that the node runs.
         device: that it runs on.
+        only: what shall happen, comma-separated, by the names under "actions" in soak.json.
         out: folder.
     """
     os.environ.update(dds_environment())
@@ -97,7 +101,7 @@ def soak(
     with NodePeer(IMAGE, RESULT, INFO, watch.record) as peer:
         run = Soak(peer, watch, out, arguments, usual | parameters, np.random.default_rng(seed))
         try:
-            run.go(minutes)
+            run.go(minutes, only)
             run.end()
         finally:
             run.process.kill()
@@ -182,6 +186,7 @@ class Soak:
         self.peer, self.watch, self.rng, self.parameters = peer, watch, rng, parameters
         self._folder, self._arguments = folder, arguments
         self.series: dict[str, list[float]] = defaultdict(list)
+        self.at_rest: dict[str, list[float]] = defaultdict(list)
         self.done: Counter[str] = Counter()
         self.took: dict[str, list[float]] = defaultdict(list)  # until the node said what it must
         self.logs: list[str] = []
@@ -193,19 +198,38 @@ class Soak:
         self.process = self._started("node.log")
         self._began = time.monotonic()
 
-    def go(self, minutes: float) -> None:
-        """One thing after another, good frames in between."""
+    def go(self, minutes: float, only: str = "") -> None:
+        """One thing after another, good frames in between, and now and then rest."""
         until, bar = self._began + 60 * minutes, tqdm(total=round(60 * minutes), unit="s")
         actions = self._actions()
+        if unknown := set(only.split(",")) - {"", *actions}:
+            raise ValueError(f"{unknown} do not happen; known: {', '.join(actions)}")
         while time.monotonic() < until:
-            for name in self.rng.permutation(list(actions)):
+            for name in self.rng.permutation(only.split(",") if only else list(actions)):
                 if time.monotonic() > until:
                     break
                 actions[name]()
                 self.done[str(name)] += 1
                 self.stream(float(self.rng.uniform(2, 6)))
+                if sum(self.done.values()) % _UNTIL_REST == 0:
+                    self._rest()
                 bar.update(min(int(time.monotonic() - self._began), bar.total) - bar.n)
         bar.close()
+
+    def _rest(self) -> None:
+        """The usual camera, in every size, and free memory returned: what is left is in use."""
+        camera = self._size, self._encoding, self._rate, self._shift
+        self._encoding, self._rate, self._shift = "mono16", RATE, 0
+        for self._size in ((SIDE, SIDE), *SIZES[1:], SIZES[0]):  # backends keep something of each
+            self.stream(1.5, judged=False)
+        for _ in range(3):
+            stamp = self._send_marked(soak_node.RESTS)
+            time.sleep(2.0)
+            if self.watch.answered[stamp]:  # no frame was in its way, and none comes after it
+                self.at_rest["minute"].append((time.monotonic() - self._began) / 60)
+                self.at_rest["rss_at_rest_mb"].append(self._watched.memory_info().rss / 1e6)
+                break
+        self._size, self._encoding, self._rate, self._shift = camera
 
     def _actions(self) -> dict[str, Callable[[], object]]:
         """What may happen, by name."""
@@ -301,7 +325,7 @@ class Soak:
     # What may happen
 
     def _hostile_frames(self) -> None:
-        for _ in range(40):
+        for _ in range(400):
             self._publish(hostile_bytes(self.rng, hostile_image(self.rng), IMAGE_TYPE, 0.3))
             self.hostile += 1
             time.sleep(0.02)
@@ -340,12 +364,15 @@ class Soak:
     # What it takes
 
     def _ask_for(self, fault: int, text: str, seconds: float = 0.0) -> None:
-        frame = self.frame()
-        frame.flat[:4] = (*soak_node.MARK, fault)
         for _ in range(3):  # the model may be busy, and a frame stale
-            self.send(frame, judged=False, encoding="mono16")
+            self._send_marked(fault)
             time.sleep(0.5)
         self._wait_for(text, text, patience=seconds + _PATIENCE)
+
+    def _send_marked(self, fault: int) -> int:
+        frame = self.frame()
+        frame.flat[:4] = (*soak_node.MARK, fault)
+        return self.send(frame, judged=False, encoding="mono16")
 
     def _wait_for(
         self,
@@ -430,8 +457,8 @@ class Soak:
         for what in ("Traceback", "left by a callback"):
             watch.broken[what] += logs.count(what)
         series = {name: np.array(v)[: self.slopes_until] for name, v in self.series.items()}
-        minute = series["minute"]
-        settled = minute > min(SETTLE, minutes / 5)
+        rest = {name: np.array(v) for name, v in self.at_rest.items()}
+        settled = min(SETTLE, minutes / 5)
         return {
             "broken": dict(+watch.broken),
             "messages_sent": self.messages,
@@ -443,15 +470,19 @@ class Soak:
                 k: np.round([min(v), max(v)], 1).tolist() for k, v in self.took.items()
             },
             "last_account": {k: v for k, v in watch.values.items() if k.startswith(_FATES)},
-            "slopes_per_minute": {
-                name: slope(minute[settled].astype(int), values[settled])
-                for name, values in series.items()
-                if name not in ("minute", "dropped")
-            },
+            "slopes_per_minute": slopes(rest, settled) | slopes(series, settled),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
             f"{platform.python_version()}",
             "series": {k: v[::12].round(3).tolist() for k, v in series.items()},
+            "at_rest": {k: v.round(3).tolist() for k, v in rest.items()},
         }
+
+
+def slopes(series: dict[str, np.ndarray], settled: float) -> dict[str, dict[str, float | None]]:
+    """Of each series but "minute" and "dropped", from the minute ``settled`` on."""
+    kept = {name: values[series["minute"] > settled] for name, values in series.items()}
+    minutes = kept.pop("minute").astype(int)
+    return {name: slope(minutes, values) for name, values in kept.items() if name != "dropped"}
 
 
 def slope(minutes: np.ndarray, values: np.ndarray) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import json
 import re
 import signal
@@ -49,6 +50,16 @@ def make_node():
     rclpy.try_shutdown(context=context)
 
 
+def further_pools(pid):
+    """How many pools of memory its threads have beside the first one; each reserves 64 MiB."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    return sum(
+        begin % (64 << 20) == 0 and behind == [end, begin + (64 << 20)]
+        for (begin, end), behind in itertools.pairwise(spans)
+    )
+
+
 def test_the_command_of_the_readme_starts_the_node_and_sigterm_ends_it_with_0(tmp_path):
     readme = ROOT / "README.md"
     if not readme.exists():
@@ -64,6 +75,7 @@ def test_the_command_of_the_readme_starts_the_node_and_sigterm_ends_it_with_0(tm
     node = NodeProcess(tmp_path / "log", *arguments, "-p", "model:=bicubic", *wrong)
     node.wait_for_log("active:")
     assert "there are no parameters fidelty: ignored" in node.log
+    assert further_pools(node.pid) == 0
     assert node.stop(signal.SIGTERM) == 0
     assert "Traceback" not in node.log
 
@@ -169,6 +181,7 @@ def test_two_cameras_of_one_process_share_a_model_and_nothing_else(make_node, tm
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         try:
             wait_until(lambda: all(f"[{n}]: active:" in log.read_text() for n in ("front", "rear")))
+            assert further_pools(process.pid) == 0
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
         finally:

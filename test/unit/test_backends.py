@@ -290,9 +290,11 @@ def test_openvino_equals_torch_to_rounding_and_refuses_what_it_does_not_compute(
 def test_the_node_takes_the_backend_that_is_quickest_here(
     monkeypatch, seconds, flags, asked, chosen
 ):
-    now = [0.0]
+    now, loaded = [0.0], []
 
     class Timed:
+        measured, passed_over = {}, ()
+
         def __init__(self, backend, runtime):
             self.backend, self.runtime = backend, runtime
 
@@ -302,8 +304,10 @@ def test_the_node_takes_the_backend_that_is_quickest_here(
     def load(name, runtime, settings):
         if runtime.backend not in seconds:
             raise BackendUnavailable("not installed")
+        loaded.append((runtime.backend, runtime.precision))
         return Timed(runtime.backend, runtime)
 
+    monkeypatch.setattr(model_loading, "_quickest", {})
     monkeypatch.setattr(model_loading, "load_upscaler", load)
     monkeypatch.setattr(model_loading, "cpu_flags", lambda: flags)
     clock = SimpleNamespace(perf_counter=lambda: now[0])
@@ -314,3 +318,10 @@ def test_the_node_takes_the_backend_that_is_quickest_here(
         assert list(up.measured.values()) == [1e3 * seconds[name] for name in seconds]
     elif "precision" in asked:
         assert up.passed_over == (("openvino", "not installed"),)
+    loaded.clear()
+    again = load_quickest("any", device="cpu", **asked)
+    assert loaded == [chosen], "only what was quickest is loaded again"
+    assert (again.measured, again.passed_over) == (up.measured, up.passed_over)
+    if not asked:
+        del seconds[chosen[0]]
+        assert load_quickest("any", device="cpu").backend != chosen[0]

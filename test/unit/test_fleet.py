@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -24,12 +24,12 @@ pytest.importorskip("jinja2", reason="needs the extra fleet")
 pytest.importorskip("matplotlib", reason="needs the extra fleet")
 
 import ray
-from ray.cluster_utils import Cluster
+from ray.cluster_utils import Cluster as RayCluster
 
 from difiisr_ros.cli import main
 from difiisr_ros.commands.fleet import Replay, report
 from difiisr_ros.commands.fleet_report import fleet_page
-from difiisr_ros.commands.fleet_work import write_result
+from difiisr_ros.commands.fleet_work import Cluster, do_all, write_result
 from difiisr_ros.fleet_jobs import FleetFolder, find_jobs
 
 BICUBIC = Replay("bicubic", runtime=Runtime(device="cpu", threads=1))
@@ -53,7 +53,7 @@ def do_here(inputs: list[str], out: str, task: Replay = BICUBIC) -> dict[str, di
     rows = {}
     for job in find_jobs(inputs, out):
         name = job.name(product)
-        rows[name] = folder.do(job, name, lambda source, target, job=job: make(job, source, target))
+        rows[name] = folder.do(job, name, make)
     return rows
 
 
@@ -127,12 +127,12 @@ def test_what_the_machine_fails_at_is_tried_again(recordings, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    row = out.do(job, name, lambda *paths: make(job, *paths))
+    row = out.do(job, name, make)
     assert row["failed"]
     assert "No space left" in row["fault"]
     assert out.done() == {}
     assert content(tmp_path / "out") == {}
-    assert not out.do(job, name, lambda *paths: make(job, *paths))["failed"]
+    assert not out.do(job, name, make)["failed"]
     assert out.done().keys() == {name}
 
 
@@ -164,15 +164,20 @@ def test_results_of_several_runs_make_one_report(recordings, tmp_path):
     for row in table:
         assert (tmp_path / "all" / "of" / row["folder"] / "picture.png").is_file()
         assert f'href="{row["folder"]}/report.html"' in page
+    (alone,) = FleetFolder(str(tmp_path / "b")).result()
+    picture = f'src="{alone["folder"]}/picture.png"'
+    assert picture in (tmp_path / "b" / "report.html").read_text()
     assert page.index("<b>31</b>") < page.index("<b>34</b>")  # the lower PSNR is the worse
 
 
 def test_a_report_tells_what_was_not_usable():
-    bad = {"job": "x", "input": "/in/<x>", "fault": "no space", "failed": True, "folder": ""}
+    bad = {"job": "x", "input": "/in/<x>", "fault": "no space", "failed": True}
     good = {"job": "y", "input": "/in/y", "folder": "y"}
     page = fleet_page([bad, good | {"frames_in": 4, "frames_out": 3, "refused": 1}])
     for text in ("failed: no space", "/in/&lt;x&gt;", "3 of 4 frames"):
         assert text in page
+    assert "nan" not in page
+    assert "no space" in fleet_page([bad])
 
 
 @pytest.fixture
@@ -204,10 +209,12 @@ def test_object_stores_hold_inputs_and_results(bucket, recordings, tmp_path):
         for rows in (here.values(), there.values())
     ]
     assert outcome[0] == outcome[1]
+    faults = {row["input"]: row["fault"] for row in there.values()}
+    assert "nothing in fleet/in/empty.mcap is readable" in faults["fleet/in/empty.mcap"]
     out = FleetFolder(f"s3://fleet/out?{query}")
     assert out.done().keys() == there.keys()
     (pattern,) = find_jobs([f"s3://fleet/in/**/a?{query}"], "out")
-    (plain,) = find_jobs([f"s3://fleet/in/deep?{query}"], "out")
+    (plain,) = find_jobs([f"s3://fleet/*/d*p?{query}"], "out")
     assert pattern.path == plain.path == "fleet/in/deep/a"
     listed = system.get_file_info(FileSelector("fleet/out", recursive=True))
     stored = sorted(Path(info.path).suffix for info in listed if info.is_file)
@@ -236,19 +243,23 @@ os.fsync = fsync
 """
 
 
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """Address of a Ray cluster of two CPUs, on which the disk may be full."""
-    (tmp_path / "site").mkdir()
-    text = DISK_FULL_ONCE.format(flag=str(tmp_path / "full"))
-    (tmp_path / "site" / "sitecustomize.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as session:
-        head = {"num_cpus": 2, "object_store_memory": 80_000_000, "temp_dir": session}
-        head |= {"no_monitor": True, "include_dashboard": False, "include_log_monitor": False}
-        started = Cluster(initialize_head=True, head_node_args=head)
-        yield started.address
+@pytest.fixture(scope="module")
+def cluster():
+    """Address of a Ray cluster of two CPUs and a GPU, and a file: the disk is full once it exists.
+
+    The GPU is Ray's belief alone.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
+    with folder as session, pytest.MonkeyPatch.context() as patch:
+        full = Path(session, "full")
+        Path(session, "sitecustomize.py").write_text(DISK_FULL_ONCE.format(flag=str(full)))
+        patch.setenv("PYTHONPATH", session)
+        patch.setenv("RAY_worker_niceness", "0")
+        head = {"num_cpus": 2, "num_gpus": 1, "temp_dir": session}
+        head |= {"object_store_memory": 80_000_000, "include_log_monitor": False}
+        head |= {"no_monitor": True, "include_dashboard": False}
+        started = RayCluster(initialize_head=True, head_node_args=head)
+        yield started.address, full
         ray.shutdown()
         started.shutdown()
 
@@ -264,9 +275,9 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, 
     for n in range(40):
         small_bag(tmp_path / "in" / f"bag{n:02}", n, ("mcap", "sqlite3")[n % 2])
     wanted = do_here([str(tmp_path / "in")], str(tmp_path / "undisturbed"))
-    out = tmp_path / "out"
-    command = ["fleet", "replay", str(tmp_path / "in"), "--out", str(out), "--address", cluster]
-    command += ["--model=bicubic", "--device=cpu"]
+    (address, full), out = cluster, tmp_path / "out"
+    command = ["fleet", "replay", str(tmp_path / "in"), "--out", str(out), "--address", address]
+    command += ["--model=bicubic", "--device=cpu", "--workers=3"]  # one more than fits
 
     def done():
         return len(list((out / "rows").iterdir())) if (out / "rows").exists() else 0
@@ -293,7 +304,7 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, 
 
     code, text = drive(chance.randrange(2, 8), until=chance.randrange(9, 16))
     assert code == -signal.SIGKILL, text
-    (tmp_path / "full").touch()
+    full.touch()
     code, text = drive(chance.randrange(17, 36))
     assert code == 2, text
     assert "No space left on device" in text
@@ -312,6 +323,35 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, 
     assert {p.stem for p in (out / "rows").iterdir()} == wanted.keys()
 
 
+@dataclass(frozen=True)
+class SeenByWorkers:
+    """A task whose notes tell what Ray gave the worker."""
+
+    device: str = "auto"
+    image_topic: str | None = None
+    threads: int = 1
+
+    def product(self):
+        return asdict(self)
+
+    def load(self):
+        def make(job, source, folder):
+            folder.mkdir()
+            given = ray.get_runtime_context().get_assigned_resources()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            return {"frames_in": 1, "frames_out": 1, "notes": [str(given.get("GPU")), str(visible)]}
+
+        return make
+
+
+def test_a_worker_sees_the_gpu_that_it_has_a_share_of(cluster, recordings, tmp_path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    jobs, out = find_jobs([str(recordings / "b")], "out"), str(tmp_path / "out")
+    assert do_all(jobs, out, SeenByWorkers(), Cluster(cluster[0], num_gpus=0.25)) == 0
+    (row,) = FleetFolder(out).result()
+    assert row["notes"] == ["0.25", "0"]
+
+
 def test_the_cluster_file_is_one_that_ray_takes():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -325,12 +365,14 @@ def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
     from difiisr_ros.commands.fleet_evaluate import Evaluate
 
     task = Evaluate(Judgement("bicubic", limit=2, metrics="psnr", device="cpu"))
-    inputs = [str(recordings / name) for name in ("b", "empty.mcap")]
+    inputs = [str(recordings / name) for name in ("b", "empty.mcap", "torn")]
     rows = do_here(inputs, str(tmp_path / "out"), task).values()
-    good, bad = sorted(rows, key=lambda row: row["input"])
-    assert not good.get("fault")
+    good, bad, torn = sorted(rows, key=lambda row: row["input"])
+    assert good["fault"] == ""
     assert good["metrics"]["psnr of bicubic"] > 10
     made = {path.name for path in (tmp_path / "out" / good["folder"]).iterdir()}
     assert {"report.html", "picture.png"} <= made
-    assert "fault" in bad
+    assert "no MCAP file" in bad["fault"]
+    assert "cut off" in torn["fault"]
+    assert torn["frames_out"] > 0
     assert not bad["failed"]
