@@ -23,6 +23,7 @@ import yaml
 import zstandard
 
 from difiisr_models.settings import Camera, Crop
+from difiisr_models.stream import Stream
 from difiisr_models.validity import fill_from_nearest
 from difiisr_ros.bag_storage import (
     LARGEST_CHUNK,
@@ -345,7 +346,7 @@ def frames_of(
 
 def _counts(message: Message, camera: Camera) -> np.ndarray:
     """Finite counts ``(H, W)`` of an image; ValueError without."""
-    image, _, counts = read_frame(message, camera)
+    image, _, counts, _ = read_frame(message, camera)
     if is_false_colour(image):
         raise ValueError(f"encoding {image.encoding!r} has colours; a thermal image has counts")
     counts = counts if counts.ndim == 2 else counts[..., 0]
@@ -367,12 +368,26 @@ def read_image(message: Message) -> Any:
     return parse_message(message.data, IMAGE_TYPE)
 
 
-def read_frame(message: Message, camera: Camera) -> tuple[Any, Crop, np.ndarray]:
-    """The image of a message, what is cut off it, and what is left of its pixels; ValueError."""
+class CameraFrame(NamedTuple):
+    """An image, what is cut off it, what is left of its pixels; ``is_shut``: its telemetry says."""
+
+    image: Any
+    crop: Crop
+    pixels: np.ndarray
+    is_shut: bool
+
+    def shown_to(self, stream: Stream) -> np.ndarray:
+        """The pixels, for a stream that is told what the message says beside them."""
+        stream.encoding, stream.is_closed = self.image.encoding, self.is_shut
+        return self.pixels
+
+
+def read_frame(message: Message, camera: Camera) -> CameraFrame:
+    """The image of a message; ValueError where it is none."""
     image = read_image(message)
     pixels = image_to_array(image)
     crop = camera.window(*pixels.shape[:2])
-    return image, crop, crop.cut(pixels)
+    return CameraFrame(image, crop, crop.cut(pixels), camera.is_shut(pixels))
 
 
 def parse_message(data: bytes, message_type: str) -> Any:

@@ -41,6 +41,7 @@ class CameraState:
 
     Attributes:
         stream: what is remembered of the frames so far.
+        is_closed: the shutter flag says that the shutter is closed.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class CameraState:
 
     def begin(self) -> None:
         """Begin a new stream, with what the calibration says."""
-        settings = self._settings
+        settings, self.is_closed = self._settings, False
         self.stream = Stream(settings.no_data_values, settings.max_pause, self._calibration)
 
     def change(self, settings: Parameters) -> None:
@@ -124,7 +125,7 @@ class CameraState:
             self._flag = None
 
     def _on_flag(self, message: Any) -> None:
-        self.stream.is_closed = is_closed(message)
+        self.is_closed = is_closed(message)
         self._explained()
 
     def _on_calibrate(self, _: Trigger.Request, answer: Trigger.Response) -> Trigger.Response:

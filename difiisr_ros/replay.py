@@ -148,8 +148,7 @@ def replay(
                     computed = upscaler.is_recurrent and number >= first - _RECALLED
                     look = upscaler if computed else upscaler.skip
                     with suppress(ValueError):
-                        image, _, pixels = bags.read_frame(message, camera)
-                        stream.encoding = image.encoding
+                        pixels = bags.read_frame(message, camera).shown_to(stream)
                         look(pixels, stream, bags.stamp_of(message.data))
                     stream.events = StreamEvents()  # what happened before the slice is not its own
                 continue
@@ -163,9 +162,9 @@ def replay(
             started = time.perf_counter()
             report.frames_in += 1
             try:
-                image, crop, pixels = bags.read_frame(message, camera)
-                stamp, stream.encoding = bags.stamp_of(message.data), image.encoding
-                pixels = upscaler(pixels, stream, stamp)
+                frame = bags.read_frame(message, camera)
+                image, stamp = frame.image, bags.stamp_of(message.data)
+                pixels = upscaler(frame.shown_to(stream), stream, stamp)
                 encoding = result_encoding(image.encoding, pixels)
                 result = to_bytes(image.header, pixels, encoding)
             except ValueError as error:
@@ -180,7 +179,7 @@ def replay(
             if info := info_of(stamp, message.time):
                 try:
                     rows = camera.telemetry_rows
-                    info = camera_info_of_result(info, image, upscaler.scale, crop, rows)
+                    info = camera_info_of_result(info, image, upscaler.scale, frame.crop, rows)
                 except ValueError as error:
                     report.warnings = report.warnings or [str(error)]
                 else:

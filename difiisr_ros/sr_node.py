@@ -81,6 +81,7 @@ class Frame(NamedTuple):
     stamp_ns: int  # of the message's header
     arrived: float  # monotonic seconds
     crop: Crop
+    is_shut: bool  # says the camera's telemetry
     upscaling: float = 0.0  # seconds
     scale: int = 0  # of the result
     is_dropped: bool = False  # it is the frame before it, and is not to be published
@@ -339,7 +340,9 @@ class SrNode(LifecycleNode):
         self._warn_of_colours(message)
         if idle:
             self._statistics.idle()
-        elif self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop)):
+            return
+        is_shut = self._settings.is_shut(pixels)
+        if self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop, is_shut)):
             self._statistics.dropped("stale")
 
     def _has_subscribers(self) -> bool:
@@ -368,6 +371,7 @@ class SrNode(LifecycleNode):
         started = time.monotonic()
         stream = self._camera.stream
         before, stream.encoding = stream.events, frame.message.encoding
+        stream.is_closed = frame.is_shut or self._camera.is_closed
         assert self._patient is not None, "it is made with the worker"
         pixels = self._patient(frame.pixels, stream, frame.stamp_ns)
         upscaling = time.monotonic() - started

@@ -32,18 +32,22 @@ _FAR = 0.65  # of the frame: the most that the scene is looked for aside
 _OVERLAP = 0.35  # of the frame, least, on which two frames are compared
 _ALIKE = 0.75  # correlation of thumbnails that show one scene where it was
 _FITS = 0.5  # correlation of what a gain can be told of
-_ONE_SCENE = 0.25  # of gradients; other scenes: up to 0.21, one in fast and noisy motion: from 0.28
+_ONE_SCENE = 9.5  # evidence; 5000 pairs of other scenes: up to 8.7, one in noise: from 10.3
+_EXPLAINS = 4.0  # of that evidence, for each factor e that a fit leaves less of the scene
 _AGREE = 0.75  # share of the blocks that are as they were, or an object has come
 _LEVEL = 0.06  # of the spread: a smaller jump of all blocks is drift
 _RESIDUALS = 3.0  # a smaller jump may be of what the scene beside it left
-_GAIN = 0.07  # natural logarithm, and a part more of what its two estimates differ by
-_DOUBT = 0.75
-_BETTER = 1.1  # times the residual of a gain: what is left without it
+_GAIN = 0.05  # natural logarithm: a smaller change is drift
+_ERRORS = 6.0  # standard errors: Student's t of 19 degrees of freedom exceeds it once in 100,000
+_TILES = (4, 5)  # of a frame, one of which is left out at a time to tell that error
 _STRUCTURE = 12.0  # times the noise: the spread of a scene that is more than it
-_FLAT = 0.12  # of the gradients of the scene, without noise: there is no structure left
+_FLAT = 0.12  # of the structure of the scene: there is none left
 _PATTERN = 4.0  # times the noise of a block: the most that steps between rows are their pattern
+_APART = 0.3  # natural logarithm: gains of the scene with and without what was cut differ by less
+_WHOLE = 0.2  # of the blocks, least: else there are no outliers, but noise
 _BOUND = 3.0  # times the mean gradient: an edge counts as that
 _TINY = 1e-12
+_LARGEST = 1e30  # of counts: a product of four still is a number
 _ABSURD = 50.0  # times the spread of the scene before: nothing to compare with
 _WAITS = 50  # frames that a flat frame may last before it is the scene
 _ALTERNATES = 12  # frames within which gain or level go up and down
@@ -132,18 +136,17 @@ class EventDetector:
         levels = np.subtract(*(_quantiles(each, _QUARTILES) for each in (a, b)))
         if np.abs(levels).max() < _LEVEL * scene.spread and _correlation(a, b) > _ALIKE:
             return Event()
-        alike, shift = _search(now.gradient, scene.gradient)
-        has_structure = scene.spread > _STRUCTURE * scene.noise
-        if alike < _ONE_SCENE and has_structure:
+        distinct, shifts = _search(now.gradient, scene.gradient)
+        fits = [_Fit.between(now, scene, by) for by in ((0.0, 0.0), *shifts)]
+        fit = min(fits, key=lambda fit: fit.residual)
+        evidence = distinct - _EXPLAINS * np.log(max(fit.left, _TINY))
+        if evidence < _ONE_SCENE and scene.spread > _STRUCTURE * scene.noise:
             if now.structure < _FLAT * scene.structure and self._flat_for < _WAITS:
                 return Event("flat")
             agrees = np.abs(a - b) < 0.05 * scene.spread + 4 * scene.noise
             return Event() if agrees.mean() > _AGREE else Event("cut")
-        fits = [_Fit.between(a, b, by) for by in ((0.0, 0.0), shift)]
-        fit = min(fits, key=lambda fit: fit.residual)
-        changes = np.log((fit.gain, fit.contrast))
-        is_better = fit.plain > _BETTER * fit.residual
-        if is_better and abs(changes.mean()) > _GAIN + _DOUBT * np.ptp(changes):
+        is_whole = abs(np.log(fit.gain / fit.contrast)) < _APART
+        if is_whole and abs(np.log(fit.gain)) > max(_GAIN, _ERRORS * fit.error):
             return Event("gain", fit.gain, fit.offset)
         if abs(fit.level) > max(_LEVEL * scene.spread, _RESIDUALS * fit.residual):
             return Event("offset", 1.0, fit.level)
@@ -152,10 +155,15 @@ class EventDetector:
 
 @dataclass(frozen=True)
 class _Thumbnail:
-    """Means over blocks of a frame, and the standard deviation of the noise in each of them."""
+    """Means over blocks of a frame, and the standard deviation of the noise in each of them.
+
+    ``is_whole``: no pixel of the block is invalid, or an outlier that was cut. Each frame has its
+    own bounds for outliers, so what was cut cannot be compared with another frame.
+    """
 
     blocks: np.ndarray
     noise: float
+    is_whole: np.ndarray
 
     @classmethod
     def of(cls, counts: np.ndarray, invalid: np.ndarray | None) -> _Thumbnail:
@@ -163,21 +171,20 @@ class _Thumbnail:
         block = max(1, min(counts.shape) // _SIDE)
         step = max(1, block // _SAMPLES)
         block //= step
-        pixels = counts[::step, ::step].astype(np.float32)
+        pixels = np.clip(counts[::step, ::step].astype(np.float32), -_LARGEST, _LARGEST)
         valid = np.isfinite(pixels) if invalid is None else ~invalid[::step, ::step]
-        some = pixels[valid]
-        if some.size == 0:
-            return cls(np.zeros(tuple(n // block for n in pixels.shape), np.float32), 0.0)
+        some = pixels[valid] if valid.any() else np.zeros(1, np.float32)
         least, lo, middle, hi, most = _quantiles(some[:: 1 + some.size // 2000], _CLIPPED)
         width = _BEYOND * (hi - lo) or most - least
-        if some.size < pixels.size:
-            pixels[~valid] = middle
+        pixels[~valid] = middle
+        is_cut = ~valid | (pixels < lo - width) | (pixels > hi + width)
         np.clip(pixels, lo - width, hi + width, out=pixels)
         # Neighbours crosswise: patterns of rows and columns and a slope of the scene cancel.
         rows = pixels[:-1:2] - pixels[1::2]
         cross = (rows[:, :-1:2] - rows[:, 1::2]).ravel()
         noise = _ROBUST * _median(np.abs(cross[:: 1 + cross.size // 2000])) / 2 / block
-        return cls(block_sums(pixels, block) / np.float32(block * block), noise)
+        means = block_sums(pixels, block) / np.float32(block * block)
+        return cls(means, noise, block_sums(is_cut.astype(np.uint8), block) == 0)
 
     @cached_property
     def spread(self) -> float:
@@ -195,46 +202,62 @@ class _Thumbnail:
 
     @cached_property
     def structure(self) -> float:
-        """Root mean square of the gradient, less what noise and fixed pattern have of it."""
-        power = float((np.abs(self.gradient) ** 2).mean())
-        return max(0.0, power - 5 * self.noise**2) ** 0.5
+        """Root mean square of what is no slope and no bowl, less noise and fixed pattern.
+
+        A shutter is as good as flat, a lens in front of it darker at the edges. The pattern of
+        pixels is taken to be half as strong as the noise.
+        """
+        y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in self.blocks.shape), indexing="ij")
+        bowls = np.stack([x * 0 + 1, x, y, x * x, x * y, y * y]).reshape(6, -1).T
+        bowl, *_ = np.linalg.lstsq(bowls, self.blocks.ravel(), rcond=None)
+        rest, most = self.blocks - (bowls @ bowl).reshape(self.blocks.shape), _PATTERN * self.noise
+        for axis in (0, 1):
+            rest -= np.clip(rest.mean(axis, keepdims=True), -most, most)
+        return max(0.0, float((rest**2).mean()) - 1.25 * self.noise**2) ** 0.5
 
 
 @dataclass(frozen=True)
 class _Fit:
     """How two thumbnails agree where one lies on the other: ``now = gain * before + offset``.
 
-    ``level``: median of ``now - before``; ``residual``: median distance to the line; ``contrast``:
-    the gain again, of their gradients; ``plain``: residual where the gain is 1.
+    ``error``: standard error of the gain's logarithm; ``level``: median of ``now - before``;
+    ``residual``: median distance to the line; ``left``: its share of the spread of ``now``;
+    ``contrast``: the gain again, of all blocks.
     """
 
     gain: float
+    error: float
     offset: float
     level: float
     residual: float
+    left: float
     contrast: float
-    plain: float
 
     @classmethod
-    def between(cls, now: np.ndarray, before: np.ndarray, shift: tuple[float, float]) -> _Fit:
-        a, b = _overlap(now, before, shift)
+    def between(cls, now: _Thumbnail, before: _Thumbnail, shift: tuple[float, float]) -> _Fit:
+        a, b = (each.astype(float) for each in _overlap(now.blocks, before.blocks, shift))
+        contrast = max(float(a.std()), _TINY) / max(float(b.std()), _TINY)
+        masks = [each.is_whole.astype(np.float32) for each in (now, before)]
+        is_whole = np.minimum(*_overlap(masks[0], masks[1], shift)) > 0.99
+        if is_whole.mean() < _WHOLE:
+            is_whole[:] = True
+        down, right = (np.arange(n) * of // n for n, of in zip(a.shape, _TILES, strict=True))
+        tile = np.add.outer(down * _TILES[1], right)[is_whole]
+        a, b = a[is_whole], b[is_whole]
         level = offset = _median(a - b)
-        gain, kept = 1.0, np.ones(a.shape, bool)
+        gain, error, kept = 1.0, 0.0, np.ones(a.shape, bool)
         residual = np.abs(a - b - level)
-        plain = _median(residual)
-        for _ in range(2):
-            if not kept.any():  # no finite distance: what float32 cannot square is no scene
-                break
+        for _ in range(3):
             x, y = a[kept], b[kept]
-            deviation = float(y.std())
-            if deviation == 0 or _correlation(x, y) < _FITS:
+            if not kept.any() or y.std() == 0 or _correlation(x, y) < _FITS:
                 break
-            gain = float(x.std()) / deviation  # noise in both does not make it smaller
+            gain, error = _ratio(x, y, tile[kept])
             offset = _median(x - gain * y)
             residual = np.abs(a - gain * b - offset)
             kept = residual <= 2.5 * _ROBUST * _median(residual) + 1e-6
-        edges = [max(float(np.linalg.norm(_gradient(each))), _TINY) for each in (a, b)]
-        return cls(gain, offset, level, _median(residual), edges[0] / edges[1], plain)
+        rest = _median(residual)
+        left = _ROBUST * rest / max(float(a.std()), _TINY)
+        return cls(gain, error, offset, level, rest, left, contrast)
 
 
 def _repeat(counts: np.ndarray, before: np.ndarray) -> Event | None:
@@ -268,9 +291,21 @@ def _gradient(blocks: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
+    a, b = a - a.mean(dtype=float), b - b.mean(dtype=float)
     power = float((a * a).sum() * (b * b).sum())
     return float((a * b).sum()) / power**0.5 if power > 0 else 1.0
+
+
+def _ratio(x: np.ndarray, y: np.ndarray, tile: np.ndarray) -> tuple[float, float]:
+    """Of the standard deviations of both, which noise in both does not bend, and its relative
+    standard error, by leaving out one tile of each at a time (Tukey's jackknife).
+    """
+    x, y, count = x - x.mean(), y - y.mean(), _TILES[0] * _TILES[1]
+    sums = [np.bincount(tile, each, count) for each in (x * 0 + 1, x, y, x * x, y * y)]
+    n, mean_x, mean_y, square_x, square_y = (np.append(s.sum() - s, s.sum()) for s in sums)
+    powers = square_x - mean_x**2 / n, square_y - mean_y**2 / n
+    *parts, whole = 0.5 * np.log(np.maximum(powers[0], _TINY) / np.maximum(powers[1], _TINY))
+    return float(np.exp(whole)), float(np.std(parts) * (count - 1) ** 0.5)
 
 
 def _overlap(
@@ -289,14 +324,16 @@ def _overlap(
     return now, before
 
 
-def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float, float]]:
+def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, list[tuple[float, float]]]:
     """Where the scene of these gradients lies now, shifted by up to ``_FAR`` of the frame.
 
     Normalised over the overlap of each shift (Lewis, Fast normalized cross-correlation, 1995), and
     times the root of it: on a small overlap anything is alike.
 
     Returns:
-        the highest correlation of gradients, and its shift down and right in blocks.
+        how far the highest correlation stands out of all others, in standard deviations of theirs
+        (peak to sidelobe ratio: Bolme et al., CVPR 2010); shifts down and right in blocks of the
+        highest two, for one by half a block may lose to another along an edge.
     """
     shifts = [np.arange(-int(_FAR * n), int(_FAR * n) + 1) for n in now.shape]
     first = [np.maximum(0, by) for by in shifts]  # lines and columns that overlap
@@ -314,7 +351,12 @@ def _search(now: np.ndarray, before: np.ndarray) -> tuple[float, tuple[float, fl
     share = np.outer(*(end - begin for begin, end in zip(first, last, strict=True))) / now.size
     alike = product / np.sqrt(np.maximum(powers, _TINY)) * np.sqrt(share)
     alike[(share < _OVERLAP) | (powers <= 1e-6 * powers.max())] = -1
-    return float(alike.max()), _peak(alike)
+    best, place = alike.max(), _peak(alike)
+    down, right = np.unravel_index(alike.argmax(), alike.shape)
+    alike[max(0, down - 1) : down + 2, max(0, right - 1) : right + 2] = -1
+    others = alike[alike > -1]
+    distinct = (best - others.mean()) / max(others.std(), _TINY) if others.size else 0.0
+    return float(distinct), [place, _peak(alike)]
 
 
 def _peak(surface: np.ndarray) -> tuple[float, float]:

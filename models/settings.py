@@ -149,6 +149,8 @@ class Camera:
             two rows of telemetry at the top); empty for none
         telemetry_rows: rows of telemetry at the top of each frame, negative for rows at the
             bottom: cut off too, and no part of what camera_info describes where that says so
+        telemetry: how those rows are read: lepton tells by them of each frame whether the shutter
+            is closed (FFC in progress); none for not at all
         roi: region of interest of what is left: x, y, width, height, input pixels; empty for all
         unit: of scale * counts + offset; counts where no temperatures are known
         scale: degrees for one count
@@ -167,6 +169,7 @@ class Camera:
     no_data: str | float | int = ""
     crop: str = ""
     telemetry_rows: Annotated[int, Ge(-16), Le(16)] = 0
+    telemetry: Literal["none", "lepton"] = "none"
     roi: str = ""
     unit: Unit = "counts"
     scale: float = 1.0
@@ -207,7 +210,7 @@ class Camera:
         Raises:
             ValueError: ``roi`` does not lie in what is left of it.
         """
-        top, bottom, left, right = map(int, self.crop.split(",")) if self.crop else Crop()
+        top, bottom, left, right = self._cropped
         top, bottom = top + max(self.telemetry_rows, 0), bottom + max(-self.telemetry_rows, 0)
         if not self.roi:
             return Crop(top, bottom, left, right)
@@ -217,6 +220,25 @@ class Camera:
             size = f"{max(0, width - left - right)}x{max(0, height - top - bottom)}"
             raise ValueError(f"roi {self.roi} does not lie in the {size} pixels that are left")
         return Crop(top + y, bottom + below, left + x, right + beside)
+
+    @property
+    def _cropped(self) -> Crop:
+        return Crop(*map(int, self.crop.split(","))) if self.crop else Crop()
+
+    def is_shut(self, frame: Any) -> bool:
+        """Whether the telemetry in a whole frame ``(H, W, ...)`` says that the shutter is closed.
+
+        Lepton: the FFC state is in bits 4 and 5 of word 3 of telemetry row A, a word a pixel; 2 is
+        "in progress" (datasheet 500-0659-00-09 rev. 203, table 3), in revision 8 (word 0) it is 1.
+        What is not 16-bit integers has no such row.
+        """
+        rows, (top, bottom, *_) = self.telemetry_rows, self._cropped
+        words = frame[top if rows > 0 else max(0, len(frame) - bottom + rows) :][:1, :4]
+        is_there = rows and words.shape == (1, 4) and frame.dtype in ("uint16", "int16")
+        if self.telemetry == "none" or not is_there:
+            return False
+        revision, _, _, status = map(int, words[0])
+        return status >> 4 & 3 == (1 if revision == 8 else 2)
 
 
 def with_fields(

@@ -19,7 +19,6 @@ from difiisr_training.data.training_pairs import CropConfig
 from difiisr_training.guidance import GuidanceConfig
 
 Count = Annotated[int, Ge(1)]
-_GONE = ("image_teacher", "teacher_weight", "begin_as")  # settings of earlier versions
 RunName = Annotated[str, Field(pattern=r"^[\w@+-][\w.@+-]*$", max_length=100)]
 """Of a folder below runs/, and of nothing beside it."""
 
@@ -92,6 +91,8 @@ class TrainConfig(RunConfig):
             t = 1, which the network is told.
         perceptual_weight: weight of the fidelity-0 estimate's loss; 0 leaves its head untouched. A
             network without that knob (the published one) has this loss alone, where it is not 0.
+        begin_as: published network that a new run's weights are made of, see
+            ``recipes/begin_as_rlfn.py``; "none" = fresh weights, or those of ``--init``.
         iterations: length of the schedule.
         batch: samples per iteration over all processes.
         precision: of the network's convolutions and products (autocast).
@@ -106,6 +107,7 @@ class TrainConfig(RunConfig):
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     inverse_scaled_at: Literal["last", "first"] = "last"
     perceptual_weight: Annotated[float, Ge(0)] = 0.0
+    begin_as: Literal["none", "rlfn"] = "none"
     iterations: Count = 20000
     batch: Count = 16
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -114,6 +116,8 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         if not any(source.weight for source in self.sources):
             raise ValueError(f"sources must hold one with a weight, got {len(self.sources)}")
+        if self.begin_as != "none" and self.published is not None:
+            raise ValueError(f"begin_as {self.begin_as!r} is for the compact network alone")
         guidance, steps = self.guidance, exponential_schedule().steps
         if guidance.kind == "none":
             return
@@ -151,11 +155,11 @@ def read_yaml(path: Path) -> Any:
 def from_dict(data: Any, where: str | Path, kind: type = TrainConfig) -> Any:
     """Settings of a ``kind`` from plain data; what an earlier version did not know has its default.
 
-    What is gone is passed over where it was "none". Raises as :func:`load_config` does; the text
-    begins with ``where``.
+    Its ``image_teacher``, which is gone, is passed over where it was "none". Raises as
+    :func:`load_config` does; the text begins with ``where``.
     """
-    if isinstance(data, dict):
-        data = {key: v for key, v in data.items() if key not in _GONE or v not in ("none", 0.0)}
+    if isinstance(data, dict) and data.get("image_teacher") == "none":
+        data = {k: v for k, v in data.items() if k not in ("image_teacher", "teacher_weight")}
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:

@@ -23,7 +23,7 @@ from difiisr_ros.bags import (
     info_topic_beside,
     open_bag,
     raw_topic,
-    read_image,
+    read_frame,
     stamp_of,
     topics_of,
 )
@@ -35,7 +35,7 @@ from difiisr_ros.commands.arguments import (
     as_asked,
     tell,
 )
-from difiisr_ros.image_codec import FALSE_COLOUR, image_to_array, is_false_colour
+from difiisr_ros.image_codec import FALSE_COLOUR, is_false_colour
 
 JUDGED_FRAMES = 30  # of a recording
 EVENT_FRAMES = 1000  # of a recording, that events are looked for in
@@ -122,24 +122,22 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
         topic = choose_image_topic(bag, topic)
         for message in islice(bag.messages({topic}), EVENT_FRAMES):
             try:
-                image, stamp = read_image(message), stamp_of(message.data)
-                pixels = image_to_array(image)
-                pixels = camera.window(*pixels.shape[:2]).cut(pixels)
-                check_frame(pixels)
+                frame, stamp = read_frame(message, camera), stamp_of(message.data)
+                check_frame(frame.pixels)
             except ValueError as error:
                 refused = refused or str(error)
                 continue
-            stream.encoding = image.encoding
+            pixels = frame.shown_to(stream)
             stream.begin_frame(pixels, stamp)
             stream.see(pixels if pixels.ndim == 2 else pixels[..., 0].copy())
             times.append((stamp, message.time))
             if len(times) <= JUDGED_FRAMES:
-                last, seen = (image, pixels), stream.seen
+                last, seen = frame, stream.seen
         infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
         fault = bag.fault
     if last is None or seen is None:
         raise ValueError(f"{path}: no frame of {topic} is readable: {refused or 'there is none'}")
-    image, pixels = last
+    image, pixels = last.image, last.pixels
     beside = info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
     encoding, guessed = [image.encoding], list[CameraFile]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,17 @@ from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
     DIAGNOSTICS_TYPE,
     Bag,
+    CameraFrame,
     image_topics,
     info_topic_beside,
     open_bag,
     parse_message,
     raw_topic,
-    read_image,
+    read_frame,
     stamp_of,
     topics_of,
 )
-from difiisr_ros.image_codec import image_to_array, result_encoding
+from difiisr_ros.image_codec import result_encoding
 from difiisr_training.evaluation.metrics import consistency
 
 NODE_STATUS = "super-resolution"  # in the name of the node's own diagnostic status
@@ -107,7 +108,7 @@ def read_recording(
         ValueError: a topic is not there or not clear, or no result is readable.
     """
     faults: list[str] = []
-    run = None if upscaler is None else OfflineRun(upscaler, camera.no_data_values)
+    run = None if upscaler is None else OfflineRun(upscaler, camera)
     with open_bag(bag) as results, open_bag(camera_bag or bag) as cameras:  # both read at a time
         names = _choose_topics(cameras, results, *topics)
         if names["image"] == names["sr"] and camera_bag is None:
@@ -231,25 +232,25 @@ class OfflineRun:
         lost: frames without a result that were processed, as the results after them show.
     """
 
-    def __init__(self, upscaler: Upscaler, no_data: Sequence[float] = ()) -> None:
+    def __init__(self, upscaler: Upscaler, camera: Camera) -> None:
         self.upscaler, self.lost = upscaler, 0
-        self._stream = Stream(no_data)
+        self._stream = Stream(camera.no_data_values, camera.max_pause)
         self._if_processed: Stream | None = None
         self._skipped = 0
 
-    def skip(self, pixels: np.ndarray, stamp_ns: int) -> None:
-        """Take in a frame without a result, ``(h, w)`` or ``(h, w, 3)``."""
+    def skip(self, frame: CameraFrame, stamp_ns: int) -> None:
+        """Take in a frame without a result."""
         if self._if_processed is None:
             self._if_processed = copy.deepcopy(self._stream)
-        self.upscaler.skip(pixels, self._if_processed, stamp_ns)
+        self.upscaler.skip(frame.shown_to(self._if_processed), self._if_processed, stamp_ns)
         self._skipped += 1
 
-    def expect(self, pixels: np.ndarray, recorded: Any, stamp_ns: int) -> np.ndarray:
+    def expect(self, frame: CameraFrame, recorded: Any, stamp_ns: int) -> np.ndarray:
         """What the node should have made of a frame, given what it made (``None``: not known)."""
-        expected = self.upscaler(pixels, self._stream, stamp_ns)
+        expected = self.upscaler(frame.shown_to(self._stream), self._stream, stamp_ns)
         doubtful = None if recorded is None else self._if_processed
         if doubtful is not None and not np.array_equal(recorded, expected, equal_nan=True):
-            other = self.upscaler(pixels, doubtful, stamp_ns)
+            other = self.upscaler(frame.shown_to(doubtful), doubtful, stamp_ns)
             if np.array_equal(recorded, other, equal_nan=True):
                 expected, self._stream = other, doubtful
                 self.lost += self._skipped
@@ -263,44 +264,41 @@ def _compare_frames(
     """Stamp -> what the pixels of its first result say, of :data:`_PIXEL_COLUMNS`."""
     compared: dict[int, dict[str, Any]] = {}
     for frame, result in pairs:
-        image, lr = _image(frame, camera)
+        given = _read(frame, camera)
         if result is None:
-            if frame and lr is not None and offline:  # what is no frame, the node did not process
-                offline.skip(lr, frame.stamp)
+            if frame and given and offline:  # what is no frame, the node did not process
+                offline.skip(given, frame.stamp)
             continue
         found: dict[str, Any] = {}
-        if frame and lr is not None:
-            answer, sr = _image(result)
-            faults = _faults(image, lr, answer, sr)
-            sr = None if {"unreadable", "size", "encoding"} & set(faults) else sr
-            expected = None if offline is None else offline.expect(lr, sr, frame.stamp)
-            found = {"faults": " ".join(faults)} | _differences(lr, sr, expected)
+        if frame and given:
+            answer = _read(result)
+            faults = _faults(given, answer)
+            sr = answer.pixels if answer and not {"size", "encoding"} & set(faults) else None
+            expected = None if offline is None else offline.expect(given, sr, frame.stamp)
+            found = {"faults": " ".join(faults)} | _differences(given.pixels, sr, expected)
         elif frame:
             found = {"faults": "unreadable"}
         compared.setdefault(result.stamp, found)
     return compared
 
 
-def _image(
-    message: RecordedMessage | None, camera: Camera = Camera()
-) -> tuple[Any, np.ndarray | None]:
-    """A ``sensor_msgs/Image`` and its pixels; ``None``: it is not there, or not readable."""
+def _read(message: RecordedMessage | None, camera: Camera = Camera()) -> CameraFrame | None:
+    """A ``sensor_msgs/Image``; ``None``: it is not there, or not readable."""
     if message is not None:
         with suppress(ValueError):
-            image = read_image(message.content)
-            pixels = image_to_array(image)
-            return image, camera.window(*pixels.shape[:2]).cut(pixels)
-    return None, None
+            return read_frame(message.content, camera)
+    return None
 
 
-def _faults(image: Any, lr: np.ndarray, answer: Any, sr: np.ndarray | None) -> list[str]:
+def _faults(given: CameraFrame, answer: CameraFrame | None) -> list[str]:
     """What is not as due of a result, in words."""
-    if sr is None:
+    if answer is None:
         return ["unreadable"]
+    image, due = answer.image, tuple(SCALE * side for side in given.pixels.shape[:2])
     right = {
-        "size": sr.shape[:2] == tuple(SCALE * side for side in lr.shape[:2]),
-        "encoding": answer.encoding == result_encoding(image.encoding, lr),
-        "frame_id": answer.header.frame_id == image.header.frame_id,
+        "size": answer.pixels.shape[:2] == due,
+        "encoding": image.encoding == result_encoding(given.image.encoding, given.pixels),
+        "frame_id": image.header.frame_id == given.image.header.frame_id,
     }
     return [name for name in right if not right[name]]
 

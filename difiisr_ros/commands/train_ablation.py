@@ -122,6 +122,8 @@ def variants(config: TrainConfig) -> dict[str, TrainConfig]:
     """
     if config.stage != "diffusion" or config.published is not None:
         raise ValueError(f"{config.name}: the ablation trains compact networks by diffusion")
+    if config.begin_as != "none":
+        raise ValueError(f"begin_as {config.begin_as!r} is not done here: --init DIR is")
     found, settings = {}, dataclasses.asdict(config)
     for name in ("none", "visual", "perceptual", "both", "both-sum"):
         kind, _, mode = name.partition("-")

@@ -30,6 +30,7 @@ from difiisr_training.config import TrainConfig, from_dict, load_config, read_ya
 from difiisr_training.data.images import (
     SUFFIXES,
     ImageSource,
+    LoadFrames,
     Part,
     load_images,
     read_part,
@@ -40,6 +41,7 @@ from difiisr_training.networks import (
     export_run,
     starting_weights,
 )
+from difiisr_training.recipes.begin_as_rlfn import begin
 from difiisr_training.run_pictures import save_learning_curve
 from difiisr_training.validation import FilmValidator, Validator
 
@@ -62,6 +64,7 @@ def train(
     vgg: Path | None = None,
     sam: Path | None = None,
     lpips: Path | None = None,
+    peers: Path | None = None,
     autoencoder: Path | None = None,
     export: Path | None = None,
     dry_run: bool = False,
@@ -84,6 +87,7 @@ def train(
         vgg: weights of the configured VGG.
         sam: checkpoint of a Segment Anything model.
         lpips: folder of the LPIPS-squeeze networks, for the validation.
+        peers: folder with the published weights that begin_as names.
         autoencoder: converted published model whose autoencoder gives the latent space.
         export: write the weights here at the end.
         dry_run: print settings, sizes and cost only.
@@ -133,7 +137,7 @@ def train(
             if teacher is None:
                 raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
             taught = starting_weights(teacher).to(accelerator.device)
-        initial, how = _beginning(run, init, teacher, taught)
+        initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
         if accelerator.is_main_process:
             print(f"{run}: {how}", file=sys.stderr)
             if settings.precision != "fp32" and accelerator.device.type == "cpu":
@@ -165,15 +169,27 @@ def train(
 
 
 def _beginning(
-    run: Path, init: Path | None, teacher: Path | None, taught: nn.Module | None
+    config: TrainConfig,
+    run: Path,
+    init: Path | None,
+    teacher: tuple[Path | None, nn.Module | None],
+    peers: Path | None,
+    load: LoadFrames,
 ) -> tuple[nn.Module | None, str]:
     """The weights that a run starts from, None: its own, or fresh ones; and that in words."""
+    if init and config.begin_as != "none":
+        raise ValueError(
+            f"--init {init} and begin_as {config.begin_as!r} both say what the run begins with: "
+            "leave one out"
+        )
     if (run / CHECKPOINT_NAME).is_file():
         return None, "going on"
     if init:
         return starting_weights(init), f"beginning with the weights of {init}"
-    if taught:
-        return taught, f"beginning with the weights of {teacher}"
+    if config.begin_as != "none":
+        return begin(config, peers, load), f"beginning as {config.begin_as}"
+    if teacher[1]:
+        return teacher[1], f"beginning with the weights of {teacher[0]}"
     return None, "beginning with fresh weights; --init DIR begins with those of another run"
 
 

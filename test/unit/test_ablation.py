@@ -100,6 +100,7 @@ def test_all_variants_are_trained_judged_and_shown(data, tmp_path, monkeypatch):
         ("", ["--sets", "nowhere", "--vgg", "FILE"], "nowhere"),
         ("", ["--sets", "judged"], "--vgg or --sam is needed"),
         ("", ["--sets", "judged", "--vgg", "FILE"], "lpips_squeeze cannot be measured"),
+        ("begin_as: rlfn", ["--sets", "judged", "--vgg", "FILE"], "begin_as 'rlfn'"),
         ("perceptual_weight: 0.0", [], "perceptual_weight 0 does not train"),
     ],
 )

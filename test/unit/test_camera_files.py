@@ -1,6 +1,6 @@
 """What is known of cameras: files, guesses, temperatures, windows, and where they are said."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from difiisr_models.camera_files import guess_cameras, known_cameras, read_camer
 from difiisr_models.radiometry import temperatures
 from difiisr_models.settings import Crop
 from difiisr_ros.cli import main
+from difiisr_ros.replay import replay as replay_bag
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "cameras"
 
@@ -81,6 +82,46 @@ def test_crop_telemetry_and_region_make_one_window():
     assert camera.window(122, 160).cut(np.zeros((122, 160))).shape == (48, 64)
     with pytest.raises(ValueError, match="does not lie in the 64x46 pixels"):
         camera.window(48, 64)
+
+
+@pytest.fixture(params=[(120, 160, 2), (120, 160, -2), (60, 80, 3), (60, 80, -3)])
+def lepton(request):
+    """The camera, and a function that makes its frames, with telemetry of that FFC state."""
+    height, width, rows = request.param
+    wide = np.random.default_rng(0).normal(30_000, 900, (height // 4, width // 4))
+    scene = np.rint(np.kron(wide, np.ones((4, 4)))).astype(np.uint16)
+
+    def frame(number, state, revision=14):
+        telemetry = np.zeros((abs(rows), width), np.uint16)
+        telemetry[0, :5] = revision, number, 0, state << 4 | 0x1008, 0xFFFF
+        noisy = scene + np.random.default_rng(number).integers(0, 30, scene.shape, np.uint16)
+        return np.concatenate((telemetry, noisy) if rows > 0 else (noisy, telemetry))
+
+    return replace(read_camera_file("lepton").camera, telemetry_rows=rows), frame
+
+
+def test_a_lepton_says_in_header_and_footer_that_its_shutter_is_closed(lepton):
+    camera, frame = lepton
+    assert [camera.is_shut(frame(0, state)) for state in range(4)] == [False, False, True, False]
+    assert [camera.is_shut(frame(0, n, revision=8)) for n in (1, 2)] == [True, False]
+    assert not replace(camera, telemetry="none").is_shut(frame(0, 2))
+    assert not replace(camera, telemetry_rows=0).is_shut(frame(0, 2))
+    assert not camera.is_shut(frame(0, 2).astype(np.float32))
+    assert replace(camera, crop="1, 1, 0, 2").is_shut(np.pad(frame(0, 2), ((1, 1), (0, 2))))
+
+
+def test_a_correction_that_telemetry_tells_is_a_shutter_event(lepton, tmp_path, capsys):
+    camera, frame = lepton
+    images = {
+        n: image_bytes(header(n), frame(n, 2 if n in (4, 5) else 3), "16UC1") for n in range(9)
+    }
+    bag = record(tmp_path / "bag", frames=9, images=images)
+    assert (
+        replay_bag(bag, tmp_path / "sr", load_upscaler("bicubic"), camera=camera).events == "2 flat"
+    )
+    rows = str(camera.telemetry_rows)
+    assert main(["info", "--bag", str(bag), "--camera", "lepton", "--telemetry-rows", rows]) == 0
+    assert "2 flat in 9 frames" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fields", [{"scale": 0.0}, {"offset": float("nan")}, {"roi": "1,2"}])

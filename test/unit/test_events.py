@@ -71,6 +71,33 @@ def test_each_event_is_found_and_nothing_else(simulated, kind, size, speed):
     assert set(seen[: simulated.AT]) == {"normal"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "noise", "speed", "seed"),
+    [
+        ("gain", 1.2, 0.03, 10.0, 31),  # outliers are cut elsewhere in the next frame
+        ("flat", 0.0, 0.03, 0.0, 24),  # a scene so smooth that its steps are below the noise
+        ("cut", 0.5, 0.005, 4.0, 5004),  # a few strong edges in both scenes
+        ("flicker", 0.1, 0.01, 10.0, 5015),  # the scene slides along a strong edge
+    ],
+)
+def test_events_of_difficult_scenes_are_found(simulated, kind, size, noise, speed, seed):
+    seen = simulated.kinds(simulated.with_event(kind, size, noise, speed, seed))
+    assert seen[simulated.AT + (3 if kind == "flicker" else 0)] == kind
+    assert set(seen[: simulated.AT]) == {"normal"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e19, 5e37])
+def test_frames_of_absurd_counts_make_no_event_among_themselves(frames, size):
+    detector = EventDetector()
+    usual = [frame.astype(np.float32) for frame in frames[:3]]
+    absurd = [(frame - 4000) / 800 * np.float32(size) for frame in usual]
+    holes = np.where(absurd[0] > 0, np.float32(np.inf), absurd[0])
+    kinds = [detector.update(frame).kind for frame in (*usual, *absurd, holes, *usual)]
+    assert {kinds[n] for n in (1, 2, 8, 9)} == {"normal"}
+    assert {kinds[n] for n in (4, 5)} == {"flat" if size < 1 else "normal"}
+
+
 @pytest.mark.parametrize(("noise", "speed"), [(0.005, 10.0), (0.01, 3.0), (0.03, 1.0)])
 def test_there_is_no_false_alarm_on_a_noisy_pan_with_hot_objects(simulated, noise, speed):
     stream = simulated.pan(np.random.default_rng(11), 240, noise, speed)

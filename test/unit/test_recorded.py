@@ -185,6 +185,16 @@ def test_every_encoding_is_compared(tmp_path, whole, bicubic, judged, encoding, 
     assert values["mismatches"] == {}
 
 
+def test_another_encoding_begins_a_new_stream_as_in_the_node(tmp_path, whole, bicubic, judged):
+    def change(topic, number, raw):
+        renamed = topic == IMAGE_TOPIC and number > 5
+        return edit(raw, encoding="16UC1") if renamed else raw
+
+    camera = doctor(whole.parent / "scene", tmp_path / "camera", change)
+    replay(camera, tmp_path / "both", bicubic)
+    assert has(judged(source=tmp_path / "both")[0]["offline"], exact=FRAMES, frames=FRAMES)
+
+
 def test_latency_is_from_message_to_message(judged):
     late = lambda topic, number: 10 * (number + 1) * MS if topic.startswith(SR) else 0  # noqa: E731
     values, _ = judged(model=None, late=late)

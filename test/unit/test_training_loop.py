@@ -21,8 +21,10 @@ from difiisr_training import train as training
 from difiisr_training.checkpoints import STATISTICS_NAME, read_journal
 from difiisr_training.config import OptimiserConfig, from_dict, load_config
 from difiisr_training.data.images import load_images
+from difiisr_training.evaluation.peer_networks import Rlfn
 from difiisr_training.losses import Objective, PackedSpace, TrainingLoss, distance
 from difiisr_training.networks import build_network, build_objective, load_average, starting_weights
+from difiisr_training.recipes.begin_as_rlfn import begin
 from difiisr_training.train import learning_rate, make_accelerator, train
 from difiisr_training.validation import Validator
 
@@ -117,7 +119,7 @@ def test_a_checkpoint_goes_on_with_its_own_settings_and_the_defaults_of_what_is_
     path = tmp_path / "run" / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
     del saved["config"]["crops"]["inverted_share"]
-    saved["config"] |= {"image_teacher": "none", "begin_as": "none"}  # there were such once
+    saved["config"]["image_teacher"] = "none"  # there was one once
     torch.save(saved, path)
     with pytest.raises(ValueError, match="batch"):
         run(configured(batch=4), data, tmp_path / "run")
@@ -199,6 +201,23 @@ def test_every_objective_resumes_to_the_bit(data, tmp_path, settings):
         not torch.equal(*pair)
         for pair in zip(first.network.parameters(), pieces.network.parameters(), strict=True)
     )
+
+
+def test_a_run_begins_as_the_published_network(data, tmp_path, capsys):
+    """With a rate of 0 the run ends with what it began with: weights fitted to RLFN."""
+    torch.save(Rlfn().state_dict(), tmp_path / "rlfn_x4.pth")
+    changes = {"network": {**SETTINGS["network"], "blocks": 6}, "optimiser": {"lr": 0.0}}
+    given = command(tmp_path, data, "--budget", "0s", begin_as="rlfn", **changes)
+    assert difiisr(given) == difiisr([*given, "--init", str(tmp_path / "any")]) == 1
+    told = capsys.readouterr().err
+    assert "begin_as 'rlfn' needs --peers" in told
+    assert "both say what the run begins with" in told
+    assert difiisr([*given, "--peers", str(tmp_path)]) == 0
+    begun = load_config(tmp_path / "tiny.yaml")
+    wanted = begin(begun, tmp_path, partial(load_images, data=data))
+    _, found, _ = load_average(tmp_path / "run" / "checkpoint.pt")
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, msg=name)
 
 
 def test_in_decibels_an_error_of_the_same_share_counts_the_same():
