@@ -38,7 +38,7 @@ setup(
     package_dir={p: f for p, f in package_folders().items() if not f.startswith(NAME)},
     package_data={
         "difiisr_ros": ["photograph.jpg"],
-        "difiisr_ros.commands": ["fleet_report.html.j2"],
+        "difiisr_ros.commands": ["fleet_report.html.j2", "recorded.html.j2"],
         "difiisr_training.evaluation": ["report.html.j2"],
     },
     data_files=[

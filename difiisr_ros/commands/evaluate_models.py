@@ -52,8 +52,8 @@ class Judgement:
         limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
         weights: folder of the metrics' and peers' networks.
         metrics: comma-separated, by default all that can be measured. reference: psnr, ssim,
-            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, clip_iqa,
-            musiq; camera: clip_iqa, musiq, flicker, consistency.
+            lpips_squeeze, lpips_alex, lpips_vgg, spectral, consistency, error, kelvin, niqe,
+            clip_iqa, musiq; camera: niqe, clip_iqa, musiq, flicker, consistency.
         radiometry: of the counts, e.g. 'kelvin=0.1*counts+173.15'.
         device: auto, cpu, cuda, cuda:N.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
-from difiisr_models.files import replaced, write_json
+from difiisr_models.files import replaced, write_json, write_text
 from difiisr_ros.commands.arguments import (
     AskedCamera,
     FrameOptions,
@@ -21,9 +21,14 @@ from difiisr_ros.commands.arguments import (
 )
 from difiisr_ros.commands.recorded_frames import read_recording
 from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
+from difiisr_training.evaluation.figures import svg_of
+from difiisr_training.evaluation.report import fill_template
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
+
+_RESULT, _BAD = "#228833", "#cc3311"
 
 
 def recorded(
@@ -42,12 +47,12 @@ def recorded(
 ) -> int:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
-    Writes recorded.json and recorded_per_frame.csv. The exit code is 2 when the recording was not
-    readable to its end, or held damaged messages.
+    Writes recorded.html, recorded.json and recorded_per_frame.csv. The exit code is 2 when the
+    recording was not readable to its end, or held damaged messages.
 
     Args:
         bag: rosbag2 with camera and results, folder or storage file.
-        out: folder for the two files.
+        out: folder for the three files.
         topic: camera topic; by default the only image topic that is no result.
         sr_topic: result topic; by default the only one named .../sr or .../sr/image_raw.
         camera_bag: the recording that holds the camera, where BAG does not; latency cannot be
@@ -69,8 +74,9 @@ def recorded(
     )
     with replaced(out / "recorded_per_frame.csv") as beside:
         frames.to_csv(beside)
+    write_text(out / "recorded.html", _page(values, frames))
     write_json(out / "recorded.json", values)
-    files = f"written to {out}: recorded.json, recorded_per_frame.csv"
+    files = f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv"
     tell(values, "\n".join([*_summary(values), files]), json)
     if values["fault"]:
         print(f"difiisr: the recording is damaged: {values['fault']}", file=sys.stderr)
@@ -198,3 +204,34 @@ def _summary(values: dict[str, Any]) -> Iterator[str]:
     if values["mismatches"]:
         yield "faults: " + ", ".join(f"{n} x {k}" for k, n in values["mismatches"].items())
     yield from (f"note: {note}" for note in values["notes"])
+
+
+def _page(values: dict[str, Any], frames: pd.DataFrame) -> str:
+    """``recorded.html``: opens offline, alone; the same report gives the same bytes."""
+    filters = {
+        "number": lambda value, digits: "-" if value is None else f"{value:.{digits}f}",
+        "counts": lambda value: "-" if value is None else f"{value:.3g}",
+    }
+    plot = svg_of(_plot(frames), "recorded")
+    return fill_template(Path(__file__).with_suffix(".html.j2"), filters, report=values, plot=plot)
+
+
+def _plot(frames: pd.DataFrame) -> Figure:
+    """Latency and the time between stamps over time; a dropped frame is a mark at the bottom."""
+    from matplotlib.figure import Figure
+
+    seconds = ((frames.index - frames.index.min()) / 1e9).to_series(frames.index)
+    logged = {"camera": frames.camera_logged, "result": frames.sr_logged}
+    shown = {"latency, ms": (logged["result"] - logged["camera"]).dropna() / 1e6}
+    for name, times in logged.items():
+        shown[f"between {name}s, ms"] = 1e3 * seconds[times.notna()].diff().dropna()
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes, (label, values) in zip(figure.subplots(3, sharex=True), shown.items(), strict=True):
+        axes.plot(seconds[values.index], values.astype(float), ".-", color=_RESULT, lw=0.8, ms=4)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+        axes.set_ylim(bottom=0)
+    dropped = seconds[frames.sr_logged.isna()]
+    figure.axes[0].plot(dropped, 0 * dropped, "|", color=_BAD, ms=14, mew=2)
+    axes.set_xlabel("header stamp, s after the first")
+    return figure

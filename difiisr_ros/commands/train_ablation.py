@@ -26,7 +26,7 @@ from difiisr_training.evaluation.measures import Judge
 from difiisr_training.networks import starting_weights
 
 SETS = ("hit_uav/test", "msrs/test", "roadscene/last20")
-METRICS = ("psnr", "ssim", "lpips_squeeze")
+METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")
 
 
 def train_ablation(

@@ -116,7 +116,7 @@ def test_a_network_may_fail_at_small_frames_only(monkeypatch):
 def test_all_metrics_agree_which_result_is_better(shared_data):
     frame = read_counts(list_images(shared_data / "roadscene" / "train")[0])
     lr, hr = make_pair(frame[:288, :288])
-    names = ["psnr", "ssim", "lpips_squeeze", "spectral", "error"]
+    names = ["psnr", "ssim", "lpips_squeeze", "niqe", "spectral", "error"]
     judge = Judge("reference", names, WEIGHTS)
     exact, coarse = (judge(sr, lr, hr) for sr in (hr, nearest(lr)))
     assert exact["lpips_squeeze"] == exact["spectral"] == exact["error_p95"] == 0

@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.evaluation.metrics import (
     LpipsSqueeze,
+    Niqe,
     consistency,
     load_clip_iqa,
     load_lpips,
@@ -118,6 +119,37 @@ def test_lpips_on_another_backbone_is_that_of_the_lpips_package(tmp_path, net):
     with torch.no_grad():
         wanted = theirs(*in_colours(blurred(hr, 1), hr)).item()
     assert ours(blurred(hr, 1), hr, 255) == pytest.approx(wanted, rel=1e-4)
+
+
+@needs_weights
+def test_niqe_says_when_an_image_is_too_small_or_flat(frame):
+    niqe = Niqe(WEIGHTS / "niqe_pris_params.npz")
+    assert niqe(frame, 255) < niqe(blurred(frame, 3), 255)
+    for image in (frame[:100, :100], frame[:40], np.full((300, 300), 7, np.uint8)):
+        with pytest.raises(ValueError, match="96x96"):
+            niqe(image, 255)
+
+
+def test_niqe_is_that_of_its_authors(tmp_path):
+    """The number of an independent reading of their MATLAB release (computequality.m).
+
+    The image is 2 x 3 blocks of bright specks in smoothed noise: no side is like another.
+    """
+    rng = np.random.default_rng(8)
+    noise = rng.normal(100, 25, (192, 288)).clip(0, 255).astype(np.uint8)
+    texture = blurred(noise, 1).astype(np.float64) + 3 * rng.exponential(4, noise.shape)
+    texture[:, 1:] += 0.4 * texture[:, :-1]
+    offsets = np.arange(-3, 4)
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * (7 / 6) ** 2))
+    np.savez(
+        tmp_path / "model.npz", mu_pris_param=np.full((1, 36), 0.5), cov_pris_param=np.eye(36),
+        gaussian_window=window / window.sum(),
+    )  # fmt: skip
+    found = Niqe(tmp_path / "model.npz")(np.clip(texture, 0, 255).round().astype(np.uint8), 255)
+    assert found == pytest.approx(5.345422071373297, rel=1e-6)
+    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
+    with pytest.raises(KeyError, match="mu_pris_param"):
+        Niqe(tmp_path / "other.npz")
 
 
 class ClipIqaStandIn(torch.nn.Module):

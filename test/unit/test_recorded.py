@@ -25,7 +25,8 @@ from difiisr_ros.cli import main as difiisr
 from difiisr_ros.replay import replay
 from difiisr_ros.scene import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 
-pytest.importorskip("pandas", reason="it needs the extra eval")
+pytest.importorskip("jinja2", reason="the page needs the extra eval")
+pytest.importorskip("matplotlib", reason="the page needs the extra eval")
 
 from difiisr_ros.commands.recorded import judge_recording
 
@@ -316,7 +317,7 @@ def test_the_nodes_own_words_explain_a_difference(judged):
     assert any("torch on cuda" in note for note in values["notes"])
 
 
-def test_the_two_files(tmp_path, whole, capsys):
+def test_the_three_files(tmp_path, whole, capsys):
     late = lambda topic, number: (30 + number % 3) * MS * topic.startswith(SR)  # noqa: E731
     bag = doctor(whole, tmp_path / "bag", late=late)
     command = ["recorded", str(bag), f"--model={MODEL}", "--consistency=1", "--device=cpu", "--out"]
@@ -329,9 +330,13 @@ def test_the_two_files(tmp_path, whole, capsys):
     assert len(rows) == FRAMES
     assert {row["exact"] for row in rows} == {"True"}
     assert int(rows[0]["stamp"]) == int(rows[0]["camera_logged"]) == START
+    page = (tmp_path / "a" / "recorded.html").read_text()
+    assert page.count("<svg") == 1
+    assert "src=" not in page  # opens offline, alone
+    assert "<link" not in page
     assert difiisr([*command, str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == written
-    for name in ("recorded.json", "recorded_per_frame.csv"):
+    for name in ("recorded.json", "recorded.html", "recorded_per_frame.csv"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 

@@ -21,6 +21,7 @@ from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range
 from difiisr_training.evaluation.metrics import (
     LpipsSqueeze,
+    Niqe,
     consistency,
     load_clip_iqa,
     load_lpips,
@@ -31,6 +32,7 @@ from difiisr_training.evaluation.metrics import (
 )
 
 SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth"
+NIQE_FILE = "niqe_pris_params.npz"
 
 Mode = Literal["reference", "camera"]
 Function = Callable[[np.ndarray, np.ndarray, Any], "float | Sequence[float]"]
@@ -186,6 +188,7 @@ MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
     "consistency": (lambda *_: _consistency, ()),
     "error": (lambda *_: _error(Radiometry(1, 0)), ()),
     "kelvin": (lambda _files, _device, radiometry: _error(radiometry), ()),
+    "niqe": (lambda files, *_: _rated(Niqe(*files)), (NIQE_FILE,)),
     "clip_iqa": (_by(load_clip_iqa, _rated), ("RN50.pt",)),
     "musiq": (_by(load_musiq, _rated), ("musiq_koniq_ckpt-e95806b9.pth",)),
     "flicker": (lambda *_: Flicker(), ()),
@@ -206,6 +209,7 @@ COLUMNS = {
     "error_p95": MetricInfo("|SR - HR|, 95th percentile", "counts", "lower"),
     "kelvin_bias": MetricInfo("Bias", "K", "zero"),
     "kelvin_p95": MetricInfo("|SR - HR|, 95th percentile", "K", "lower"),
+    "niqe": MetricInfo("NIQE", "", "lower"),
     "clip_iqa": MetricInfo("CLIP-IQA", "", "higher"),
     "musiq": MetricInfo("MUSIQ", "", "higher"),
     "flicker": MetricInfo("Flicker over that of bicubic", "", "lower"),
@@ -215,7 +219,7 @@ COLUMNS = {
 
 METRICS: dict[Mode, tuple[str, ...]] = {
     "reference": tuple(name for name in MEASURES if name != "flicker"),
-    "camera": ("clip_iqa", "musiq", "flicker", "consistency"),
+    "camera": ("niqe", "clip_iqa", "musiq", "flicker", "consistency"),
 }
 """What can be asked for, and what is measured unless one asks for less."""
 
@@ -265,7 +269,7 @@ class Judge:
                 if missing := [path for path in files if not path.is_file()]:
                     raise FileNotFoundError(f"no {missing[0].name} in {weights}")
                 self._functions[name] = make(files, device, radiometry)
-            except (ImportError, OSError, RuntimeError, ValueError) as error:
+            except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 if metrics is not None:
                     raise ValueError(f"{name} cannot be measured: {reason}") from error

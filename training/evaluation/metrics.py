@@ -17,13 +17,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import correlate
+from scipy.special import gammaln
 from scipy.stats import bootstrap
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from difiisr_models.resample import SCALE, downsample, pack
+from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.guidance import spectral_loss
 
+_NIQE_BLOCK = 96
 _LPIPS_TAPS = (1, 4, 7, 9, 10, 11, 12)
 
 
@@ -178,6 +182,85 @@ def load_musiq(weights: Path, device: str) -> Callable[[np.ndarray, float], floa
     network = MUSIQ(pretrained=False)
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     return _rating(network, device)
+
+
+class Niqe:
+    """Natural image quality evaluator (Mittal, Soundararajan, Bovik 2013); lower is more natural.
+
+    Its pristine model was fitted to visible-light photographs: on thermal images compare values
+    with each other and with that of the high-resolution frame, do not read them as absolute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the pristine model, arrays ``mu_pris_param (1, 36)``, ``cov_pris_param (36, 36)``
+        and ``gaussian_window (7, 7)``; KeyError: the file holds no such arrays."""
+        with np.load(path, allow_pickle=False) as arrays:
+            names = ("mu_pris_param", "cov_pris_param", "gaussian_window")
+            mean, self._covariance, self._window = (arrays[n].astype(np.float64) for n in names)
+        self._mean = mean[0]
+
+    def __call__(self, image: np.ndarray, data_range: float) -> float:
+        """Score of one image, cut to whole blocks of 96 x 96 pixels.
+
+        Raises:
+            ValueError: too few blocks with any texture to fit a model to.
+        """
+        table = self.features(image, data_range)
+        table = table[np.isfinite(table).all(axis=1)]
+        if len(table) < 2:
+            raise ValueError(
+                f"NIQE needs at least two textured blocks of {_NIQE_BLOCK}x{_NIQE_BLOCK} pixels, "
+                f"an image of {image.shape} has {len(table)}"
+            )
+        difference = self._mean - table.mean(axis=0)
+        pooled = (self._covariance + np.cov(table, rowvar=False)) / 2
+        return float(np.sqrt(difference @ np.linalg.pinv(pooled) @ difference))
+
+    def features(self, image: np.ndarray, data_range: float) -> np.ndarray:
+        """``(blocks, 36)``: 18 features of each block at full, then at half resolution."""
+        h, w = (side // _NIQE_BLOCK * _NIQE_BLOCK for side in image.shape)
+        if not (h and w):
+            return np.empty((0, 36))
+        whole = (image[:h, :w].astype(np.float32) * (255.0 / data_range)).round()
+        half = pillow_resize(whole, h // 2, w // 2)
+        columns = []
+        for scaled, block in ((whole, _NIQE_BLOCK), (half, _NIQE_BLOCK // 2)):
+            scaled = scaled.astype(np.float64)
+            mu = correlate(scaled, self._window, mode="nearest")
+            spread = correlate(scaled**2, self._window, mode="nearest") - mu**2
+            columns.append(_block_features((scaled - mu) / (np.sqrt(np.abs(spread)) + 1), block))
+        return np.concatenate(columns, axis=1)
+
+
+def _block_features(mscn: np.ndarray, block: int) -> np.ndarray:
+    """18 features per block: the shape of the coefficients and of four products of neighbours."""
+    h, w = mscn.shape
+    grid = mscn.reshape(h // block, block, w // block, block).swapaxes(1, 2)
+    blocks = grid.reshape(-1, block, block)
+    alpha, left, right = _fit_asymmetric_gaussian(blocks)
+    columns = [alpha, (left + right) / 2]
+    for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        alpha, left, right = _fit_asymmetric_gaussian(blocks * np.roll(blocks, shift, axis=(1, 2)))
+        mean = (right - left) * np.exp(gammaln(2 / alpha) - gammaln(1 / alpha))
+        columns += [alpha, mean, left, right]
+    return np.stack(columns, axis=1)
+
+
+def _fit_asymmetric_gaussian(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Moment matching of a generalised Gaussian per block (Lasmar 2009): shape, left, right."""
+    flat = blocks.reshape(len(blocks), -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left, right = (
+            np.sqrt((flat**2 * side).sum(1) / side.sum(1)) for side in (flat < 0, flat > 0)
+        )
+        skew = left / right
+        ratio = np.abs(flat).mean(1) ** 2 / (flat**2).mean(1)
+        ratio = ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
+    shapes = np.arange(0.2, 10.001, 0.001)
+    ratios = np.exp(2 * gammaln(2 / shapes) - gammaln(1 / shapes) - gammaln(3 / shapes))
+    alpha = shapes[np.abs(ratios - ratio[:, None]).argmin(axis=1)]
+    spread = np.exp(0.5 * (gammaln(1 / alpha) - gammaln(3 / alpha)))
+    return alpha, left * spread, right * spread
 
 
 def _doubles(*images: np.ndarray) -> list[np.ndarray]:

@@ -38,8 +38,8 @@ _GROUPS = {  # tables by the beginnings of their metrics' names; the first takes
     "Steady in time": ("flicker",),
 }
 _LPIPS = ("lpips_squeeze", "lpips_alex", "lpips_vgg")
-_HEADLINES = (("psnr", "musiq"), _LPIPS, ("flicker",), ("consistency_mean",))
-_TRADE_OFF = ((*_LPIPS, "musiq", "clip_iqa"), ("psnr", "consistency_mean"))
+_HEADLINES = (("psnr", "niqe"), _LPIPS, ("flicker",), ("consistency_mean",))
+_TRADE_OFF = ((*_LPIPS, "niqe"), ("psnr", "consistency_mean"))
 _ARROWS = {
     "higher": "\N{UPWARDS ARROW}",
     "lower": "\N{DOWNWARDS ARROW}",
