@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from cyclopts.validators import Number
 
 from difiisr_models import Camera, FrameSettings, Runtime
 from difiisr_models.camera_files import read_camera_file
+from difiisr_models.files import json_text
 
 _LONGEST_SIDE = 16_384  # pixels
 
@@ -103,7 +103,7 @@ KnownCamera = Annotated[AskedCamera, Parameter(name="*")]
 
 def tell(facts: Mapping[str, Any], text: str, json: bool) -> None:
     """Print what a verb did: all facts as one JSON object, or a text for people."""
-    print(json_format.dumps(facts, indent=2) if json else text)
+    print(json_text(facts) if json else text)
 
 
 def as_asked(runtime: Runtime) -> Runtime:

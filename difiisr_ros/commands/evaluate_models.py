@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from cyclopts import Parameter
 from tabulate import tabulate
 
@@ -48,6 +48,8 @@ class Judgement:
         mode: reference: the input is high resolution, and low resolution is made of it; camera:
             the input is super-resolved as it is, and judged without reference.
         degradation: how low resolution is made, with reference.
+        pan: frames that a recurrent model sees before each image, of a pan that ends there, with
+            reference; the other models see the image alone.
         every: use the first of each so many frames.
         limit: frames per set, evenly spaced, in camera mode the first ones; by default all.
         weights: folder of the metrics' and peers' networks.
@@ -61,6 +63,7 @@ class Judgement:
     models: str = "bicubic,difiisr-rt-x4"
     mode: Mode = "reference"
     degradation: Kind = "bicubic"
+    pan: Annotated[int, Ge(0), Le(100)] = 0
     every: Annotated[int, Ge(1)] = 1
     limit: Annotated[int, Ge(1)] | None = None
     weights: Path | None = None
@@ -160,7 +163,7 @@ def evaluate(
     compared: list[Peer | OutputFolder] = [*peers, *map(OutputFolder.parse, outputs)]
     out.mkdir(parents=True, exist_ok=True)
     made = judged_by.degradation
-    results = judge_models(sets, compared, judge, out, made, environment(device))
+    results = judge_models(sets, compared, judge, out, made, environment(device), judged_by.pan)
     results.command = ["difiisr", *sys.argv[1:]]
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared]

@@ -70,7 +70,8 @@ class Evaluate:
             )
             chosen = replace(chosen, read=read)
             told = environment(device)
-            results = judge_models([chosen], models, judge, folder, self.by.degradation, told)
+            how = self.by.degradation, told, self.by.pan
+            results = judge_models([chosen], models, judge, folder, *how)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
             write_results(results, folder)
             write_report(results, folder)

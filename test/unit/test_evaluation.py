@@ -108,7 +108,7 @@ def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
     assert 0.5 < ours.mean["flicker"] < 3
     assert ours.mean["consistency_mean"] < 0.5
     assert [row["flicker"] == "" for row in rows_of(out)] == [True, *[False] * 5] * 2
-    for name in ("clip_iqa", "musiq"):
+    for name in ("clip_iqa", "musiq", "niqe"):
         assert results.not_run[name]
         assert name not in results.metrics
     assert not frames_folder(out, chosen.name, "hr").exists()
@@ -297,7 +297,7 @@ def test_the_command_says_what_is_wrong(data, changes, said, monkeypatch):
 def test_what_cannot_be_measured_is_said_and_never_a_number(data, capsys):
     results = evaluate(data / "eight", "--models", "bicubic", "--out", data / "out")
     assert results.not_run.keys() == {
-        "lpips_squeeze", "lpips_alex", "lpips_vgg", "kelvin", "clip_iqa", "musiq",
+        "lpips_squeeze", "lpips_alex", "lpips_vgg", "kelvin", "niqe", "clip_iqa", "musiq",
     }  # fmt: skip
     assert "squeezenet1_1_features_lpips.pth" in results.not_run["lpips_squeeze"]
     assert "not run: musiq: needs musiq_koniq_ckpt-e95806b9.pth" in capsys.readouterr().out

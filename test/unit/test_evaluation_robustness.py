@@ -1,6 +1,7 @@
 """Evaluation of odd input: results among it, flat and tiny frames, models and metrics that fail."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,6 +61,19 @@ def test_in_another_environment_or_with_another_metrics_network_all_is_measured_
         judge.files = {"network.pth": digest}
         judge_models([source], [model], judge, tmp_path / "out", environment={"lpips": version})
         assert len(calls) == runs  # one goes before the timed one
+
+
+def test_a_pan_comes_before_each_image_of_a_recurrent_model_alone(tmp_path):
+    source, seen = images(tmp_path / "in", a=texture((32, 32)), b=texture((32, 32), seed=1)), []
+    look = lambda counts: seen.append(counts) or bicubic().upscale(counts)  # noqa: E731
+    models = [Peer("single", look), Peer("told", look, is_recurrent=True)]
+    found = run([source], tmp_path / "out", models, pan=3)
+    assert len(seen) == (1 + 2) + (1 + 2 * (1 + 3))
+    frames = seen[-4:]
+    assert all((one != other).any() for one, other in pairwise(frames))
+    assert "pan of 3 frames" in found.degradation
+    with pytest.raises(ValueError, match="high resolution alone, not in"):
+        judge_models([source], models, Judge("camera", None, None), tmp_path / "camera", pan=3)
 
 
 @pytest.mark.parametrize(("dtype", "degradation"), [(np.uint8, "bicubic"), (np.uint16, "thermal")])

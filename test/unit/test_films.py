@@ -29,6 +29,14 @@ def test_a_pan_moves_whole_pixels_and_stays_inside():
     assert (film[-1] != film[0]).any()
 
 
+def test_a_pan_ends_one_step_before_the_still():
+    image = still()
+    film = films.pan_to(image, 4, (1, 3))
+    assert [frame.shape for frame in film] == [image.shape] * 4
+    assert (film[-1][:-1, :-3] == image[1:, 3:]).all()
+    assert (film[0][:-4, :-12] == image[4:, 12:]).all()
+
+
 def test_noise_is_a_share_of_the_span():
     film = [still()] * 2
     clean, noisy = films.low_resolution(film, 0), films.low_resolution(film, 2)

@@ -26,8 +26,9 @@ from difiisr_models.resample import SCALE
 from difiisr_training.data.annotations import images_by_name
 from difiisr_training.data.images import read_counts
 from difiisr_training.degradations.mix import Kind
-from difiisr_training.evaluation.inputs import InputSet
-from difiisr_training.evaluation.measures import Judge, Mode, is_flat
+from difiisr_training.evaluation.films import pan_to
+from difiisr_training.evaluation.inputs import InputSet, make_pair
+from difiisr_training.evaluation.measures import Judge, is_flat
 from difiisr_training.evaluation.metrics import mean_and_interval
 from difiisr_training.evaluation.peers import Peer
 from difiisr_training.evaluation.results import (
@@ -121,6 +122,7 @@ def judge_models(
     out: Path,
     degradation: Kind = "bicubic",
     environment: Mapping[str, Any] = MappingProxyType({}),
+    pan: int = 0,
 ) -> Results:
     """Measure every model on every set; frames are written to ``out``, the results are not.
 
@@ -133,6 +135,8 @@ def judge_models(
         degradation: how low resolution is made of the input, with reference.
         environment: what else may change a number or a time, as versions; part of what makes a
             result stale.
+        pan: frames that a recurrent model sees before each image, with reference; see
+            :func:`films.pan_to`.
 
     Raises:
         OSError, ValueError: an input is not readable, holds no frame, frames of two dtypes, or one
@@ -148,6 +152,8 @@ def judge_models(
                 f"the results {out} would lie in the input {source.path}, and be evaluated "
                 "themselves the next time; write them to another folder"
             )
+        if pan and (source.kind == "bag" or source.lr or judge.mode != "reference"):
+            raise ValueError(f"a pan is made of images of high resolution alone, not {source.name}")
     prepared = [_prepare(source, judge, degradation, out) for source in sets]
     for one, model in product(prepared, models):
         if isinstance(model, OutputFolder):  # a missing image is said before hours of work
@@ -161,6 +167,7 @@ def judge_models(
         "metrics": list(judge.columns),
         "metric_files": judge.files,
     }
+    protocol |= {"pan": pan} if pan else {}
     total = sum(len(one.sizes) for one in prepared) * len(models)
     with tqdm(total=total, unit="frame", disable=None) as progress:
         measured = [
@@ -182,6 +189,8 @@ def judge_models(
     made, own = str(degradation), [source.name for source in sets if source.lr]
     if own:
         made = "own pairs" if len(own) == len(sets) else f"{made}; own pairs of {', '.join(own)}"
+    if pan:
+        made += f"; recurrent models saw a pan of {pan} frames before each image"
     return Results(
         command=[],
         environment=dict(environment),
@@ -260,7 +269,7 @@ def _measure(
     else:
         shutil.rmtree(folder, ignore_errors=True)
         rows: list[dict[str, float]] = []
-        for frame, lr, sr, seconds in _results(model, outputs, prepared, judge.mode, out):
+        for frame, lr, sr, seconds in _results(model, outputs, prepared, protocol, out):
             write_frame(folder, frame, sr)
             hr = mask = None
             if judge.mode == "reference":
@@ -281,7 +290,7 @@ def _results(
     model: Peer | OutputFolder,
     outputs: dict[str, Path],
     prepared: PreparedSet,
-    mode: Mode,
+    protocol: dict[str, Any],
     out: Path,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
     """Name, low resolution, result and seconds of each frame; ``outputs``: images of a folder."""
@@ -297,8 +306,12 @@ def _results(
                 if is_first:  # one untimed run goes before
                     model.upscale(lr)
                 # The frames of a film are one stream, as on the robot; images are each their own.
-                if is_first or not (source.kind == "bag" or mode == "camera"):
+                if is_first or not (source.kind == "bag" or protocol["mode"] == "camera"):
                     model.reset()
+                if "pan" in protocol and model.is_recurrent:
+                    hr = read_frame(frames_folder(out, source.name, HR_FOLDER), frame)
+                    for n, seen in enumerate(pan_to(hr, protocol["pan"])):
+                        model.upscale(make_pair(seen, protocol["degradation"], f"{frame} {n}")[0])
                 started = time.perf_counter()
                 sr = model.upscale(lr)
                 seconds = time.perf_counter() - started

@@ -67,6 +67,18 @@ def pan_over(
     return [still[top : top + side, left : left + side] for top, left in place]
 
 
+def pan_to(still: np.ndarray, length: int, step: tuple[int, int] = (1, 3)) -> list[np.ndarray]:
+    """The frames of a pan before it shows the still; its edges are repeated beyond them.
+
+    ``step``: pixels down and right from one frame to the next.
+    """
+    (h, w), (down, right) = still.shape, step
+    around = np.pad(still, ((0, down * length), (0, right * length)), "edge")
+    return [
+        around[down * n : down * n + h, right * n : right * n + w] for n in range(length, 0, -1)
+    ]
+
+
 def with_hot_object(
     film: Sequence[np.ndarray], speed: float = 6.0
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:

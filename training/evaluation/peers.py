@@ -46,6 +46,7 @@ class Peer:
     weights_sha256: str = ""
     parameters: int = 0  # trained values
     reset: Callable[[], None] = lambda: None
+    is_recurrent: bool = False  # told of the frames before
 
     @property
     def title(self) -> str:
@@ -89,7 +90,7 @@ def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto
             raise ValueError(f"{name}: the one setting of bicubic is @consistency=F, 0 to 1")
         model = "bicubic-consistent"
     up = load_upscaler(model, device=device, backend=backend, **settings)
-    return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset)
+    return Peer(name, up, up.weights_sha256, up.parameter_count, up.reset, up.is_recurrent)
 
 
 def split_settings(name: str) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,6 @@ SET and MODEL are the :func:`slug` of their names. Frames are 8 or 16 bit PNG, o
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -147,15 +146,15 @@ def write_results(results: Results, out: Path) -> None:
     rows.insert(1, "frame", rows.pop("frame"))
     with replaced(out / PER_FRAME_FILE) as beside:
         rows.to_csv(beside, index=False)
-    write_json(out / RESULTS_FILE, _plain(results))
+    write_json(out / RESULTS_FILE, _without_tables(results))
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as dicts, without tables; ``None`` for what JSON has no number for."""
+def _without_tables(value: Any) -> Any:
+    """Dataclasses as dicts, without tables."""
     if dataclasses.is_dataclass(value):
         value = {key: v for key, v in vars(value).items() if not isinstance(v, pd.DataFrame)}
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: _without_tables(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_without_tables(entry) for entry in value]
+    return value
