@@ -101,7 +101,9 @@ def _code_of(arguments: list[str]) -> int:
         result = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
-        return result if isinstance(result, int) else 0
+        if isinstance(result, int):
+            return result
+        return EXIT_LOSSES if getattr(result, "left_out", 0) else 0  # the results of evaluate
     except CycloptsError as error:
         is_old = any(word.partition("=")[0] in OLD_SIZES for word in arguments)
         text = "sizes are written --size WIDTHxHEIGHT" if is_old else _in_one_line(error)
