@@ -146,13 +146,13 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
     else:
         guessed += guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
     likely = name or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
+    known = asdict(AskedCamera(camera=name).known)  # what is guessed stands, but for what is asked
     name = name or next((found.name for found in guessed), None)
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
     words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={raw_topic(topic)}"]
     words += [f"transport:={topic.rpartition('/')[2]}"] if topic != raw_topic(topic) else []
     words += [f"camera:={name}"] if name else []
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
-    known = asdict(AskedCamera(camera=name).known)
     words += [f"{key}:={given}" for key, given in asdict(camera).items() if given != known[key]]
     facts = {
         "topic": f"{topic}, {count} images",

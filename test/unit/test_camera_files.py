@@ -137,7 +137,9 @@ def test_info_names_the_camera_and_the_launch_line(tmp_path, capsys):
     assert main(["info", "--bag", str(bag)]) == 0
     said = capsys.readouterr().out
     assert "lepton (FLIR Lepton, TLinear 0.01 K)" in said
-    assert "image:=/cam/image_raw camera:=lepton" in said
+    assert said.rstrip().endswith("image:=/cam/image_raw camera:=lepton")
+    assert main(["info", "--bag", str(bag), "--crop", "2,0,0,0"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("camera:=lepton crop:=2,0,0,0")
     assert main(["info", "--bag", str(bag), "--camera", "optris", "--crop", "2,0,0,0"]) == 0
     assert "camera:=optris crop:=2,0,0,0" in capsys.readouterr().out
     assert main(["info", "--bag", str(bag), "--camera", "bozon"]) == 1

@@ -20,7 +20,7 @@ from difiisr_models import load_upscaler
 from difiisr_training.data.images import read_counts
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/benchmarks.md", "docs/algorithm.md"]
+PAGES = ["README.md", "docs/benchmarks.md", "docs/algorithm.md", "docs/training.md"]
 COMMENT = re.compile(r"<!-- (benchmarks/\S+\.json)#/(.*?)(?: \* (\d+))? -->")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?:^|(?<=\s))-(?=\s|$)")
 HIDDEN = re.compile(r"<!-- ?(.*?) -->")
