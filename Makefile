@@ -23,7 +23,7 @@ help:
 	@echo "make test ROS=jazzy   the same on the wheels of that distribution (make demo too)"
 	@echo "make setup            fill $(VENV) (the others do it when needed)"
 	@echo "make lint             ruff check and format, mypy (make types: mypy alone)"
-	@echo "make docs             the documentation as a site: out/site/index.html"
+	@echo "make docs             the documentation as a site: out/site/index.html (its search: python3 -m http.server -d out/site)"
 	@echo "make release-check    versions agree; sdist and wheel build, install and run; is it tagged?"
 	@echo "make audit            known vulnerabilities of what is installed (asks over the network)"
 	@echo "make clean            remove build products and out/"

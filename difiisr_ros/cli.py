@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_NOTHING, EXIT_LOSSES = 1, 2
 EXIT_BY_SIGNAL = 128  # and its number
+OLD_SIZES = ("--input-size", "--profile", "--sizes")
 
 # verb: what it does, and the extras it needs, which a robot may lack
 VERBS = {
@@ -40,7 +41,7 @@ VERBS = {
         "drive a node with all that may happen to it, for minutes or hours, and watch it",
         "ros",
     ),
-    "scene": ("record the procedural thermal scene of the demo", "images"),
+    "scene": ("record the scene of the demo: a pan over an infrared photograph", "images"),
     "export": ("write a model as an ONNX graph", ""),
     "build-engine": ("build a TensorRT engine for this machine", ""),
     "convert": ("convert published checkpoints for this package", ""),
@@ -100,9 +101,13 @@ def _code_of(arguments: list[str]) -> int:
         result = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
-        return result if isinstance(result, int) else 0
+        if isinstance(result, int):
+            return result
+        return EXIT_LOSSES if getattr(result, "left_out", 0) else 0  # the results of evaluate
     except CycloptsError as error:
-        print(f"difiisr: {_in_one_line(error)}", file=sys.stderr)
+        is_old = any(word.partition("=")[0] in OLD_SIZES for word in arguments)
+        text = "sizes are written --size WIDTHxHEIGHT" if is_old else _in_one_line(error)
+        print(f"difiisr: {text}", file=sys.stderr)
         return EXIT_LOSSES
     except KeyboardInterrupt as error:
         return EXIT_BY_SIGNAL + (error.args[0] if error.args else signal.SIGINT)

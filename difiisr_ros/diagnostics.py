@@ -87,7 +87,7 @@ def findings(
         (
             "stale", DiagnosticStatus.WARN, stale,
             f"{stale} of {received} frames skipped {window}: the model is slower than the camera; "
-            "use a smaller model (bicubic is the fastest), crop, a lower resolution or a GPU",
+            "use a smaller model (difiisr-rtv-s-x4, or bicubic), crop, a lower resolution or a GPU",
         ),
     )  # fmt: skip
     return [Finding(kind, level, text) for kind, level, is_so, text in found if is_so]

@@ -140,7 +140,7 @@ def demo(
 
 
 def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = False) -> None:
-    """Record the procedural thermal scene of the demo.
+    """Record the scene of the demo: a pan over an infrared photograph.
 
     Args:
         out_bag: rosbag2 folder to make.

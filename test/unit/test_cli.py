@@ -82,7 +82,6 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--sharpness", "3"],
         ["info", "bicubic", "--threads", "9999"],
         ["info", "bicubic", "--size", "200000x200000"],
-        ["export", "difiisr-rt-x4", "x.onnx", "--input-size=120x160"],
         ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
     ],
 )
@@ -91,6 +90,12 @@ def test_bad_usage_exits_with_2(arguments, capsys):
     output = capsys.readouterr()
     assert "Usage" in output.out if not arguments else "difiisr: " in output.err
     assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize("old", [["--input-size=120x160"], ["--profile", "120x160"]])
+def test_sizes_of_older_versions_are_refused_with_the_new_spelling(old, capsys):
+    assert cli.main(["export", "difiisr-rt-x4", "x.onnx", *old]) == 2
+    assert "--size WIDTHxHEIGHT" in capsys.readouterr().err
 
 
 def test_version_json_and_completion(capsys):

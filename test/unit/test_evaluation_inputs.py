@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from PIL import Image
 from thermal_bags import header, image_bytes, pixels, record
 
+from difiisr_ros import cli
 from difiisr_ros.commands.evaluate_models import resolve_inputs
 from difiisr_training.evaluation.evaluate import OutputFolder
 from difiisr_training.evaluation.inputs import Selection, finite_window, make_pair
@@ -115,6 +117,16 @@ def test_frames_with_nan_are_left_out(tmp_path, caplog):
     (chosen,) = resolve_inputs([str(tmp_path / "bag")], None, None, ALL)
     assert names(chosen) == ["000001"]
     assert "NaN" in caplog.text
+
+
+def test_an_image_that_cannot_be_read_is_left_out_counted_and_named(tmp_path, capsys):
+    folder, out = write_images(tmp_path / "in", 2), tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"no image")
+    arguments = ["evaluate", str(folder), "--models", "bicubic", "--metrics", "psnr", "--no-report"]
+    assert cli.main([*arguments, "--out", str(out)]) == 2
+    found = json.loads((out / "results.json").read_text())
+    assert (found["left_out"], found["sets"][0]["frames"]) == (1, 2)
+    assert "not run: frame bad of " in capsys.readouterr().out
 
 
 def test_each_recording_of_a_folder_is_a_set(tmp_path):

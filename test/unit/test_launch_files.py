@@ -200,6 +200,34 @@ def test_rviz_and_foxglove_show_the_topics_that_are_launched(load, tmp_path):
     assert layout["DiagnosticStatusPanel!node"]["selectedName"] == "front/sr1: super-resolution"
 
 
+def test_the_layouts_are_what_their_programs_read():
+    """RViz's own list of classes, and LayoutData of Lichtblick, Foxglove's open fork."""
+    config = LAUNCH.parent / "config"
+    rviz = yaml.safe_load((config / "sr.rviz").read_text())["Visualization Manager"]
+    assert {one["Class"] for one in rviz["Displays"]} == {"rviz_default_plugins/Image"}
+    assert {one["Class"] for one in rviz["Tools"]} == {"rviz_default_plugins/MoveCamera"}
+    layout = json.loads((config / "foxglove.json").read_text())
+    keys = {"configById", "globalVariables", "userNodes", "playbackConfig", "layout"}
+    assert set(layout) == keys
+
+    def panels(node):
+        if isinstance(node, str):
+            return [node]
+        assert set(node) == {"direction", "splitPercentage", "first", "second"}
+        assert node["direction"] in ("row", "column")
+        assert 0 < node["splitPercentage"] < 100
+        return panels(node["first"]) + panels(node["second"])
+
+    assert sorted(panels(layout["layout"])) == sorted(layout["configById"])
+    for name, panel in layout["configById"].items():
+        if name.startswith("Image!"):
+            assert set(panel) == {"foxglovePanelTitle", "imageMode"}
+            assert set(panel["imageMode"]) <= {"imageTopic", "calibrationTopic"}
+        else:
+            assert name.startswith("DiagnosticStatusPanel!")
+            assert set(panel) == {"topicToRender", "selectedName"}
+
+
 CAMERAS = """
 cameras:
   - {name: front_sr, image: /front/thermal/image_raw, model: bicubic, lazy: false}

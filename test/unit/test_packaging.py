@@ -166,6 +166,14 @@ def test_all_files_state_the_same_version():
     assert re.search(rf"^{re.escape(version)} ", (REPOSITORY / "CHANGELOG.rst").read_text(), re.M)
 
 
+def test_all_files_name_the_same_maintainer():
+    found = ET.parse(REPOSITORY / "package.xml").find("maintainer")
+    settings = (REPOSITORY / "setup.cfg").read_text()
+    assert f"\nmaintainer = {found.text}\nmaintainer_email = {found.get('email')}\n" in settings
+    assert f"`{found.get('email')}`" in (REPOSITORY / "SECURITY.md").read_text()
+    assert f"name: {found.text}\n" in (REPOSITORY / "CITATION.cff").read_text()
+
+
 def test_extras_separate_robot_and_workstation(checkout, environment):
     run(sys.executable, "setup.py", "-q", "egg_info", cwd=checkout, env=environment)
     (info,) = checkout.glob("*.egg-info")

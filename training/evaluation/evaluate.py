@@ -113,6 +113,7 @@ class PreparedSet:
     sizes: dict[str, tuple[int, int]]  # of the low-resolution frames by name, in order, (h, w)
     sha256: str  # of the frames as read
     flat: int  # number of frames that have no picture, see is_flat
+    left_out: dict[str, str]  # frame: why it is none
 
 
 def judge_models(
@@ -181,6 +182,8 @@ def judge_models(
         else:
             metrics[name] = info
     for one in prepared:
+        for name, reason in one.left_out.items():
+            not_run[f"frame {name} of {one.source.name}"] = reason
         if one.flat:
             not_run[f"set {one.source.name}"] = (
                 f"{one.flat} flat frame{'s' * (one.flat > 1)} (all pixels equal) left out of the "
@@ -199,6 +202,7 @@ def judge_models(
         metrics=metrics,
         not_run=not_run,
         sets=[_summary(*one, models, metrics) for one in zip(prepared, measured, strict=True)],
+        left_out=sum(len(one.left_out) for one in prepared),
         metric_files=judge.files,
     )
 
@@ -209,7 +213,8 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
     for folder in (lr_folder, hr_folder):
         shutil.rmtree(folder, ignore_errors=True)
     sha256, sizes, dtypes, flat = hashlib.sha256(), {}, set(), 0
-    for name, counts in tqdm(source.frames(), source.name, unit="frame", disable=None):
+    left_out: dict[str, str] = {}
+    for name, counts in tqdm(source.frames(left_out), source.name, unit="frame", disable=None):
         if min(counts.shape) < SCALE:
             raise ValueError(
                 f"{source.path}: frame {name} has {counts.shape[1]}x{counts.shape[0]} pixels, at "
@@ -234,7 +239,7 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
             f"{source.path}: frames of one kind of counts are evaluated, found "
             f"{', '.join(sorted(dtypes)) or 'none'}"
         )
-    return PreparedSet(source, sizes, sha256.hexdigest(), flat)
+    return PreparedSet(source, sizes, sha256.hexdigest(), flat, left_out)
 
 
 def _measure(

@@ -46,7 +46,8 @@ class Selection:
 class InputSet:
     """Frames that belong together: one folder of images, or one topic of one recording.
 
-    ``read`` gives names and ``(H, W)`` uint8, uint16 or float32 counts, in order, anew each time.
+    ``read`` gives names and ``(H, W)`` uint8, uint16 or float32 counts, or why there are none, in
+    order, anew each time.
     ``lr`` holds the user's own low-resolution image of each frame, by name, else they are made;
     ``masks`` images that are 0 where results are not judged.
     """
@@ -54,21 +55,24 @@ class InputSet:
     name: str
     path: Path
     kind: Literal["images", "bag"]
-    read: Callable[[], Iterable[tuple[str, np.ndarray]]]
+    read: Callable[[], Iterable[tuple[str, np.ndarray | str]]]
     topic: str | None = None
     lr: Mapping[str, Path] = field(default_factory=dict)
     masks: Mapping[str, Path] = field(default_factory=dict)
 
-    def frames(self) -> Iterator[tuple[str, np.ndarray]]:
+    def frames(self, left_out: dict[str, str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """What ``read`` gives, without borders that are not finite.
 
-        Frames with NaN or infinity inside are left out, named in the log.
+        Frames that cannot be read, or hold NaN or infinity inside, are left out, named in the log,
+        and put into ``left_out`` with the reason.
         """
         for name, counts in self.read():
-            window = finite_window(counts)
-            cut = counts[window]
-            if not cut.size or not np.isfinite(cut).all():
-                log.warning("left out frame %s of %s: it holds NaN or infinity", name, self.path)
+            reason = counts if isinstance(counts, str) else "it holds NaN or infinity"
+            cut = np.empty(0) if isinstance(counts, str) else counts[finite_window(counts)]
+            if isinstance(counts, str) or not cut.size or not np.isfinite(cut).all():
+                log.warning("left out frame %s of %s: %s", name, self.path, reason)
+                if left_out is not None:
+                    left_out[name] = reason
                 continue
             if cut.shape != counts.shape:
                 log.warning("frame %s of %s is cut to its finite %s", name, self.path, cut.shape)
@@ -124,12 +128,15 @@ def image_set(name: str, folder: Path, selection: Selection, last: int = 0) -> I
     ``last``: the set is only so many at the end of the folder; 0 = all.
     """
 
-    def read() -> Iterator[tuple[str, np.ndarray]]:
+    def read() -> Iterator[tuple[str, np.ndarray | str]]:
         images = list(images_by_name(folder).items())[-last:]
         for index in selection.choose(len(images)):
             frame, path = images[index]
-            for page, counts in enumerate(read_pages(path), 1):
-                yield frame if page == 1 else f"{frame}__page{page}", counts
+            try:
+                for page, counts in enumerate(read_pages(path), 1):
+                    yield frame if page == 1 else f"{frame}__page{page}", counts
+            except (OSError, ValueError) as error:
+                yield frame, str(error)
 
     return InputSet(name, folder, "images", read)
 
