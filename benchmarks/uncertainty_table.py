@@ -22,12 +22,11 @@ from difiisr_models.resample import SCALE
 from difiisr_models.uncertainty import COVERED, DEVIATIONS, fitted_table, scores
 from difiisr_models.weights import find_weights_folder, read_manifest, write_manifest
 from difiisr_training.data.images import list_images
-from difiisr_training.evaluation.films import pan_over
+from difiisr_training.evaluation.films import PAN_SPEEDS, PAN_TURN, pan_over
 
 EACH, NOISES = 8, (0, 1, 2)
 HEIGHT, WIDTH = 288, 384
 PAN, SIDE = 10, 192  # frames, and pixels of each
-SPEEDS, TURN = (0.5, 1.0, 2.5, 4.0, 6.0, 8.0), 1.1  # pixels a frame; radians between two pans
 
 
 def blocks_of(folders: list[Path], up: Upscaler) -> list[np.ndarray]:
@@ -42,8 +41,8 @@ def blocks_of(folders: list[Path], up: Upscaler) -> list[np.ndarray]:
                 continue
             film, stream = [scene.hr], Stream()
             if up.is_recurrent:
-                speed = SPEEDS[(3 * seed + noise) % len(SPEEDS)]
-                film = pan_over(scene.hr, speed, TURN * seed + noise, PAN, SIDE)
+                speed = PAN_SPEEDS[(3 * seed + noise) % len(PAN_SPEEDS)]
+                film = pan_over(scene.hr, speed, PAN_TURN * seed + noise, PAN, SIDE)
             for frame, hr in enumerate(film):
                 lr = degraded(scene._replace(hr=hr), Degradation(noise), seed + 100 * frame)
                 result = up(lr, stream)

@@ -26,8 +26,6 @@ from difiisr_training.evaluation.inputs import Selection
 from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, split_settings
 
 _FIRST = 3  # frames of a film that settle
-_SPEEDS = (0.5, 1.0, 2.5, 4.0, 6.0, 8.0)  # pixels a frame, of pans in turn
-_TURN = 1.1  # radians between the directions of one pan and the next
 
 
 def video(
@@ -73,8 +71,8 @@ def video(
             shown[chosen.name] = given
             continue
         for k, still in enumerate(given):
-            speed = _SPEEDS[k % len(_SPEEDS)]
-            film = films.pan_over(still, speed, _TURN * k, frames)
+            speed = films.PAN_SPEEDS[k % len(films.PAN_SPEEDS)]
+            film = films.pan_over(still, speed, films.PAN_TURN * k, frames)
             shown[f"{chosen.name}/{k} at {speed:g} px"] = film
     runs = dict(run for name in models.split(",") for run in _runs(name, weights, device))
     rows: list[dict[str, Any]] = []

@@ -20,6 +20,9 @@ from difiisr_training.evaluation.metrics import psnr
 
 Upscale = Callable[[np.ndarray], np.ndarray]
 
+PAN_SPEEDS, PAN_TURN = (0.5, 1.0, 2.5, 4.0, 6.0, 8.0), 1.1
+"""Pixels a frame, of pans in turn; radians between the directions of one pan and the next."""
+
 _EXPLAINED = 0.01  # of the span: where the truth moves as the flow says
 _WAKE = 3  # frames that an object has left a place for, at most
 
