@@ -70,8 +70,7 @@ class Evaluate:
             )
             chosen = replace(chosen, read=read)
             told = environment(device)
-            how = self.by.degradation, told, self.by.pan
-            results = judge_models([chosen], models, judge, folder, *how)
+            results = judge_models([chosen], models, judge, folder, self.by.degradation, told)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
             write_results(results, folder)
             write_report(results, folder)
@@ -115,5 +114,7 @@ def fleet_evaluate(
     Returns:
         0: all recordings; 1: none; 2: some.
     """
+    if task.by.pan:
+        raise ValueError("--pan is for images: a recording has a past of its own")
     by = replace(task.by, weights=task.by.weights and task.by.weights.resolve())
     return do_all(find_jobs(inputs, out), out, replace(task, by=by), cluster)

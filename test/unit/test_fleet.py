@@ -360,9 +360,12 @@ def test_the_cluster_file_is_one_that_ray_takes():
 
 
 def test_an_evaluation_has_its_metrics_in_the_row(recordings, tmp_path):
-    pytest.importorskip("torchmetrics", reason="needs the extra eval")
+    pytest.importorskip("jinja2", reason="needs the extra eval")
     from difiisr_ros.commands.evaluate_models import Judgement
-    from difiisr_ros.commands.fleet_evaluate import Evaluate
+    from difiisr_ros.commands.fleet_evaluate import Evaluate, fleet_evaluate
+
+    with pytest.raises(ValueError, match="a recording has a past"):
+        fleet_evaluate([str(recordings)], out=str(tmp_path / "x"), task=Evaluate(Judgement(pan=3)))
 
     task = Evaluate(Judgement("bicubic", limit=2, metrics="psnr", device="cpu"))
     inputs = [str(recordings / name) for name in ("b", "empty.mcap", "torn")]
