@@ -115,7 +115,8 @@ def _code_of(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NOTHING
     except ImportError as error:
-        missing = error.__cause__ or error  # the former: of a verb that cannot be imported
+        missing = error.__cause__  # of a verb that cannot be imported
+        missing = missing if isinstance(missing, ModuleNotFoundError) else error
         if not isinstance(missing, ModuleNotFoundError):
             raise
         _, extras = VERBS.get(arguments[0], ("", ""))
@@ -164,8 +165,9 @@ def _in_one_line(error: CycloptsError) -> str:
 
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
-    known = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
-    return isinstance(error, known) or "can't allocate memory" in str(error)  # the latter: torch
+    known = (ValueError, OSError, EOFError, ArithmeticError, MemoryError)
+    texts = "can't allocate memory", "determine home directory"  # of torch, and of ~nobody
+    return isinstance(error, known) or any(text in str(error) for text in texts)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from difiisr_models.files import replaced
 
 _PATTERN = ("rows", "columns", "pixels")
+_MOST_BYTES = 2**28  # of all arrays; a pixel has 13, a megapixel 13 million
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,18 @@ class Calibration:
             ValueError: it is no calibration, or damaged.
         """
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise ValueError("it is no file")
+            with zipfile.ZipFile(path) as file:
+                parts = file.infolist()
+            size = sum(part.file_size for part in parts)  # no more is unpacked
+            if size > _MOST_BYTES or len(parts) > 2 + len(_PATTERN):
+                raise ValueError(f"{len(parts)} arrays of {size} bytes, unpacked")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged files raise whatever their parser raises
             raise ValueError(f"{path} is no calibration: {error}") from error
         kinds = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         height, width = size = arrays["bad"].shape if np.ndim(arrays.get("bad", 0)) == 2 else (0, 0)

@@ -72,7 +72,7 @@ def read_camera_file(name: str) -> CameraFile:
     try:
         content = yaml.safe_load(path.read_text())
         found = TypeAdapter(CameraFile).validate_python({**content, "name": name})
-    except (yaml.YAMLError, TypeError, ValidationError) as error:
+    except (yaml.YAMLError, RecursionError, TypeError, ValidationError) as error:
         raise ValueError(f"{path} is no camera's file: {error}") from None
     found.camera  # noqa: B018
     return found

@@ -38,13 +38,17 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Files in a folder and below, each folder once, also those behind links; no hidden ones."""
+    """Files in a folder and below, each folder once, also those behind links; no hidden ones.
+
+    Pipes and devices, which would be waited for, are no files.
+    """
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
         if real not in seen:
-            yield from (Path(root, name) for name in names if not name.startswith("."))
+            paths = (Path(root, name) for name in names if not name.startswith("."))
+            yield from (path for path in paths if path.is_file())
         seen.add(real)
 
 

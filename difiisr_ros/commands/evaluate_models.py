@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from annotated_types import Ge, Le
 from cyclopts import Parameter
@@ -227,7 +227,14 @@ def recorded_set(
     """A recording as a set; its messages keep their numbers as names."""
     with open_bag(recording) as bag:
         chosen = choose_image_topic(bag, topic)
-    read = functools.partial(frames_of, recording, chosen, choose=selection.choose, camera=camera)
+
+    def read() -> Iterator[tuple[str, np.ndarray | str]]:
+        lost: list[str] = []
+        yield from frames_of(
+            recording, chosen, choose=selection.choose, skipped=lost.append, camera=camera
+        )
+        yield from ((f"lost {number}", reason) for number, reason in enumerate(lost, 1))
+
     return InputSet(name, recording, "bag", read, chosen)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,6 @@ from annotated_types import Ge
 from cyclopts import Parameter
 
 from difiisr_models.backends.selection import resolve_device
-from difiisr_ros.bags import frames_of
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.commands.evaluate_models import Judgement, recorded_set
 from difiisr_ros.commands.fleet_report import write_picture
@@ -62,19 +60,14 @@ class Evaluate:
 
         def make(job: Job, source: Path, folder: Path) -> dict[str, Any]:
             folder.mkdir()
-            lost: list[str] = []
-            taken = self.by.selection()
-            chosen = recorded_set(source.name, source, self.image_topic, taken)
-            read = partial(
-                frames_of, source, chosen.topic, choose=taken.choose, skipped=lost.append
-            )
-            chosen = replace(chosen, read=read)
+            chosen = recorded_set(source.name, source, self.image_topic, self.by.selection())
             told = environment(device)
             results = judge_models([chosen], models, judge, folder, self.by.degradation, told)
             results.command = ["difiisr", "fleet", "evaluate", job.path]
             write_results(results, folder)
             write_report(results, folder)
             (judged,) = results.sets
+            lost = [why for name, why in results.not_run.items() if name.startswith("frame ")]
             shown = frames_folder(folder, chosen.name, models[-1].name)
             names = frame_names(shown)
             write_picture(folder, [read_frame(shown, names[len(names) // 2])])
@@ -83,7 +76,7 @@ class Evaluate:
                 "frames_in": judged.frames,
                 "frames_out": judged.frames,
                 "refused": 0,
-                "fault": "; ".join(dict.fromkeys(lost)),
+                "fault": "; ".join(lost),
                 "metrics": {
                     f"{name} of {model.title}": value
                     for model in judged.models

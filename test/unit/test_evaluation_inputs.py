@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from thermal_bags import header, image_bytes, pixels, record
+from thermal_bags import cut, header, image_bytes, pixels, record
 
 from difiisr_ros import cli
 from difiisr_ros.commands.evaluate_models import resolve_inputs
@@ -111,7 +111,7 @@ def test_frames_with_nan_are_left_out(tmp_path, caplog):
     bad[3, 3] = np.nan
     images = {
         0: image_bytes(header(0), bad, "32FC1"),
-        1: image_bytes(header(1), bad[:3], "32FC1"),
+        1: image_bytes(header(1), bad[4:], "32FC1"),
     }
     record(tmp_path / "bag", frames=2, images=images)
     (chosen,) = resolve_inputs([str(tmp_path / "bag")], None, None, ALL)
@@ -119,14 +119,27 @@ def test_frames_with_nan_are_left_out(tmp_path, caplog):
     assert "NaN" in caplog.text
 
 
-def test_an_image_that_cannot_be_read_is_left_out_counted_and_named(tmp_path, capsys):
-    folder, out = write_images(tmp_path / "in", 2), tmp_path / "out"
-    (folder / "bad.png").write_bytes(b"no image")
-    arguments = ["evaluate", str(folder), "--models", "bicubic", "--metrics", "psnr", "--no-report"]
+def assert_evaluated_without(source, left_out, said, out, capsys):
+    arguments = ["evaluate", str(source), "--models", "bicubic", "--metrics=psnr", "--no-report"]
     assert cli.main([*arguments, "--out", str(out)]) == 2
     found = json.loads((out / "results.json").read_text())
-    assert (found["left_out"], found["sets"][0]["frames"]) == (1, 2)
-    assert "not run: frame bad of " in capsys.readouterr().out
+    assert (found["left_out"], found["sets"][0]["frames"]) == (left_out, 2)
+    assert said in capsys.readouterr().out
+
+
+def test_an_image_that_cannot_be_read_is_left_out_counted_and_named(tmp_path, capsys):
+    folder = write_images(tmp_path / "in", 2)
+    (folder / "bad.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((3, 40), np.uint8)).save(folder / "flat.png")
+    said = "not run: frame bad of "
+    assert_evaluated_without(folder, 2, said, tmp_path / "out", capsys)
+
+
+def test_messages_that_are_damaged_or_lost_are_left_out_counted_and_named(tmp_path, capsys):
+    bag = record(tmp_path / "bag", frames=4, images={1: b"damaged"})
+    cut(bag, 0.6)  # message 3 is behind it
+    said = f"skipped message 1 of {bag}/bag.mcap: its bytes are no sensor_msgs"
+    assert_evaluated_without(bag, 2, said, tmp_path / "out", capsys)
 
 
 def test_each_recording_of_a_folder_is_a_set(tmp_path):

@@ -115,7 +115,6 @@ def fails_below(least):
 @pytest.mark.parametrize(
     ("bad", "protocol", "said"),
     [
-        (texture((3, 40)), {}, "in: frame b has 40x3 pixels, at least 4x4"),
         (texture((4, 4)), {"degradation": "second_order"},
          r"second_order fails at frame b of .*in \(4x4 pixels"),
         (texture((32, 32), np.uint16), {}, "uint16, uint8"),

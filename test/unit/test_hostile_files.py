@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 from xml.etree import ElementTree
@@ -54,6 +55,11 @@ def bomb_png(path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(sized))
 
 
+def bomb_npz(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bad.npy", bytes((1 << 28) + 1))
+
+
 def test_bombs_and_pipes_among_images(tmp_path):
     Image.fromarray(np.full((20, 20), 9, np.uint8)).save(tmp_path / "good.png")
     os.mkfifo(tmp_path / "pipe.png")
@@ -61,6 +67,45 @@ def test_bombs_and_pipes_among_images(tmp_path):
     assert [path.name for path in list_images(tmp_path)] == ["bomb.png", "good.png"]
     with pytest.raises(OSError, match=r"bomb\.png"):
         read_counts(tmp_path / "bomb.png")
+
+
+def compressed_pth(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("a/data/0", bytes(10**7))
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "write"),
+    [
+        ("info ~nobody/model", "", None),
+        ("evaluate . --out out --models safmn --weights .", "safmn_ntire23_x4.pth", b"no weights"),
+        ("evaluate . --out out --models safmn --weights .", "safmn_ntire23_x4.pth", compressed_pth),
+        ("evaluate . --out out --models bicubic --radiometry kelvin=1e999*counts", "", None),
+        (
+            "evaluate . --out out --models bicubic --metrics niqe --weights .",
+            "niqe_pris_params.npz",
+            b"",
+        ),
+        ("replay in out --model bicubic --camera c.yaml", "c.yaml", b"{a: " * 20_000),
+        ("replay in out --model bicubic --calibration c.npz", "c.npz", os.mkfifo),
+        ("replay in out --model bicubic --calibration c.npz", "c.npz", bomb_npz),
+        ("upscale x.npy out", "x.npy", b""),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(
+    tmp_path, monkeypatch, capsys, words, file, write
+):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save("a.png")
+    record(tmp_path / "in")
+    if callable(write):
+        write(tmp_path / file)
+    elif write is not None:
+        (tmp_path / file).write_bytes(write)
+    assert cli.main(words.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("difiisr: ")
 
 
 def test_names_that_are_not_utf8_are_printed(tmp_path):

@@ -184,7 +184,7 @@ def _read_coco(path: Path) -> Annotations:
             ignored = any_class or bool(entry.get("iscrowd", 0))
             rows[files[entry["image_id"]]].append((entry["bbox"], place, ignored))
         paths = [Path(file) for file in rows]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no COCO annotation file (categories, images, annotations with bbox): "
             f"{type(error).__name__} {error}"

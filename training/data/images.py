@@ -200,7 +200,7 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.exists():
         raise FileNotFoundError(f"no folder {folder}")
     files = sorted(files_below(folder))
-    paths = [p for p in files if p.suffix.lower() in SUFFIXES and p.is_file()]
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
     return paths

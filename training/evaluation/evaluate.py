@@ -140,10 +140,10 @@ def judge_models(
             :func:`films.pan_to`.
 
     Raises:
-        OSError, ValueError: an input is not readable, holds no frame, frames of two dtypes, or one
-            of less than 4x4 pixels; a folder of results does not fit the frames; a model or a
-            metric fails at a frame, which is named; two models, or two sets, have one name; or
-            ``out`` lies in a folder of images that is evaluated.
+        OSError, ValueError: an input is not readable, holds no frame, or frames of two dtypes; a
+            folder of results does not fit the frames; a model or a metric fails at a frame, which
+            is named; two models, or two sets, have one name; or ``out`` lies in a folder of images
+            that is evaluated.
     """
     _check_names([*_RESERVED, *(model.name for model in models)])
     _check_names([source.name for source in sets])
@@ -215,11 +215,6 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
     sha256, sizes, dtypes, flat = hashlib.sha256(), {}, set(), 0
     left_out: dict[str, str] = {}
     for name, counts in tqdm(source.frames(left_out), source.name, unit="frame", disable=None):
-        if min(counts.shape) < SCALE:
-            raise ValueError(
-                f"{source.path}: frame {name} has {counts.shape[1]}x{counts.shape[0]} pixels, at "
-                f"least {SCALE}x{SCALE} are evaluated; take it out"
-            )
         sha256.update(f"{name}\n{counts.dtype.name} {counts.shape}\n".encode())
         sha256.update(np.ascontiguousarray(counts).data)
         lr = wanted = counts

@@ -63,13 +63,18 @@ class InputSet:
     def frames(self, left_out: dict[str, str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
         """What ``read`` gives, without borders that are not finite.
 
-        Frames that cannot be read, or hold NaN or infinity inside, are left out, named in the log,
-        and put into ``left_out`` with the reason.
+        Frames that cannot be read, hold NaN or infinity inside, or have less than 4x4 pixels, are
+        left out, named in the log, and put into ``left_out`` with the reason.
         """
         for name, counts in self.read():
-            reason = counts if isinstance(counts, str) else "it holds NaN or infinity"
             cut = np.empty(0) if isinstance(counts, str) else counts[finite_window(counts)]
-            if isinstance(counts, str) or not cut.size or not np.isfinite(cut).all():
+            reason = counts if isinstance(counts, str) else ""
+            if not reason and (not cut.size or not np.isfinite(cut).all()):
+                reason = "it holds NaN or infinity"
+            elif not reason and min(cut.shape) < SCALE:
+                size = f"{cut.shape[1]}x{cut.shape[0]}"
+                reason = f"it has {size} pixels, at least {SCALE}x{SCALE} are evaluated"
+            if reason:
                 log.warning("left out frame %s of %s: %s", name, self.path, reason)
                 if left_out is not None:
                     left_out[name] = reason

@@ -62,12 +62,13 @@ class Radiometry:
     def parse(cls, text: str) -> Radiometry:
         """Read ``"kelvin=0.1*counts+173.15"``; the offset may be absent, ValueError: all else."""
         found = re.fullmatch(r"kelvin=(\S+?)\*counts([+-]\S+)?", re.sub(r"\s", "", text).lower())
-        if not found or float(found[1]) == 0:
+        given = [float(found[1]), float(found[2] or 0)] if found else [0.0]
+        if given[0] == 0 or not np.isfinite(given).all():
             raise ValueError(
                 f"{text!r} is no linear radiometry; write e.g. 'kelvin=0.04*counts' or "
                 "'kelvin=0.1*counts+173.15'"
             )
-        return cls(float(found[1]), float(found[2] or 0))
+        return cls(*given)
 
     def kelvin(self, counts: np.ndarray) -> np.ndarray:
         """Temperatures, float64."""
@@ -269,7 +270,7 @@ class Judge:
                 if missing := [path for path in files if not path.is_file()]:
                     raise FileNotFoundError(f"no {missing[0].name} in {weights}")
                 self._functions[name] = make(files, device, radiometry)
-            except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
+            except Exception as error:  # damaged files raise whatever their reader raises
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 if metrics is not None:
                     raise ValueError(f"{name} cannot be measured: {reason}") from error

@@ -24,6 +24,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from difiisr_models.resample import SCALE, downsample, pack
+from difiisr_training.checkpoints import read_checkpoint
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.guidance import spectral_loss
 
@@ -108,7 +109,7 @@ class LpipsSqueeze(nn.Module):
             _Fire(256, 48, 192), _Fire(384, 48, 192), _Fire(384, 64, 256), _Fire(512, 64, 256),
         )  # fmt: skip
         self._net.load_state_dict(_features(squeezenet_path))
-        lin = torch.load(lin_path, map_location="cpu", weights_only=True)
+        lin = read_checkpoint(lin_path)
         try:
             self._lin = [lin[f"lin{i}.model.1.weight"].to(device) for i in range(len(_LPIPS_TAPS))]
         except KeyError as error:
@@ -178,7 +179,7 @@ def load_musiq(weights: Path, device: str) -> Callable[[np.ndarray, float], floa
     """MUSIQ (Ke et al., ICCV 2021) of ``pyiqa``, by its weights for KonIQ-10k."""
     from pyiqa.archs.musiq_arch import MUSIQ
 
-    state = torch.load(weights, map_location="cpu", weights_only=True)
+    state = read_checkpoint(weights)
     network = MUSIQ(pretrained=False)
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     return _rating(network, device)
@@ -277,7 +278,7 @@ def _colours(image: np.ndarray, data_range: float, device: str) -> Tensor:
 
 def _features(path: Path) -> dict[str, Tensor]:
     """The convolutions of a torchvision classifier's weights."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_checkpoint(path)
     names = {name.removeprefix("features."): value for name, value in state.items()}
     return {name: value for name, value in names.items() if not name.startswith("classifier")}
 

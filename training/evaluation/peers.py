@@ -17,6 +17,7 @@ from difiisr_models.files import sha256_file
 from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_models.tiling import Tiling
 from difiisr_models.weights import MANIFEST_NAME
+from difiisr_training.checkpoints import read_checkpoint, refuse_bomb
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range, to_dtype
 from difiisr_training.evaluation.peer_networks import Realesrgan, Rlfn, Safmn
@@ -124,9 +125,11 @@ def load_published_network(
         FileNotFoundError: the folder ``weights`` does not hold its file.
     """
     file, build, white = _PUBLISHED[name]
-    state = torch.load(weights / file, map_location="cpu", weights_only=True)
-    network = build()
-    network.load_state_dict(state.get("params", state))
+    state, network = read_checkpoint(weights / file), build()
+    try:
+        network.load_state_dict(state.get("params", state))
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{weights / file} holds no {name}: {error}") from error
     network.eval().requires_grad_(False)
     # As our own run.
     return network.to(device, memory_format=torch.channels_last), white  # type: ignore[call-overload]  # not in its stubs
@@ -144,6 +147,7 @@ def _spandrel_model(path: Path) -> Any:
             f"that fits torch {torch.__version__}, both for CPUs or both for CUDA"
         ) from error
     try:
+        refuse_bomb(path)
         found = ModelLoader("cpu").load_from_file(path).eval()
     except Exception as error:  # of a class that only the library knows
         reason = (str(error) or type(error).__name__).splitlines()[0]
