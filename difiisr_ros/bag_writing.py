@@ -17,7 +17,7 @@ from mcap import records as mcap
 from mcap.writer import CompressionType, Writer
 from rosbags.rosbag2.metadata import dump_qos_v8, dump_qos_v9, parse_qos
 
-from difiisr_models.files import replace_folder
+from difiisr_models.files import check_replaceable, replace_folder
 from difiisr_ros.bag_storage import QOS, ROSBAG2_METADATA, STORE, TYPE_HASH, Message, Topic
 
 Version = Literal[8, 9]
@@ -142,10 +142,7 @@ def write_bag(target: Path, force: bool = False, version: Version = 8) -> Iterat
         OSError: it cannot be written; ``target`` is as it was.
         FileExistsError: ``target`` exists and is no recording, or ``force`` is not set.
     """
-    if target.exists() and not force:
-        raise FileExistsError(f"{target} exists; choose another output, or --force to replace it")
-    if target.exists() and not (target / "metadata.yaml").is_file():
-        raise FileExistsError(f"{target} exists and is no rosbag2: it is not replaced")
+    check_replaceable(target, force, "metadata.yaml")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=f".{target.name}.partial-", dir=target.parent, ignore_cleanup_errors=True
@@ -154,6 +151,4 @@ def write_bag(target: Path, force: bool = False, version: Version = 8) -> Iterat
         with closing(BagWriter(partial, version)) as writer:
             yield writer
             writer.complete()
-        if target.exists() and not force:
-            raise FileExistsError(f"{target} has come into being meanwhile: it is not replaced")
-        replace_folder(partial, target, Path(work) / "replaced")
+        replace_folder(partial, target, Path(work) / "replaced", force, "metadata.yaml")

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
+from difiisr_models.files import replaced
+
 ZOOM = 4  # the window is so many times smaller than the frame, in each direction
 _INCHES, _TITLE, _BAR = 4.6, 0.34, 0.9  # of a tile's width, a title's height, the colours' bar
 _DARK, _LIGHT = "#15171a", "#e8e8e8"
@@ -36,6 +38,7 @@ def draw_panel(
     images: Sequence[tuple[str, NDArray[np.floating]]],
     unit: str,
     palette: str = "inferno",
+    force: bool = True,
 ) -> None:
     """Save a PNG with the images, (title, (H, W) values), side by side, whole and zoomed.
 
@@ -47,6 +50,7 @@ def draw_panel(
         images: input, interpolation, result, and what else there is.
         unit: of the values, above the bar of colours.
         palette: a colour map of matplotlib's.
+        force: replace a file that is there.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -73,4 +77,5 @@ def draw_panel(
     figure.colorbar(drawn, cax=bar)
     bar.set_title(unit, fontsize=10, color=_LIGHT)
     bar.tick_params(colors=_LIGHT)
-    figure.savefig(path, dpi=100, facecolor=_DARK, format="png")
+    with replaced(path, force) as beside:
+        figure.savefig(beside, dpi=100, facecolor=_DARK, format="png")

@@ -40,6 +40,7 @@ _TIFF_OWN = {
     *(305, 317, 320, 322, 323, 324, 325, 338, 339, 347, 530),
 }
 _TIFF_FOLDERS = {330: "SubIFDs", 34665: "EXIF", 34853: "GPS"}
+_LEAST_BOMB, _MOST_PACKED = 2**28, 100  # bytes of a TIFF's page, times the file's own
 _GREY16 = int.from_bytes(b"Y1\0\x10", "little")  # OpenCV's name of FFmpeg's gray16le
 
 
@@ -101,16 +102,17 @@ def read(path: Path, window: Crop = Crop()) -> FileImages:
     return FileImages(1, iter([_read_image(path, window, library)]), "K" if library else "counts")
 
 
-def write(target: Path, pictures: Iterable[FileImage]) -> int:
+def write(target: Path, pictures: Iterable[FileImage], force: bool = True) -> int:
     """Write images to a file of the kind that its suffix names; returns how many.
 
     The file appears whole or not at all.
 
     Raises:
+        OSError: it cannot be written, or has come into being meanwhile and ``force`` is not set.
         ValueError: the kind of file cannot hold the images without loss.
     """
     suffix = target.suffix.lower()
-    with replaced(target) as beside:
+    with replaced(target, force) as beside:
         if suffix in VIDEO:
             return _write_video(beside, suffix, pictures)
         if suffix in TIFF:
@@ -260,6 +262,8 @@ def _read_tiff(path: Path, window: Crop) -> FileImages:
             for page in file.pages:
                 if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
                     raise ValueError("a TIFF with a palette: write it as grey values or colours")
+                if page.nbytes > max(_LEAST_BOMB, _MOST_PACKED * path.stat().st_size):
+                    raise ValueError(f"{path}: a page that unpacks to {page.nbytes} bytes")
                 pixels = page.asarray()
                 pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
                 orientation = int(page.tags.valueof(_ORIENTATION, 1))

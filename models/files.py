@@ -14,7 +14,7 @@ from typing import Any
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, force: bool = True) -> Iterator[Path]:
     """A file to write beside ``path``, which takes its place when the block ends well.
 
     Whatever happens, ``path`` is the old file or the new one. Folders above it are made.
@@ -23,7 +23,8 @@ def replaced(path: Path) -> Iterator[Path]:
         the file to write; it does not exist yet.
 
     Raises:
-        OSError: as writing does; ``path`` is then as it was.
+        OSError: as writing does; ``path`` is then as it was. So it is where it has come into being
+            meanwhile, unless ``force`` is set.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +33,8 @@ def replaced(path: Path) -> Iterator[Path]:
         yield beside
         with beside.open("rb") as written:
             os.fsync(written.fileno())
+        if os.path.lexists(path) and not force:
+            raise FileExistsError(f"{path} has come into being meanwhile: it is not replaced")
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -52,8 +55,20 @@ def files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def replace_folder(new: Path, target: Path, aside: Path) -> None:
-    """Move a folder to ``target``; what is there is moved to ``aside``, and back if that fails."""
+def check_replaceable(folder: Path, force: bool, mark: str) -> None:
+    """Raise FileExistsError for a folder: by ``force`` those that hold a file ``mark`` may go."""
+    if folder.exists() and not force:
+        raise FileExistsError(f"{folder} exists; choose another output, or --force to replace it")
+    if folder.exists() and not (folder / mark).is_file():
+        raise FileExistsError(f"{folder} exists and holds no {mark}: it is not replaced")
+
+
+def replace_folder(new: Path, target: Path, aside: Path, force: bool, mark: str) -> None:
+    """Move a folder to ``target``; what is there is moved to ``aside``, and back if that fails.
+
+    FileExistsError: it may not be, as :func:`check_replaceable` says; it may be there only now.
+    """
+    check_replaceable(target, force, mark)
     try:
         if target.exists():
             target.rename(aside)

@@ -47,7 +47,7 @@ def export(
     properties["weights_sha256"] = parts.weights_sha256
     shape = (None if batch == "dynamic" else batch, *size)
     done = export_graph(parts.network, shape, precision, properties)
-    with replaced(target) as beside:
+    with replaced(target, force) as beside:
         beside.write_bytes(done.graph)
     print(f"{target}: {'x'.join(str(n or '?') for n in shape)}, {precision}")
     print(f"            {len(done.graph) / 1e6:.2f} MB, sha256 {sha256_file(target)}")
@@ -109,7 +109,9 @@ def build_engine(
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # TensorRT lets no exception through
     try:
         with torch.cuda.device(-1 if gpu is None else gpu):  # -1: leaves all as it is
-            built = tensorrt_engine.build_engine(parts.network, target, wanted, workspace << 20)
+            built = tensorrt_engine.build_engine(
+                parts.network, target, wanted, workspace << 20, force
+            )
     finally:
         signal.signal(signal.SIGINT, handler)
     megabytes = target.stat().st_size / 1e6

@@ -22,6 +22,7 @@ from difiisr_ros.commands.arguments import (
 )
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.picture_files import JPEG, VIDEO, FileImage, FileImages
+from difiisr_ros.refusals import described
 
 
 def upscale(
@@ -79,17 +80,20 @@ def upscale(
         try:
             pictures = picture_files.read(path, camera.window(0, 0))
             target = _target(path, in_path, out_path, pictures.unit, palette)
-            if str(target) in made.values() or (target.exists() and not force):
-                raise FileExistsError(f"{target} exists; --force replaces it")
             compared = target.with_name(f"{target.stem}_compare.png") if compare else None
+            for path_out in filter(None, (target, compared)):
+                if str(path_out) in made.values() or (path_out.exists() and not force):
+                    raise FileExistsError(f"{path_out} exists; --force replaces it")
             results = _results(
-                pictures, upscaler, shared, camera.no_data_values, palette, target, compared
+                pictures, upscaler, shared, camera.no_data_values, palette, target, compared, force
             )
-            images += picture_files.write(target, results)
+            images += picture_files.write(target, results, force)
             made[str(path)] = str(target)
         except Exception as error:  # damaged files raise whatever their decoder raises
-            if len(files) == 1:
+            if len(files) == 1 and isinstance(error, (ImportError, OSError, ValueError)):
                 raise
+            if len(files) == 1:
+                raise OSError(f"{path}: {described(error)}") from error
             failed[str(path)] = str(error) or type(error).__name__
             tqdm.write(f"skipped {path}: {failed[str(path)]}", file=sys.stderr)
     summary = {"images": images, "made": made, "failed": failed, "other_files": others}
@@ -122,9 +126,10 @@ def _results(
     palette: str | None,
     target: Path,
     compared: Path | None,
+    force: bool,
 ) -> Iterator[FileImage]:
     """Super-resolve the images of a file, and draw that in its middle to ``compared``."""
-    of_file = Stream()
+    of_file, plain = Stream(), load_upscaler("bicubic", device="cpu")
     many = pictures.total > 1
     shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=not many)
     for number, picture in enumerate(shown):
@@ -133,7 +138,12 @@ def _results(
         stream.no_data = tuple(value + added for value in (*no_data, *picture.no_data))
         result = upscaler(frame, stream, picture.stamp_ns)
         if compared and number == pictures.total // 2:
-            _compare(compared, frame, result, upscaler.name, picture.orientation, pictures.unit)
+            titled = [("input", frame), ("bicubic", plain(frame)), (upscaler.name, result)]
+            images = [
+                (title, picture_files.upright(_grey(pixels), picture.orientation))
+                for title, pixels in titled
+            ]
+            draw_panel(compared, images, pictures.unit, force=force)
         if palette:
             assert stream.seen is not None, "by the result"
             found = stream.seen.range
@@ -144,18 +154,6 @@ def _results(
         else:
             stored = picture_files.as_stored(result, added, picture.pixels.dtype)
             yield replace(picture, pixels=stored)
-
-
-def _compare(
-    path: Path, frame: NDArray, result: NDArray, name: str, orientation: int, unit: str
-) -> None:
-    plain = load_upscaler("bicubic", device="cpu")(frame)
-    images = [
-        (title, picture_files.upright(_grey(pixels), orientation))
-        for title, pixels in (("input", frame), ("bicubic", plain), (name, result))
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_panel(path, images, unit)
 
 
 def _grey(pixels: NDArray) -> NDArray:

@@ -155,7 +155,9 @@ def sidecar_path(plan: Path) -> Path:
     return plan.with_name(plan.name + ".json")
 
 
-def write_engine(plan: Path, content: bytes, description: EngineDescription) -> None:
+def write_engine(
+    plan: Path, content: bytes, description: EngineDescription, force: bool = True
+) -> None:
     """Write an engine file and its sidecar, readable by all and writable by the owner alone.
 
     Each appears whole or not at all, the sidecar first: what is left of an interrupted write is
@@ -163,7 +165,7 @@ def write_engine(plan: Path, content: bytes, description: EngineDescription) -> 
     """
     text = json.dumps(asdict(description), indent=2) + "\n"
     for path, written in ((sidecar_path(plan), text.encode()), (plan, content)):
-        with replaced(path) as beside:
+        with replaced(path, force) as beside:
             beside.write_bytes(written)
             beside.chmod(0o644)
 
@@ -256,6 +258,7 @@ def build_engine(
     plan: Path,
     wanted: EngineDescription,
     workspace: int = 1 << 30,
+    force: bool = True,
 ) -> EngineDescription:
     """Build an engine for the current GPU, and write it with its sidecar when all has worked.
 
@@ -264,6 +267,7 @@ def build_engine(
         plan: the engine file to write.
         wanted: what it is to be; ``machine`` must be :func:`this_machine`.
         workspace: bytes of GPU memory that a layer may use for scratch.
+        force: replace an engine that has come into being meanwhile.
 
     Returns:
         What the sidecar says.
@@ -292,7 +296,7 @@ def build_engine(
         build_seconds=round(time.monotonic() - started, 3),
         package_version=version("difiisr_ros"),
     )
-    write_engine(plan, content, built)
+    write_engine(plan, content, built, force)
     return built
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from difiisr_models.compact import parameter_count
 from difiisr_models.diffusion import Schedule, exponential_schedule
-from difiisr_models.files import replace_folder
+from difiisr_models.files import check_replaceable, replace_folder
 from difiisr_models.published import reference_names as names
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -255,10 +255,7 @@ def convert(
     :func:`read_checkpoint` does, and FileExistsError where ``out_dir`` exists and ``overwrite`` is
     not set, or is no weights folder of ours, which is never replaced.
     """
-    if out_dir.exists() and not overwrite:
-        raise FileExistsError(f"{out_dir} exists; choose another folder or ask to overwrite it")
-    if out_dir.exists() and not (out_dir / MANIFEST_NAME).is_file():
-        raise FileExistsError(f"{out_dir} exists and holds no {MANIFEST_NAME}; it is not replaced")
+    check_replaceable(out_dir, overwrite, MANIFEST_NAME)
     manifest: dict[str, Any] = {"kind": "published", "scale": 4, "licence": LICENCE_NOTE}
     levels = read_schedule(schedule) | {"respacing": respacing}
     manifest |= {"schedule": levels, "files": {}, "parameters": {}, "sources": []}
@@ -279,7 +276,7 @@ def convert(
             manifest["files"][weights.name] = describe_file(weights)
             manifest["sources"].append({"part": part, "name": path.name, **describe_file(path)})
         write_manifest(built, manifest)
-        replace_folder(built, out_dir, Path(temporary) / "old")
+        replace_folder(built, out_dir, Path(temporary) / "old", overwrite, MANIFEST_NAME)
     return read_manifest(out_dir)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps, PngImagePlugin
 
-from difiisr_ros import cli
+from difiisr_ros import cli, picture_files
 from difiisr_ros.picture_files import as_frame, list_files, read, upright
 
 WAVES = (np.add.outer(np.arange(20), 3 * np.arange(24)) % 90 + 60).astype(np.uint8)
@@ -212,3 +212,34 @@ def test_integers_that_16_bit_do_not_hold_are_refused():
 def test_hidden_files_are_no_input(tmp_path):
     (tmp_path / ".a.png").touch()
     assert list_files(tmp_path) == ([], 0)
+
+
+@pytest.mark.parametrize("name", ["b.png", "b_compare.png"])
+def test_a_file_that_came_into_being_meanwhile_is_left_alone(tmp_path, monkeypatch, capsys, name):
+    Image.fromarray(WAVES).save(tmp_path / "a.png")
+    theirs = tmp_path / name
+
+    def late(stored):
+        theirs.write_bytes(b"theirs")
+        return as_frame(stored)
+
+    monkeypatch.setattr(picture_files, "as_frame", late)
+    assert upscale(tmp_path / "a.png", tmp_path / "b.png", "--compare") == 1
+    assert "meanwhile" in capsys.readouterr().err
+    assert upscale(tmp_path / "a.png", tmp_path / "b.png", "--compare") == 1
+    assert "--force" in capsys.readouterr().err
+    assert theirs.read_bytes() == b"theirs"
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.png", "b_compare.png", name}
+
+
+def test_a_damaged_file_and_a_bomb_are_told_in_one_line(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "a.tiff", WAVES, compression="zlib")
+    data = (tmp_path / "a.tiff").read_bytes()
+    (tmp_path / "a.tiff").write_bytes(data[:-20] + bytes(20))
+    tifffile.imwrite(tmp_path / "b.tiff", WAVES)
+    with tifffile.TiffFile(tmp_path / "b.tiff", mode="r+b") as file:
+        file.pages[0].tags["ImageLength"].overwrite(2**30, dtype="I")
+    for name in ("a.tiff", "b.tiff"):
+        assert upscale(tmp_path / name, tmp_path / "out") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"difiisr: {tmp_path / name}: ")

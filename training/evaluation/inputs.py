@@ -140,8 +140,8 @@ def image_set(name: str, folder: Path, selection: Selection, last: int = 0) -> I
             try:
                 for page, counts in enumerate(read_pages(path), 1):
                     yield frame if page == 1 else f"{frame}__page{page}", counts
-            except (OSError, ValueError) as error:
-                yield frame, str(error)
+            except Exception as error:  # damaged files raise whatever their decoder raises
+                yield frame, str(error) or type(error).__name__
 
     return InputSet(name, folder, "images", read)
 
