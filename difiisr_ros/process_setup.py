@@ -24,6 +24,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST = 1 << 30
 
 
+class Interrupt(KeyboardInterrupt):
+    """Of one signal, its number. (Python ends by SIGINT after any KeyboardInterrupt in an ``exec``,
+    caught or not, but not after one of another class.)"""
+
+
 def end_at_once(code: int, *signals: int) -> None:
     """Let ``signals`` end this process with exit code ``code`` and no traceback.
 
@@ -45,7 +50,7 @@ def as_before() -> None:
 
 @contextmanager
 def interrupts_noted() -> Iterator[list[int]]:
-    """A list that SIGINT, SIGTERM or SIGHUP is added to before it raises KeyboardInterrupt(number).
+    """A list that SIGINT, SIGTERM or SIGHUP is added to before it raises an :class:`Interrupt`.
 
     What comes after the first does not disturb the clearing up, but a second SIGINT, which ends at
     once. A signal that is ignored (``nohup``), or that somebody handles already, stays so.
@@ -56,7 +61,7 @@ def interrupts_noted() -> Iterator[list[int]]:
         noted.append(number)
         for other in before:
             signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
-        raise KeyboardInterrupt(number)
+        raise Interrupt(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():

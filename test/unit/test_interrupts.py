@@ -16,6 +16,11 @@ try:
 except BaseException:
     raise SystemError("error return without exception set")
 """
+IN_EXEC = """
+import pathlib
+pathlib.Path(__file__).with_name("importing").touch()
+exec("import time; time.sleep(60)")
+"""
 
 
 def as_usual():
@@ -24,17 +29,20 @@ def as_usual():
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "number", "code"),
+    ("torch", "module", "number", "code"),
     [
-        ("difiisr_ros.cli", ["info", "bicubic"], signal.SIGINT, 130),
-        ("difiisr_ros.sr_node", [], signal.SIGINT, 0),
-        ("difiisr_ros.sr_node", [], signal.SIGTERM, 0),
+        (TORCH, "difiisr_ros.cli", signal.SIGINT, 130),
+        (IN_EXEC, "difiisr_ros.cli", signal.SIGINT, 130),
+        (IN_EXEC, "difiisr_ros.cli", signal.SIGTERM, 143),
+        (TORCH, "difiisr_ros.sr_node", signal.SIGINT, 0),
+        (TORCH, "difiisr_ros.sr_node", signal.SIGTERM, 0),
     ],
 )
-def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, module, arguments, number, code):
+def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, torch, module, number, code):
     if module.endswith("sr_node"):
         pytest.importorskip("rclpy")
-    (tmp_path / "torch.py").write_text(TORCH)
+    arguments = ["info", "bicubic"] if module.endswith("cli") else []
+    (tmp_path / "torch.py").write_text(torch)
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
