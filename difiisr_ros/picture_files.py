@@ -389,6 +389,8 @@ def _write_video(path: Path, suffix: str, pictures: Iterable[FileImage]) -> int:
         if writer is None:
             raise ValueError("no frame is readable")
         writer.release()
+        if (kept := sum(1 for _ in _read_video(named).images)) != count:  # OpenCV does not say
+            raise OSError(f"{kept} of {count} frames were written (is the disk full?)")
         os.replace(named, path)
     finally:
         named.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """``difiisr upscale``: what a file holds is there afterwards, four times as large."""
 
 import json
+import resource
 
 import cv2
 import numpy as np
@@ -243,3 +244,17 @@ def test_a_damaged_file_and_a_bomb_are_told_in_one_line(tmp_path, capsys):
         assert upscale(tmp_path / name, tmp_path / "out") == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"difiisr: {tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.mp4"])
+def test_a_video_that_a_full_disk_cuts_is_none(tmp_path, capsys, name):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 255, (9, 40, 48, 3), np.uint8))
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))
+    try:
+        code = upscale(tmp_path / "a.npy", tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("difiisr: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
