@@ -393,9 +393,17 @@ WHERE name IN ('topics', 'messages', 'message_definitions')
 AND (rootpage = 0 OR EXISTS (SELECT 1 FROM pragma_table_xinfo(made.name) WHERE hidden))"""
 
 
-def _text(value: Any) -> str:
-    """A value of SQLite, which may be of another type than its column, as text."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+_NOTES = {QOS: QOS, TYPE_HASH: "type_description_hash"}  # columns of topics
+
+
+def _texts(row: sqlite3.Row) -> dict[str, str]:
+    """The values of a row, which may be of other types than its columns, as text."""
+    values = zip(row.keys(), row, strict=True)
+    return {k: _text(v) if isinstance(v, bytes) else str(v or "") for k, v in values}
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
 
 
 class SqliteFile(StorageFile):
@@ -450,18 +458,18 @@ class SqliteFile(StorageFile):
     def _read_topics(self) -> None:
         definitions = {}
         with suppress(sqlite3.Error):  # before Iron, rosbag2 stored none
-            rows = self._database.execute("SELECT * FROM message_definitions")
-            definitions = {row["topic_type"]: row for row in rows}
-        for row in map(dict, self._database.execute("SELECT * FROM topics ORDER BY id")):
-            found = definitions.get(row["type"])
-            notes = (QOS, row.get(QOS)), (TYPE_HASH, row.get("type_description_hash"))
+            for found in map(_texts, self._database.execute("SELECT * FROM message_definitions")):
+                definitions[found["topic_type"]] = found
+        for row in self._database.execute("SELECT * FROM topics ORDER BY id"):
+            said = _texts(row)
+            found = definitions.get(said["type"], {})
             self.topics[row["id"]] = Topic(
-                _text(row["name"]),
-                _text(row["type"]),
-                _text(found["encoded_message_definition"]).encode() if found else b"",
-                _text(found["encoding"]) if found else "ros2msg",
-                _text(row["serialization_format"]),
-                tuple((key, _text(value)) for key, value in notes),
+                said["name"],
+                said["type"],
+                found.get("encoded_message_definition", "").encode(),
+                found.get("encoding", "ros2msg"),
+                said["serialization_format"],
+                tuple((key, said.get(old, "")) for key, old in _NOTES.items()),
             )
 
     def _rows(self, query: str) -> Iterator[sqlite3.Row]:

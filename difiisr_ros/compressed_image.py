@@ -15,6 +15,7 @@ from PIL import Image as Picture
 from difiisr_ros.image_codec import ENCODINGS, ImageCodecError, ImageTooLarge, check_megapixels
 
 _DEPTH_HEADER = 12  # bytes: kind of quantisation and its two parameters, which 16UC1 has no use for
+_MOST_SCANS = 100  # of a JPEG; progressive ones have ten, and each costs as much as the picture
 _FASTEST = 1  # level of zlib; a higher one takes longer, and saves little of a noisy image
 
 
@@ -43,7 +44,8 @@ def decompress(message: Any, most_megapixels: float) -> DecodedImage:
 
     Raises:
         ImageTooLarge: by the size that it declares.
-        ImageCodecError: it is neither PNG nor JPEG, is damaged, or is compressedDepth of floats.
+        ImageCodecError: it is neither PNG nor JPEG, is damaged, or is compressedDepth of floats; or
+            it would take minutes.
     """
     declared, data = message.format.partition(";")[0].strip(), memoryview(message.data)
     if "compressedDepth" in message.format:
@@ -53,6 +55,9 @@ def decompress(message: Any, most_megapixels: float) -> DecodedImage:
     try:
         with Picture.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
             check_megapixels(*file.size, most_megapixels)
+            scans = 0 if file.format == "PNG" else bytes(data).count(b"\xff\xda")
+            if scans > _MOST_SCANS:
+                raise ImageCodecError(f"a JPEG of {scans} scans, {_MOST_SCANS} may be")
             is_deep, is_grey = file.mode.startswith("I"), file.mode in ("1", "L", "LA")
             picture = file if is_deep else file.convert("L" if is_grey else "RGB")
             pixels = np.asarray(picture).astype(np.uint16 if is_deep else np.uint8)

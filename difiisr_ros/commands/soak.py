@@ -23,34 +23,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from tqdm import tqdm
 
 from difiisr_models.files import write_json
-from difiisr_ros.bags import (
-    CAMERA_INFO_TYPE,
-    COMPRESSED_TYPE,
-    DIAGNOSTICS_TYPE,
-    IMAGE_TYPE,
-    compressed_bytes,
-    image_bytes,
-    parse_message,
-    stamp_of,
-)
-from difiisr_ros.commands import soak_node
-from difiisr_ros.commands.hostile_messages import (
-    SIDE,
-    hostile_bytes,
-    hostile_compressed,
-    hostile_image,
-    hostile_info,
-    hostile_requests,
-)
+from difiisr_ros import bags, node_process
+from difiisr_ros.commands import hostile_messages, soak_node
 from difiisr_ros.image_codec import image_to_array
 from difiisr_ros.node_peer import NodePeer
-from difiisr_ros.node_process import (
-    START_PATIENCE,
-    NodeProcess,
-    ProcessFailed,
-    dds_environment,
-    ros_arguments,
-)
 from difiisr_ros.parameters import CONFIGURE, DEFAULTS, LIVE
 from difiisr_ros.stream_statistics import SILENCE
 
@@ -94,12 +70,14 @@ def soak(
         only: what shall happen, comma-separated, by the names under "actions" in soak.json.
         out: folder.
     """
-    os.environ.update(dds_environment())
+    os.environ.update(node_process.dds_environment())
     out.mkdir(parents=True, exist_ok=True)
     parameters = {"model": model, "device": device, "threads": 1}
     told = parameters | {"diagnostics_period": _PERIOD, "autostart": "true"}
     names = {"image_raw": IMAGE, "sr/image_raw": RESULT, "camera_info": INFO}
-    arguments = ros_arguments(told, names | {"sr/camera_info": f"{RESULT}/camera_info"})
+    arguments = node_process.ros_arguments(
+        told, names | {"sr/camera_info": f"{RESULT}/camera_info"}
+    )
     usual = {name: getattr(DEFAULTS, name) for name in (*LIVE, *CONFIGURE)}
     watch = Watch()
     with NodePeer(IMAGE, RESULT, INFO, watch.record) as peer:
@@ -142,11 +120,11 @@ class Watch:
         if topic == RESULT:
             self._judge(raw)
         elif topic == "/diagnostics":
-            for status in parse_message(raw, DIAGNOSTICS_TYPE).status:
+            for status in bags.parse_message(raw, bags.DIAGNOSTICS_TYPE).status:
                 self._account(status)
 
     def _judge(self, raw: bytes) -> None:
-        stamp = stamp_of(raw)
+        stamp = bags.stamp_of(raw)
         self.answered[stamp] += 1
         if stamp not in self.sent:
             self.broken["result of a stamp that was never sent"] += 1
@@ -155,7 +133,7 @@ class Watch:
         if (frame := self.truth.pop(stamp, None)) is None:
             return
         self.good += 1
-        pixels = image_to_array(parse_message(raw, IMAGE_TYPE)).astype(np.float64)
+        pixels = image_to_array(bags.parse_message(raw, bags.IMAGE_TYPE)).astype(np.float64)
         height, width = frame.shape
         if pixels.shape != (4 * height, 4 * width):
             self.broken["good frame of another size"] += 1
@@ -225,7 +203,8 @@ class Soak:
         """The usual camera, in every size, and free memory returned: what is left is in use."""
         camera = self._size, self._encoding, self._rate, self._shift
         self._encoding, self._rate, self._shift = "mono16", RATE, 0
-        for self._size in ((SIDE, SIDE), *SIZES[1:], SIZES[0]):  # backends keep something of each
+        small = (hostile_messages.SIDE,) * 2
+        for self._size in (small, *SIZES[1:], SIZES[0]):  # backends keep something of each
             self.stream(1.5, judged=False)
         for _ in range(3):
             stamp = self._send_marked(soak_node.RESTS)
@@ -320,16 +299,15 @@ class Soak:
         at = SimpleNamespace(sec=seconds, nanosec=nanoseconds)
         header = SimpleNamespace(stamp=at, frame_id="soak")
         if self._topic == COMPRESSED:
-            self._publish(compressed_bytes(header, frame, "mono16"))
-        elif encoding == "mono16":
-            self._publish(image_bytes(header, frame, encoding))
+            self._publish(bags.compressed_bytes(header, frame, "mono16"))
         else:
-            self._publish(image_bytes(header, frame.astype(np.float32), encoding))
+            pixels = frame if encoding == "mono16" else frame.astype(np.float32)
+            self._publish(bags.image_bytes(header, pixels, encoding))
         return stamp
 
     def _publish(self, raw: bytes) -> None:
         if len(raw) >= 12:
-            self.watch.sent[stamp_of(raw)] += 1
+            self.watch.sent[bags.stamp_of(raw)] += 1
         self.messages += 1
         self.peer.send(raw, self._topic)
 
@@ -337,7 +315,11 @@ class Soak:
 
     def _hostile_frames(self) -> None:
         for _ in range(400):
-            self._publish(hostile_bytes(self.rng, hostile_image(self.rng), IMAGE_TYPE, 0.3))
+            if self._topic == IMAGE:
+                image, kind = hostile_messages.hostile_image(self.rng), bags.IMAGE_TYPE
+            else:
+                image, kind = hostile_messages.hostile_compressed(self.rng), bags.COMPRESSED_TYPE
+            self._publish(hostile_messages.hostile_bytes(self.rng, image, kind, 0.3))
             self.hostile += 1
             time.sleep(0.02)
 
@@ -345,25 +327,23 @@ class Soak:
         """The node reads compressed images meanwhile; good ones at the end are judged."""
         self._restore(transport="compressed")
         self._topic = COMPRESSED
-        for _ in range(400):
-            image = hostile_compressed(self.rng)
-            self._publish(hostile_bytes(self.rng, image, COMPRESSED_TYPE, 0.3))
-            self.hostile += 1
-            time.sleep(0.02)
+        self._hostile_frames()
         self.stream(3.0)
         self._topic = IMAGE
         self._restore()
 
     def _hostile_info(self) -> None:
         for _ in range(20):
-            info = hostile_info(self.rng)
-            self.peer.send(hostile_bytes(self.rng, info, CAMERA_INFO_TYPE, 1.0), INFO)
+            info = hostile_messages.hostile_info(self.rng)
+            self.peer.send(
+                hostile_messages.hostile_bytes(self.rng, info, bags.CAMERA_INFO_TYPE, 1.0), INFO
+            )
             self.hostile += 1
             self.stream(0.1)
 
     def _hostile_requests(self) -> None:
         self.stream(0.5, judged=False)
-        for kind, name, request in hostile_requests(self.rng):
+        for kind, name, request in hostile_messages.hostile_requests(self.rng):
             self.hostile += 1
             if self.peer.call(kind, f"{NAME}/{name}", request) is None:
                 self.watch.broken[f"no answer of {name}"] += 1
@@ -437,11 +417,11 @@ class Soak:
         if not (self._transition("configure") and self._transition("activate")):
             self.watch.broken["not active again"] += 1
 
-    def _node(self, log: str) -> NodeProcess:
+    def _node(self, log: str) -> node_process.NodeProcess:
         module = "difiisr_ros.commands.soak_node"
-        return NodeProcess(self._folder / log, *self._arguments, module=module)
+        return node_process.NodeProcess(self._folder / log, *self._arguments, module=module)
 
-    def _started(self, log: str) -> NodeProcess:
+    def _started(self, log: str) -> node_process.NodeProcess:
         self.logs.append(log)
         self.watch.values = {}
         process = self._node(log)
@@ -451,8 +431,8 @@ class Soak:
             return self.watch.values.get("frames published", "0") != "0"
 
         try:
-            process.wait_until(ready, 2 * START_PATIENCE, "the first result")
-        except ProcessFailed:
+            process.wait_until(ready, 2 * node_process.START_PATIENCE, "the first result")
+        except node_process.ProcessFailed:
             process.kill()
             raise
         self._watched = psutil.Process(process.pid)

@@ -91,6 +91,18 @@ def test_what_is_no_image_is_refused(form, data):
         decompress(message(form, data), 2.0)
 
 
+def test_a_jpeg_that_would_take_minutes_is_refused():
+    data = file(GREY, "JPEG", progressive=True)
+    last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    for times, is_read in ((10, True), (200, False)):
+        image = message("mono8; jpeg compressed mono8", data[:end] + times * data[last:])
+        if is_read:
+            assert decompress(image, 100).height == len(GREY)
+        else:
+            with pytest.raises(ImageCodecError, match="scans, 100 may be"):
+                decompress(image, 100)
+
+
 def test_floats_have_no_png():
     with pytest.raises(ImageCodecError, match="not 32FC1"):
         compress(np.zeros((4, 4), np.float32), "32FC1")
