@@ -29,6 +29,7 @@ _LAG = 6  # frames
 _WHITE = 1.3  # times: differences of white noise do not grow with the lag
 _EVERY = 4  # frames: noise changes slowly, and looking for it takes as long as bicubic
 _RATE = 0.5  # share of such a frame in the tracked variance
+_FAR, _FAR_OF_SPAN = 2.0, 0.01  # times, and share of what the frame spans: no fluctuation
 _STRIP = 16_000  # pixels that a CPU denoises at a time: they stay in its cache
 
 
@@ -100,6 +101,9 @@ class NoiseTracker:
     as it may. It is believed where the difference to the frame before is as large as to the one six
     before. If it is smaller, the camera filters over time (as a Lepton does), or all of the scene
     moves, and the frame by itself tells better.
+
+    One frame spoils no other: far more noise than before is believed when the next frame has it
+    too, far less at once.
     """
 
     def __init__(self, known: float = 0.0) -> None:
@@ -107,6 +111,7 @@ class NoiseTracker:
         self._frames = 0
         self._earlier: deque[np.ndarray] = deque(maxlen=_LAG)
         self._variance = known**2 or None
+        self._is_unsure = False  # the next frame is judged, whatever its number
 
     @property
     def deviation(self) -> float:
@@ -124,14 +129,22 @@ class NoiseTracker:
         earlier = self._earlier
         if earlier and np.array_equal(earlier[-1], counts):
             return self.deviation
-        if self._frames % _EVERY == 0:
+        is_due = self._frames % _EVERY == 0
+        if is_due or self._is_unsure or self._frames == 2:
             sigma, with_texture = scene_noise(counts)
             if len(earlier) == _LAG:
                 near, far = (difference_noise(counts, earlier[i]) for i in (-1, 0))
                 if far < with_texture and far <= _WHITE * near:
                     sigma = far
-            rate = 1.0 if self._variance is None else _RATE
-            self._variance = (self._variance or 0.0) * (1 - rate) + rate * sigma**2
+            less, more = sorted((sigma, self.deviation))
+            span = float(counts.max()) - float(counts.min())
+            is_far = more > _FAR * less + _FAR_OF_SPAN * span
+            if self._variance is None or (is_far and (self._is_unsure or sigma == less)):
+                self._is_unsure, self._variance = self._variance is None or sigma == more, sigma**2
+            else:
+                self._is_unsure = is_far
+                if is_due and not is_far:
+                    self._variance = self._variance * (1 - _RATE) + _RATE * sigma**2
         self._frames += 1
         earlier.append(counts)
         return self.deviation

@@ -1,6 +1,7 @@
 """Whatever a stream has seen, it has got over it one good frame later."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,3 +30,24 @@ def test_no_good_frame_is_wrong_but_the_next(frames):
     UP(good, stream)
     means = UP(good, stream).reshape(16, 4, 20, 4).mean((1, 3))
     np.testing.assert_allclose(means, good, atol=0.5)
+
+
+@pytest.mark.parametrize("noisy", [1, 2, 3])
+@pytest.mark.parametrize("before", [0, 6])
+def test_noisy_frames_leave_no_noise_behind(before, noisy):
+    """Of one size, encoding and range: they may be true, and the ones after them are not theirs."""
+    up, stream, rng = (
+        load_upscaler("bicubic-consistent", device="cpu"),
+        Stream(),
+        np.random.default_rng(before),
+    )
+    y, x = np.mgrid[:16, :16]
+    scene = 300 + 0.02 * x + 5 * np.exp(-((x - 8) ** 2 + (y - 8) ** 2) / 20)
+
+    def means(deviation):
+        frame = rng.normal(scene, deviation).astype(np.float32)
+        return up(frame, stream).reshape(16, 4, 16, 4).mean((1, 3)) - frame
+
+    for deviation in before * [0.03] + noisy * [3.0] + [0.03]:
+        means(deviation)
+    assert all(np.abs(means(0.03)).max() < 0.2 for _ in range(12))
