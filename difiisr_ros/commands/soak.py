@@ -32,6 +32,7 @@ from difiisr_ros.bags import (
     stamp_of,
 )
 from difiisr_ros.commands import soak_node
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.hostile_messages import (
     SIDE,
     hostile_bytes,
@@ -64,6 +65,7 @@ _FATES = "frames", "dropped"  # what the names of the counts begin with
 _PATIENCE = 30.0  # seconds until the node must have said what it must, on a busy machine too
 
 
+@answers
 def soak(
     *,
     minutes: Annotated[float, Gt(0)] = 60.0,
@@ -72,7 +74,7 @@ def soak(
     device: str = "cpu",
     only: str = "",
     out: Path = Path("out/soak"),
-) -> int:
+) -> Answer:
     """Drive a node over DDS with everything that may happen to it, at random, and watch it.
 
     Hostile messages and requests, transitions, another size, encoding or rate, stamps that jump,
@@ -107,9 +109,11 @@ def soak(
             run.process.kill()
     report = {"minutes": minutes, "seed": seed, "model": model} | run.report(minutes)
     write_json(out / "soak.json", report)
-    print(f"slopes per minute: {report['slopes_per_minute']}")
-    print(f"broken: {report['broken'] or 'nothing'}; see {out}/soak.json")
-    return 2 if report["broken"] else 0
+    text = (
+        f"slopes per minute: {report['slopes_per_minute']}\n"
+        f"broken: {report['broken'] or 'nothing'}; see {out}/soak.json"
+    )
+    return Answer(report, text, 2 if report["broken"] else 0)
 
 
 class Watch:

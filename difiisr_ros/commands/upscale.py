@@ -13,17 +13,18 @@ from tqdm import tqdm
 
 from difiisr_models import Camera, FrameSettings, Runtime, Stream, Upscaler, load_upscaler
 from difiisr_ros import picture_files
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import (
     CameraOptions,
     FrameOptions,
     RuntimeOptions,
     as_asked,
-    tell,
 )
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.picture_files import JPEG, VIDEO, FileImage, FileImages
 
 
+@answers
 def upscale(
     in_path: Path,
     out_path: Path,
@@ -34,11 +35,10 @@ def upscale(
     palette: str | None = None,
     compare: bool = False,
     force: bool = False,
-    json: bool = False,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: CameraOptions = Camera(),
-) -> int:
+) -> Answer:
     """Super-resolve images, stacks of images and videos.
 
     Reads PNG, JPEG, WebP, BMP, the pages of TIFF, .npy, and avi, mkv, mp4, mov. Bit depth, EXIF,
@@ -56,10 +56,6 @@ def upscale(
         compare: also write NAME_compare.png: input, bicubic and result, whole and zoomed, of the
             image in the middle of each file.
         force: replace files that exist.
-        json: print the summary as JSON.
-
-    Returns:
-        0: all files; 1: none; 2: some.
     """
     if camera.roi or settings.output_scale != 4:
         raise ValueError("--roi and --output-scale are for streams; of files, --crop cuts")
@@ -95,8 +91,7 @@ def upscale(
     summary = {"images": images, "made": made, "failed": failed, "other_files": others}
     beside = f", {others} files of other kinds left out" if others else ""
     text = f"{out_path}: {images} images in {len(made)} files, {len(failed)} skipped{beside}"
-    tell(summary, text, json)
-    return 0 if not failed else 2 if made else 1
+    return Answer(summary, text, 0 if not failed else 2 if made else 1)
 
 
 def _target(path: Path, in_path: Path, out_path: Path, unit: str, palette: str | None) -> Path:

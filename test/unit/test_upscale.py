@@ -131,7 +131,7 @@ def test_video_keeps_rate_frames_and_depth(tmp_path, name):
         assert abs(found[2].mean() - deep[2].mean()) < 100
 
 
-def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
+def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys, json_of):
     (tmp_path / "in" / "below").mkdir(parents=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -142,10 +142,8 @@ def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
     (tmp_path / "in" / "link").symlink_to(elsewhere)
     (tmp_path / "in" / "below" / "loop").symlink_to(tmp_path / "in")
     out = tmp_path / "out"
-    assert upscale(tmp_path / "in", out, "--json") == 2
-    said = capsys.readouterr()
-    summary = json.loads(said.out)
-    assert f"skipped {tmp_path / 'in' / 'bad.png'}" in said.err
+    summary = json_of("upscale", tmp_path / "in", out, "--model", "bicubic", code=2)
+    assert f"skipped {tmp_path / 'in' / 'bad.png'}" in capsys.readouterr().err
     assert (summary["images"], list(summary["failed"])) == (2, [str(tmp_path / "in" / "bad.png")])
     assert summary["other_files"] == 1
     made = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))

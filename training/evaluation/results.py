@@ -136,8 +136,11 @@ def frame_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir() if path.suffix in (".png", ".npy"))
 
 
-def write_results(results: Results, out: Path) -> None:
-    """Write ``results.json``, where ``null`` is what is not finite, and ``per_frame.csv``."""
+def write_results(results: Results, out: Path) -> dict[str, Any]:
+    """Write ``per_frame.csv`` and ``results.json``, and return what the latter holds.
+
+    There ``null`` is what is not finite.
+    """
     tables = {
         (chosen.name, model.name): model.values[[*results.metrics, "seconds"]]
         for chosen in results.sets
@@ -147,7 +150,9 @@ def write_results(results: Results, out: Path) -> None:
     rows.insert(1, "frame", rows.pop("frame"))
     with replaced(out / PER_FRAME_FILE) as beside:
         rows.to_csv(beside, index=False)
-    write_json(out / RESULTS_FILE, _without_tables(results))
+    known = _without_tables(results)
+    write_json(out / RESULTS_FILE, known)
+    return known
 
 
 def _without_tables(value: Any) -> Any:
