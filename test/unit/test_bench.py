@@ -85,7 +85,7 @@ def test_what_cannot_be_timed_is_bad_usage(capsys, option, value):
     assert option in capsys.readouterr().err
 
 
-def test_backend_and_precision_are_those_of_our_models(tmp_path, capsys):
+def test_backend_and_precision_are_those_of_our_models(tmp_path, json_of):
     models = ["--only", "network", "upscaler", "--models", f"{OWN},bicubic"]
     small = ["--size", "32x24", "--rates", "9", "--runs", "1", "--seconds", "0.2"]
     words = ["bench", *small, "--device", "cpu", "--out", tmp_path, *models, "--precision", "bf16"]

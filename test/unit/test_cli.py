@@ -125,7 +125,7 @@ def test_a_replay_and_a_scene_are_told_to_programs(tmp_path, json_of):
     assert json_of("scene", tmp_path / "in", "--frames", "3")["kelvin_per_count"] == 0.01
     told = json_of("replay", tmp_path / "in", tmp_path / "out", "--model", "bicubic")
     assert (told["frames_in"], told["frames_out"], told["topic"]) == (3, 3, "/thermal/sr")
-    assert json_of("info", "--bag", tmp_path / "in")["encoding"] == "mono16"
+    assert json_of("info", "--bag", tmp_path / "in")["encoding"] == ["mono16"]
 
 
 def test_a_switch_is_turned_off_in_one_way(tmp_path, capsys):

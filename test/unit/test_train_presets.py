@@ -7,7 +7,6 @@ from wave_frames import write_waves
 
 from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactNetwork
-from difiisr_ros import cli
 from difiisr_ros.commands import train_model as train_command
 from difiisr_ros.commands.train_model import describe, preset_or_file
 from difiisr_training.config import from_dict, load_config, read_yaml

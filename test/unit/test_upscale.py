@@ -1,7 +1,5 @@
 """``difiisr upscale``: what a file holds is there afterwards, four times as large."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
