@@ -177,7 +177,7 @@ def test_all_files_name_the_same_maintainer():
 def test_the_documentation_builds_without_a_warning_and_fetches_nothing(tmp_path):
     for name in ("material", "mkdocstrings"):
         pytest.importorskip(name, reason="needs the extra docs")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
     built = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     pages = [page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")]
