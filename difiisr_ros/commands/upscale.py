@@ -70,14 +70,18 @@ def upscale(
     shared = Stream() if one_camera else None
     made: dict[str, str] = {}
     failed: dict[str, str] = {}
+    drawn: set[Path | None] = set()
     images = 0
-    for path in tqdm(files, unit="file", disable=len(files) == 1):
+    for path in tqdm(files, unit="file", disable=len(files) == 1 or None):  # None: no terminal
         try:
             pictures = picture_files.read(path, camera.window(0, 0))
             target = _target(path, in_path, out_path, pictures.unit, palette)
             if str(target) in made.values() or (target.exists() and not force):
                 raise FileExistsError(f"{target} exists; --force replaces it")
             compared = target.with_name(f"{target.stem}_compare.png") if compare else None
+            if compared and compared in drawn:  # of a file that differs in its suffix alone
+                compared = target.with_name(f"{target.stem}_{target.suffix[1:]}_compare.png")
+            drawn.add(compared)
             results = _results(
                 pictures, upscaler, shared, camera.no_data_values, palette, target, compared
             )
@@ -120,8 +124,8 @@ def _results(
 ) -> Iterator[FileImage]:
     """Super-resolve the images of a file, and draw that in its middle to ``compared``."""
     of_file = Stream()
-    many = pictures.total > 1
-    shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=not many)
+    hidden = pictures.total == 1 or None
+    shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=hidden)
     for number, picture in enumerate(shown):
         frame, added = picture_files.as_frame(picture.pixels)
         stream = shared or (Stream() if picture.stamp_ns is None else of_file)
