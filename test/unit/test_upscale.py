@@ -180,6 +180,8 @@ def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys, json_of):
         (["a.png", "b.jpg"], "name a .tiff"),
         (["a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
         ([".", "out"], "choose a folder elsewhere"),
+        (["a.png", "b.txt"], "no kind of file that is written"),
+        ([".", "../b.png"], "is a folder"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys, arguments, expected):
