@@ -21,31 +21,14 @@ from numpy.typing import NDArray
 
 from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
-from difiisr_ros import bags
+from difiisr_ros import bags, node_process
+from difiisr_ros import scene as pan
 from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.commands.arguments import Count, tell
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.image_codec import image_to_array
-from difiisr_ros.node_process import (
-    START_PATIENCE,
-    NodeProcess,
-    ProcessFailed,
-    dds_environment,
-    missing_ros,
-    own_domain,
-    ros_arguments,
-)
+from difiisr_ros.node_process import NodeProcess, ProcessFailed
 from difiisr_ros.replay import replay
-from difiisr_ros.scene import (
-    FRAME_RATE,
-    HEIGHT,
-    IMAGE_TOPIC,
-    KELVIN_PER_COUNT,
-    WIDTH,
-    Scene,
-    frame_of_stamp,
-    write_scene_bag,
-)
 
 SR_TOPIC = "/thermal/sr"
 SCENE_FRAMES = 90  # ten seconds; fewer at a lower rate
@@ -92,7 +75,7 @@ def demo(
     is_scene = bag is None
     if bag is None:
         bag = out / "scene"
-        write_scene_bag(bag, frames or SCENE_FRAMES, SCENE_SEED, force=True)
+        pan.write_scene_bag(bag, frames or SCENE_FRAMES, SCENE_SEED, force=True)
     elif bag.resolve() == (out / "sr").resolve():
         raise ValueError(f"{bag} is where the demo records to; choose another folder with --out")
     with bags.open_bag(bag) as reader:
@@ -100,7 +83,7 @@ def demo(
     upscaler, takes, speed = _choose(bag, topic, [model] if model else MODELS, device, rate)
     if is_scene:
         frames = frames or max(round(SCENE_FRAMES * min(speed, 1.0)), 10)
-    if reason := missing_ros():
+    if reason := node_process.missing_ros():
         print(
             f"no ROS in this Python ({reason}): running the offline replay instead of DDS",
             file=sys.stderr,
@@ -110,7 +93,7 @@ def demo(
     else:
         where = share_dir() / "config"
         given = os.environ.get("ROS_DOMAIN_ID")
-        domain = own_domain(int(given) if given else None)
+        domain = node_process.own_domain(int(given) if given else None)
         print(
             f"playing {topic} to the node over DDS, domain {domain}. To watch (--frames 900 plays "
             f"longer):\n  ROS_DOMAIN_ID={domain} rviz2 -d {where / 'sr.rviz'}\n"
@@ -148,10 +131,10 @@ def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = 
         seed: another seed, another scene.
         force: replace an existing OUT_BAG.
     """
-    write_scene_bag(out_bag, frames, seed, force)
+    pan.write_scene_bag(out_bag, frames, seed, force)
     print(
-        f"{out_bag}: {frames} frames, {WIDTH}x{HEIGHT} mono16 at {FRAME_RATE:g} Hz "
-        f"on {IMAGE_TOPIC}; kelvin = 0.01 x counts"
+        f"{out_bag}: {frames} frames, {pan.WIDTH}x{pan.HEIGHT} mono16 at "
+        f"{pan.FRAME_RATE:g} Hz on {pan.IMAGE_TOPIC}; kelvin = 0.01 x counts"
     )
 
 
@@ -215,7 +198,7 @@ def _played(
     out: Path,
 ) -> tuple[int, list[float], str]:
     """The same of a node in a process of its own; ProcessFailed where it answers nothing."""
-    os.environ.update(dds_environment())
+    os.environ.update(node_process.dds_environment())
     from difiisr_ros.node_peer import NodePeer
 
     info_of_result = f"{SR_TOPIC}/camera_info"
@@ -233,7 +216,7 @@ def _played(
         peer = stack.enter_context(NodePeer(topic, SR_TOPIC, info, record))
         remaps = {"image_raw": topic, "camera_info": info or f"{topic}/no_camera_info"}
         remaps |= {"sr/image_raw": SR_TOPIC, "sr/camera_info": info_of_result}
-        arguments = ros_arguments({"autostart": "true"} | parameters, remaps)
+        arguments = node_process.ros_arguments({"autostart": "true"} | parameters, remaps)
         node = stack.enter_context(NodeProcess(out / "node.log", *arguments))
 
         def timed() -> Iterator[tuple[float, bytes, str]]:
@@ -245,7 +228,7 @@ def _played(
                 at = (message.time - first) / 1e9 / speed
                 yield at, bytes(message.data), message.topic.name
 
-        node.wait_until(peer.is_connected, START_PATIENCE, "its topics")
+        node.wait_until(peer.is_connected, node_process.START_PATIENCE, "its topics")
         peer.play(node, timed(), patience)
         if code := node.stop():
             raise ProcessFailed(f"the node ended with exit code {code}; its log is in {out}")
@@ -274,9 +257,9 @@ def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: b
     if not is_scene:
         draw_panel(picture, grey, "counts")
         return
-    truth, images = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS, []
+    truth, images = pan.Scene(SCENE_SEED).truth(pan.frame_of_stamp(stamp)) - ZERO_CELSIUS, []
     for title, pixels in grey:
-        celsius = KELVIN_PER_COUNT * pixels.astype(np.float32) - ZERO_CELSIUS
+        celsius = pan.KELVIN_PER_COUNT * pixels.astype(np.float32) - ZERO_CELSIUS
         if celsius.shape == truth.shape:
             rmse = np.sqrt(np.mean((celsius - truth) ** 2))
             title += f", {20 * np.log10(np.ptp(truth) / rmse):.2f} dB"

@@ -11,14 +11,7 @@ from cyclopts import Parameter
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_models.files import replaced, write_json, write_text
-from difiisr_ros.commands.arguments import (
-    AskedCamera,
-    FrameOptions,
-    KnownCamera,
-    RuntimeOptions,
-    as_asked,
-    tell,
-)
+from difiisr_ros.commands import arguments
 from difiisr_ros.commands.recorded_frames import read_recording
 from difiisr_ros.commands.recorded_measures import judge
 from difiisr_training.evaluation.figures import svg_of
@@ -40,9 +33,9 @@ def recorded(
     sr_topic: str | None = None,
     camera_bag: Path | None = None,
     model: Annotated[str, Parameter(name=("--model", "--models"))] = "difiisr-rt-x4",
-    runtime: RuntimeOptions = Runtime(),
-    settings: FrameOptions = FrameSettings(),
-    camera: KnownCamera = AskedCamera(),
+    runtime: arguments.RuntimeOptions = Runtime(),
+    settings: arguments.FrameOptions = FrameSettings(),
+    camera: arguments.KnownCamera = arguments.AskedCamera(),
     json: bool = False,
 ) -> int:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
@@ -65,7 +58,7 @@ def recorded(
     """
     upscaler = None
     if model != "none":
-        upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
+        upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime), settings=settings)
     recording = read_recording(bag, camera_bag, (topic, sr_topic), upscaler, camera.known)
     values = judge(recording)
     with replaced(out / "recorded_per_frame.csv") as beside:
@@ -73,7 +66,7 @@ def recorded(
     write_text(out / "recorded.html", _page(values, recording.frames))
     write_json(out / "recorded.json", values)
     files = f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv"
-    tell(values, "\n".join([*_summary(values), files]), json)
+    arguments.tell(values, "\n".join([*_summary(values), files]), json)
     if values["fault"]:
         print(f"difiisr: the recording is damaged: {values['fault']}", file=sys.stderr)
     return 2 if values["fault"] else 0

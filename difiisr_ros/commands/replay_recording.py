@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
-from difiisr_ros.commands.arguments import (
-    AskedCamera,
-    FrameOptions,
-    KnownCamera,
-    RuntimeOptions,
-    as_asked,
-    tell,
-)
+from difiisr_ros.commands import arguments
 from difiisr_ros.replay import replay as replay_bag
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
@@ -34,9 +27,9 @@ def replay(
     force: bool = False,
     json: bool = False,
     rosbag2_version: Literal[8, 9] = 8,
-    runtime: RuntimeOptions = Runtime(),
-    settings: FrameOptions = FrameSettings(),
-    camera: KnownCamera = AskedCamera(),
+    runtime: arguments.RuntimeOptions = Runtime(),
+    settings: arguments.FrameOptions = FrameSettings(),
+    camera: arguments.KnownCamera = arguments.AskedCamera(),
 ) -> int:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -57,7 +50,7 @@ def replay(
         0: all frames; 1: none; 2: some, or those of a recording that is damaged.
     """
 
-    upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
+    upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime), settings=settings)
     report = replay_bag(
         in_bag, out_bag, upscaler, image_topic=image_topic, info_topic=camera_info_topic,
         sr_topic=sr_topic, only_sr=only_sr, compressed=compressed, force=force,
@@ -72,7 +65,7 @@ def replay(
         f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
         f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; events: {report.events}"
     )
-    tell(facts, text, json)
+    arguments.tell(facts, text, json)
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if report.faults:

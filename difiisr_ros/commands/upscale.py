@@ -13,13 +13,7 @@ from tqdm import tqdm
 
 from difiisr_models import Camera, FrameSettings, Runtime, Stream, Upscaler, load_upscaler
 from difiisr_ros import picture_files
-from difiisr_ros.commands.arguments import (
-    CameraOptions,
-    FrameOptions,
-    RuntimeOptions,
-    as_asked,
-    tell,
-)
+from difiisr_ros.commands import arguments
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.picture_files import JPEG, VIDEO, FileImage, FileImages
 
@@ -35,9 +29,9 @@ def upscale(
     compare: bool = False,
     force: bool = False,
     json: bool = False,
-    runtime: RuntimeOptions = Runtime(),
-    settings: FrameOptions = FrameSettings(),
-    camera: CameraOptions = Camera(),
+    runtime: arguments.RuntimeOptions = Runtime(),
+    settings: arguments.FrameOptions = FrameSettings(),
+    camera: arguments.CameraOptions = Camera(),
 ) -> int:
     """Super-resolve images, stacks of images and videos.
 
@@ -70,7 +64,7 @@ def upscale(
         raise FileNotFoundError(f"{in_path} holds none of {', '.join(picture_files.SUFFIXES)}")
     if palette is not None:
         coloured(np.zeros((1, 1)), 0, 1, palette)
-    upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
+    upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime), settings=settings)
     shared = Stream() if one_camera else None
     made: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -95,7 +89,7 @@ def upscale(
     summary = {"images": images, "made": made, "failed": failed, "other_files": others}
     beside = f", {others} files of other kinds left out" if others else ""
     text = f"{out_path}: {images} images in {len(made)} files, {len(failed)} skipped{beside}"
-    tell(summary, text, json)
+    arguments.tell(summary, text, json)
     return 0 if not failed else 2 if made else 1
 
 
