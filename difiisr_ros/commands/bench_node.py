@@ -26,9 +26,9 @@ from difiisr_ros.commands.bench_calls import (
     Row,
     Size,
     camera_frames,
+    described,
     kept_runs,
     percentiles,
-    size_columns,
 )
 from difiisr_ros.diagnostics import UPSCALING
 from difiisr_ros.node_process import NodeProcess, ProcessFailed
@@ -50,17 +50,17 @@ def node_rows(bench: Bench, rates: Sequence[float], logs: Path) -> Iterator[Row]
     os.environ.update(node_process.dds_environment())
     streams = [(model, size) for model in bench.models for size in bench.sizes]
     for model, size in tqdm(streams, desc="node", unit="stream"):
-        described = size_columns("node", model, size)
+        row = described("node", model, size)
         try:
             with node_under_test(bench, model, size, logs) as node:
                 told = node.peer.identity
-                described |= {"backend": told["backend"], "weights_sha256": told["weights sha256"]}
-                described |= {"device": told["device"].partition(":")[0]}
+                row |= {"backend": told["backend"], "weights_sha256": told["weights sha256"]}
+                row |= {"device": told["device"].partition(":")[0]}
                 for rate in rates:
                     runs = [node.run(rate, bench.seconds) for _ in range(bench.runs)]
-                    yield described | stream_row(rate, runs)
+                    yield row | stream_row(rate, runs)
         except ProcessFailed as error:
-            yield described | {"rate": None, "no_result": str(error)}
+            yield row | {"rate": None, "no_result": str(error)}
 
 
 @contextmanager
