@@ -315,19 +315,19 @@ class SrNode(LifecycleNode):
         try:
             self._hand_over(message, stamp_ns, arrived)
         except image_codec.ImageTooLarge as error:
-            self._statistics.dropped("too_large", str(error))
+            self._statistics.count("too_large", str(error))
         except ValueError as error:
-            self._statistics.dropped("malformed", shortened(str(error)))
+            self._statistics.count("malformed", shortened(str(error)))
         except Exception as error:
             self._on_frame_failed(error)
 
     def _hand_over(self, message: Image | CompressedImage, stamp_ns: int, arrived: float) -> None:
         idle = self._settings.lazy and not self._has_subscribers()
         if idle and isinstance(message, CompressedImage):  # whose decoding takes long
-            self._statistics.idle()
+            self._statistics.count("idle")
             return
         if not (idle or self._is_due(arrived)):
-            self._statistics.dropped("over_rate")
+            self._statistics.count("over_rate")
             return
         most = self._settings.max_frame_megapixels
         if isinstance(message, CompressedImage):
@@ -339,11 +339,11 @@ class SrNode(LifecycleNode):
             raise Stopped
         self._warn_of_colours(message)
         if idle:
-            self._statistics.idle()
+            self._statistics.count("idle")
             return
         is_shut = self._settings.is_shut(pixels)
         if self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop, is_shut)):
-            self._statistics.dropped("stale")
+            self._statistics.count("stale")
 
     def _has_subscribers(self) -> bool:
         images = self._outputs.keys() - {"info", "state"}
@@ -386,7 +386,7 @@ class SrNode(LifecycleNode):
         if frame.state is not None:
             self._outputs["state"].publish(frame.state)
         if frame.is_dropped:
-            self._statistics.dropped("repeated")
+            self._statistics.count("repeated")
             return
         image = image_message(frame.message, frame.pixels)
         info = self._info_of_result(frame)
@@ -395,7 +395,8 @@ class SrNode(LifecycleNode):
             self._outputs["info"].publish(info)
         assert self._derived is not None, "it is made with the outputs"
         self._derived.publish(frame.message, frame.pixels, self._camera.stream, self._settings)
-        self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
+        latency = time.monotonic() - frame.arrived
+        self._statistics.count("published", latency=latency, upscaling=frame.upscaling)
 
     def _info_of_result(self, frame: Frame) -> CameraInfo | None:
         """The camera_info of the result; None, and a warning once, of images of another size."""
@@ -431,9 +432,9 @@ class SrNode(LifecycleNode):
 
     def _on_frame_failed(self, error: Exception) -> None:
         if isinstance(error, Stopped):
-            self._statistics.dropped("stopped")
+            self._statistics.count("stopped")
         else:
-            self._statistics.dropped("failed", described(error))
+            self._statistics.count("failed", described(error))
 
     # Operator
 

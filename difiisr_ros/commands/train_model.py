@@ -24,23 +24,11 @@ from difiisr_models.published.convert import load_published
 from difiisr_models.weights import MANIFEST_NAME, share_dir
 from difiisr_ros.bags import find_recordings, frames_of
 from difiisr_ros.commands.arguments import AskedCamera, Duration, Threads
+from difiisr_training import networks
 from difiisr_training import train as training
 from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
 from difiisr_training.config import TrainConfig, from_dict, load_config, read_yaml
-from difiisr_training.data.images import (
-    SUFFIXES,
-    ImageSource,
-    LoadFrames,
-    Part,
-    load_images,
-    read_part,
-)
-from difiisr_training.networks import (
-    build_network,
-    build_objective,
-    export_run,
-    starting_weights,
-)
+from difiisr_training.data import images
 from difiisr_training.recipes.begin_as_rlfn import begin
 from difiisr_training.run_pictures import save_learning_curve
 from difiisr_training.validation import FilmValidator, Validator
@@ -120,23 +108,23 @@ def train(
         accelerator = Accelerator(cpu=True)
         state = training.run_task(
             settings, sequence_training.clips_task(settings, clips), run, accelerator,
-            starting_weights(init) if init else None,
+            networks.starting_weights(init) if init else None,
             FilmValidator(settings.stills, load) if settings.validate_every else None, budget,
         )  # fmt: skip
-        write: Callable[..., None] = export_run
+        write: Callable[..., None] = networks.export_run
         if teacher is not None:
             first, (count, length) = 64 * settings.iterations, _FITTED
             drawn = (clips.draw(first + k, length) for k in range(count))
             fit = sequence_training.fit_detail
-            fitted = partial(fit, teacher=starting_weights(teacher), clips=drawn)
-            write = partial(export_run, refine=fitted)
+            fitted = partial(fit, teacher=networks.starting_weights(teacher), clips=drawn)
+            write = partial(networks.export_run, refine=fitted)
     else:
         accelerator = training.make_accelerator(settings, device)
         taught = None
         if settings.stage == "distillation":
             if teacher is None:
                 raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
-            taught = starting_weights(teacher).to(accelerator.device)
+            taught = networks.starting_weights(teacher).to(accelerator.device)
         initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
         if accelerator.is_main_process:
             print(f"{run}: {how}", file=sys.stderr)
@@ -144,7 +132,7 @@ def train(
                 text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
                 print(text, file=sys.stderr)
         latent = load_published(autoencoder)[1] if autoencoder else None
-        objective = build_objective(
+        objective = networks.build_objective(
             settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam
         )
         is_validated = settings.validate_every
@@ -153,7 +141,7 @@ def train(
             initial=initial, budget_s=budget, workers=workers,
             validate=Validator(settings, load, run, latent, lpips) if is_validated else None,
         )  # fmt: skip
-        write = partial(export_run, published=autoencoder)
+        write = partial(networks.export_run, published=autoencoder)
     if accelerator.is_main_process:
         done = f"{state.iteration} of {settings.iterations} iterations"
         print(f"{run / CHECKPOINT_NAME}: {done}")
@@ -174,7 +162,7 @@ def _beginning(
     init: Path | None,
     teacher: tuple[Path | None, nn.Module | None],
     peers: Path | None,
-    load: LoadFrames,
+    load: images.LoadFrames,
 ) -> tuple[nn.Module | None, str]:
     """The weights that a run starts from, None: its own, or fresh ones; and that in words."""
     if init and config.begin_as != "none":
@@ -185,7 +173,7 @@ def _beginning(
     if (run / CHECKPOINT_NAME).is_file():
         return None, "going on"
     if init:
-        return starting_weights(init), f"beginning with the weights of {init}"
+        return networks.starting_weights(init), f"beginning with the weights of {init}"
     if config.begin_as != "none":
         return begin(config, peers, load), f"beginning as {config.begin_as}"
     if teacher[1]:
@@ -207,7 +195,7 @@ def preset_or_file(name: str) -> Path:
     raise FileNotFoundError(f"no configuration {name}: neither a file nor a preset ({known})")
 
 
-def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
+def load_source(source: images.ImageSource, part: images.Part, *, data: Path) -> list[np.ndarray]:
     """Frames of one part of a source: a folder of images, a recording, or a folder of recordings.
 
     What is damaged is skipped, counted and named in the log.
@@ -220,8 +208,8 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
     root = data / source.folder
     recordings = find_recordings(root)
     if not recordings:
-        return load_images(source, part, data=data)
-    if loose := [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES]:
+        return images.load_images(source, part, data=data)
+    if loose := [p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES]:
         raise ValueError(
             f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
             "make folders, and sources, of their own of them"
@@ -233,13 +221,13 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
         return (counts for _, counts in frames)
 
     sequences = [path.relative_to(root).as_posix() for path in recordings]
-    return read_part(source, root, part, recordings, sequences, read)
+    return images.read_part(source, root, part, recordings, sequences, read)
 
 
 def describe(config: TrainConfig) -> str:
     """What a run is, the network's size and what an iteration and the run cost."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
-        network = build_network(config)
+        network = networks.build_network(config)
         x, y, t = torch.zeros(1, 16, 64, 64), torch.zeros(1, 3, 64, 64), torch.zeros(1).long()
         if config.published is None:
             network(x, x, x[:, :1], t, torch.ones(1))

@@ -137,7 +137,7 @@ def failing_node(monkeypatch):
         yield SimpleNamespace(run=run, peer=SimpleNamespace(identity=identity))
 
     monkeypatch.setattr(bench_node, "node_under_test", node_under_test)
-    monkeypatch.setattr(bench_node, "dds_environment", dict)
+    monkeypatch.setattr(bench_node.node_process, "dds_environment", dict)
     return raised
 
 
