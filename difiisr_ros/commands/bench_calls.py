@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from annotated_types import Gt, Lt
+from cyclopts import Parameter
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,11 +22,12 @@ from tqdm import tqdm
 from difiisr_models import Runtime, load_upscaler
 from difiisr_models.backends import NETWORK_OUTPUT, NetworkSource, example_inputs
 from difiisr_models.backends.graph_runners import start_in_onnxruntime
-from difiisr_models.backends.selection import select_backend
+from difiisr_models.backends.selection import resolve_device, select_backend
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.model_loading import load_parts
 from difiisr_models.resample import SCALE
+from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
 from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_published_network
 
 _TILE = 16  # networks are timed on tiles of whole multiples, which every peer's graph takes
@@ -33,19 +37,40 @@ Row = dict[str, Any]
 
 Call = Callable[[], object]
 Size = tuple[int, int]  # height, width
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Run = TypeVar("Run")
 
 
-class Bench(NamedTuple):
-    """How all that is timed is run; peers always run in float32."""
+@dataclass(frozen=True)
+class Bench:
+    """What is timed, and how; peers always run in float32.
 
-    models: tuple[str, ...]  # as the option --models has them
-    weights: Path | None  # folder of the peers' files
-    sizes: tuple[Size, ...]  # of the camera
-    device: torch.device
-    runtime: Runtime  # of our models
-    runs: int  # best and worst are dropped
-    seconds: float  # of a run
+    Attributes:
+        models: comma-separated, the first network is ours: model names or folders, bicubic, safmn,
+            rlfn, realesrgan (these three: --weights).
+        weights: folder of the peers' files.
+        sizes: of the camera, WIDTHxHEIGHT, several.
+        runs: of everything; best and worst are dropped.
+        seconds: of a run.
+        runtime: what runs our models; backend auto compares torch with the fastest that works.
+    """
+
+    models: str = "difiisr-rt-x4,bicubic"
+    weights: Path | None = None
+    sizes: Annotated[CameraSizes, Parameter(name="--size")] = ((120, 160), (256, 320), (512, 640))
+    runs: Count = 5
+    seconds: Positive = 4.0
+    runtime: RuntimeOptions = Runtime()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models."""
+        return self.models.split(",")
+
+    @property
+    def device(self) -> torch.device:
+        """That all is run on."""
+        return resolve_device(self.runtime.device)
 
 
 def timed_rows(bench: Bench, stage: Literal["network", "upscaler"]) -> Iterator[Row]:
@@ -53,12 +78,12 @@ def timed_rows(bench: Bench, stage: Literal["network", "upscaler"]) -> Iterator[
     for size in bench.sizes:
         if stage == "network":
             height, width = (-(-side // _TILE) * _TILE for side in size)
-            models = [model for model in bench.models if model not in BICUBIC]
+            models = [model for model in bench.names if model not in BICUBIC]
             calls = [
                 call for model in models for call in network_calls(bench, model, (height, width))
             ]
         else:
-            calls = [call for model in bench.models for call in upscaler_calls(bench, model, size)]
+            calls = [call for model in bench.names for call in upscaler_calls(bench, model, size)]
         yield from time_in_turns(calls, bench.runs, bench.seconds / 4)
 
 

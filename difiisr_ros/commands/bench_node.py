@@ -48,7 +48,7 @@ def node_rows(bench: Bench, rates: Sequence[float], logs: Path) -> Iterator[Row]
     A stream that fails is a row without a result, and the next one begins.
     """
     os.environ.update(node_process.dds_environment())
-    streams = [(model, size) for model in bench.models for size in bench.sizes]
+    streams = [(model, size) for model in bench.names for size in bench.sizes]
     for model, size in tqdm(streams, desc="node", unit="stream"):
         row = described("node", model, size)
         try:

@@ -18,7 +18,6 @@ from difiisr_ros.node_process import ProcessFailed
 from difiisr_training.evaluation.peer_networks import Safmn
 
 OWN = "difiisr-rt-x4"
-CPU = torch.device("cpu")
 
 
 def bench(tmp_path, *options):
@@ -105,7 +104,7 @@ def test_backend_and_precision_are_those_of_our_models(tmp_path, capsys):
 def test_peers_are_named_by_their_hash_and_run_in_both_runtimes(tmp_path):
     path = tmp_path / "safmn_ntire23_x4.pth"
     torch.save(Safmn().state_dict(), path)
-    plan = Bench(("safmn",), tmp_path, (), CPU, Runtime(precision="bf16"), 1, 1.0)
+    plan = Bench("safmn", tmp_path, runtime=Runtime(device="cpu", precision="bf16"))
     (ours, ours_call), (other, other_call) = network_calls(plan, "safmn", (16, 16))
     assert [ours["runtime"], other["runtime"]] == ["torch", "onnxruntime"]
     for row in (ours, other):
