@@ -19,8 +19,13 @@ from difiisr_models import Stream
 from difiisr_models.radiometry import temperatures
 from difiisr_models.tone_mapping import coloured
 from difiisr_models.uncertainty import DeviationTable, standard_deviations, table_of_model
-from difiisr_ros.compressed_image import compress
-from difiisr_ros.image_codec import ImageCodecError, encode_rows, is_colour, result_encoding
+from difiisr_ros.image_codec import (
+    ImageCodecError,
+    compress,
+    encode_rows,
+    is_colour,
+    result_encoding,
+)
 from difiisr_ros.parameters import Parameters
 
 DEPTH = 5  # a reliable subscriber may be this many results late

@@ -44,7 +44,6 @@ from difiisr_models.settings import Crop
 from difiisr_ros import diagnostics, image_codec
 from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.camera_state import CameraState
-from difiisr_ros.compressed_image import decompress
 from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
 from difiisr_ros.outputs import Outputs, overridable
 from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
@@ -294,7 +293,7 @@ class SrNode(LifecycleNode):
             return
         most = self._settings.max_frame_megapixels
         if isinstance(message, CompressedImage):
-            message = decompress(message, most)
+            message = image_codec.decompress(message, most)
         pixels = image_codec.image_to_array(message)
         image_codec.check_megapixels(message.width, message.height, most)
         crop = self._settings.window(*pixels.shape[:2])

@@ -25,7 +25,7 @@ from difiisr_ros import bags, node_process
 from difiisr_ros import scene as pan
 from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.commands.arguments import Count, tell
-from difiisr_ros.comparison import draw_panel
+from difiisr_ros.commands.upscale import draw_panel
 from difiisr_ros.image_codec import image_to_array
 from difiisr_ros.node_process import NodeProcess, ProcessFailed
 from difiisr_ros.replay import replay

@@ -11,8 +11,7 @@ from ros_peer import Peer, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 from test_sr_node import REMAP, scene
 
-from difiisr_ros.compressed_image import compress, decompress
-from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.image_codec import compress, decompress, image_to_array
 from difiisr_ros.node_process import NodeProcess
 
 TOPICS = {
