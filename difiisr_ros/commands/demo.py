@@ -17,7 +17,6 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from numpy.typing import NDArray
 
 from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
@@ -245,14 +244,18 @@ def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: b
     shows its truth beside.
     """
     results, picture = out / "sr", out / "panel.png"
-    wanted = list(islice(_stamps(bag, topic), min(sent, SHOWN)))[-1]
-    stamp = min(_stamps(results, SR_TOPIC), key=lambda one: abs(one - wanted))
-    counts = _frame(bag, topic, stamp)
+    *_, (wanted, _) = islice(_stamped(bag, topic), min(sent, SHOWN))
+    stamp = min((at for at, _ in _stamped(results, SR_TOPIC)), key=lambda at: abs(at - wanted))
+    raws = (
+        next(raw for at, raw in _stamped(*where) if at == stamp)
+        for where in ((bag, topic), (results, SR_TOPIC))
+    )
+    counts, result = (image_to_array(bags.parse_message(raw, bags.IMAGE_TYPE)) for raw in raws)
     shown = [("input", counts), ("bicubic", load_upscaler("bicubic")(counts))]
     if up.is_recurrent:
         shown.append((f"{up.name}, this frame alone", up(counts, Stream())))
     title = f"{up.name}, all frames so far" if up.is_recurrent else up.name
-    shown.append((title, _frame(results, SR_TOPIC, stamp)))
+    shown.append((title, result))
     grey = [(name, one if one.ndim == 2 else one.mean(axis=-1)) for name, one in shown]
     if not is_scene:
         draw_panel(picture, grey, "counts")
@@ -267,15 +270,7 @@ def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: b
     draw_panel(picture, [*images, ("truth", truth)], "\N{DEGREE SIGN}C")
 
 
-def _stamps(bag: Path, topic: str) -> Iterator[int]:
+def _stamped(bag: Path, topic: str) -> Iterator[tuple[int, bytes]]:
     with bags.open_bag(bag) as reader:
         for message in reader.messages({topic}):
-            yield bags.stamp_of(message.data)
-
-
-def _frame(bag: Path, topic: str, stamp: int) -> NDArray:
-    with bags.open_bag(bag) as reader:
-        for message in reader.messages({topic}):
-            if bags.stamp_of(message.data) == stamp:
-                return image_to_array(bags.parse_message(message.data, bags.IMAGE_TYPE))
-    raise ValueError(f"{bag} has no frame on {topic} with the stamp {stamp} ns")
+            yield bags.stamp_of(message.data), message.data
