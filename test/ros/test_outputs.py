@@ -25,6 +25,7 @@ MORE = (
     *("-r", "sr/temperature:=/thermal/sr/temperature", "-r", "sr/preview:=/thermal/sr/preview"),
     *("-p", "device:=cpu", "-p", "autostart:=true", "-p", "uncertainty:=true", "-p", "no_data:=7"),
     *("-p", "transport:=compressed", "-p", "unit:=kelvin", "-p", "scale:=0.01"),
+    *("-p", "backend:=torch"),  # no other is tried and measured first
     *("-p", "preview:=inferno", "-p", "telemetry_rows:=2", "-p", "diagnostics_period:=0.1"),
 )
 

@@ -72,18 +72,6 @@ def test_table_gives_ratios_to_ours_in_the_same_runtime_and_what_failed():
     assert rlfn.endswith("| |")
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--size", "640"), ("--size", "0x0"), ("--rates", "-4"), ("--rates", "inf"),
-        ("--seconds", "nan"), ("--runs", "0"), ("--threads", "100000"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_timed_is_bad_usage(capsys, option, value):
-    assert cli.main(["bench", option, value]) == 2
-    assert option in capsys.readouterr().err
-
-
 def test_backend_and_precision_are_those_of_our_models(tmp_path, capsys):
     models = ["--only", "network", "upscaler", "--models", f"{OWN},bicubic"]
     _, rows = bench(tmp_path, *models, "--precision", "bf16", "--json")

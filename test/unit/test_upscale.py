@@ -156,26 +156,6 @@ def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
     assert upscale(tmp_path / "in", out, "--force") == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["gone.png", "out"], "gone.png"),
-        (["a.png", "a.png", "--force"], "is the input"),
-        (["a.png", "b.jpg"], "name a .tiff"),
-        (["a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
-        ([".", "out"], "choose a folder elsewhere"),
-    ],
-)
-def test_what_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys, arguments, expected):
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(WAVES.astype(np.uint16) * 200).save("a.png")
-    assert upscale(*arguments) == 1
-    error = capsys.readouterr().err
-    assert expected in error
-    assert len(error.strip().splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
 def test_palette_gives_colours(tmp_path):
     np.save(tmp_path / "a.npy", WAVES.astype(np.float32) + 250)
     assert upscale(tmp_path / "a.npy", tmp_path / "out", "--palette", "inferno") == 0
