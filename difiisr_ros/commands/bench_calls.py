@@ -143,6 +143,7 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
     """
     device, runners = bench.device, dict[str, Any]()
     network: nn.Module
+    seen: tuple[Tensor, ...]
     if model in PUBLISHED_NAMES:
         precision, sha256 = "fp32", load_peer(model, bench.weights, "cpu").weights_sha256
         assert bench.weights is not None, "load_peer refuses that"

@@ -193,7 +193,8 @@ def judge(recording: Recording) -> dict[str, Any]:
     wrong with the recording, or "").
     """
     camera_bag = recording.camera_bag and str(recording.camera_bag)
-    values = {"bag": str(recording.bag), "camera_bag": camera_bag, "topics": recording.topics}
+    values: dict[str, Any] = {"bag": str(recording.bag), "camera_bag": camera_bag}
+    values["topics"] = recording.topics
     values |= {name: measure(recording) for name, measure in MEASURES.items()}
     values["notes"] = [*_timing_notes(values, recording), *_exactness_notes(values)]
     return values | {"fault": recording.fault}
