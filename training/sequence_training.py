@@ -30,7 +30,7 @@ from difiisr_models.diffusion import (
     stream_seed,
 )
 from difiisr_models.noise import denoise
-from difiisr_models.recurrence import no_past, past_planes
+from difiisr_models.recurrence import next_weight, no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
@@ -133,11 +133,12 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     gram, moment = torch.zeros(size, size).double(), torch.zeros(size, PHASES).double()
     energy, t, rng = 0.0, torch.tensor([schedule.steps - 1]), torch.Generator().manual_seed(0)
     for clip in clips:
-        sigma, before = clip.sigma.view(1, 1, 1, 1), None
+        sigma, before, weight = clip.sigma.view(1, 1, 1, 1), None, torch.zeros(())
         for lr, flow in zip(clip.lr[:, None], clip.flow[:, None], strict=True):
             past = no_past(lr, sigma)
             if before is not None:
-                past = past_planes(before, flow, lr, sigma)
+                past = past_planes(before, weight, flow, lr, sigma)
+            weight = next_weight(past)
             eps = torch.randn(1, PHASES, *lr.shape[-2:], generator=rng)
             quiet = denoise(lr, float(sigma))
             _, wanted = teacher.estimates(*_at_the_last_step(quiet, eps, schedule), t)
@@ -182,12 +183,14 @@ class ClipLoss(nn.Module):
         )
         sigma = torch.stack([clip.sigma for clip in clips])[..., None, None]
         rng = torch.Generator().manual_seed(stream_seed(self._config.seed, iteration))
-        schedule, loss, before = exponential_schedule(), torch.zeros(()), None
+        schedule, loss, weight = exponential_schedule(), torch.zeros(()), torch.zeros(())
+        before = None
         for frame in range(len(hr)):
             x0, y, measured = pack(hr[frame]), upsample(lr[frame]), lr[frame]
             past = no_past(measured, sigma)
             if before is not None:
-                past = past_planes(before, flow[frame], measured, sigma)
+                past = past_planes(before, weight, flow[frame], measured, sigma)
+            weight = next_weight(past)
             is_last = torch.rand((), generator=rng) < self._config.last_step_share
             t = schedule.steps
             if not is_last:
@@ -198,6 +201,6 @@ class ClipLoss(nn.Module):
             mean, _ = self.network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
             each = zip(mean.split(1), measured.split(1), map(float, sigma), strict=True)
             before = torch.cat([noise_aware_consistency(*one) for one in each])
-            for estimate, weight in ((before, 1.0), (mean, _RAW_WEIGHT)):
-                loss = loss + weight * distance(estimate, x0, self._config.norm).mean()
+            for estimate, share in ((before, 1.0), (mean, _RAW_WEIGHT)):
+                loss = loss + share * distance(estimate, x0, self._config.norm).mean()
         return loss / len(hr)
