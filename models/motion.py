@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difiisr_models.resample import SCALE
+from difiisr_models.resample import SCALE, kept
 
 _MISSING: ModuleNotFoundError | None = None
 try:
@@ -27,6 +27,7 @@ _NOISY = 0.012  # network units of noise, from which on the finest level fits no
 _BLUR, _NOISY_BLUR = 1.0, 0.7  # standard deviation, upsampled pixels
 _WINDOW = 15  # upsampled pixels, over which one motion is compared with another
 _GAIN, _CLEAN_GAIN = 0.75, 0.95  # of what the camera's motion leaves: above it, that holds
+_SOME = 4  # of so many pixels along each axis, one is enough for a median
 _BETTER = 1.02  # times as much is left by standing still, where the camera moves
 _CORNERS, _FLAT = 1_500, 0.6  # places looked at for corners; share of them that are none
 _FITTED, _ITERATIONS = 20_000, 8  # pixels that the camera's motion is fitted to, and how often
@@ -78,10 +79,11 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0 if sigma < _NOISY else 1)
     flow = search.calc(now, before, None)  # type: ignore[call-overload]  # its stubs want a flow
-    rest, camera = np.zeros_like(flow), camera_flow(now, before, flow)
-    standing, panned, moved = (_unexplained(now, before, x) for x in (rest, camera, flow))
-    if np.median(standing) <= _BETTER * np.median(panned):
-        camera, panned = rest, standing
+    camera, grid = camera_flow(now, before, flow), _grid(now.shape)
+    moved, panned = (_difference(now, _sampled(before, grid + x)) for x in (flow, camera))
+    standing = _difference(now, before)
+    if np.median(standing[::_SOME, ::_SOME]) <= _BETTER * np.median(panned[::_SOME, ::_SOME]):
+        camera, panned = np.zeros_like(flow), standing
     flow = np.where((moved < (_GAIN if sigma else _CLEAN_GAIN) * panned)[..., None], flow, camera)
     ratio = SCALE // _UPSAMPLED
     size = tuple(ratio * n for n in reversed(now.shape))
@@ -145,14 +147,19 @@ def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     return warped, inside[:, None].to(image.dtype)
 
 
-def _unexplained(now: np.ndarray, before: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Mean difference around each pixel that a flow leaves between two pictures."""
-    moved = cv2.remap(  # type: ignore[call-overload]  # its stubs want a second map
-        before, _grid(now.shape) + flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+def _sampled(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The picture at places (x, y), ``(H, W, 2)`` float32."""
+    return cv2.remap(  # type: ignore[call-overload]  # its stubs want a second map
+        picture, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return cv2.boxFilter(cv2.absdiff(moved, now), cv2.CV_32F, (_WINDOW, _WINDOW))
 
 
+def _difference(now: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean difference of two pictures around each pixel."""
+    return cv2.boxFilter(cv2.absdiff(other, now), cv2.CV_32F, (_WINDOW, _WINDOW))
+
+
+@kept
 def _grid(shape: tuple[int, int]) -> np.ndarray:
     """Coordinates (x, y) of each pixel, ``(H, W, 2)`` float32."""
     y, x = np.indices(shape, dtype=np.float32)
