@@ -105,9 +105,10 @@ def clips_task(config: SequenceConfig, clips: Clips) -> TrainingTask:
             numbers = range(64 * iteration, 64 * iteration + stage.batch)
             yield [clips.draw(number, stage.frames) for number in numbers], iteration
 
-    return TrainingTask(
-        lambda: CompactNetwork(config.network), groups, partial(ClipLoss, config=config), inputs
-    )
+    def build() -> nn.Module:
+        return CompactNetwork(config.network)
+
+    return TrainingTask(build, partial(ClipLoss, config=config), inputs, groups)
 
 
 def clips_of(config: SequenceConfig, data: Path, load: LoadFrames) -> Clips:

@@ -25,7 +25,12 @@ from difiisr_models.weights import MANIFEST_NAME, share_dir
 from difiisr_ros.bags import find_recordings, frames_of
 from difiisr_ros.commands.arguments import AskedCamera, Duration, Threads
 from difiisr_training import train as training
-from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
+from difiisr_training.checkpoints import (
+    CHECKPOINT_NAME,
+    STATISTICS_NAME,
+    export_run,
+    starting_weights,
+)
 from difiisr_training.config import TrainConfig, from_dict, load_config, read_yaml
 from difiisr_training.data.images import (
     SUFFIXES,
@@ -35,15 +40,9 @@ from difiisr_training.data.images import (
     load_images,
     read_part,
 )
-from difiisr_training.networks import (
-    build_network,
-    build_objective,
-    export_run,
-    starting_weights,
-)
+from difiisr_training.losses import build_loss
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.run_pictures import save_learning_curve
-from difiisr_training.validation import FilmValidator, Validator
+from difiisr_training.validation import FilmValidator, Validator, save_learning_curve
 
 OWN_CAMERA = "own_camera"
 _FITTED = 48, 4  # clips, and frames of each, that a detail head is fitted to
@@ -144,13 +143,13 @@ def train(
                 text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
                 print(text, file=sys.stderr)
         latent = load_published(autoencoder)[1] if autoencoder else None
-        objective = build_objective(
-            settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam
+        loss_of = build_loss(
+            settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam, teacher=taught
         )
         is_validated = settings.validate_every
         state = training.train(
-            settings, objective, load, run, accelerator=accelerator, teacher=taught,
-            initial=initial, budget_s=budget, workers=workers,
+            settings, loss_of, load, run, accelerator=accelerator, initial=initial,
+            budget_s=budget, workers=workers,
             validate=Validator(settings, load, run, latent, lpips) if is_validated else None,
         )  # fmt: skip
         write = partial(export_run, published=autoencoder)
@@ -239,7 +238,7 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
 def describe(config: TrainConfig) -> str:
     """What a run is, the network's size and what an iteration and the run cost."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
-        network = build_network(config)
+        network = training.build_network(config)
         x, y, t = torch.zeros(1, 16, 64, 64), torch.zeros(1, 3, 64, 64), torch.zeros(1).long()
         if config.published is None:
             network(x, x, x[:, :1], t, torch.ones(1))

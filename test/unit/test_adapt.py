@@ -11,10 +11,10 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_ros import cli
 from difiisr_ros.commands import adapt as command
+from difiisr_training.checkpoints import starting_weights
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
-from difiisr_training.networks import starting_weights
 from difiisr_training.validation import upscaler_of
 
 SIZE = (64, 72)

@@ -15,8 +15,8 @@ from difiisr_training.guidance import (
     pattern_loss,
     spectral_loss,
 )
-from difiisr_training.losses import TrainingLoss
-from difiisr_training.networks import build_network, build_objective
+from difiisr_training.losses import build_loss
+from difiisr_training.train import build_network
 
 SCHEDULE = exponential_schedule()
 KAPPA = SCHEDULE.kappa
@@ -95,7 +95,7 @@ def test_only_the_configured_timesteps_are_guided(mode):
     settings = {"name": "x", "sources": [{"folder": "a"}], "perceptual_weight": 1.0}
     config = from_dict(settings | {"guidance": guidance}, "test")
     network = build_network(config)
-    loss = TrainingLoss(network, None, build_objective(config, torch.device("cpu")))
+    loss = build_loss(config, torch.device("cpu"))(network)
     lr, hr, eps = torch.rand(1, 1, 8, 8), torch.rand(1, 1, 32, 32), torch.randn(1, 16, 8, 8)
 
     def gradients(index, guided):

@@ -19,20 +19,20 @@ from difiisr_ros.cli import main as difiisr
 from difiisr_training.checkpoints import (
     CHECKPOINT_NAME,
     VALIDATION_NAME,
+    export_run,
     read_checkpoint,
     read_journal,
 )
 from difiisr_training.config import from_dict
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, load_images
-from difiisr_training.networks import export_run, start_from
 from difiisr_training.sequence_training import (
     SequenceConfig,
     clips_of,
     clips_task,
     fit_detail,
 )
-from difiisr_training.train import run_task
+from difiisr_training.train import run_task, start_from
 
 CONFIG = """
 name: tiny

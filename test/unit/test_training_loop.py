@@ -18,14 +18,18 @@ from difiisr_models.model_loading import save_compact
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_ros.cli import main as difiisr
 from difiisr_training import train as training
-from difiisr_training.checkpoints import STATISTICS_NAME, read_journal
+from difiisr_training.checkpoints import (
+    STATISTICS_NAME,
+    load_average,
+    read_journal,
+    starting_weights,
+)
 from difiisr_training.config import OptimiserConfig, from_dict, load_config
 from difiisr_training.data.images import load_images
 from difiisr_training.evaluation.peer_networks import Rlfn
-from difiisr_training.losses import Objective, PackedSpace, TrainingLoss, distance
-from difiisr_training.networks import build_network, build_objective, load_average, starting_weights
+from difiisr_training.losses import build_loss, distance
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.train import learning_rate, make_accelerator, train
+from difiisr_training.train import build_network, learning_rate, make_accelerator, train
 from difiisr_training.validation import Validator
 
 SETTINGS = {
@@ -74,10 +78,10 @@ def run(config, data, folder, budget=1e9, teacher=None):
     sizes = VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64)
     coder = VQAutoencoder(sizes) if config.published else None
     accelerator, load = make_accelerator(config, "cpu"), partial(load_images, data=data)
-    objective = build_objective(config, accelerator.device, autoencoder=coder)
+    loss_of = build_loss(config, accelerator.device, autoencoder=coder, teacher=teacher)
     validate = Validator(config, load, folder, coder) if config.validate_every else None
     return train(
-        config, objective, load, folder, accelerator=accelerator, teacher=teacher, initial=teacher,
+        config, loss_of, load, folder, accelerator=accelerator, initial=teacher,
         validate=validate, budget_s=budget,
     )  # fmt: skip
 
@@ -162,7 +166,7 @@ def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(place, scale):
 
     distilled = configured(stage="distillation", perceptual_weight=1.0, inverse_scaled_at=place)
     network = Watched()
-    loss = TrainingLoss(network, network, Objective(distilled, PackedSpace(), None))
+    loss = build_loss(distilled, torch.device("cpu"), teacher=network)(network)
     hr = torch.ones(1, 1, 64, 64)
     loss(hr[..., :16, :16], hr, torch.tensor([14]), torch.zeros(1, 16, 16, 16), False)
     of_truth = [largest for largest, index in told if index == [0]][-1]

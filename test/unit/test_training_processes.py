@@ -9,7 +9,7 @@ import torch
 from wave_frames import write_waves
 
 from difiisr_ros.cli import main as difiisr
-from difiisr_training.networks import load_average
+from difiisr_training.checkpoints import load_average
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no distributed package"
