@@ -16,7 +16,7 @@ from difiisr_training import train as training
 from difiisr_training.checkpoints import export_run, starting_weights
 from difiisr_training.config import load_config
 from difiisr_training.data.images import ImageSource
-from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
+from difiisr_training.evaluation.films import next_frame_errors, surely_better
 from difiisr_training.losses import build_loss
 from difiisr_training.validation import upscaler_of
 

@@ -13,8 +13,8 @@ from difiisr_ros import cli
 from difiisr_ros.commands import adapt as command
 from difiisr_training.checkpoints import starting_weights
 from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.evaluation.films import next_frame_errors, surely_better
 from difiisr_training.evaluation.metrics import psnr
-from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
 from difiisr_training.validation import upscaler_of
 
 SIZE = (64, 72)

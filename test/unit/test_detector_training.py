@@ -18,14 +18,14 @@ from difiisr_ros.commands.train_readers import ReaderRun, train_detector
 from difiisr_training.checkpoints import read_checkpoint, read_journal
 from difiisr_training.data.annotations import Annotations, Boxes
 from difiisr_training.data.images import as_picture, read_counts
-from difiisr_training.evaluation.detectors import OnnxDetector
+from difiisr_training.evaluation.readers import OnnxDetector
 from difiisr_training.recipes.centre_network import (
     CentreDetector,
     detect,
     detection_loss,
     draw_targets,
 )
-from difiisr_training.recipes.detector_training import (
+from difiisr_training.recipes.reader_training import (
     DetectorConfig,
     augment,
     detector_scores,

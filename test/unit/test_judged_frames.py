@@ -11,13 +11,13 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("onnxruntime")
 
 from difiisr_training.data.images import read_counts
-from difiisr_training.evaluation import judged_frames, segformer
-from difiisr_training.evaluation.detectors import Detections, OnnxDetector
+from difiisr_training.evaluation import readers
 from difiisr_training.evaluation.judged_frames import (
     judge_detection,
     judge_segmentation,
     match_classes,
 )
+from difiisr_training.evaluation.readers import Detections, OnnxDetector
 from difiisr_training.evaluation.results import write_frame
 
 
@@ -41,7 +41,7 @@ class BrightDetector:
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
     """One frame with a bright object: HR shows it, "sharp" too, "blind" does not."""
-    monkeypatch.setattr(judged_frames, "OnnxDetector", BrightDetector)
+    monkeypatch.setattr(readers, "OnnxDetector", BrightDetector)
     out = tmp_path / "out"
     bright = np.zeros((64, 64), np.uint8)
     bright[8:28, 12:24] = 255
@@ -142,9 +142,9 @@ def segmented(tmp_path, monkeypatch):
         def to(self, _):
             return self
 
-    monkeypatch.setattr(segformer, "load_segformer", lambda _: BrightSegmenter())
-    monkeypatch.setattr(segformer, "class_names", lambda _: ("road", "person"))
-    monkeypatch.setattr(segformer, "segment", lambda _, counts: np.uint8(counts > 128))
+    monkeypatch.setattr(readers, "load_segformer", lambda _: BrightSegmenter())
+    monkeypatch.setattr(readers, "class_names", lambda _: ("road", "person"))
+    monkeypatch.setattr(readers, "segment", lambda _, counts: np.uint8(counts > 128))
     (tmp_path / "segmenter").mkdir()
     (tmp_path / "segmenter" / "model.safetensors").write_bytes(b"weights")
     for number in range(2):

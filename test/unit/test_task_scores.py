@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("pycocotools")
 
 from difiisr_training.data.annotations import IGNORED, Boxes
-from difiisr_training.evaluation.detectors import Detections
+from difiisr_training.evaluation.readers import Detections
 from difiisr_training.evaluation.task_scores import (
     average_precision,
     compare,

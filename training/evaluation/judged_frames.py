@@ -22,8 +22,9 @@ from difiisr_training.data.annotations import (
     read_labels,
 )
 from difiisr_training.data.images import list_images
-from difiisr_training.evaluation.detectors import Detections, OnnxDetector
+from difiisr_training.evaluation import readers
 from difiisr_training.evaluation.inputs import evenly
+from difiisr_training.evaluation.readers import Detections
 from difiisr_training.evaluation.results import (
     FRAMES_FOLDER,
     HR_FOLDER,
@@ -71,7 +72,7 @@ def judge_detection(
         OSError: a file or folder is missing.
         ValueError: the detector or the annotations are not understood, or no frame is annotated.
     """
-    finder = OnnxDetector(detector)
+    finder = readers.OnnxDetector(detector)
     judged = {slug(s): _detect(out, slug(s), models, finder, path) for s, path in sets.items()}
     described = {
         "name": finder.path.name,
@@ -83,7 +84,7 @@ def judge_detection(
 
 
 def _detect(
-    out: Path, set_name: str, models: Sequence[str], finder: OnnxDetector, annotations: Path
+    out: Path, set_name: str, models: Sequence[str], finder: readers.OnnxDetector, annotations: Path
 ) -> dict[str, Any]:
     """The parts of ``judge_detection`` that each set has."""
     truth, (series, names) = read_annotations(annotations), _series(out, set_name, models)
@@ -140,14 +141,12 @@ def judge_segmentation(
         OSError: a file or folder is missing, or there are neither labels nor HR frames.
         ValueError: labels do not fit the frames or the segmenter's classes.
     """
-    from difiisr_training.evaluation.segformer import class_names, load_segformer
-
-    model = load_segformer(segmenter).to(device)
+    model = readers.load_segformer(segmenter).to(device)
     judged = {slug(s): _segment(out, slug(s), models, model, path) for s, path in sets.items()}
     described = {
         "name": segmenter.name,
         "sha256": sha256_file(segmenter / "model.safetensors"),
-        "classes": list(class_names(model)),
+        "classes": list(readers.class_names(model)),
     }
     has_labels = any(sets.values())
     mode = "ground truth" if has_labels else "agreement with HR pseudo-labels"
@@ -158,10 +157,8 @@ def _segment(
     out: Path, set_name: str, models: Sequence[str], model: Any, labels: Path | None
 ) -> dict[str, Any]:
     """The parts of ``judge_segmentation`` that each set has."""
-    from difiisr_training.evaluation.segformer import class_names, segment
-
     series, names = _series(out, set_name, models)
-    classes, high = class_names(model), series.get(_HR_NAME)
+    classes, high = readers.class_names(model), series.get(_HR_NAME)
     maps = pair_names(names, images_by_name(labels)) if labels else {}
     if labels and not maps:
         raise ValueError(
@@ -176,11 +173,11 @@ def _segment(
         if labels:
             return _fit_labels(maps[name], size, enlarge=high is None)
         assert high is not None, "without labels there is HR"
-        return segment(model, read_frame(high, name))
+        return readers.segment(model, read_frame(high, name))
 
     counted: dict[str, list[np.ndarray]] = {name: [] for name in series}
     for frame, (name, folder) in product(tqdm(maps or names, unit="frame"), series.items()):
-        result = segment(model, read_frame(folder, frame))
+        result = readers.segment(model, read_frame(folder, frame))
         counted[name].append(count_pixels(reference(frame, result.shape), result, len(classes)))
     scores = {name: mean_iou(np.stack(counts), classes) for name, counts in counted.items()}
     return {"labels": labels and str(labels), "sets": compare(scores)}

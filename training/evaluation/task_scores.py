@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from difiisr_training.data.annotations import IGNORED, Boxes
-from difiisr_training.evaluation.detectors import Detections
+from difiisr_training.evaluation.readers import Detections
 
 IOU = "0.50:0.95, step 0.05, at most 100 detections per image (COCO)"
 
