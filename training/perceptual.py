@@ -55,8 +55,7 @@ class PerceptualLoss(nn.Module):
         blocks, self._taps, self._normalised = _LAYERS[layer]
         layers = list(_vgg(blocks, self._normalised == "unit"))
         self._network = nn.Sequential(*layers[: self._taps[-1] + 1])
-        state = read_checkpoint(weights)
-        names = {name.removeprefix("features."): value for name, value in state.items()}
+        names = read_features(weights)
         wanted = self._network.state_dict().keys()
         try:
             self._network.load_state_dict({name: names[name] for name in wanted & names.keys()})
@@ -89,6 +88,13 @@ class PerceptualLoss(nn.Module):
         if len(found) == 1:
             return found
         return [x / (x.square().sum(1, keepdim=True) + _DARK).sqrt() for x in found]
+
+
+def read_features(path: Path) -> dict[str, Tensor]:
+    """The convolutions of a classifier whose weights torchvision saved."""
+    state = read_checkpoint(path)
+    names = {name.removeprefix("features."): value for name, value in state.items()}
+    return {name: value for name, value in names.items() if not name.startswith("classifier")}
 
 
 def _vgg(blocks: tuple[int, ...], is_normalised: bool) -> nn.Sequential:

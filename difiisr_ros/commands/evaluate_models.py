@@ -23,10 +23,10 @@ from difiisr_ros.commands.environment import environment
 from difiisr_training.data.annotations import images_by_name
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation import judged_frames
-from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
+from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set
 from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
-from difiisr_training.evaluation.peers import Peer, load_peer
+from difiisr_training.evaluation.peers import OutputFolder, Peer, load_peer
 from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,

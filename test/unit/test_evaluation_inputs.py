@@ -8,8 +8,8 @@ from thermal_bags import header, image_bytes, pixels, record
 
 from difiisr_ros import cli
 from difiisr_ros.commands.evaluate_models import resolve_inputs
-from difiisr_training.evaluation.evaluate import OutputFolder
 from difiisr_training.evaluation.inputs import Selection, finite_window, make_pair
+from difiisr_training.evaluation.peers import OutputFolder
 
 ALL = Selection()
 
@@ -140,13 +140,13 @@ def test_each_recording_of_a_folder_is_a_set(tmp_path):
 
 def test_outputs_are_found_by_the_name_of_the_frame(tmp_path):
     method = OutputFolder.parse(f"M={write_images(tmp_path / 'out', 2)}")
-    found = method.images("a set", {"00": (16, 20), "01": (16, 20)})
+    found = method.peer("a set", {"00": (16, 20), "01": (16, 20)}).outputs
     assert [path.name for path in found.values()] == ["00.png", "01.png"]
     with pytest.raises(FileNotFoundError, match=r"2 of 3 frames of s: 07, 08; it has 00, 01"):
-        method.images("s", dict.fromkeys(["00", "07", "08"], (16, 20)))
+        method.peer("s", dict.fromkeys(["00", "07", "08"], (16, 20)))
     with pytest.raises(ValueError, match=r"01.png is 80x64, wanted 80x80"):
-        method.images("s", {"00": (16, 20), "01": (20, 20)})
+        method.peer("s", {"00": (16, 20), "01": (20, 20)})
     write_images(tmp_path / "out" / "a-set", 1)
-    assert method.images("a set", {"00": (16, 20)})["00"].parent.name == "a-set"
+    assert method.peer("a set", {"00": (16, 20)}).outputs["00"].parent.name == "a-set"
     with pytest.raises(ValueError, match="NAME=DIR"):
         OutputFolder.parse("folder")

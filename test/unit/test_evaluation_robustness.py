@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
+from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.inputs import Selection, image_set
 from difiisr_training.evaluation.measures import Judge
-from difiisr_training.evaluation.peers import Peer, load_peer
+from difiisr_training.evaluation.peers import OutputFolder, Peer, load_peer
 
 METRICS = ("psnr", "ssim", "spectral", "consistency", "error")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from difiisr_models import load_upscaler
@@ -17,9 +19,12 @@ from difiisr_models.files import sha256_file
 from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_models.tiling import Tiling
 from difiisr_models.weights import MANIFEST_NAME
+from difiisr_training.data.annotations import images_by_name
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.evaluation.inputs import full_range, to_dtype
 from difiisr_training.evaluation.peer_networks import Realesrgan, Rlfn, Safmn
+from difiisr_training.evaluation.results import slug
+from difiisr_training.perceptual import with_torchvision
 
 _PUBLISHED: dict[str, tuple[str, type[nn.Module], float]] = {
     # name -> file, network, value of white in its input
@@ -33,7 +38,7 @@ PEER_SUFFIXES = (".pth", ".ckpt", ".safetensors")
 _TILE, _OVERLAP = 256, 32  # larger frames are cut, as by our own upscaler: transformers need it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peer:
     """A model under comparison.
 
@@ -43,16 +48,73 @@ class Peer:
 
     name: str  # as asked for, e.g. "safmn" or "runs/a@0.5"
     upscale: Callable[[np.ndarray], np.ndarray]
-    weights_sha256: str = ""
-    parameters: int = 0  # trained values
+    weights_sha256: str = ""  # or of the images of a folder of outputs
+    parameters: int | None = 0  # trained values
     reset: Callable[[], None] = lambda: None
     is_recurrent: bool = False  # told of the frames before
+    outputs: Mapping[str, Path] = field(default_factory=dict)  # of one that is not run, by frame
 
     @property
     def title(self) -> str:
         """The name without folders, and without the suffix of a file."""
         path = Path(self.name)
+        if self.outputs:
+            return self.name
         return path.stem if path.suffix in PEER_SUFFIXES else path.name
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Output images of a method that does not run here: ``--outputs NAME=DIR``.
+
+    ``folder`` holds an image per frame, named as the frame is (as the files of
+    ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
+    """
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def parse(cls, text: str) -> OutputFolder:
+        """Read ``"CoRPLE=results/corple"``; ValueError: no name or no folder in it."""
+        name, _, folder = text.partition("=")
+        if not (name and folder):
+            raise ValueError(f"{text!r}: write --outputs NAME=DIR")
+        return cls(name, Path(folder).expanduser())
+
+    def peer(self, set_name: str, sizes: dict[str, tuple[int, int]]) -> Peer:
+        """What stands for a model of a set: the image of each frame.
+
+        ``sizes``: of its low-resolution frames by their names, ``(h, w)``.
+
+        Raises:
+            FileNotFoundError: no such folder, or frames without an image.
+            ValueError: an image that is not four times as large as its frame.
+        """
+        own = self.folder / slug(set_name)
+        folder = own if own.is_dir() else self.folder
+        found = images_by_name(folder)
+        if missing := [name for name in sizes if name not in found]:
+            raise FileNotFoundError(
+                f"{self.name}: {folder} has no image for {len(missing)} of {len(sizes)} frames of "
+                f"{set_name}: {', '.join(missing[:5])}; it has {', '.join(sorted(found)[:5])}"
+            )
+        for name, (height, width) in sizes.items():
+            with Image.open(found[name]) as image:
+                if image.size != (width * SCALE, height * SCALE):
+                    raise ValueError(
+                        f"{self.name}: {found[name]} is {image.width}x{image.height}, wanted "
+                        f"{width * SCALE}x{height * SCALE}"
+                    )
+        sha256 = hashlib.sha256()
+        for name in sizes:
+            sha256.update(found[name].read_bytes())
+        outputs = {name: found[name] for name in sizes}
+        return Peer(self.name, _not_run, sha256.hexdigest(), None, outputs=outputs)
+
+
+def _not_run(_: np.ndarray) -> np.ndarray:
+    raise NotImplementedError("the images of a folder are read")
 
 
 def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto") -> Peer:
@@ -136,13 +198,8 @@ def _spandrel_model(path: Path) -> Any:
     """An x4 network of one or three channels by a file that holds tensors alone."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    try:
+    with with_torchvision("spandrel"):
         from spandrel import ModelLoader
-    except RuntimeError as error:  # torchvision's operators, of another build of torch
-        raise ModuleNotFoundError(
-            f"spandrel loads this peer and cannot be imported ({error}): install a torchvision "
-            f"that fits torch {torch.__version__}, both for CPUs or both for CUDA"
-        ) from error
     try:
         found = ModelLoader("cpu").load_from_file(path).eval()
     except Exception as error:  # of a class that only the library knows
