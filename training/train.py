@@ -87,16 +87,11 @@ def train(
     budget_s: float = math.inf,
     workers: int = 0,
 ) -> TrainState:
-    """Train on single images; sample i and noise i depend on i alone. See :func:`run_task`.
+    """Train on single images; sample i and noise i depend on i alone.
 
-    Args:
-        config: the run.
-        loss_of: what is minimised, see ``losses.build_loss``.
-        load: gives the frames of the sources.
-        run: run folder.
-        accelerator: device, precision and processes.
-        initial: as of :func:`run_task`, like ``validate`` and ``budget_s``.
-        workers: processes that load samples, per training process.
+    ``loss_of``: what is minimised, see ``losses.build_loss``; ``load``: gives the frames of the
+    sources; ``workers``: processes that load samples, per training process. All else as of
+    :func:`run_task`.
     """
     share, rest = divmod(config.batch, accelerator.num_processes)
     if rest:

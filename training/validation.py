@@ -50,12 +50,10 @@ class Validator:
         ``run``: pictures go to ``run/samples``; ``autoencoder``: of the published network;
         ``lpips``: folder of the LPIPS-squeeze networks, measured too where it is given.
         """
-        frames = _held_out(config.sources, load, config.validation_frames, _SIDE)
-        corners = [[(side - _SIDE) // 2 for side in frame.shape] for frame in frames]
-        self._hr = [
-            frame[top : top + _SIDE, left : left + _SIDE]
-            for frame, (top, left) in zip(frames, corners, strict=True)
-        ]
+        self._hr = []
+        for frame in _held_out(config.sources, load, config.validation_frames, _SIDE):
+            top, left = ((side - _SIDE) // 2 for side in frame.shape)
+            self._hr.append(frame[top : top + _SIDE, left : left + _SIDE])
         self._lr = [pillow_resize(hr, _SIDE // SCALE, _SIDE // SCALE) for hr in self._hr]
         self._bicubic = [pillow_resize(lr, _SIDE, _SIDE) for lr in self._lr]
         self._run, self._autoencoder = run, autoencoder

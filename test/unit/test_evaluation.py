@@ -13,7 +13,7 @@ from thermal_bags import header, image_bytes, record
 from difiisr_ros.cli import main
 from difiisr_ros.commands import evaluate_models as command
 from difiisr_training.evaluation import evaluate as evaluate_module
-from difiisr_training.evaluation import judged_frames
+from difiisr_training.evaluation import task_scores
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.peers import Peer
@@ -313,8 +313,8 @@ def note_judged(monkeypatch):
         asked.append({name: path and path.name for name, path in sets.items()})
         return {"sets": {slug(name): {} for name in sets}}
 
-    monkeypatch.setattr(judged_frames, "judge_detection", judge)
-    monkeypatch.setattr(judged_frames, "judge_segmentation", judge)
+    monkeypatch.setattr(task_scores, "judge_detection", judge)
+    monkeypatch.setattr(task_scores, "judge_segmentation", judge)
     return asked
 
 

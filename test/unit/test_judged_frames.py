@@ -12,13 +12,13 @@ pytest.importorskip("onnxruntime")
 
 from difiisr_training.data.images import read_counts
 from difiisr_training.evaluation import readers
-from difiisr_training.evaluation.judged_frames import (
+from difiisr_training.evaluation.readers import Detections, OnnxDetector
+from difiisr_training.evaluation.results import write_frame
+from difiisr_training.evaluation.task_scores import (
     judge_detection,
     judge_segmentation,
     match_classes,
 )
-from difiisr_training.evaluation.readers import Detections, OnnxDetector
-from difiisr_training.evaluation.results import write_frame
 
 
 class BrightDetector:

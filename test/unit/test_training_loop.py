@@ -26,7 +26,7 @@ from difiisr_training.checkpoints import (
 )
 from difiisr_training.config import OptimiserConfig, from_dict, load_config
 from difiisr_training.data.images import load_images
-from difiisr_training.evaluation.peer_networks import Rlfn
+from difiisr_training.evaluation.peers import Rlfn
 from difiisr_training.losses import build_loss, distance
 from difiisr_training.recipes.begin_as_rlfn import begin
 from difiisr_training.train import build_network, learning_rate, make_accelerator, train
@@ -178,7 +178,7 @@ def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(place, scale):
     [
         {},
         {"stage": "distillation", "perceptual_weight": 1.0},
-        {"precision": "bf16"},
+        {"precision": "bf16", "optimiser": {"grad_clip": None, "ema_warmup": False}},
         VISUAL | {"norm": "l2", "guidance": {"kind": "visual", "corrects": "target", "rho": 0.1}},
         VISUAL
         | {"norm": "psnr", "guidance": {"kind": "visual", "mode": "sum", "weight_pattern": 9.0}},
@@ -279,11 +279,18 @@ def test_validation_scores_both_ends_on_frames_that_training_never_sees(tmp_path
     ("change", "text"),
     [
         ("name: [a", r"wrong\.yaml is no YAML"),
+        ("name: !!python/object/apply:os.system [true]", "no YAML"),
+        ("a: " + "[" * 20_000, "nested"),
+        ("optimiser: {lr: 1.0e+308}", "optimiser.lr"),
         ("batchsize: 3", "batchsize: Unexpected"),
         ("sources: []", "sources"),
         ("image_teacher: rlfn", "image_teacher: Unexpected"),
         ("optimiser: {ema: 2}", "optimiser.ema: .*less than or equal to 1, got 2"),
         ("network: {channel: 8}", "network.channel: Unexpected"),
+        ("crops: {degradation: {camera: {netd: [0.02, 0.001]}}}", "netd.*0.02, 0.001"),
+        ("crops: {degradation: {bicubic: 0, thermal: 0, second_order: 0}}", "weights"),
+        ("crops: {degradation: {bicubic: -1}}", "degradation.bicubic"),
+        ("crops: {degradation: {camera: {jpeg_quality: [30, 200]}}}", "jpeg_quality"),
         ("guidance: {kind: visual}", "perceptual_weight 0 does not train"),
         ("published: {}\nguidance: {kind: visual}", "perceptual_weight 0 does not train"),
         ("perceptual_weight: 1\nguidance: {kind: visual, timesteps: [16]}", "1..15"),

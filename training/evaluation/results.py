@@ -85,7 +85,7 @@ class Results:
     sets: list[SetResult]
     left_out: int = 0  # frames that could not be read, or hold NaN; not_run names them
     metric_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the metrics' networks
-    detection: dict[str, Any] | None = None  # see judged_frames.judge_detection
+    detection: dict[str, Any] | None = None  # see task_scores.judge_detection
     segmentation: dict[str, Any] | None = None  # see judge_segmentation
     version: int = 1  # of this layout
 
