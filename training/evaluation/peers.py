@@ -25,7 +25,7 @@ from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_models.tiling import Tiling
 from difiisr_models.weights import MANIFEST_NAME
 from difiisr_training.data.annotations import images_by_name
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations.mix import bicubic
 from difiisr_training.evaluation.inputs import full_range, to_dtype
 from difiisr_training.evaluation.results import slug
 from difiisr_training.perceptual import with_torchvision
@@ -133,7 +133,7 @@ def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto
         ModuleNotFoundError: ``spandrel`` is needed and absent.
     """
     if name == "bicubic":  # what Pillow makes, bit by bit, of frames of any size
-        return Peer(name, lambda lr: pillow_resize(lr, SCALE * lr.shape[0], SCALE * lr.shape[1]))
+        return Peer(name, bicubic)
     if name in _PUBLISHED:
         if weights is None:
             raise ValueError(f"{name} needs the folder that holds {_PUBLISHED[name][0]}")
