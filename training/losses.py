@@ -252,7 +252,8 @@ def build_loss(
     a teacher.
     """
     if (config.stage == "distillation") != (teacher is not None):
-        raise ValueError(f"stage {config.stage!r} {'has no' if teacher else 'needs a'} teacher")
+        wanted = "has no teacher" if teacher else "needs a teacher, --teacher RUN"
+        raise ValueError(f"stage {config.stage!r} {wanted}")
     space: PackedSpace | LatentSpace = PackedSpace()
     if config.published is not None:
         if autoencoder is None:

@@ -75,23 +75,17 @@ class TrainingTask:
     groups: Callable[[nn.Module], list[dict[str, Any]]] = lambda of: [{"params": of.parameters()}]
 
 
-def train(
+def images_task(
     config: TrainConfig,
     loss_of: Callable[[nn.Module], nn.Module],
     load: LoadFrames,
-    run: Path,
-    *,
     accelerator: Accelerator,
-    initial: nn.Module | None = None,
-    validate: Validate | None = None,
-    budget_s: float = math.inf,
     workers: int = 0,
-) -> TrainState:
-    """Train on single images; sample i and noise i depend on i alone.
+) -> TrainingTask:
+    """Training on single images; sample i and noise i depend on i alone.
 
     ``loss_of``: what is minimised, see ``losses.build_loss``; ``load``: gives the frames of the
-    sources; ``workers``: processes that load samples, per training process. All else as of
-    :func:`run_task`.
+    sources; ``workers``: processes that load samples, per training process.
     """
     share, rest = divmod(config.batch, accelerator.num_processes)
     if rest:
@@ -116,11 +110,10 @@ def train(
     def build() -> nn.Module:
         return build_network(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
 
-    task = TrainingTask(build, loss_of, inputs)
-    return run_task(config, task, run, accelerator, initial, validate, budget_s)
+    return TrainingTask(build, loss_of, inputs)
 
 
-def run_task(
+def train(
     config: Any,
     task: TrainingTask,
     run: Path,

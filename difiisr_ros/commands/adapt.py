@@ -86,10 +86,9 @@ def adapt(
     )  # fmt: skip
     accelerator = training.make_accelerator(config, device)
     run = run or out.with_name(f"{out.name}-run")
-    state = training.train(
-        config, build_loss(config, accelerator.device), lambda _source, _part: learnt, run,
-        accelerator=accelerator, initial=begun, budget_s=budget,
-    )  # fmt: skip
+    loss_of = build_loss(config, accelerator.device)
+    task = training.images_task(config, loss_of, lambda _source, _part: learnt, accelerator)
+    state = training.train(config, task, run, accelerator, begun, budget_s=budget)
     if state.interrupted:
         raise KeyboardInterrupt(state.interrupted)
 

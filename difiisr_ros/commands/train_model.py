@@ -117,11 +117,9 @@ def train(
     if is_recurrent:
         clips = sequence_training.clips_of(settings, data, load)
         accelerator = Accelerator(cpu=True)
-        state = training.run_task(
-            settings, sequence_training.clips_task(settings, clips), run, accelerator,
-            starting_weights(init) if init else None,
-            FilmValidator(settings.stills, load) if settings.validate_every else None, budget,
-        )  # fmt: skip
+        task = sequence_training.clips_task(settings, clips)
+        initial = starting_weights(init) if init else None
+        judge: Callable = partial(FilmValidator, settings.stills, load)
         write: Callable[..., None] = export_run
         if teacher is not None:
             first, (count, length) = 64 * settings.iterations, _FITTED
@@ -132,9 +130,7 @@ def train(
     else:
         accelerator = training.make_accelerator(settings, device)
         taught = None
-        if settings.stage == "distillation":
-            if teacher is None:
-                raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
+        if teacher and settings.stage == "distillation":
             taught = starting_weights(teacher).to(accelerator.device)
         initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
         if accelerator.is_main_process:
@@ -146,13 +142,11 @@ def train(
         loss_of = build_loss(
             settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam, teacher=taught
         )
-        is_validated = settings.validate_every
-        state = training.train(
-            settings, loss_of, load, run, accelerator=accelerator, initial=initial,
-            budget_s=budget, workers=workers,
-            validate=Validator(settings, load, run, latent, lpips) if is_validated else None,
-        )  # fmt: skip
+        task = training.images_task(settings, loss_of, load, accelerator, workers)
+        judge = partial(Validator, settings, load, run, latent, lpips)
         write = partial(export_run, published=autoencoder)
+    validate = judge() if settings.validate_every else None
+    state = training.train(settings, task, run, accelerator, initial, validate, budget)
     if accelerator.is_main_process:
         done = f"{state.iteration} of {settings.iterations} iterations"
         print(f"{run / CHECKPOINT_NAME}: {done}")

@@ -1,8 +1,11 @@
 """Training can be stopped, resumed and trusted."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -29,7 +32,7 @@ from difiisr_training.data.images import load_images
 from difiisr_training.evaluation.peers import Rlfn
 from difiisr_training.losses import build_loss, distance
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.train import build_network, learning_rate, make_accelerator, train
+from difiisr_training.train import build_network, learning_rate, make_accelerator
 from difiisr_training.validation import Validator
 
 SETTINGS = {
@@ -80,17 +83,16 @@ def run(config, data, folder, budget=1e9, teacher=None):
     accelerator, load = make_accelerator(config, "cpu"), partial(load_images, data=data)
     loss_of = build_loss(config, accelerator.device, autoencoder=coder, teacher=teacher)
     validate = Validator(config, load, folder, coder) if config.validate_every else None
-    return train(
-        config, loss_of, load, folder, accelerator=accelerator, initial=teacher,
-        validate=validate, budget_s=budget,
-    )  # fmt: skip
+    task = training.images_task(config, loss_of, load, accelerator)
+    return training.train(config, task, folder, accelerator, teacher, validate, budget)
 
 
 def command(tmp_path, data, *more, **changes):
     """Arguments of ``difiisr train`` on these settings."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | changes))
-    given = ["--data", data, "--run", tmp_path / "run", "--workers", 0, "--device", "cpu", *more]
+    given = ["--data", data, "--workers", 0, "--device", "cpu", *more]
+    given += [] if "--run" in more else ["--run", tmp_path / "run"]
     return ["train", str(path), *map(str, given)]
 
 
@@ -331,6 +333,26 @@ def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkey
     assert signal.getsignal(signal.SIGINT) is handler
     assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == 1
     assert starting_weights(tmp_path / "model")
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no distributed package"
+)
+def test_two_processes_train_the_weights_of_one(data, tmp_path):
+    changes = {"iterations": 8, "batch": 4}
+    assert difiisr(command(tmp_path, data, **changes)) == 0
+    two = command(tmp_path, data, "--run", tmp_path / "two", **changes)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    finished = subprocess.run(
+        [sys.executable, *torchrun, "--", "difiisr_ros.cli", *two],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    _, one, _ = load_average(tmp_path / "run" / "checkpoint.pt")
+    _, other, iteration = load_average(tmp_path / "two" / "checkpoint.pt")
+    assert iteration == 8
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_learning_rate_warms_up_and_falls_to_its_share():

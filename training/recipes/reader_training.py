@@ -48,7 +48,7 @@ from difiisr_training.recipes.centre_network import (
     detection_loss,
     draw_targets,
 )
-from difiisr_training.train import TrainingTask, TrainState, run_task
+from difiisr_training.train import TrainingTask, TrainState, train
 
 if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation
@@ -166,7 +166,7 @@ def train_reader(
     device: str = "auto",
     budget_s: float = math.inf,
 ) -> tuple[Any, TrainState]:
-    """Train as ``train.run_task`` does, which says what is raised.
+    """Train as ``train.train`` does, which says what is raised.
 
     Args:
         config: the run.
@@ -214,7 +214,7 @@ def train_reader(
 
     task = TrainingTask(lambda: copy.deepcopy(network), lambda of: _ReaderLoss(of, loss_of), inputs)
     accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
-    state = run_task(
+    state = train(
         described, task, run, accelerator, validate=validate if judge else None, budget_s=budget_s
     )
     if best.is_file():
