@@ -105,9 +105,10 @@ def clips_task(config: SequenceConfig, clips: Clips) -> TrainingTask:
             numbers = range(64 * iteration, 64 * iteration + stage.batch)
             yield [clips.draw(number, stage.frames) for number in numbers], iteration
 
-    return TrainingTask(
-        lambda: CompactNetwork(config.network), groups, partial(ClipLoss, config=config), inputs
-    )
+    def build() -> nn.Module:
+        return CompactNetwork(config.network)
+
+    return TrainingTask(build, partial(ClipLoss, config=config), inputs, groups)
 
 
 def clips_of(config: SequenceConfig, data: Path, load: LoadFrames) -> Clips:
@@ -135,9 +136,7 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     for clip in clips:
         sigma, before = clip.sigma.view(1, 1, 1, 1), None
         for lr, flow in zip(clip.lr[:, None], clip.flow[:, None], strict=True):
-            past = no_past(lr, sigma)
-            if before is not None:
-                past = past_planes(before, flow, lr, sigma)
+            past = _past(before, flow, lr, sigma)
             eps = torch.randn(1, PHASES, *lr.shape[-2:], generator=rng)
             quiet = denoise(lr, float(sigma))
             _, wanted = teacher.estimates(*_at_the_last_step(quiet, eps, schedule), t)
@@ -158,6 +157,10 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     share = 1 - left / max(energy, 1e-12)
     log.info("the detail head gives %.0f %% of the energy of its teacher's", 100 * share)
     return share
+
+
+def _past(before: Tensor | None, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:
+    return no_past(lr, sigma) if before is None else past_planes(before, flow, lr, sigma)
 
 
 def _at_the_last_step(lr: Tensor, eps: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,9 +188,7 @@ class ClipLoss(nn.Module):
         schedule, loss, before = exponential_schedule(), torch.zeros(()), None
         for frame in range(len(hr)):
             x0, y, measured = pack(hr[frame]), upsample(lr[frame]), lr[frame]
-            past = no_past(measured, sigma)
-            if before is not None:
-                past = past_planes(before, flow[frame], measured, sigma)
+            past = _past(before, flow[frame], measured, sigma)
             is_last = torch.rand((), generator=rng) < self._config.last_step_share
             t = schedule.steps
             if not is_last:

@@ -15,7 +15,7 @@ from difiisr_ros.commands.bench import markdown
 from difiisr_ros.commands.bench_calls import Bench, network_calls
 from difiisr_ros.commands.bench_node import stream_row
 from difiisr_ros.node_process import ProcessFailed
-from difiisr_training.evaluation.peer_networks import Safmn
+from difiisr_training.evaluation.peers import Safmn
 
 OWN = "difiisr-rt-x4"
 CPU = torch.device("cpu")

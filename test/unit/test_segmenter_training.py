@@ -19,14 +19,14 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from difiisr_ros.commands.train_readers import ReaderRun, train_segmenter
 from difiisr_training.data.annotations import IGNORED, pair_with_labels, read_labels
 from difiisr_training.data.images import read_counts
-from difiisr_training.evaluation import segformer
-from difiisr_training.evaluation.segformer import (
+from difiisr_training.evaluation import readers
+from difiisr_training.evaluation.readers import (
     build_segformer,
     class_names,
     load_segformer,
     segment,
 )
-from difiisr_training.recipes.segmenter_training import (
+from difiisr_training.recipes.reader_training import (
     SegmenterConfig,
     draw_crops,
     fit_segmenter,
@@ -114,7 +114,7 @@ def test_a_signal_within_a_step_is_resumed_to_the_bit(pairs, tmp_path, monkeypat
 
 
 def test_the_command_trains_and_saves_a_folder_that_is_read_back(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(segformer, "build_segformer", lambda classes: tiny())
+    monkeypatch.setattr(readers, "build_segformer", lambda classes: tiny())
     images, labels = folder / "images", folder / "labels"
     run = ReaderRun(out=tmp_path, device="cpu")
     options = {"labels": labels, "classes": "road, person", "run": run}
