@@ -20,7 +20,7 @@ from tabulate import tabulate
 from difiisr_models.backends.selection import check_precision
 from difiisr_models.files import write_json, write_text
 from difiisr_models.frame_model import BICUBIC
-from difiisr_ros.commands.arguments import tell
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.bench_calls import Bench, Positive, Row, timed_rows
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
@@ -38,14 +38,14 @@ first network in the same runtime. flop: convolutions and matrix products of one
 multiply-add being two."""
 
 
+@answers
 def bench(
     *,
     only: Annotated[tuple[Stage, ...], Parameter(consume_multiple=True)] = STAGES,
     plan: Annotated[Bench, Parameter(name="*")] = Bench(),
     rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True)] = (9.0, 30.0, 60.0),
     out: Path = Path("out/bench"),
-    json: bool = False,
-) -> None:
+) -> Answer:
     """Time the network, the upscaler and the node over DDS, beside other models in the same run.
 
     Ratios carry over to other machines, milliseconds do not. ``bench.json`` is written too where a
@@ -56,7 +56,6 @@ def bench(
         plan: what is timed, and how.
         rates: of the camera in Hz; one that is too high for the node shows in fps what it holds.
         out: folder for bench.json and bench.md.
-        json: print what bench.json holds.
     """
     plan = replace(plan, runtime=plan.runtime.repeatable)
     if plan.runtime.threads:
@@ -94,7 +93,7 @@ def bench(
         raise ValueError("nothing was measured")
     text = markdown(rows, own)
     write_text(out / "bench.md", text)
-    tell(found, f"{text}\n{out}: bench.json, bench.md", json)
+    return Answer(found, f"{text}\n{out}: bench.json, bench.md")
 
 
 def _describe_machine(device: torch.device) -> dict[str, object]:

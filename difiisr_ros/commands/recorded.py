@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_models.files import replaced, write_json, write_text
 from difiisr_ros.commands import arguments
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.recorded_frames import read_recording
 from difiisr_ros.commands.recorded_measures import judge
 from difiisr_training.evaluation.figures import svg_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _RESULT, _BAD = "#228833", "#cc3311"
 
 
+@answers
 def recorded(
     bag: Path,
     /,
@@ -36,8 +38,7 @@ def recorded(
     runtime: arguments.RuntimeOptions = Runtime(),
     settings: arguments.FrameOptions = FrameSettings(),
     camera: arguments.KnownCamera = arguments.AskedCamera(),
-    json: bool = False,
-) -> int:
+) -> Answer:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
     Writes recorded.html, recorded.json and recorded_per_frame.csv. The exit code is 2 when the
@@ -54,7 +55,6 @@ def recorded(
         runtime: of the offline run.
         settings: as the node had them.
         camera: as the node had it.
-        json: print what recorded.json holds.
     """
     upscaler = None
     if model != "none":
@@ -66,10 +66,9 @@ def recorded(
     write_text(out / "recorded.html", _page(values, recording.frames))
     write_json(out / "recorded.json", values)
     files = f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv"
-    arguments.tell(values, "\n".join([*_summary(values), files]), json)
     if values["fault"]:
         print(f"difiisr: the recording is damaged: {values['fault']}", file=sys.stderr)
-    return 2 if values["fault"] else 0
+    return Answer(values, "\n".join([*_summary(values), files]), 2 if values["fault"] else 0)
 
 
 def _summary(values: dict[str, Any]) -> Iterator[str]:

@@ -10,12 +10,14 @@ from cyclopts import Parameter
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_ros.commands import arguments
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.replay import ReplayOptions
 from difiisr_ros.replay import replay as replay_bag
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
 
+@answers
 def replay(
     in_bag: Path,
     out_bag: Path,
@@ -23,21 +25,18 @@ def replay(
     *,
     model: str = "difiisr-rt-x4",
     options: Annotated[ReplayOptions, Parameter(name="*")] = ReplayOptions(),
-    json: bool = False,
     runtime: arguments.RuntimeOptions = Runtime(),
     settings: arguments.FrameOptions = FrameSettings(),
     camera: arguments.KnownCamera = arguments.AskedCamera(),
-) -> int:
+) -> Answer:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
     Args:
         in_bag: rosbag2 folder or storage file, mcap or sqlite3.
         out_bag: rosbag2 folder to make, mcap.
         model: name, or path of weights.
-        json: print the summary as JSON.
 
-    Returns:
-        0: all frames; 1: none; 2: some, or those of a recording that is damaged.
+    The exit code is 2 of a recording that is damaged, too.
     """
     upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime), settings=settings)
     report = replay_bag(in_bag, out_bag, upscaler, options, camera=camera.known)
@@ -50,12 +49,11 @@ def replay(
         f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
         f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; events: {report.events}"
     )
-    arguments.tell(facts, text, json)
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if report.faults:
         print(f"difiisr: {in_bag} is damaged; what was readable is in {out_bag}", file=sys.stderr)
     if not report.frames_out:
         print("difiisr: no frame could be super-resolved", file=sys.stderr)
-        return 1
-    return 2 if report.faults or report.malformed else 0
+    code = 2 if report.faults or report.malformed else 0
+    return Answer(facts, text, code if report.frames_out else 1)

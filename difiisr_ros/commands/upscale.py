@@ -15,6 +15,7 @@ from tqdm import tqdm
 from difiisr_models import Camera, FrameSettings, Runtime, Stream, Upscaler, load_upscaler
 from difiisr_ros import picture_files
 from difiisr_ros.commands import arguments
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.picture_files import JPEG, VIDEO, FileImage, FileImages
 
 ZOOM = 4  # the window is so many times smaller than the frame, in each direction
@@ -22,6 +23,7 @@ _INCHES, _TITLE, _BAR = 4.6, 0.34, 0.9  # of a tile's width, a title's height, t
 _DARK, _LIGHT = "#15171a", "#e8e8e8"
 
 
+@answers
 def upscale(
     in_path: Path,
     out_path: Path,
@@ -32,11 +34,10 @@ def upscale(
     palette: str | None = None,
     compare: bool = False,
     force: bool = False,
-    json: bool = False,
     runtime: arguments.RuntimeOptions = Runtime(),
     settings: arguments.FrameOptions = FrameSettings(),
     camera: arguments.CameraOptions = Camera(),
-) -> int:
+) -> Answer:
     """Super-resolve images, stacks of images and videos.
 
     Reads PNG, JPEG, WebP, BMP, the pages of TIFF, .npy, and avi, mkv, mp4, mov. Bit depth, EXIF,
@@ -54,10 +55,6 @@ def upscale(
         compare: also write NAME_compare.png: input, bicubic and result, whole and zoomed, of the
             image in the middle of each file.
         force: replace files that exist.
-        json: print the summary as JSON.
-
-    Returns:
-        0: all files; 1: none; 2: some.
     """
     if camera.roi or settings.output_scale != 4:
         raise ValueError("--roi and --output-scale are for streams; of files, --crop cuts")
@@ -72,14 +69,18 @@ def upscale(
     shared = Stream() if one_camera else None
     made: dict[str, str] = {}
     failed: dict[str, str] = {}
+    drawn: set[Path | None] = set()
     images = 0
-    for path in tqdm(files, unit="file", disable=len(files) == 1):
+    for path in tqdm(files, unit="file", disable=len(files) == 1 or None):  # None: no terminal
         try:
             pictures = picture_files.read(path, camera.window(0, 0))
             target = _target(path, in_path, out_path, pictures.unit, palette)
             if str(target) in made.values() or (target.exists() and not force):
                 raise FileExistsError(f"{target} exists; --force replaces it")
             compared = target.with_name(f"{target.stem}_compare.png") if compare else None
+            if compared and compared in drawn:  # of a file that differs in its suffix alone
+                compared = target.with_name(f"{target.stem}_{target.suffix[1:]}_compare.png")
+            drawn.add(compared)
             results = _results(
                 pictures, upscaler, shared, camera.no_data_values, palette, target, compared
             )
@@ -93,8 +94,7 @@ def upscale(
     summary = {"images": images, "made": made, "failed": failed, "other_files": others}
     beside = f", {others} files of other kinds left out" if others else ""
     text = f"{out_path}: {images} images in {len(made)} files, {len(failed)} skipped{beside}"
-    arguments.tell(summary, text, json)
-    return 0 if not failed else 2 if made else 1
+    return Answer(summary, text, 0 if not failed else 2 if made else 1)
 
 
 def _target(path: Path, in_path: Path, out_path: Path, unit: str, palette: str | None) -> Path:
@@ -123,8 +123,8 @@ def _results(
 ) -> Iterator[FileImage]:
     """Super-resolve the images of a file, and draw that in its middle to ``compared``."""
     of_file = Stream()
-    many = pictures.total > 1
-    shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=not many)
+    hidden = pictures.total == 1 or None
+    shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=hidden)
     for number, picture in enumerate(shown):
         frame, added = picture_files.as_frame(picture.pixels)
         stream = shared or (Stream() if picture.stamp_ns is None else of_file)

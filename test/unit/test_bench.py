@@ -15,7 +15,7 @@ from difiisr_ros.commands.bench import markdown
 from difiisr_ros.commands.bench_calls import Bench, network_calls
 from difiisr_ros.commands.bench_node import stream_row
 from difiisr_ros.node_process import ProcessFailed
-from difiisr_training.evaluation.peer_networks import Safmn
+from difiisr_training.evaluation.peers import Safmn
 
 OWN = "difiisr-rt-x4"
 
@@ -72,10 +72,13 @@ def test_table_gives_ratios_to_ours_in_the_same_runtime_and_what_failed():
     assert rlfn.endswith("| |")
 
 
-def test_backend_and_precision_are_those_of_our_models(tmp_path, capsys):
+def test_backend_and_precision_are_those_of_our_models(tmp_path, json_of):
     models = ["--only", "network", "upscaler", "--models", f"{OWN},bicubic"]
-    _, rows = bench(tmp_path, *models, "--precision", "bf16", "--json")
-    assert json.loads(capsys.readouterr().out)["rows"] == rows
+    small = ["--size", "32x24", "--rates", "9", "--runs", "1", "--seconds", "0.2"]
+    words = ["bench", *small, "--device", "cpu", "--out", tmp_path, *models, "--precision", "bf16"]
+    found = json_of(*words)
+    rows = found["rows"]
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
     seen = [(row["stage"], row["model"], row["runtime"], row["precision"]) for row in rows]
     assert seen == [
         ("network", OWN, "torch", "bf16"),

@@ -14,7 +14,7 @@ from wave_frames import write_waves
 
 from difiisr_ros.bags import find_recordings
 from difiisr_ros.cli import main
-from difiisr_training.networks import load_average
+from difiisr_training.checkpoints import load_average
 
 
 def usual_signals():
@@ -178,7 +178,7 @@ def test_a_full_disk_in_the_middle_is_one_line_and_no_half_file(tmp_path, capsys
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
     code = (
         "import sys, pathlib, torch; from difiisr_training.checkpoints import save_checkpoint\n"
-        "try: save_checkpoint(pathlib.Path(sys.argv[1]), {}, {'n': torch.nn.Linear(300, 300)})\n"
+        "try: save_checkpoint(pathlib.Path(sys.argv[1]), torch.nn.Linear(300, 300).state_dict())\n"
         "except OSError as error: print(error); sys.exit(7)"
     )
     path = tmp_path / "checkpoint.pt"

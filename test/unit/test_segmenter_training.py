@@ -19,14 +19,14 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from difiisr_ros.commands.train_readers import ReaderRun, train_segmenter
 from difiisr_training.data.annotations import IGNORED, pair_with_labels, read_labels
 from difiisr_training.data.images import read_counts
-from difiisr_training.evaluation import segformer
-from difiisr_training.evaluation.segformer import (
+from difiisr_training.evaluation import readers
+from difiisr_training.evaluation.readers import (
     build_segformer,
     class_names,
     load_segformer,
     segment,
 )
-from difiisr_training.recipes.segmenter_training import (
+from difiisr_training.recipes.reader_training import (
     SegmenterConfig,
     draw_crops,
     fit_segmenter,
@@ -113,16 +113,13 @@ def test_a_signal_within_a_step_is_resumed_to_the_bit(pairs, tmp_path, monkeypat
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
-def test_the_command_trains_and_saves_a_folder_that_is_read_back(
-    folder, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(segformer, "build_segformer", lambda classes: tiny())
+def test_the_command_trains_and_saves_a_folder_that_is_read_back(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "build_segformer", lambda classes: tiny())
     images, labels = folder / "images", folder / "labels"
     run = ReaderRun(out=tmp_path, device="cpu")
     options = {"labels": labels, "classes": "road, person", "run": run}
     options |= {"config": settings(iterations=1)}
-    train_segmenter(images, **options)
-    assert "1 of 1 iterations on 2 images" in capsys.readouterr().out
+    assert "1 of 1 iterations on 2 images" in str(train_segmenter(images, **options))
     assert class_names(load_segformer(tmp_path)) == CLASSES
     with pytest.raises(ValueError, match="--resume goes on"):
         train_segmenter(images, **options)

@@ -17,7 +17,7 @@ import torch
 from difiisr_models.files import sha256_file
 from difiisr_models.radiometry import robust_range
 from difiisr_models.resample import SCALE
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations.mix import bicubic
 from difiisr_training.evaluation.inputs import full_range
 from difiisr_training.evaluation.metrics import (
     LpipsSqueeze,
@@ -158,8 +158,7 @@ class Flicker:
         """
         if self._window and self._window[-1].shape != lr.shape:
             self.reset()
-        bicubic = pillow_resize(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
-        before, self._before = self._before, np.stack([sr, bicubic]).astype(np.float64)
+        before, self._before = self._before, np.stack([sr, bicubic(lr)]).astype(np.float64)
         self._window.append(lr.astype(np.float64))
         still = np.std(self._window, axis=0) <= self.STILL * robust_range(lr).span
         if len(self._window) < 2 or still.mean() < self.LEAST_SHARE:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difiisr_training.data.annotations import Boxes
-from difiisr_training.evaluation.detectors import (
+from difiisr_training.evaluation.readers import (
     CLASSES_KEY,
     FORMAT,
     FORMAT_KEY,
