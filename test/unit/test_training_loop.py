@@ -91,8 +91,8 @@ def command(tmp_path, data, *more, **changes):
     """Arguments of ``difiisr train`` on these settings."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | changes))
-    given = ["--data", data, "--workers", 0, "--device", "cpu", *more]
-    given += [] if "--run" in more else ["--run", tmp_path / "run"]
+    run = [] if "--run" in more else ["--run", tmp_path / "run"]
+    given = ["--data", data, "--workers", 0, "--device", "cpu", *run, *more]
     return ["train", str(path), *map(str, given)]
 
 
