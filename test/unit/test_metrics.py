@@ -300,7 +300,7 @@ def test_a_network_may_fail_at_small_frames_only(monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(measures, "ssim", fail)
+    monkeypatch.setattr(metrics, "ssim", fail)
     judge = Judge("reference", ("psnr", "ssim"), None)
     lr, hr = pair((40, 400))
     found = judge(hr, lr, hr)

@@ -35,12 +35,7 @@ from difiisr_training.data.annotations import (
     read_labels,
 )
 from difiisr_training.data.images import Share, as_picture, read_counts
-from difiisr_training.evaluation.readers import (
-    INPUT_MULTIPLE,
-    MULTIPLE,
-    class_logits,
-    class_names,
-)
+from difiisr_training.evaluation import readers
 from difiisr_training.evaluation.task_scores import average_precision
 from difiisr_training.recipes.centre_network import (
     CentreDetector,
@@ -110,7 +105,7 @@ class DetectorConfig(ReaderConfig):
     ema: Share = 0.995
     validate_every: Steps = 500
     width: Steps = 20
-    crop: Annotated[int, Gt(0), MultipleOf(MULTIPLE)] = 288
+    crop: Annotated[int, Gt(0), MultipleOf(readers.MULTIPLE)] = 288
     scales: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.35)
     gain: Annotated[float, Ge(1)] = 1.3
     offset: Annotated[float, Ge(0)] = 0.1
@@ -133,7 +128,7 @@ class SegmenterConfig(ReaderConfig):
     weight_decay: Share = 0.01
     ema: Share = 0.0
     validate_every: Steps = 1000
-    crop: Annotated[int, Gt(0), MultipleOf(INPUT_MULTIPLE)] = 512
+    crop: Annotated[int, Gt(0), MultipleOf(readers.INPUT_MULTIPLE)] = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,11 +318,12 @@ def fit_segmenter(
 
     def loss_of(network: SegformerForSemanticSegmentation, numbers: range) -> Tensor:
         pictures, labels = draw_crops(pairs, config.crop, config.seed, numbers)
-        logits = class_logits(network, pictures.to(network.device))
+        logits = readers.class_logits(network, pictures.to(network.device))
         return F.cross_entropy(logits, labels.to(network.device), ignore_index=IGNORED)
 
+    classes = readers.class_names(model)
     return train_reader(
-        config, class_names(model), model, run, loss_of=loss_of, device=device, budget_s=budget_s
+        config, classes, model, run, loss_of=loss_of, device=device, budget_s=budget_s
     )
 
 
