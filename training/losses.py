@@ -16,13 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difiisr_models.diffusion import (
-    deterministic_step,
-    exponential_schedule,
-    latent_input_scale,
-    prior_sample,
-    q_sample,
-)
+from difiisr_models import diffusion
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_models.resample import SCALE, pack, unpack, upsample
 from difiisr_training.config import TrainConfig
@@ -114,7 +108,7 @@ class TrainingLoss(nn.Module):
         self.network = network
         self._teacher = (teacher,)  # a tuple hides it from parameters() and state_dict()
         self._config, self._space, self._guidance_loss = config, space, guidance_loss
-        self._schedule = exponential_schedule()
+        self._schedule = diffusion.exponential_schedule()
 
     def forward(self, lr: Tensor, hr: Tensor, index: Tensor, eps: Tensor, guided: bool) -> Tensor:
         """Loss of one batch.
@@ -142,7 +136,7 @@ class TrainingLoss(nn.Module):
         """
         weight, kappa = self._config.perceptual_weight, self._schedule.kappa
         eta = self._eta_of(index).to(eps)
-        x_t = q_sample(batch.x0, batch.y, eta, eps, kappa)
+        x_t = diffusion.q_sample(batch.x0, batch.y, eta, eps, kappa)
         x_t.requires_grad_(guided)  # Eq. 9 needs the gradient with respect to x_t
         scaled = x_t / (kappa**2 * eta + 1).sqrt()
         mean, sample = self._space.estimates(self.network, scaled, batch.y, batch.lr, index)
@@ -170,19 +164,19 @@ class TrainingLoss(nn.Module):
 
         def estimates(network: nn.Module, x: Tensor, t: int, told: int) -> tuple[Tensor, Tensor]:
             """Both of x, scaled as at t, by a network that is told an index."""
-            scaled = x * latent_input_scale(t, self._schedule)
+            scaled = x * diffusion.latent_input_scale(t, self._schedule)
             index = torch.full_like(last, told)
             return self._space.estimates(network, scaled, batch.y, batch.lr, index)
 
         def inverse(x0: Tensor) -> Tensor:
             return estimates(self.network, x0, steps if scaled_at == "last" else 1, 0)[1]
 
-        x_T = prior_sample(batch.y, eps, self._schedule)
+        x_T = diffusion.prior_sample(batch.y, eps, self._schedule)
         with torch.no_grad():
             target = x_T
             for t in range(steps, 0, -1):
                 x0 = estimates(teacher, target, t, t - 1)[1]
-                target = deterministic_step(target, x0, batch.y, t, self._schedule)
+                target = diffusion.deterministic_step(target, x0, batch.y, t, self._schedule)
         x_T = x_T.requires_grad_(guided)
         mean, forward = estimates(self.network, x_T, steps, steps - 1)
         matched = (forward - target).square().mean()

@@ -25,15 +25,7 @@ from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.diffusion import exponential_schedule, stream_seed
 from difiisr_models.files import write_json
 from difiisr_models.published.swin_unet import SwinUNet
-from difiisr_training.checkpoints import (
-    CHECKPOINT_NAME,
-    STATISTICS_NAME,
-    VALIDATION_NAME,
-    StopOnSignal,
-    read_checkpoint,
-    save_checkpoint,
-    write_journal,
-)
+from difiisr_training import checkpoints
 from difiisr_training.config import OptimiserConfig, RunConfig, TrainConfig, from_dict
 from difiisr_training.data.images import LoadFrames
 from difiisr_training.data.training_pairs import CropDataset
@@ -149,7 +141,7 @@ def train(
     )  # fmt: skip
 
     losses, waited, started = [], 0.0, time.monotonic()
-    with progress, StopOnSignal() as stop:
+    with progress, checkpoints.StopOnSignal() as stop:
         asked = time.monotonic()
         for inputs in task.inputs(state.iteration):
             waited += time.monotonic() - asked
@@ -177,7 +169,9 @@ def train(
                 speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
                 if is_main:
                     values = {"loss": mean, "lr": rate, **speed}
-                    write_journal(run, STATISTICS_NAME, state.iteration, values)
+                    checkpoints.write_journal(
+                        run, checkpoints.STATISTICS_NAME, state.iteration, values
+                    )
                 progress.set_postfix(loss=f"{mean:.4f}")
                 losses, waited, started = [], 0.0, time.monotonic()
             if state.iteration % config.checkpoint_every == 0:
@@ -185,7 +179,7 @@ def train(
             is_last = state.iteration == config.iterations
             if is_main and validate and every and (state.iteration % every == 0 or is_last):
                 scores = validate(state.ema, state.iteration)
-                write_journal(run, VALIDATION_NAME, state.iteration, scores)
+                checkpoints.write_journal(run, checkpoints.VALIDATION_NAME, state.iteration, scores)
             is_over = bool(stop.requested) or time.monotonic() > deadline
             if accelerator.num_processes > 1:  # all stop after the same iteration
                 if is_over:
@@ -285,9 +279,9 @@ def _begin_or_go_on(
         task.groups(network), config.optimiser.lr, weight_decay=config.optimiser.weight_decay
     )
     state = TrainState(network, ema.requires_grad_(False), optimiser, accelerator.scaler)
-    path, settings = run / CHECKPOINT_NAME, asdict(config)
+    path, settings = run / checkpoints.CHECKPOINT_NAME, asdict(config)
     if path.exists():
-        saved = read_checkpoint(path)
+        saved = checkpoints.read_checkpoint(path)
         theirs = asdict(from_dict(saved["config"], path, type(config)))
         if differing := sorted(key for key in settings if theirs[key] != settings[key]):
             raise ValueError(
@@ -327,7 +321,7 @@ def _save(run: Path, state: TrainState, config: RunConfig, accelerator: Accelera
             k: None if part is None else part.state_dict() for k, part in state.parts().items()
         }
         content = {"config": asdict(config), **parts, "iteration": state.iteration}
-        save_checkpoint(run / CHECKPOINT_NAME, content)
+        checkpoints.save_checkpoint(run / checkpoints.CHECKPOINT_NAME, content)
 
 
 def _check(finite: bool, what: str, state: TrainState, run: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.degradations.mix import bicubic
-from difiisr_training.evaluation import measures
+from difiisr_training.evaluation import metrics
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.measures import Flicker, Judge, Radiometry
 from difiisr_training.evaluation.metrics import (
@@ -300,7 +300,7 @@ def test_a_network_may_fail_at_small_frames_only(monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(measures, "ssim", fail)
+    monkeypatch.setattr(metrics, "ssim", fail)
     judge = Judge("reference", ("psnr", "ssim"), None)
     lr, hr = pair((40, 400))
     found = judge(hr, lr, hr)

@@ -13,13 +13,7 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.motion import warp
 from difiisr_models.resample import downsample, pack
 from difiisr_ros.cli import main as difiisr
-from difiisr_training.checkpoints import (
-    CHECKPOINT_NAME,
-    VALIDATION_NAME,
-    export_run,
-    read_checkpoint,
-    read_journal,
-)
+from difiisr_training import checkpoints
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, load_images
 from difiisr_training.sequence_training import fit_detail
@@ -107,16 +101,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, capsys):
     assert difiisr([*words, "--run", str(whole)]) == 0
     for _ in range(4):  # one iteration each
         assert difiisr([*words, "--run", str(parts), "--budget", "0"]) == 0
-    one, other = (read_checkpoint(run / CHECKPOINT_NAME) for run in (whole, parts))
+    one, other = (
+        checkpoints.read_checkpoint(run / checkpoints.CHECKPOINT_NAME) for run in (whole, parts)
+    )
     assert one["iteration"] == other["iteration"] == 4
     for name, value in one["network"].items():
         assert torch.equal(value, other["network"][name]), name
     assert one["network"]["stem_past.weight"].abs().max() > 0
-    (scores,) = read_journal(whole, VALIDATION_NAME)
+    (scores,) = checkpoints.read_journal(whole, checkpoints.VALIDATION_NAME)
     assert scores["psnr_alone"] != scores["psnr_fidelity_1"] != scores["psnr_bicubic"]
     assert one["network"]["detail_head.weight"].abs().max() == 0  # left as it was
 
-    export_run(whole, out)
+    checkpoints.export_run(whole, out)
     up = load_upscaler(str(out), backend="torch")
     assert up.is_recurrent
     assert up(np.full((20, 24), 7000, np.uint16), Stream()).shape == (80, 96)

@@ -20,13 +20,8 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_ros.cli import main as difiisr
+from difiisr_training import checkpoints
 from difiisr_training import train as training
-from difiisr_training.checkpoints import (
-    STATISTICS_NAME,
-    load_average,
-    read_journal,
-    starting_weights,
-)
 from difiisr_training.config import OptimiserConfig, from_dict, load_config
 from difiisr_training.data.images import load_images
 from difiisr_training.evaluation.peers import Rlfn
@@ -91,8 +86,8 @@ def command(tmp_path, data, *more, **changes):
     """Arguments of ``difiisr train`` on these settings."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | changes))
-    given = ["--data", data, "--workers", 0, "--device", "cpu", *more]
-    given += [] if "--run" in more else ["--run", tmp_path / "run"]
+    run = [] if "--run" in more else ["--run", tmp_path / "run"]
+    given = ["--data", data, "--workers", 0, "--device", "cpu", *run, *more]
     return ["train", str(path), *map(str, given)]
 
 
@@ -116,7 +111,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path, monkeypat
     changes = {"optimiser": {"grad_clip": 1e9}, "log_every": log_every, "checkpoint_every": 1}
     with pytest.raises(FloatingPointError, match=r"the last checkpoint in .* is kept"):
         run(configured(**changes), data, tmp_path / "run")
-    saved = load_average(tmp_path / "run" / "checkpoint.pt")[1]
+    saved = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")[1]
     assert all(value.isfinite().all() for value in saved.parameters())
 
 
@@ -131,7 +126,7 @@ def test_a_checkpoint_goes_on_with_its_own_settings_and_the_defaults_of_what_is_
         run(configured(batch=4), data, tmp_path / "run")
     assert run(configured(), data, tmp_path / "run", budget=0).iteration == 2
     path.write_bytes(path.read_bytes()[:-5000])
-    for read in (load_average, lambda path: run(configured(), data, path.parent)):
+    for read in (checkpoints.load_average, lambda path: run(configured(), data, path.parent)):
         with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
             read(path)
 
@@ -214,7 +209,7 @@ def test_a_run_begins_as_the_published_network(data, tmp_path, capsys):
     assert difiisr([*given, "--peers", str(tmp_path)]) == 0
     begun = load_config(tmp_path / "tiny.yaml")
     wanted = begin(begun, tmp_path, partial(load_images, data=data))
-    _, found, _ = load_average(tmp_path / "run" / "checkpoint.pt")
+    _, found, _ = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")
     for name, value in wanted.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value, msg=name)
 
@@ -237,10 +232,10 @@ def test_a_run_lowers_the_loss_is_validated_on_unseen_frames_and_exports_its_ave
     changes = {"sources": sources, "perceptual_weight": 0.5, "validate_every": 25, "log_every": 15}
     given = command(tmp_path, data, "--export", tmp_path / "out", iterations=45, **changes)
     assert difiisr(given) == 0
-    lines = read_journal(tmp_path / "run", STATISTICS_NAME)
+    lines = checkpoints.read_journal(tmp_path / "run", checkpoints.STATISTICS_NAME)
     assert [line["iteration"] for line in lines] == [15, 30, 45]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    judged = read_journal(tmp_path / "run", "validation.jsonl")
+    judged = checkpoints.read_journal(tmp_path / "run", "validation.jsonl")
     assert [line["iteration"] for line in judged] == [25, 45]
     assert judged[0]["psnr_bicubic"] == judged[1]["psnr_bicubic"] > 30
     assert judged[0]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_1"]
@@ -249,8 +244,8 @@ def test_a_run_lowers_the_loss_is_validated_on_unseen_frames_and_exports_its_ave
     assert pictures == ["0000025.png", "0000045.png"]
     up = load_upscaler(str(tmp_path / "out"), device="cpu", backend="torch")
     assert up(np.zeros((16, 16), np.uint8)).shape == (64, 64)
-    average = load_average(tmp_path / "run" / "checkpoint.pt")[1]
-    assert_equal(starting_weights(tmp_path / "out"), average)
+    average = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")[1]
+    assert_equal(checkpoints.starting_weights(tmp_path / "out"), average)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["training"]["iterations"] == 45
     assert manifest["training"]["sources"][0]["folder"] == "scenes"
@@ -311,7 +306,7 @@ def test_a_run_goes_on_after_its_beginning_is_gone_and_its_journal_was_cut(data,
     (tmp_path / "run" / "statistics.jsonl").write_text('{"iteration": 1, "lo')
     assert difiisr(given) == 0
     assert "12 of 12 iterations" in capsys.readouterr().out
-    journal = read_journal(tmp_path / "run", STATISTICS_NAME)
+    journal = checkpoints.read_journal(tmp_path / "run", checkpoints.STATISTICS_NAME)
     assert [line["iteration"] for line in journal] == [4, 8, 12]
 
 
@@ -326,8 +321,8 @@ def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkey
     handler = signal.getsignal(signal.SIGINT)
     assert difiisr(command(tmp_path, data, "--export", tmp_path / "model")) == 130
     assert signal.getsignal(signal.SIGINT) is handler
-    assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == 1
-    assert starting_weights(tmp_path / "model")
+    assert checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")[2] == 1
+    assert checkpoints.starting_weights(tmp_path / "model")
 
 
 @pytest.mark.skipif(
@@ -343,8 +338,8 @@ def test_two_processes_train_the_weights_of_one(data, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
-    _, one, _ = load_average(tmp_path / "run" / "checkpoint.pt")
-    _, other, iteration = load_average(tmp_path / "two" / "checkpoint.pt")
+    _, one, _ = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")
+    _, other, iteration = checkpoints.load_average(tmp_path / "two" / "checkpoint.pt")
     assert iteration == 8
     for name, value in one.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)

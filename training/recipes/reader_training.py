@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,12 +35,7 @@ from difiisr_training.data.annotations import (
     read_labels,
 )
 from difiisr_training.data.images import Share, as_picture, read_counts
-from difiisr_training.evaluation.readers import (
-    INPUT_MULTIPLE,
-    MULTIPLE,
-    class_logits,
-    class_names,
-)
+from difiisr_training.evaluation import readers
 from difiisr_training.evaluation.task_scores import average_precision
 from difiisr_training.recipes.centre_network import (
     CentreDetector,
@@ -60,8 +55,6 @@ LabelledFrame = tuple[np.ndarray, Boxes]
 """A picture ``(H, W)`` float32 in 0..1 and the objects in it."""
 
 _VISIBLE = 0.4  # an object of which less is left after cropping becomes an ignored region
-_GRADIENT_NORM = 10.0
-_WARMUP = 100
 
 Rate = Annotated[float, Gt(0), Le(1)]
 Steps = Annotated[int, Ge(1)]
@@ -81,6 +74,8 @@ class ReaderConfig:
         validate_every: steps between two checkpoints, and judgements on the validation frames
     """
 
+    warmup: ClassVar[int] = 0  # iterations in which the rate rises
+    gradient_norm: ClassVar[float | None] = None  # longer gradients are cut to it
     iterations: Steps
     batch: Steps = 8
     lr: Rate
@@ -102,13 +97,15 @@ class DetectorConfig(ReaderConfig):
         offset: largest shift of their brightness, as a share of white
     """
 
+    warmup: ClassVar[int] = 100
+    gradient_norm: ClassVar[float | None] = 10.0
     iterations: Steps = 3000
     lr: Rate = 2e-3
     weight_decay: Share = 1e-4
     ema: Share = 0.995
     validate_every: Steps = 500
     width: Steps = 20
-    crop: Annotated[int, Gt(0), MultipleOf(MULTIPLE)] = 288
+    crop: Annotated[int, Gt(0), MultipleOf(readers.MULTIPLE)] = 288
     scales: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.75, 1.35)
     gain: Annotated[float, Ge(1)] = 1.3
     offset: Annotated[float, Ge(0)] = 0.1
@@ -131,7 +128,7 @@ class SegmenterConfig(ReaderConfig):
     weight_decay: Share = 0.01
     ema: Share = 0.0
     validate_every: Steps = 1000
-    crop: Annotated[int, Gt(0), MultipleOf(INPUT_MULTIPLE)] = 512
+    crop: Annotated[int, Gt(0), MultipleOf(readers.INPUT_MULTIPLE)] = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +158,10 @@ def train_reader(
     *,
     loss_of: Callable[[Any, range], Tensor],
     judge: Callable[[Any], dict[str, float]] | None = None,
-    warmup: int = 0,
-    gradient_norm: float | None = None,
     device: str = "auto",
     budget_s: float = math.inf,
 ) -> tuple[Any, TrainState]:
-    """Train as ``train.train`` does, which says what is raised.
+    """Train as ``train.train`` does; the average, the best on validation if any, and the state.
 
     Args:
         config: the run.
@@ -175,17 +170,12 @@ def train_reader(
         run: folder of the run.
         loss_of: the loss of a network on the samples of these numbers.
         judge: scores of the average on validation frames; the first one chooses the best weights.
-        warmup: iterations in which the rate rises.
-        gradient_norm: longer gradients are cut to it.
         device: "auto" or "cpu".
         budget_s: wall-clock limit.
-
-    Returns:
-        The average, the best one on validation or without validation the last; and the state.
     """
     optimiser = OptimiserConfig(
-        lr=config.lr, final_lr_share=0, warmup=warmup, weight_decay=config.weight_decay,
-        ema=config.ema, grad_clip=gradient_norm,
+        lr=config.lr, final_lr_share=0, warmup=config.warmup, weight_decay=config.weight_decay,
+        ema=config.ema, grad_clip=config.gradient_norm,
     )  # fmt: skip
     described = _ReaderRun(
         name="reader", optimiser=optimiser, seed=config.seed, iterations=config.iterations,
@@ -275,7 +265,7 @@ def fit_detector(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     return train_reader(
         config, classes, network, run, loss_of=loss_of, judge=judge if val_frames else None,
-        warmup=_WARMUP, gradient_norm=_GRADIENT_NORM, device=device, budget_s=budget_s,
+        device=device, budget_s=budget_s,
     )  # fmt: skip
 
 
@@ -328,11 +318,12 @@ def fit_segmenter(
 
     def loss_of(network: SegformerForSemanticSegmentation, numbers: range) -> Tensor:
         pictures, labels = draw_crops(pairs, config.crop, config.seed, numbers)
-        logits = class_logits(network, pictures.to(network.device))
+        logits = readers.class_logits(network, pictures.to(network.device))
         return F.cross_entropy(logits, labels.to(network.device), ignore_index=IGNORED)
 
+    classes = readers.class_names(model)
     return train_reader(
-        config, class_names(model), model, run, loss_of=loss_of, device=device, budget_s=budget_s
+        config, classes, model, run, loss_of=loss_of, device=device, budget_s=budget_s
     )
 
 
