@@ -13,10 +13,11 @@ from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.train_model import OWN_CAMERA, load_source, preset_or_file
 from difiisr_training import train as training
+from difiisr_training.checkpoints import export_run, starting_weights
 from difiisr_training.config import load_config
 from difiisr_training.data.images import ImageSource
-from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
-from difiisr_training.networks import build_objective, export_run, starting_weights
+from difiisr_training.evaluation.films import next_frame_errors, surely_better
+from difiisr_training.losses import build_loss
 from difiisr_training.validation import upscaler_of
 
 _HELD_OUT, _FEWEST, _MOST = 0.2, 16, 48  # share and numbers of frames, at the end
@@ -86,10 +87,9 @@ def adapt(
     )  # fmt: skip
     accelerator = training.make_accelerator(config, device)
     run = run or out.with_name(f"{out.name}-run")
-    state = training.train(
-        config, build_objective(config, accelerator.device), lambda _source, _part: learnt, run,
-        accelerator=accelerator, initial=begun, budget_s=budget,
-    )  # fmt: skip
+    loss_of = build_loss(config, accelerator.device)
+    task = training.images_task(config, loss_of, lambda _source, _part: learnt, accelerator)
+    state = training.train(config, task, run, accelerator, begun, budget_s=budget)
     if state.interrupted:
         raise KeyboardInterrupt(state.interrupted)
 

@@ -23,11 +23,11 @@ from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
 from difiisr_ros.commands.environment import environment
 from difiisr_training.data.annotations import images_by_name
 from difiisr_training.degradations.mix import Kind
-from difiisr_training.evaluation import judged_frames
-from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
+from difiisr_training.evaluation import task_scores
+from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set
 from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
-from difiisr_training.evaluation.peers import Peer, load_peer
+from difiisr_training.evaluation.peers import OutputFolder, Peer, load_peer
 from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,
@@ -170,12 +170,10 @@ def evaluate(
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared]
     if detector:
-        results.detection = judged_frames.judge_detection(out, boxes, series, detector)
+        results.detection = task_scores.judge_detection(out, boxes, series, detector)
         _note_others(results, "detection", "--annotations", boxes)
     if segmenter:
-        results.segmentation = judged_frames.judge_segmentation(
-            out, maps, series, segmenter, device
-        )
+        results.segmentation = task_scores.judge_segmentation(out, maps, series, segmenter, device)
         _note_others(results, "segmentation", "--labels", maps)
     facts = write_results(results, out)
     lines = [*_tables(results)]

@@ -20,11 +20,10 @@ from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.evaluate_models import Judgement, evaluate, resolve_inputs
 from difiisr_ros.commands.train_model import train
-from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint
+from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint, starting_weights
 from difiisr_training.config import TrainConfig, from_dict, load_config
 from difiisr_training.evaluation.inputs import Selection
 from difiisr_training.evaluation.measures import Judge
-from difiisr_training.networks import starting_weights
 
 SETS = ("hit_uav/test", "msrs/test", "roadscene/last20")
 METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")

@@ -16,10 +16,9 @@ from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Duration, Threads
 from difiisr_training.checkpoints import CHECKPOINT_NAME, VALIDATION_NAME, read_journal
 from difiisr_training.data.annotations import pair_with_labels, read_annotations
-from difiisr_training.evaluation import segformer
-from difiisr_training.recipes import centre_network, detector_training, segmenter_training
-from difiisr_training.recipes.detector_training import DetectorConfig
-from difiisr_training.recipes.segmenter_training import SegmenterConfig
+from difiisr_training.evaluation import readers
+from difiisr_training.recipes import centre_network, reader_training
+from difiisr_training.recipes.reader_training import DetectorConfig, SegmenterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +74,18 @@ def train_detector(
         raise ValueError("--val-data and --val-annotations go together")
     run.prepare()
     truth = read_annotations(annotations)
-    frames, val_frames = detector_training.load_frames(data, truth), []
+    frames, val_frames = reader_training.load_frames(data, truth), []
     if val_data and val_annotations:
         val_truth = read_annotations(val_annotations)
         if val_truth.classes != truth.classes:
             found = f"{val_annotations} has the classes {', '.join(val_truth.classes)}"
             raise ValueError(f"{found}, {annotations} has {', '.join(truth.classes)}")
-        val_frames = detector_training.load_frames(val_data, val_truth)
+        val_frames = reader_training.load_frames(val_data, val_truth)
     initial = None
     if run.init:
         initial = centre_network.CentreDetector(len(truth.classes), config.width)
         initial.load_state_dict(load_file(run.init))
-    network, state = detector_training.fit_detector(
+    network, state = reader_training.fit_detector(
         config, truth.classes, frames, val_frames, run.out, initial=initial, device=run.device,
         budget_s=run.budget,
     )  # fmt: skip
@@ -133,11 +132,8 @@ def train_segmenter(
     run.prepare()
     pairs = pair_with_labels(data, labels)
     torch.manual_seed(config.seed)
-    if run.init:
-        model = segformer.load_segformer(run.init, names)
-    else:
-        model = segformer.build_segformer(names)
-    model, state = segmenter_training.fit_segmenter(
+    model = readers.load_segformer(run.init, names) if run.init else readers.build_segformer(names)
+    model, state = reader_training.fit_segmenter(
         config, model, pairs, run.out, device=run.device, budget_s=run.budget
     )
     if state.interrupted:

@@ -23,7 +23,7 @@ from difiisr_models.published.convert import (
 )
 from difiisr_models.published.parity import rule_state
 from difiisr_ros import cli
-from difiisr_training.networks import starting_weights
+from difiisr_training.checkpoints import starting_weights
 
 SHAPES = json.loads(
     (Path(__file__).parents[1] / "golden/parity/tiny_state_dict_shapes.json").read_text()

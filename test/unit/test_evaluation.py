@@ -14,7 +14,7 @@ from difiisr_models.files import json_text
 from difiisr_ros.cli import main
 from difiisr_ros.commands import evaluate_models as command
 from difiisr_training.evaluation import evaluate as evaluate_module
-from difiisr_training.evaluation import judged_frames
+from difiisr_training.evaluation import task_scores
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.peers import Peer
@@ -251,9 +251,6 @@ def test_outputs_of_another_method_are_judged_as_a_model_is(data):
     assert written["mean"]["psnr"] is None  # infinite
     assert (written["parameters"], written["seconds_per_frame"]) == (None, None)
     assert [(r["psnr"], r["seconds"]) for r in rows_of(data / "again")[5:]] == [("inf", "")] * 5
-    (theirs / "03.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 5 frames .* 03"):
-        evaluate(*arguments, "--out", data / "again", "--outputs", f"Bi-DiffSR={theirs}")
 
 
 def test_the_command_line_reports_and_exits_with_zero(data, capsys, json_of):
@@ -320,8 +317,8 @@ def note_judged(monkeypatch):
         asked.append({name: path and path.name for name, path in sets.items()})
         return {"sets": {slug(name): {} for name in sets}}
 
-    monkeypatch.setattr(judged_frames, "judge_detection", judge)
-    monkeypatch.setattr(judged_frames, "judge_segmentation", judge)
+    monkeypatch.setattr(task_scores, "judge_detection", judge)
+    monkeypatch.setattr(task_scores, "judge_segmentation", judge)
     return asked
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from difiisr_ros.cli import main as difiisr
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations.mix import bicubic, pillow_resize
 from difiisr_training.evaluation import films
 
 
@@ -15,10 +15,6 @@ def still(side=200):
     rng = np.random.default_rng(0)
     blocks = rng.integers(60, 180, (side // 8, side // 8)).astype(np.uint8)
     return pillow_resize(blocks, side, side)
-
-
-def bicubic(lr):
-    return pillow_resize(lr, 4 * lr.shape[0], 4 * lr.shape[1])
 
 
 def test_a_pan_moves_whole_pixels_and_stays_inside():
