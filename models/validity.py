@@ -9,10 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, find_objects, uniform_filter
+from scipy.ndimage import (
+    distance_transform_edt,
+    find_objects,
+    maximum_filter,
+    minimum_filter,
+    uniform_filter,
+)
 
 _MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
 _MOVES = 10  # frames
+_NARROW, _BENDS, _ODD = 5, 20, 1.0  # pixels; steps
+_BIHARMONIC = np.array(
+    [
+        [0, 0, -1, 0, 0],
+        [0, -2, 8, -2, 0],
+        [-1, 8, -20, 8, -1],
+        [0, -2, 8, -2, 0],
+        [0, 0, -1, 0, 0],
+    ],
+    float,
+)
 _LEAST_INSIDE = 0.25  # of the frame, that a border of zeros leaves
 
 NO_DATA = 1e30
@@ -46,12 +63,44 @@ def invalid_pixels(counts: np.ndarray, no_data: Sequence[float] = ()) -> np.ndar
     return invalid if invalid.any() else None
 
 
-def fill_from_nearest(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
-    """``counts (H, W)`` with each invalid pixel replaced by the nearest valid one; 0 if all are."""
+def fill(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
+    """``counts (H, W)`` with values in place of the invalid pixels; 0 if all are.
+
+    The scene goes on as it came: beyond the nearest valid pixel v it is mirrored in space and in
+    value, to 2 v - mirrored, within the valid values. Gaps narrower than 5 pixels are then bent
+    smooth: 20 steps towards the biharmonic surface through what lies around.
+    """
     if invalid.all():
         return np.zeros_like(counts)
+    lo, hi = counts[~invalid].min(), counts[~invalid].max()
     nearest = distance_transform_edt(invalid, return_distances=False, return_indices=True)
-    return counts[tuple(nearest)]
+    edges = np.reshape(counts.shape, (2, 1, 1)) - 1
+    mirrored = tuple(np.clip(2 * nearest - np.indices(counts.shape), 0, edges))
+    edge = counts[tuple(nearest)].astype(float)
+    beyond = np.where(invalid[mirrored], 0.0, edge - counts[mirrored])
+    filled = np.where(invalid, np.clip(edge + _ODD * beyond, lo, hi), counts)
+    _bend(filled, invalid & ~_opened(invalid, _NARROW))
+    filled = np.clip(filled, lo, hi)
+    filled = filled if counts.dtype.kind == "f" else np.rint(filled)
+    return np.where(invalid, filled.astype(counts.dtype), counts)
+
+
+def _opened(mask: np.ndarray, size: int) -> np.ndarray:
+    """What squares of ``size`` pixels cover of a mask that goes on beyond the frame."""
+    eroded = minimum_filter(np.pad(mask, size, constant_values=True), size)
+    return maximum_filter(eroded, size)[size:-size, size:-size]
+
+
+def _bend(filled: np.ndarray, narrow: np.ndarray) -> None:
+    """Move pixels ``narrow`` of ``filled (H, W)`` towards the biharmonic surface, in place."""
+    padded = np.pad(filled, 2, mode="edge")
+    at = np.flatnonzero(np.pad(narrow, 2))
+    down, right = np.nonzero(_BIHARMONIC)
+    around = at[:, None] + (down - 2) * padded.shape[1] + right - 2
+    flat, weights = padded.ravel(), _BIHARMONIC[down, right] / -_BIHARMONIC[2, 2]
+    for _ in range(_BENDS):
+        flat[at] += 0.5 * (flat[around] @ weights)
+    filled[narrow] = flat[at]
 
 
 def put_back(result: np.ndarray, counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
