@@ -342,7 +342,7 @@ class Channel:
             invalid = absurd if invalid is None else invalid | absurd
             invalid = invalid if invalid.any() else None
         filled = counts if invalid is None else fill(counts, invalid)
-        noise = self._noise.update(filled) if has_news else self._noise.deviation
+        noise = self._noise.update(filled, invalid) if has_news else self._noise.deviation
         strength = PatternStrength()
         if remove_pattern:
             pattern = self._pattern.update(filled, noise) if has_news else self._pattern.pattern

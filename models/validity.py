@@ -19,18 +19,20 @@ from scipy.ndimage import (
 
 _MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
 _MOVES = 10  # frames
-_NARROW, _BENDS, _ODD = 5, 20, 1.0  # pixels; steps
-_BIHARMONIC = np.array(
-    [
-        [0, 0, -1, 0, 0],
-        [0, -2, 8, -2, 0],
-        [-1, 8, -20, 8, -1],
-        [0, -2, 8, -2, 0],
-        [0, 0, -1, 0, 0],
-    ],
-    float,
+_NARROW, _BENDS = 5, 20  # pixels; steps
+_BIHARMONIC = (
+    np.array(
+        [
+            [0, 0, -1, 0, 0],
+            [0, -2, 8, -2, 0],
+            [-1, 8, -20, 8, -1],
+            [0, -2, 8, -2, 0],
+            [0, 0, -1, 0, 0],
+        ]
+    )
+    / 20
 )
-_LEAST_INSIDE = 0.25  # of the frame, that a border of zeros leaves
+_INSIDE, _FRAME = 0.5, 0.25  # of what a border of zeros leaves, and of the frame
 
 NO_DATA = 1e30
 """Float pixels of this magnitude are a mark, not a measurement; float32 has room above it."""
@@ -66,23 +68,21 @@ def invalid_pixels(counts: np.ndarray, no_data: Sequence[float] = ()) -> np.ndar
 def fill(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
     """``counts (H, W)`` with values in place of the invalid pixels; 0 if all are.
 
-    The scene goes on as it came: beyond the nearest valid pixel v it is mirrored in space and in
-    value, to 2 v - mirrored, within the valid values. Gaps narrower than 5 pixels are then bent
-    smooth: 20 steps towards the biharmonic surface through what lies around.
+    Beyond the nearest valid pixel the scene is mirrored: what fills a border is as rough and as
+    noisy as what lies beside it. Gaps narrower than 5 pixels are bent smooth then, by 20 steps
+    towards the biharmonic surface through what lies around.
     """
     if invalid.all():
         return np.zeros_like(counts)
-    lo, hi = counts[~invalid].min(), counts[~invalid].max()
     nearest = distance_transform_edt(invalid, return_distances=False, return_indices=True)
     edges = np.reshape(counts.shape, (2, 1, 1)) - 1
     mirrored = tuple(np.clip(2 * nearest - np.indices(counts.shape), 0, edges))
-    edge = counts[tuple(nearest)].astype(float)
-    beyond = np.where(invalid[mirrored], 0.0, edge - counts[mirrored])
-    filled = np.where(invalid, np.clip(edge + _ODD * beyond, lo, hi), counts)
-    _bend(filled, invalid & ~_opened(invalid, _NARROW))
-    filled = np.clip(filled, lo, hi)
-    filled = filled if counts.dtype.kind == "f" else np.rint(filled)
-    return np.where(invalid, filled.astype(counts.dtype), counts)
+    filled = np.where(invalid[mirrored], counts[tuple(nearest)], counts[mirrored])
+    narrow = invalid & ~_opened(invalid, _NARROW)
+    if narrow.any():
+        bent = _bent(filled, narrow).clip(filled.min(), filled.max())
+        filled[narrow] = bent if counts.dtype.kind == "f" else np.rint(bent)
+    return filled
 
 
 def _opened(mask: np.ndarray, size: int) -> np.ndarray:
@@ -91,16 +91,16 @@ def _opened(mask: np.ndarray, size: int) -> np.ndarray:
     return maximum_filter(eroded, size)[size:-size, size:-size]
 
 
-def _bend(filled: np.ndarray, narrow: np.ndarray) -> None:
-    """Move pixels ``narrow`` of ``filled (H, W)`` towards the biharmonic surface, in place."""
-    padded = np.pad(filled, 2, mode="edge")
+def _bent(filled: np.ndarray, narrow: np.ndarray) -> np.ndarray:
+    """The pixels ``narrow`` of ``filled (H, W)``, moved towards the biharmonic surface, 1-D."""
+    padded = np.pad(filled.astype(float), 2, mode="edge")
     at = np.flatnonzero(np.pad(narrow, 2))
     down, right = np.nonzero(_BIHARMONIC)
     around = at[:, None] + (down - 2) * padded.shape[1] + right - 2
-    flat, weights = padded.ravel(), _BIHARMONIC[down, right] / -_BIHARMONIC[2, 2]
+    flat, weights = padded.ravel(), _BIHARMONIC[down, right]
     for _ in range(_BENDS):
-        flat[at] += 0.5 * (flat[around] @ weights)
-    filled[narrow] = flat[at]
+        flat[at] += 0.5 * (flat[around] @ weights)  # stable up to 0.6
+    return flat[at]
 
 
 def put_back(result: np.ndarray, counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
@@ -165,14 +165,16 @@ def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
 def _zero_border(counts: np.ndarray) -> np.ndarray:
     """Rows and columns of zeros that reach all around; none where one side has none.
 
-    What they leave is more than a quarter of the frame: less is a dark scene.
+    A dark scene is no border: of what is left more than half is not 0, and of the frame a quarter.
     """
     inside = find_objects((counts != 0).astype(np.uint8))
     is_border = inside and all(
         side.start > 0 and side.stop < size
         for side, size in zip(inside[0], counts.shape, strict=True)
     )
-    if is_border and counts[inside[0]].size > _LEAST_INSIDE * counts.size:
+    if is_border and np.count_nonzero(counts) > max(
+        _INSIDE * counts[inside[0]].size, _FRAME * counts.size
+    ):
         border = np.ones(counts.shape, bool)
         border[inside[0]] = False
         return border
