@@ -24,7 +24,7 @@ import zstandard
 
 from difiisr_models.settings import Camera, Crop
 from difiisr_models.stream import Stream
-from difiisr_models.validity import fill_from_nearest
+from difiisr_models.validity import fill
 from difiisr_ros.bag_storage import (
     LARGEST_CHUNK,
     QOS,
@@ -36,8 +36,13 @@ from difiisr_ros.bag_storage import (
     Topic,
     unpack,
 )
-from difiisr_ros.compressed_image import compress, decompress
-from difiisr_ros.image_codec import encode_rows, image_to_array, is_false_colour
+from difiisr_ros.image_codec import (
+    compress,
+    decompress,
+    encode_rows,
+    image_to_array,
+    is_false_colour,
+)
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
@@ -353,7 +358,7 @@ def _counts(message: Message, camera: Camera) -> np.ndarray:
     if not counts.size:
         raise ValueError(f"nothing is left of {image.width}x{image.height} pixels: see crop")
     if (invalid := np.isin(counts, camera.no_data_values)).any():
-        counts = fill_from_nearest(counts, invalid)
+        counts = fill(counts, invalid)
     if counts.dtype.kind == "i":
         counts = counts.astype(np.float32)
     if counts.dtype.kind == "f" and not np.isfinite(counts).all():

@@ -9,6 +9,7 @@ takes, from the camera's stamp to the boxes.
 """
 
 import contextlib
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 
-from difiisr_ros.derived_outputs import image_message
 from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.outputs import image_message
 from difiisr_training.data.images import as_picture
-from difiisr_training.evaluation.detectors import Detections, OnnxDetector
+from difiisr_training.evaluation.readers import Detections, OnnxDetector
 
 try:
     from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
@@ -95,7 +96,11 @@ def main() -> None:
     """Run the node until Ctrl-C."""
     rclpy.init()
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        rclpy.spin(DetectorNode())
+        try:
+            node = DetectorNode()
+        except (OSError, ValueError) as error:
+            sys.exit(f"-p detector:=FILE.onnx is needed: {error}")
+        rclpy.spin(node)
 
 
 if __name__ == "__main__":

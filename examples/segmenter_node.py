@@ -8,6 +8,7 @@ number of the point whose object it is, 0 for none) and ``~/overlay`` (rgb8).
 """
 
 import contextlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from rclpy.qos import qos_profile_sensor_data
 from segment_anything import SamPredictor, sam_model_registry
 from sensor_msgs.msg import Image
 
-from difiisr_ros.derived_outputs import image_message
 from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.outputs import image_message
 from difiisr_training.data.images import as_picture
 
 COLOURS = np.array([(0, 0, 0), (255, 80, 80), (80, 200, 255), (120, 255, 120), (255, 220, 80)])
@@ -58,7 +59,11 @@ def main() -> None:
     """Run the node until Ctrl-C."""
     rclpy.init()
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        rclpy.spin(SegmenterNode())
+        try:
+            node = SegmenterNode()
+        except (OSError, ValueError) as error:
+            sys.exit(f"-p checkpoint:=FILE.pth is needed: {error}")
+        rclpy.spin(node)
 
 
 if __name__ == "__main__":

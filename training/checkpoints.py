@@ -1,4 +1,4 @@
-"""What any training loop here needs around its steps: checkpoint, journal, moving average, Ctrl-C.
+"""What a training run leaves in its folder, and the weights that come of it.
 
 A run folder holds one checkpoint, replaced as a whole, and journals of JSON lines; both are gone on
 with when the run is continued.
@@ -7,65 +7,38 @@ with when the run is continued.
 from __future__ import annotations
 
 import json
-import math
 import signal
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from difiisr_models.compact import CompactConfig, CompactNetwork
+from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.files import replaced
+from difiisr_models.model_loading import load_parts, save_compact, save_published_unet
+from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 
 CHECKPOINT_NAME = "checkpoint.pt"
 STATISTICS_NAME = "statistics.jsonl"
 VALIDATION_NAME = "validation.jsonl"
 
 
-def save_checkpoint(
-    path: Path, settings: Mapping[str, Any], parts: Mapping[str, Any], **values: Any
-) -> None:
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Replace the file as a whole: a crash, or an OSError, leaves the old one.
 
-    Args:
-        path: file to write.
-        settings: of the run, plain data; under ``"config"`` in the file.
-        parts: networks, optimisers and the like; each one's ``state_dict()`` is under its name.
-        values: numbers, tensors or plain data, e.g. ``iteration``.
+    ``content``: state dicts and plain data, see ``train.TrainState``.
     """
-    states = {name: None if part is None else part.state_dict() for name, part in parts.items()}
     with replaced(path) as beside:
         try:
-            torch.save({"config": dict(settings), **states, **values}, beside)
+            torch.save(content, beside)
         except RuntimeError as error:  # what torch makes of an OSError
             reason = str(error).partition("\n")[0]
             raise OSError(f"{path} cannot be written (is the disk full?): {reason}") from error
-
-
-def load_checkpoint(
-    path: Path,
-    settings: Mapping[str, Any],
-    parts: Mapping[str, Any],
-    completed: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
-) -> dict[str, Any]:
-    """Restore ``parts`` in place from what :func:`save_checkpoint` wrote; returns the whole file.
-
-    ``completed`` gives the settings of an older file those that are new since. ValueError: the file
-    is damaged, or was written with other settings, which the text names.
-    """
-    saved = read_checkpoint(path)
-    theirs = completed(saved["config"])
-    if differing := sorted(key for key in settings if theirs.get(key) != settings[key]):
-        raise ValueError(
-            f"{path} was trained with other settings for {', '.join(differing)}; "
-            "use another run folder, or --init to start from its weights"
-        )
-    for name, part in parts.items():
-        if part is not None:
-            part.load_state_dict(saved[name])
-    return saved
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -86,23 +59,6 @@ def refuse_bomb(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type for entry in archive.infolist()):
                 raise ValueError("it is compressed, as torch.save never writes it")
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, decay: float, iteration: float) -> None:
-    """ema <- decay ema + (1 - decay) network; buffers of integers are copied.
-
-    The memory is shorter in the first iterations: ``iteration`` counts from 0, infinity for the
-    full memory from the start.
-    """
-    if not math.isinf(iteration):
-        decay = min(decay, (1 + iteration) / (10 + iteration))
-    values = network.state_dict()
-    for name, average in ema.state_dict().items():
-        if average.is_floating_point():
-            average.lerp_(values[name], 1 - decay)
-        else:
-            average.copy_(values[name])
 
 
 class StopOnSignal:
@@ -152,3 +108,51 @@ def read_journal(run: Path, name: str) -> list[dict[str, float]]:
         except (json.JSONDecodeError, TypeError, KeyError):
             continue
     return list(lines.values())
+
+
+def load_average(path: Path) -> tuple[dict[str, Any], nn.Module, int]:
+    """Settings, moving average and iteration of a run's checkpoint, read as ``read_checkpoint``."""
+    saved = read_checkpoint(path)
+    settings = saved["config"]
+    if settings.get("published"):
+        network: nn.Module = SwinUNet(SwinUNetConfig(**settings["published"]))
+    else:
+        network = CompactNetwork(CompactConfig(**settings["network"]))
+    network.load_state_dict(saved["ema"])
+    return settings, network.requires_grad_(False), saved["iteration"]
+
+
+def starting_weights(folder: Path) -> Any:
+    """Network of a run folder (its moving average) or of a weights folder of the same schedule."""
+    if (folder / CHECKPOINT_NAME).is_file():
+        return load_average(folder / CHECKPOINT_NAME)[1]
+    parts, own = load_parts(str(folder)), exponential_schedule()
+    if not np.array_equal(parts.schedule.eta, own.eta):
+        raise ValueError(
+            f"{folder} was trained with {parts.schedule.steps} other noise levels than the "
+            f"{own.steps} of a run here: its steps mean something else"
+        )
+    return parts.network
+
+
+def export_run(
+    run: Path,
+    folder: Path,
+    published: Path | None = None,
+    refine: Callable[[Any], object] = lambda network: None,
+) -> None:
+    """Write the moving average of a run's checkpoint as a weights folder.
+
+    ``published``: where a published network's autoencoder comes from; ``refine``: is called on the
+    network before.
+    """
+    settings, network, iteration = load_average(run / CHECKPOINT_NAME)
+    refine(network)
+    name, *_ = (settings.pop(key, None) for key in ("name", "network", "published"))
+    card = {"name": name, "training": settings | {"iterations": iteration}}
+    if isinstance(network, CompactNetwork):
+        save_compact(network, folder, card)
+    else:
+        assert isinstance(network, SwinUNet), type(network)
+        assert published is not None, "its autoencoder is not trained"
+        save_published_unet(network, published, folder, card)

@@ -7,20 +7,16 @@ packed pixels (compact model) or of latents (published model).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difiisr_models.diffusion import (
-    deterministic_step,
-    exponential_schedule,
-    latent_input_scale,
-    prior_sample,
-    q_sample,
-)
+from difiisr_models import diffusion
 from difiisr_models.published.vq_autoencoder import VQAutoencoder
 from difiisr_models.resample import SCALE, pack, unpack, upsample
 from difiisr_training.config import TrainConfig
@@ -85,21 +81,6 @@ class LatentSpace:
         return coder.decoder(coder.from_latent(quantised)).mean(dim=1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Everything a loss needs beside the network and the batch.
-
-    Attributes:
-        config: the run; of it ``guidance``, ``norm`` and the weights of the terms.
-        space: of the diffusion.
-        guidance_loss: L_g; ``None`` when the guidance is off.
-    """
-
-    config: TrainConfig
-    space: PackedSpace | LatentSpace
-    guidance_loss: GuidanceLoss | None
-
-
 class _Batch(NamedTuple):
     hr: Tensor
     lr: Tensor
@@ -110,13 +91,24 @@ class _Batch(NamedTuple):
 class TrainingLoss(nn.Module):
     """The network under its objective: what data-parallel training wraps and calls."""
 
-    def __init__(self, network: nn.Module, teacher: nn.Module | None, objective: Objective) -> None:
-        """``teacher``: for distillation; it is not trained and not saved."""
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        space: PackedSpace | LatentSpace,
+        guidance_loss: GuidanceLoss | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """Of ``network`` in the ``space`` of the diffusion.
+
+        ``guidance_loss``: L_g; ``None`` when the guidance is off. ``teacher``: for distillation; it
+        is not trained and not saved.
+        """
         super().__init__()
         self.network = network
         self._teacher = (teacher,)  # a tuple hides it from parameters() and state_dict()
-        self._objective, self._config = objective, objective.config
-        self._space, self._schedule = objective.space, exponential_schedule()
+        self._config, self._space, self._guidance_loss = config, space, guidance_loss
+        self._schedule = diffusion.exponential_schedule()
 
     def forward(self, lr: Tensor, hr: Tensor, index: Tensor, eps: Tensor, guided: bool) -> Tensor:
         """Loss of one batch.
@@ -131,7 +123,7 @@ class TrainingLoss(nn.Module):
         # The precision is the network's: y, which it adds to, and x_0 keep all their bits.
         with torch.autocast(lr.device.type, enabled=False):
             batch = _Batch(hr, lr, self._space.encode(hr), self._space.shift_target(lr))
-        guided = guided and self._objective.guidance_loss is not None
+        guided = guided and self._guidance_loss is not None
         if self._teacher[0] is None:
             return self.diffusion_loss(batch, index, eps, guided)
         last = torch.full_like(index, self._schedule.steps - 1)
@@ -144,7 +136,7 @@ class TrainingLoss(nn.Module):
         """
         weight, kappa = self._config.perceptual_weight, self._schedule.kappa
         eta = self._eta_of(index).to(eps)
-        x_t = q_sample(batch.x0, batch.y, eta, eps, kappa)
+        x_t = diffusion.q_sample(batch.x0, batch.y, eta, eps, kappa)
         x_t.requires_grad_(guided)  # Eq. 9 needs the gradient with respect to x_t
         scaled = x_t / (kappa**2 * eta + 1).sqrt()
         mean, sample = self._space.estimates(self.network, scaled, batch.y, batch.lr, index)
@@ -172,19 +164,19 @@ class TrainingLoss(nn.Module):
 
         def estimates(network: nn.Module, x: Tensor, t: int, told: int) -> tuple[Tensor, Tensor]:
             """Both of x, scaled as at t, by a network that is told an index."""
-            scaled = x * latent_input_scale(t, self._schedule)
+            scaled = x * diffusion.latent_input_scale(t, self._schedule)
             index = torch.full_like(last, told)
             return self._space.estimates(network, scaled, batch.y, batch.lr, index)
 
         def inverse(x0: Tensor) -> Tensor:
             return estimates(self.network, x0, steps if scaled_at == "last" else 1, 0)[1]
 
-        x_T = prior_sample(batch.y, eps, self._schedule)
+        x_T = diffusion.prior_sample(batch.y, eps, self._schedule)
         with torch.no_grad():
             target = x_T
             for t in range(steps, 0, -1):
                 x0 = estimates(teacher, target, t, t - 1)[1]
-                target = deterministic_step(target, x0, batch.y, t, self._schedule)
+                target = diffusion.deterministic_step(target, x0, batch.y, t, self._schedule)
         x_T = x_T.requires_grad_(guided)
         mean, forward = estimates(self.network, x_T, steps, steps - 1)
         matched = (forward - target).square().mean()
@@ -207,7 +199,7 @@ class TrainingLoss(nn.Module):
         self, x_t: Tensor, x0: Tensor, target: Tensor, batch: _Batch, index: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Guide the samples whose t is among the configured ones; see :func:`guidance.guide`."""
-        guidance, guidance_loss = self._config.guidance, self._objective.guidance_loss
+        guidance, guidance_loss = self._config.guidance, self._guidance_loss
         assert guidance_loss is not None, "only then is a batch guided"
         steps = guidance.timesteps or range(1, self._schedule.steps + 1)
         acts = torch.isin(index + 1, torch.tensor(steps, device=index.device)).to(x0)
@@ -236,3 +228,31 @@ def distance(a: Tensor, b: Tensor, norm: str) -> Tensor:
         return difference.abs().mean(dim=(1, 2, 3))
     squared = difference.square().mean(dim=(1, 2, 3))
     return (squared + _ROUNDING).log10() if norm == "psnr" else squared
+
+
+def build_loss(
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    autoencoder: VQAutoencoder | None = None,
+    vgg: Path | None = None,
+    sam: Path | None = None,
+    teacher: nn.Module | None = None,
+) -> Callable[[nn.Module], TrainingLoss]:
+    """What the run minimises, as a function of its network.
+
+    ``vgg`` and ``sam`` are files, see :class:`difiisr_training.guidance.GuidanceLoss`; ``teacher``
+    is the frozen network to distil. ValueError: the run needs what is not given, or has no use for
+    a teacher.
+    """
+    if (config.stage == "distillation") != (teacher is not None):
+        wanted = "has no teacher" if teacher else "needs a teacher, --teacher RUN"
+        raise ValueError(f"stage {config.stage!r} {wanted}")
+    space: PackedSpace | LatentSpace = PackedSpace()
+    if config.published is not None:
+        if autoencoder is None:
+            raise ValueError("the published network needs --autoencoder DIR: it works in latents")
+        space = LatentSpace(autoencoder.to(device))
+    is_guided = config.guidance.kind != "none"
+    loss = GuidanceLoss(config.guidance, vgg, sam).to(device) if is_guided else None
+    return partial(TrainingLoss, config=config, space=space, guidance_loss=loss, teacher=teacher)

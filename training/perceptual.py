@@ -6,6 +6,8 @@ that torchvision saves (``vgg16-397923af.pth``, ``vgg19-dcbb9e9d.pth``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,8 +55,7 @@ class PerceptualLoss(nn.Module):
         blocks, self._taps, self._normalised = _LAYERS[layer]
         layers = list(_vgg(blocks, self._normalised == "unit"))
         self._network = nn.Sequential(*layers[: self._taps[-1] + 1])
-        state = read_checkpoint(weights)
-        names = {name.removeprefix("features."): value for name, value in state.items()}
+        names = read_features(weights)
         wanted = self._network.state_dict().keys()
         try:
             self._network.load_state_dict({name: names[name] for name in wanted & names.keys()})
@@ -87,6 +88,13 @@ class PerceptualLoss(nn.Module):
         if len(found) == 1:
             return found
         return [x / (x.square().sum(1, keepdim=True) + _DARK).sqrt() for x in found]
+
+
+def read_features(path: Path) -> dict[str, Tensor]:
+    """The convolutions of a classifier whose weights torchvision saved."""
+    state = read_checkpoint(path)
+    names = {name.removeprefix("features."): value for name, value in state.items()}
+    return {name: value for name, value in names.items() if not name.startswith("classifier")}
 
 
 def _vgg(blocks: tuple[int, ...], is_normalised: bool) -> nn.Sequential:
@@ -166,13 +174,8 @@ def load_sam(checkpoint: Path) -> Sam:
 
     ModuleNotFoundError: ``segment-anything`` or torchvision is absent or does not fit torch.
     """
-    try:
+    with with_torchvision("segment-anything"):
         from segment_anything import sam_model_registry
-    except (ModuleNotFoundError, RuntimeError) as error:  # RuntimeError: of torchvision's operators
-        raise ModuleNotFoundError(
-            f"the SAM loss needs segment-anything, which cannot be imported ({error}): pip install "
-            f"segment-anything and a torchvision that fits torch {torch.__version__}"
-        ) from error
     state = read_checkpoint(checkpoint)
     width = len(state.get("image_encoder.patch_embed.proj.weight", ()))
     if width not in _ENCODER_WIDTHS:
@@ -183,3 +186,15 @@ def load_sam(checkpoint: Path) -> Sam:
     sam = sam_model_registry[_ENCODER_WIDTHS[width]](checkpoint=None)
     sam.load_state_dict(state)
     return sam
+
+
+@contextmanager
+def with_torchvision(package: str) -> Iterator[None]:
+    """Where a package that needs torchvision is imported: ModuleNotFoundError says what to do."""
+    try:
+        yield
+    except (ModuleNotFoundError, RuntimeError) as error:  # its operators are of another torch
+        raise ModuleNotFoundError(
+            f"{package} cannot be imported ({error}): pip install {package}, and a torchvision "
+            f"that fits torch {torch.__version__}, both for CPUs or both for CUDA"
+        ) from error

@@ -30,7 +30,7 @@ from difiisr_models.diffusion import (
     stream_seed,
 )
 from difiisr_models.noise import denoise
-from difiisr_models.recurrence import no_past, past_planes
+from difiisr_models.recurrence import next_weight, no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
@@ -105,9 +105,10 @@ def clips_task(config: SequenceConfig, clips: Clips) -> TrainingTask:
             numbers = range(64 * iteration, 64 * iteration + stage.batch)
             yield [clips.draw(number, stage.frames) for number in numbers], iteration
 
-    return TrainingTask(
-        lambda: CompactNetwork(config.network), groups, partial(ClipLoss, config=config), inputs
-    )
+    def build() -> nn.Module:
+        return CompactNetwork(config.network)
+
+    return TrainingTask(build, partial(ClipLoss, config=config), inputs, groups)
 
 
 def clips_of(config: SequenceConfig, data: Path, load: LoadFrames) -> Clips:
@@ -135,14 +136,12 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     for clip in clips:
         sigma, before = clip.sigma.view(1, 1, 1, 1), None
         for lr, flow in zip(clip.lr[:, None], clip.flow[:, None], strict=True):
-            past = no_past(lr, sigma)
-            if before is not None:
-                past = past_planes(before, flow, lr, sigma)
+            past = _past(before, flow, lr, sigma)
             eps = torch.randn(1, PHASES, *lr.shape[-2:], generator=rng)
             quiet = denoise(lr, float(sigma))
             _, wanted = teacher.estimates(*_at_the_last_step(quiet, eps, schedule), t)
             mean, _ = network.estimates(*_at_the_last_step(lr, eps, schedule), t, past)
-            before = noise_aware_consistency(mean, lr, float(sigma))
+            before = noise_aware_consistency(mean, lr, float(sigma)), next_weight(past)
             taps = F.unfold(features.pop(), 3, padding=1)[0].T.double()
             taps = torch.cat((taps, torch.ones(len(taps), 1).double()), dim=1)
             detail = wanted[0].flatten(1).T.double()
@@ -158,6 +157,11 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     share = 1 - left / max(energy, 1e-12)
     log.info("the detail head gives %.0f %% of the energy of its teacher's", 100 * share)
     return share
+
+
+def _past(before: tuple[Tensor, Tensor] | None, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:
+    """The planes of a frame; ``before``: the last estimate and its weight."""
+    return no_past(lr, sigma) if before is None else past_planes(*before, flow, lr, sigma)
 
 
 def _at_the_last_step(lr: Tensor, eps: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,9 +189,7 @@ class ClipLoss(nn.Module):
         schedule, loss, before = exponential_schedule(), torch.zeros(()), None
         for frame in range(len(hr)):
             x0, y, measured = pack(hr[frame]), upsample(lr[frame]), lr[frame]
-            past = no_past(measured, sigma)
-            if before is not None:
-                past = past_planes(before, flow[frame], measured, sigma)
+            past = _past(before, flow[frame], measured, sigma)
             is_last = torch.rand((), generator=rng) < self._config.last_step_share
             t = schedule.steps
             if not is_last:
@@ -197,7 +199,8 @@ class ClipLoss(nn.Module):
             scaled = x_t * latent_input_scale(t, schedule)
             mean, _ = self.network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
             each = zip(mean.split(1), measured.split(1), map(float, sigma), strict=True)
-            before = torch.cat([noise_aware_consistency(*one) for one in each])
-            for estimate, weight in ((before, 1.0), (mean, _RAW_WEIGHT)):
+            result = torch.cat([noise_aware_consistency(*one) for one in each])
+            before = result, next_weight(past)
+            for estimate, weight in ((result, 1.0), (mean, _RAW_WEIGHT)):
                 loss = loss + weight * distance(estimate, x0, self._config.norm).mean()
         return loss / len(hr)

@@ -21,23 +21,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.diffusion import exponential_schedule, stream_seed
 from difiisr_models.files import write_json
-from difiisr_training.checkpoints import (
-    CHECKPOINT_NAME,
-    STATISTICS_NAME,
-    VALIDATION_NAME,
-    StopOnSignal,
-    load_checkpoint,
-    save_checkpoint,
-    update_ema,
-    write_journal,
-)
+from difiisr_models.published.swin_unet import SwinUNet
+from difiisr_training import checkpoints
 from difiisr_training.config import OptimiserConfig, RunConfig, TrainConfig, from_dict
 from difiisr_training.data.images import LoadFrames
 from difiisr_training.data.training_pairs import CropDataset
-from difiisr_training.losses import Objective, TrainingLoss
-from difiisr_training.networks import build_network, start_from
 
 Validate = Callable[[nn.Module, int], dict[str, float]]
 """Scores the moving average at an iteration; draws no random number of the training."""
@@ -55,7 +46,7 @@ class TrainState:
     interrupted: int = 0
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds, by name."""
+        """What has a state, by its name in a checkpoint."""
         return {name: getattr(self, name) for name in ("network", "ema", "optimiser", "scaler")}
 
 
@@ -65,44 +56,29 @@ class TrainingTask:
 
     Attributes:
         build: makes the network with fresh weights.
-        groups: the optimiser's groups of its parameters; a group may have a ``rate`` of its own.
         loss_of: wraps the network in what gives the loss of an iteration's inputs.
         inputs: these inputs, a tuple for each iteration from the given one to the last.
+        groups: the optimiser's groups of its parameters; a group may have a ``rate`` of its own.
     """
 
     build: Callable[[], nn.Module]
-    groups: Callable[[nn.Module], list[dict[str, Any]]]
     loss_of: Callable[[nn.Module], nn.Module]
     inputs: Callable[[int], Iterator[tuple[Any, ...]]]
+    groups: Callable[[nn.Module], list[dict[str, Any]]] = lambda of: [{"params": of.parameters()}]
 
 
-def train(
+def images_task(
     config: TrainConfig,
-    objective: Objective,
+    loss_of: Callable[[nn.Module], nn.Module],
     load: LoadFrames,
-    run: Path,
-    *,
     accelerator: Accelerator,
-    teacher: nn.Module | None = None,
-    initial: nn.Module | None = None,
-    validate: Validate | None = None,
-    budget_s: float = math.inf,
     workers: int = 0,
-) -> TrainState:
-    """Train on single images; sample i and noise i depend on i alone. See :func:`run_task`.
+) -> TrainingTask:
+    """Training on single images; sample i and noise i depend on i alone.
 
-    Args:
-        config: the run.
-        objective: what is minimised, see ``networks.build_objective``.
-        load: gives the frames of the sources.
-        run: run folder.
-        accelerator: device, precision and processes.
-        teacher: the frozen network to distil.
-        initial: as of :func:`run_task`, like ``validate`` and ``budget_s``.
-        workers: processes that load samples, per training process.
+    ``loss_of``: what is minimised, see ``losses.build_loss``; ``load``: gives the frames of the
+    sources; ``workers``: processes that load samples, per training process.
     """
-    if (config.stage == "distillation") != (teacher is not None):
-        raise ValueError(f"stage {config.stage!r} {'has no' if teacher else 'needs a'} teacher")
     share, rest = divmod(config.batch, accelerator.num_processes)
     if rest:
         raise ValueError(
@@ -123,16 +99,13 @@ def train(
             images = (x.to(device, non_blocking=True) for x in (lr, hr))
             yield *images, index[own], eps[own], guided
 
-    task = TrainingTask(
-        lambda: build_network(config).to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # not in its stubs
-        lambda network: [{"params": list(network.parameters())}],
-        lambda network: TrainingLoss(network, teacher, objective),
-        inputs,
-    )
-    return run_task(config, task, run, accelerator, initial, validate, budget_s)
+    def build() -> nn.Module:
+        return build_network(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+
+    return TrainingTask(build, loss_of, inputs)
 
 
-def run_task(
+def train(
     config: Any,
     task: TrainingTask,
     run: Path,
@@ -151,7 +124,7 @@ def run_task(
         task: what is trained.
         run: run folder.
         accelerator: device, precision and processes.
-        initial: whose weights a new run starts from, see ``networks.start_from``.
+        initial: whose weights a new run starts from, see :func:`start_from`.
         validate: called every ``validate_every`` iterations and at the end of the schedule.
         budget_s: wall-clock limit of this call; it ends after the iteration in which it is spent.
 
@@ -168,7 +141,7 @@ def run_task(
     )  # fmt: skip
 
     losses, waited, started = [], 0.0, time.monotonic()
-    with progress, StopOnSignal() as stop:
+    with progress, checkpoints.StopOnSignal() as stop:
         asked = time.monotonic()
         for inputs in task.inputs(state.iteration):
             waited += time.monotonic() - asked
@@ -184,8 +157,7 @@ def run_task(
             if optimiser.grad_clip is not None:
                 accelerator.clip_grad_norm_(state.network.parameters(), optimiser.grad_clip)
             state.optimiser.step()
-            first = state.iteration if optimiser.ema_warmup else math.inf
-            update_ema(state.ema, state.network, optimiser.ema, first)
+            _update_average(state, optimiser)
             losses.append(loss.detach())
             state.iteration += 1
             progress.update()
@@ -197,7 +169,9 @@ def run_task(
                 speed = {"it_per_s": len(losses) / elapsed, "data_wait": waited / elapsed}
                 if is_main:
                     values = {"loss": mean, "lr": rate, **speed}
-                    write_journal(run, STATISTICS_NAME, state.iteration, values)
+                    checkpoints.write_journal(
+                        run, checkpoints.STATISTICS_NAME, state.iteration, values
+                    )
                 progress.set_postfix(loss=f"{mean:.4f}")
                 losses, waited, started = [], 0.0, time.monotonic()
             if state.iteration % config.checkpoint_every == 0:
@@ -205,14 +179,43 @@ def run_task(
             is_last = state.iteration == config.iterations
             if is_main and validate and every and (state.iteration % every == 0 or is_last):
                 scores = validate(state.ema, state.iteration)
-                write_journal(run, VALIDATION_NAME, state.iteration, scores)
-            if _any_process(bool(stop.requested) or time.monotonic() > deadline, accelerator):
+                checkpoints.write_journal(run, checkpoints.VALIDATION_NAME, state.iteration, scores)
+            is_over = bool(stop.requested) or time.monotonic() > deadline
+            if accelerator.num_processes > 1:  # all stop after the same iteration
+                if is_over:
+                    accelerator.set_trigger()
+                is_over = accelerator.check_trigger()
+            if is_over:
                 break
             asked = time.monotonic()
     _save(run, state, config, accelerator)
     state.interrupted = stop.requested
     accelerator.wait_for_everyone()
     return state
+
+
+def build_network(config: TrainConfig) -> nn.Module:
+    """A network with fresh weights: the compact one, or the published UNet if configured."""
+    return SwinUNet(config.published) if config.published else CompactNetwork(config.network)
+
+
+def start_from(network: nn.Module, initial: nn.Module) -> None:
+    """Give ``network`` the weights of ``initial``, in place.
+
+    A recurrent network keeps its own weights for the past, which are 0 at first. ValueError: the
+    two differ in anything else.
+    """
+    own = {n: value for n, value in network.state_dict().items() if n.startswith("stem_past")}
+    try:
+        network.load_state_dict(own | initial.state_dict())
+    except RuntimeError as error:
+        wanted, given = (
+            f"{type(x).__name__} of {parameter_count(x):,} parameters" for x in (network, initial)
+        )
+        raise ValueError(
+            f"the weights to start from, a {given}, are not those of the configured network, a "
+            f"{wanted}; --init DIR names those of another"
+        ) from error
 
 
 def make_accelerator(config: TrainConfig, device: str) -> Accelerator:
@@ -276,11 +279,18 @@ def _begin_or_go_on(
         task.groups(network), config.optimiser.lr, weight_decay=config.optimiser.weight_decay
     )
     state = TrainState(network, ema.requires_grad_(False), optimiser, accelerator.scaler)
-    path, settings = run / CHECKPOINT_NAME, asdict(config)
+    path, settings = run / checkpoints.CHECKPOINT_NAME, asdict(config)
     if path.exists():
-        saved = load_checkpoint(
-            path, settings, state.parts(), lambda old: asdict(from_dict(old, path, type(config)))
-        )
+        saved = checkpoints.read_checkpoint(path)
+        theirs = asdict(from_dict(saved["config"], path, type(config)))
+        if differing := sorted(key for key in settings if theirs[key] != settings[key]):
+            raise ValueError(
+                f"{path} was trained with other settings for {', '.join(differing)}; "
+                "use another run folder, or --init to start from its weights"
+            )
+        for name, part in state.parts().items():
+            if part is not None:
+                part.load_state_dict(saved[name])
         state.iteration = saved["iteration"]
     elif accelerator.is_main_process:
         write_json(run / "config.json", settings)
@@ -288,13 +298,30 @@ def _begin_or_go_on(
     return state
 
 
+@torch.no_grad()
+def _update_average(state: TrainState, config: OptimiserConfig) -> None:
+    """ema <- decay ema + (1 - decay) network; buffers of integers are copied."""
+    decay = config.ema
+    if config.ema_warmup:  # a shorter memory in the first iterations
+        decay = min(decay, (1 + state.iteration) / (10 + state.iteration))
+    values = state.network.state_dict()
+    for name, average in state.ema.state_dict().items():
+        if average.is_floating_point():
+            average.lerp_(values[name], 1 - decay)
+        else:
+            average.copy_(values[name])
+
+
 def _save(run: Path, state: TrainState, config: RunConfig, accelerator: Accelerator) -> None:
     """Write the checkpoint, unless the weights, which all processes have, are not finite."""
     finite = all(weight.isfinite().all() for weight in state.network.parameters())
     _check(finite, "the weights hold NaN or infinity", state, run)
     if accelerator.is_main_process:
-        path = run / CHECKPOINT_NAME
-        save_checkpoint(path, asdict(config), state.parts(), iteration=state.iteration)
+        parts = {
+            k: None if part is None else part.state_dict() for k, part in state.parts().items()
+        }
+        content = {"config": asdict(config), **parts, "iteration": state.iteration}
+        checkpoints.save_checkpoint(run / checkpoints.CHECKPOINT_NAME, content)
 
 
 def _check(finite: bool, what: str, state: TrainState, run: Path) -> None:
@@ -303,11 +330,3 @@ def _check(finite: bool, what: str, state: TrainState, run: Path) -> None:
             f"{what} before iteration {state.iteration}; the last checkpoint in {run} is kept. "
             "Lower the learning rate or use fp32"
         )
-
-
-def _any_process(stop: bool, accelerator: Accelerator) -> bool:
-    """Whether any process wants to stop, so that all stop after the same iteration."""
-    if accelerator.num_processes == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=accelerator.device)
-    return accelerator.reduce(flag, "sum").item() > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,13 +9,15 @@ from typing import Literal
 import torch
 
 from difiisr_models.files import write_json
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.train_model import OWN_CAMERA, load_source, preset_or_file
 from difiisr_training import train as training
+from difiisr_training.checkpoints import export_run, starting_weights
 from difiisr_training.config import load_config
 from difiisr_training.data.images import ImageSource
-from difiisr_training.evaluation.next_frame import next_frame_errors, surely_better
-from difiisr_training.networks import build_objective, export_run, starting_weights
+from difiisr_training.evaluation.films import next_frame_errors, surely_better
+from difiisr_training.losses import build_loss
 from difiisr_training.validation import upscaler_of
 
 _HELD_OUT, _FEWEST, _MOST = 0.2, 16, 48  # share and numbers of frames, at the end
@@ -25,6 +26,7 @@ _LR_SIZE, _LEAST_LR_SIZE = 32, 8  # of crops
 _MARGIN = 8  # low-resolution pixels that a crop needs around it
 
 
+@answers
 def adapt(
     recording: Path,
     /,
@@ -39,7 +41,7 @@ def adapt(
     run: Path | None = None,
     device: Literal["auto", "cpu"] = "auto",
     threads: Threads = 0,
-) -> None:
+) -> Answer:
     """Fit a compact model to a camera without high resolution, by its own frames.
 
     They are scaled down by 4 and the model learns to undo that. Whether it serves the camera is
@@ -85,10 +87,9 @@ def adapt(
     )  # fmt: skip
     accelerator = training.make_accelerator(config, device)
     run = run or out.with_name(f"{out.name}-run")
-    state = training.train(
-        config, build_objective(config, accelerator.device), lambda _source, _part: learnt, run,
-        accelerator=accelerator, initial=begun, budget_s=budget,
-    )  # fmt: skip
+    loss_of = build_loss(config, accelerator.device)
+    task = training.images_task(config, loss_of, lambda _source, _part: learnt, accelerator)
+    state = training.train(config, task, run, accelerator, begun, budget_s=budget)
     if state.interrupted:
         raise KeyboardInterrupt(state.interrupted)
 
@@ -101,8 +102,10 @@ def adapt(
         )
     change = 100 * (after.mean() / before.mean() - 1)
     text = f"error in foretelling {len(before)} held-out frames: {change:+.2f} % with the fit"
-    write_json(run / "gate.json", {"before": before.tolist(), "after": after.tolist()})
+    facts = {"before": before.tolist(), "after": after.tolist()}
+    write_json(run / "gate.json", facts)
     if not surely_better(before, after):
         raise ValueError(f"not exported: {text}, which is no sure improvement. Keep {init}")
     export_run(run, out)
-    print(f"{text}\n{out}: weights, ready for load_upscaler", file=sys.stderr)
+    facts |= {"weights": str(out), "run": str(run), "change_percent": float(change)}
+    return Answer(facts, f"{text}\n{out}: weights, ready for load_upscaler")

@@ -18,15 +18,16 @@ from difiisr_models import Camera
 from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
 from difiisr_ros.commands.environment import environment
 from difiisr_training.data.annotations import images_by_name
 from difiisr_training.degradations.mix import Kind
-from difiisr_training.evaluation import judged_frames
-from difiisr_training.evaluation.evaluate import OutputFolder, judge_models
+from difiisr_training.evaluation import task_scores
+from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set
 from difiisr_training.evaluation.measures import Judge, Mode, Radiometry
-from difiisr_training.evaluation.peers import Peer, load_peer
+from difiisr_training.evaluation.peers import OutputFolder, Peer, load_peer
 from difiisr_training.evaluation.results import (
     PER_FRAME_FILE,
     RESULTS_FILE,
@@ -88,6 +89,7 @@ class Judgement:
         return [load_peer(name, self.weights, device) for name in self.models.split(",")], judge
 
 
+@answers
 def evaluate(
     inputs: list[str],
     /,
@@ -106,7 +108,7 @@ def evaluate(
     segmenter: Path | None = None,
     labels: list[str] = [],  # noqa: B006
     no_report: bool = False,
-) -> Results:
+) -> Answer:
     """Judge models on recordings and images.
 
     Writes report.html, results.json, per_frame.csv and all frames. What a folder already holds is
@@ -168,23 +170,20 @@ def evaluate(
     write_results(results, out)  # what a detector refuses must not cost the models' hours
     series = [slug(model.name) for model in compared]
     if detector:
-        results.detection = judged_frames.judge_detection(out, boxes, series, detector)
+        results.detection = task_scores.judge_detection(out, boxes, series, detector)
         _note_others(results, "detection", "--annotations", boxes)
     if segmenter:
-        results.segmentation = judged_frames.judge_segmentation(
-            out, maps, series, segmenter, device
-        )
+        results.segmentation = task_scores.judge_segmentation(out, maps, series, segmenter, device)
         _note_others(results, "segmentation", "--labels", maps)
-    write_results(results, out)
-    _print_tables(results)
-    for name, reason in results.not_run.items():
-        print(f"not run: {name}: {reason}")
-    print(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
+    facts = write_results(results, out)
+    lines = [*_tables(results)]
+    lines += [f"not run: {name}: {reason}" for name, reason in results.not_run.items()]
+    lines.append(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
     if not no_report:
         from difiisr_training.evaluation.report import write_report
 
-        print(write_report(results, out))
-    return results
+        lines.append(str(write_report(results, out)))
+    return Answer(facts, "\n".join(lines), 2 if results.left_out else 0)
 
 
 def resolve_inputs(
@@ -207,7 +206,7 @@ def resolve_inputs(
             folder, end = HELD_OUT.get(name, (name, 0))
             path = data / folder
         if not path.exists():
-            raise FileNotFoundError(f"{name}: no file or folder {path}; the root of sets is --data")
+            raise FileNotFoundError(f"no file or folder {path}; the root of sets is --data")
         recordings = find_recordings(path)
         for source in recordings or [path]:
             if recordings:
@@ -265,8 +264,8 @@ def _note_others(results: Results, part: str, option: str, files: Mapping[str, A
             results.not_run[f"{part} on {name}"] = f"no {option} {name}=... was given"
 
 
-def _print_tables(results: Results) -> None:
-    """Print a table for each set: a row per metric, and mAP where a detector judged."""
+def _tables(results: Results) -> Iterator[str]:
+    """A table for each set: a row per metric, and mAP where a detector judged."""
     judged = (results.detection or {"sets": {}})["sets"]
     titles = short_names([chosen.name for chosen in results.sets])
     for title, chosen in zip(titles, results.sets, strict=True):
@@ -275,8 +274,7 @@ def _print_tables(results: Results) -> None:
         for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")) if found else ():
             rows.append([name, *(found[slug(model.name)][key] for model in models)])
         rows.append(["seconds a frame", *(model.seconds_per_frame for model in models)])
-        shown = [["-" if value != value else value for value in row] for row in rows]  # NaN
+        shown = [[None if value != value else value for value in row] for row in rows]  # NaN
         heads = ["", *(model.title for model in models)]
-        print(
-            f"\n{title}, {chosen.frames} frames", tabulate(shown, heads, floatfmt=".4g"), sep="\n"
-        )
+        table = tabulate(shown, heads, floatfmt=".4g", missingval="-")
+        yield f"\n{title}, {chosen.frames} frames\n{table}"

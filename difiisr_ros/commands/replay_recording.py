@@ -4,65 +4,42 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
-from difiisr_ros.commands.arguments import (
-    AskedCamera,
-    FrameOptions,
-    KnownCamera,
-    RuntimeOptions,
-    as_asked,
-    tell,
-)
+from difiisr_ros.commands import arguments
+from difiisr_ros.commands.answers import Answer, answers
+from difiisr_ros.replay import ReplayOptions
 from difiisr_ros.replay import replay as replay_bag
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
 
+@answers
 def replay(
     in_bag: Path,
     out_bag: Path,
     /,
     *,
     model: str = "difiisr-rt-x4",
-    image_topic: str | None = None,
-    camera_info_topic: str | None = None,
-    sr_topic: str | None = None,
-    only_sr: bool = False,
-    compressed: bool = False,
-    force: bool = False,
-    json: bool = False,
-    rosbag2_version: Literal[8, 9] = 8,
-    runtime: RuntimeOptions = Runtime(),
-    settings: FrameOptions = FrameSettings(),
-    camera: KnownCamera = AskedCamera(),
-) -> int:
+    options: Annotated[ReplayOptions, Parameter(name="*")] = ReplayOptions(),
+    runtime: arguments.RuntimeOptions = Runtime(),
+    settings: arguments.FrameOptions = FrameSettings(),
+    camera: arguments.KnownCamera = arguments.AskedCamera(),
+) -> Answer:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
     Args:
         in_bag: rosbag2 folder or storage file, mcap or sqlite3.
         out_bag: rosbag2 folder to make, mcap.
         model: name, or path of weights.
-        image_topic: default: the only image topic.
-        camera_info_topic: default: beside the image topic.
-        sr_topic: topic of the results; default: sr beside the image topic.
-        only_sr: do not copy the other topics.
-        compressed: write results as PNG, on "compressed" below their topic.
-        force: replace an existing OUT_BAG.
-        json: print the summary as JSON.
-        rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
-    Returns:
-        0: all frames; 1: none; 2: some, or those of a recording that is damaged.
+    The exit code is 2 of a recording that is damaged, too.
     """
-
-    upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
-    report = replay_bag(
-        in_bag, out_bag, upscaler, image_topic=image_topic, info_topic=camera_info_topic,
-        sr_topic=sr_topic, only_sr=only_sr, compressed=compressed, force=force,
-        camera=camera.known, rosbag2_version=rosbag2_version,
-    )  # fmt: skip
+    upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime), settings=settings)
+    report = replay_bag(in_bag, out_bag, upscaler, options, camera=camera.known)
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
     facts: dict[str, Any] = {"frames_in": report.frames_in, "frames_out": report.frames_out}
@@ -72,12 +49,11 @@ def replay(
         f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
         f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; events: {report.events}"
     )
-    tell(facts, text, json)
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if report.faults:
         print(f"difiisr: {in_bag} is damaged; what was readable is in {out_bag}", file=sys.stderr)
     if not report.frames_out:
         print("difiisr: no frame could be super-resolved", file=sys.stderr)
-        return 1
-    return 2 if report.faults or report.malformed else 0
+    code = 2 if report.faults or report.malformed else 0
+    return Answer(facts, text, code if report.frames_out else 1)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from difiisr_models.files import write_json
 from difiisr_ros import bags, node_process
 from difiisr_ros.commands import hostile_messages, soak_node
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.image_codec import image_to_array
 from difiisr_ros.node_peer import NodePeer
 from difiisr_ros.parameters import CONFIGURE, DEFAULTS, LIVE
@@ -44,6 +45,7 @@ _FATES = "frames", "dropped"  # what the names of the counts begin with
 _PATIENCE = 30.0  # seconds until the node must have said what it must, on a busy machine too
 
 
+@answers
 def soak(
     *,
     minutes: Annotated[float, Gt(0)] = 60.0,
@@ -52,7 +54,7 @@ def soak(
     device: str = "cpu",
     only: str = "",
     out: Path = Path("out/soak"),
-) -> int:
+) -> Answer:
     """Drive a node over DDS with everything that may happen to it, at random, and watch it.
 
     Hostile messages and requests, transitions, another size, encoding or rate, stamps that jump,
@@ -90,9 +92,11 @@ def soak(
             run.process.kill()
     report = {"minutes": minutes, "seed": seed, "model": model} | run.report(minutes)
     write_json(out / "soak.json", report)
-    print(f"slopes per minute: {report['slopes_per_minute']}")
-    print(f"broken: {report['broken'] or 'nothing'}; see {out}/soak.json")
-    return 2 if report["broken"] else 0
+    text = (
+        f"slopes per minute: {report['slopes_per_minute']}\n"
+        f"broken: {report['broken'] or 'nothing'}; see {out}/soak.json"
+    )
+    return Answer(report, text, 2 if report["broken"] else 0)
 
 
 class Watch:
@@ -186,7 +190,7 @@ class Soak:
         until, bar = self._began + 60 * minutes, tqdm(total=round(60 * minutes), unit="s")
         actions = self._actions()
         if unknown := set(only.split(",")) - {"", *actions}:
-            raise ValueError(f"{unknown} do not happen; known: {', '.join(actions)}")
+            raise ValueError(f"no {', '.join(unknown)} among {', '.join(actions)}")
         while time.monotonic() < until:
             for name in self.rng.permutation(only.split(",") if only else list(actions)):
                 if time.monotonic() > until:

@@ -23,32 +23,26 @@ from difiisr_models.motion import require_opencv
 from difiisr_models.published.convert import load_published
 from difiisr_models.weights import MANIFEST_NAME, share_dir
 from difiisr_ros.bags import find_recordings, frames_of
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import AskedCamera, Duration, Threads
 from difiisr_training import train as training
-from difiisr_training.checkpoints import CHECKPOINT_NAME, STATISTICS_NAME
-from difiisr_training.config import TrainConfig, from_dict, load_config, read_yaml
-from difiisr_training.data.images import (
-    SUFFIXES,
-    ImageSource,
-    LoadFrames,
-    Part,
-    load_images,
-    read_part,
-)
-from difiisr_training.networks import (
-    build_network,
-    build_objective,
+from difiisr_training.checkpoints import (
+    CHECKPOINT_NAME,
+    STATISTICS_NAME,
     export_run,
     starting_weights,
 )
+from difiisr_training.config import TrainConfig, from_dict, load_config, read_yaml
+from difiisr_training.data import images
+from difiisr_training.losses import build_loss
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.run_pictures import save_learning_curve
-from difiisr_training.validation import FilmValidator, Validator
+from difiisr_training.validation import FilmValidator, Validator, save_learning_curve
 
 OWN_CAMERA = "own_camera"
 _FITTED = 48, 4  # clips, and frames of each, that a detail head is fitted to
 
 
+@answers
 def train(
     config: str = OWN_CAMERA,
     /,
@@ -68,7 +62,7 @@ def train(
     autoencoder: Path | None = None,
     export: Path | None = None,
     dry_run: bool = False,
-) -> None:
+) -> Answer:
     """Train a model. `accelerate launch` and `torchrun` start several processes.
 
     Args:
@@ -104,8 +98,8 @@ def train(
     else:
         settings = load_config(path)
     if dry_run:
-        print(json.dumps(asdict(settings), indent=2) if is_recurrent else describe(settings))
-        return
+        facts = asdict(settings)
+        return Answer(facts, json.dumps(facts, indent=2) if is_recurrent else describe(settings))
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     load = partial(load_source, data=data)
@@ -118,11 +112,9 @@ def train(
     if is_recurrent:
         clips = sequence_training.clips_of(settings, data, load)
         accelerator = Accelerator(cpu=True)
-        state = training.run_task(
-            settings, sequence_training.clips_task(settings, clips), run, accelerator,
-            starting_weights(init) if init else None,
-            FilmValidator(settings.stills, load) if settings.validate_every else None, budget,
-        )  # fmt: skip
+        task = sequence_training.clips_task(settings, clips)
+        initial = starting_weights(init) if init else None
+        judge: Callable = partial(FilmValidator, settings.stills, load)
         write: Callable[..., None] = export_run
         if teacher is not None:
             first, (count, length) = 64 * settings.iterations, _FITTED
@@ -133,9 +125,7 @@ def train(
     else:
         accelerator = training.make_accelerator(settings, device)
         taught = None
-        if settings.stage == "distillation":
-            if teacher is None:
-                raise ValueError("stage 'distillation' needs --teacher RUN, the run to distil")
+        if teacher and settings.stage == "distillation":
             taught = starting_weights(teacher).to(accelerator.device)
         initial, how = _beginning(settings, run, init, (teacher, taught), peers, load)
         if accelerator.is_main_process:
@@ -144,28 +134,30 @@ def train(
                 text = f"precision {settings.precision} is for GPUs; most CPUs are faster in fp32"
                 print(text, file=sys.stderr)
         latent = load_published(autoencoder)[1] if autoencoder else None
-        objective = build_objective(
-            settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam
+        loss_of = build_loss(
+            settings, accelerator.device, autoencoder=latent, vgg=vgg, sam=sam, teacher=taught
         )
-        is_validated = settings.validate_every
-        state = training.train(
-            settings, objective, load, run, accelerator=accelerator, teacher=taught,
-            initial=initial, budget_s=budget, workers=workers,
-            validate=Validator(settings, load, run, latent, lpips) if is_validated else None,
-        )  # fmt: skip
+        task = training.images_task(settings, loss_of, load, accelerator, workers)
+        judge = partial(Validator, settings, load, run, latent, lpips)
         write = partial(export_run, published=autoencoder)
+    validate = judge() if settings.validate_every else None
+    state = training.train(settings, task, run, accelerator, initial, validate, budget)
+    facts, text = {}, ""
     if accelerator.is_main_process:
-        done = f"{state.iteration} of {settings.iterations} iterations"
-        print(f"{run / CHECKPOINT_NAME}: {done}")
+        facts = {"run": str(run), "iterations": state.iteration, "of": settings.iterations}
+        text = f"{run / CHECKPOINT_NAME}: {state.iteration} of {settings.iterations} iterations"
         if export:
             write(run, export)
-            print(f"{export}: weights of the moving average, ready for load_upscaler")
+            facts["weights"] = str(export)
+            text += f"\n{export}: weights of the moving average, ready for load_upscaler"
         if (run / STATISTICS_NAME).is_file():
             save_learning_curve(run, run / "learning_curve.png")
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
         # What it had is saved; `train A && train B` must not go on.
+        print(text, file=sys.stderr)
         raise KeyboardInterrupt(state.interrupted)
+    return Answer(facts, text)
 
 
 def _beginning(
@@ -174,7 +166,7 @@ def _beginning(
     init: Path | None,
     teacher: tuple[Path | None, nn.Module | None],
     peers: Path | None,
-    load: LoadFrames,
+    load: images.LoadFrames,
 ) -> tuple[nn.Module | None, str]:
     """The weights that a run starts from, None: its own, or fresh ones; and that in words."""
     if init and config.begin_as != "none":
@@ -207,7 +199,7 @@ def preset_or_file(name: str) -> Path:
     raise FileNotFoundError(f"no configuration {name}: neither a file nor a preset ({known})")
 
 
-def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
+def load_source(source: images.ImageSource, part: images.Part, *, data: Path) -> list[np.ndarray]:
     """Frames of one part of a source: a folder of images, a recording, or a folder of recordings.
 
     What is damaged is skipped, counted and named in the log.
@@ -220,8 +212,8 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
     root = data / source.folder
     recordings = find_recordings(root)
     if not recordings:
-        return load_images(source, part, data=data)
-    if loose := [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES]:
+        return images.load_images(source, part, data=data)
+    if loose := [p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES]:
         raise ValueError(
             f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
             "make folders, and sources, of their own of them"
@@ -233,13 +225,13 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
         return (counts for _, counts in frames)
 
     sequences = [path.relative_to(root).as_posix() for path in recordings]
-    return read_part(source, root, part, recordings, sequences, read)
+    return images.read_part(source, root, part, recordings, sequences, read)
 
 
 def describe(config: TrainConfig) -> str:
     """What a run is, the network's size and what an iteration and the run cost."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:  # shapes alone
-        network = build_network(config)
+        network = training.build_network(config)
         x, y, t = torch.zeros(1, 16, 64, 64), torch.zeros(1, 3, 64, 64), torch.zeros(1).long()
         if config.published is None:
             network(x, x, x[:, :1], t, torch.ones(1))

@@ -12,13 +12,13 @@ from cyclopts import Parameter
 from safetensors.torch import load_file, save_file
 
 from difiisr_models.files import write_json
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Duration, Threads
 from difiisr_training.checkpoints import CHECKPOINT_NAME, VALIDATION_NAME, read_journal
 from difiisr_training.data.annotations import pair_with_labels, read_annotations
-from difiisr_training.evaluation import segformer
-from difiisr_training.recipes import centre_network, detector_training, segmenter_training
-from difiisr_training.recipes.detector_training import DetectorConfig
-from difiisr_training.recipes.segmenter_training import SegmenterConfig
+from difiisr_training.evaluation import readers
+from difiisr_training.recipes import centre_network, reader_training
+from difiisr_training.recipes.reader_training import DetectorConfig, SegmenterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class ReaderRun:
             torch.set_num_threads(self.threads)
 
 
+@answers
 def train_detector(
     data: Path,
     /,
@@ -58,7 +59,7 @@ def train_detector(
     val_data: Path | None = None,
     val_annotations: Path | None = None,
     config: Annotated[DetectorConfig, Parameter(name="*")] = DetectorConfig(),
-) -> None:
+) -> Answer:
     """Train a small object detector on high-resolution thermal frames and export it as ONNX.
 
     With it difiisr evaluate judges the frames of every model.
@@ -73,18 +74,18 @@ def train_detector(
         raise ValueError("--val-data and --val-annotations go together")
     run.prepare()
     truth = read_annotations(annotations)
-    frames, val_frames = detector_training.load_frames(data, truth), []
+    frames, val_frames = reader_training.load_frames(data, truth), []
     if val_data and val_annotations:
         val_truth = read_annotations(val_annotations)
         if val_truth.classes != truth.classes:
             found = f"{val_annotations} has the classes {', '.join(val_truth.classes)}"
             raise ValueError(f"{found}, {annotations} has {', '.join(truth.classes)}")
-        val_frames = detector_training.load_frames(val_data, val_truth)
+        val_frames = reader_training.load_frames(val_data, val_truth)
     initial = None
     if run.init:
         initial = centre_network.CentreDetector(len(truth.classes), config.width)
         initial.load_state_dict(load_file(run.init))
-    network, state = detector_training.fit_detector(
+    network, state = reader_training.fit_detector(
         config, truth.classes, frames, val_frames, run.out, initial=initial, device=run.device,
         budget_s=run.budget,
     )  # fmt: skip
@@ -94,12 +95,19 @@ def train_detector(
     save_file(weights, run.out / "detector.safetensors")
     write_json(run.out / "config.json", {"classes": truth.classes, **asdict(config)})
     path = centre_network.export_detector(network, truth.classes, run.out / "detector.onnx")
-    print(f"{path}: {state.iteration} of {config.iterations} iterations on {len(frames)} frames")
-    for line in read_journal(run.out, VALIDATION_NAME):
+    validation = read_journal(run.out, VALIDATION_NAME)
+    done = f"{state.iteration} of {config.iterations} iterations on {len(frames)} frames"
+    lines = [f"{path}: {done}"]
+    for line in validation:
         scores = f"{line['map']:.1%} mAP@.5:.95, {line['map50']:.1%} mAP@.5"
-        print(f"validation, {len(val_frames)} frames, iteration {line['iteration']}: {scores}")
+        lines.append(
+            f"validation, {len(val_frames)} frames, iteration {line['iteration']}: {scores}"
+        )
+    facts = {"detector": str(path), "iterations": state.iteration, "frames": len(frames)}
+    return Answer(facts | {"validation": validation}, "\n".join(lines))
 
 
+@answers
 def train_segmenter(
     data: Path,
     /,
@@ -108,7 +116,7 @@ def train_segmenter(
     classes: str,
     run: Annotated[ReaderRun, Parameter(name="*")],
     config: Annotated[SegmenterConfig, Parameter(name="*")] = SegmenterConfig(),
-) -> None:
+) -> Answer:
     """Train SegFormer-b1 on thermal frames with label maps; the defaults are the paper's settings.
 
     The result is a folder as transformers reads it.
@@ -124,14 +132,13 @@ def train_segmenter(
     run.prepare()
     pairs = pair_with_labels(data, labels)
     torch.manual_seed(config.seed)
-    if run.init:
-        model = segformer.load_segformer(run.init, names)
-    else:
-        model = segformer.build_segformer(names)
-    model, state = segmenter_training.fit_segmenter(
+    model = readers.load_segformer(run.init, names) if run.init else readers.build_segformer(names)
+    model, state = reader_training.fit_segmenter(
         config, model, pairs, run.out, device=run.device, budget_s=run.budget
     )
     if state.interrupted:
         raise KeyboardInterrupt(state.interrupted)
     model.save_pretrained(run.out)
-    print(f"{run.out}: {state.iteration} of {config.iterations} iterations on {len(pairs)} images")
+    facts = {"segmenter": str(run.out), "iterations": state.iteration, "frames": len(pairs)}
+    done = f"{state.iteration} of {config.iterations} iterations on {len(pairs)} images"
+    return Answer(facts, f"{run.out}: {done}")

@@ -14,9 +14,9 @@ from difiisr_models.model_loading import save_compact
 from difiisr_ros.cli import main as difiisr
 from difiisr_ros.commands import train_ablation
 from difiisr_training import train as training
+from difiisr_training.checkpoints import load_average
 from difiisr_training.config import load_config
 from difiisr_training.evaluation import peers
-from difiisr_training.networks import load_average
 
 CONFIG = """
 name: tiny

@@ -5,7 +5,7 @@ import torch
 
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.resample import unpack, upsample
-from difiisr_training.evaluation.peer_networks import Rlfn
+from difiisr_training.evaluation.peers import Rlfn
 from difiisr_training.recipes.begin_as_rlfn import begin_as_rlfn
 
 CHANNELS, BLOCKS, SIDE = 10, 2, 24

@@ -1,8 +1,9 @@
-import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from thermal_bags import cut, header, messages, pixels, record
 
 import difiisr_ros
@@ -43,6 +44,8 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
         (["info", "difiisr-rt-x4", "--device", "cpu", "--engine", "no.plan"], "needs a CUDA GPU"),
         (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
         (["export", "difiisr-rt-x4", "IN", "--size", "16x16", "--force"], "is a folder"),
+        (["export", "difiisr-rt-x4", "o", "--size", "16x16", "--batch", "0"], "1 and more, not 0"),
+        (["fleet", "report", "gone", "--out", "out"], "no run of difiisr fleet"),
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out", "--schedule", "sinsr"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),
@@ -55,6 +58,13 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
         (["evaluate", "IN", "--out", "out", "--models", "bicubic@0.5"], "@consistency=F"),
         (["evaluate", "IN", "--out", "out", "--models", "difiisr-rt-x4@stps=2"], "'stps=2'"),
         (["evaluate", "gone", "--out", "out"], "gone"),
+        (["upscale", "gone.png", "out", "--model", "bicubic"], "gone.png"),
+        (["upscale", "a.png", "a.png", "--force", "--model", "bicubic"], "is the input"),
+        (["upscale", "a.png", "b.jpg", "--model", "bicubic"], "name a .tiff"),
+        (["upscale", "a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
+        (["upscale", ".", "out"], "choose a folder elsewhere"),
+        (["upscale", "a.png", "b.txt"], "no kind of file that is written"),
+        (["upscale", ".", "../b.png"], "is a folder"),
     ],
 )
 def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
@@ -62,17 +72,21 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
 ):
     monkeypatch.chdir(tmp_path)
     record(tmp_path / "IN")
+    Image.fromarray(pixels(0)).save("a.png")
+    before = (tmp_path / "a.png").read_bytes()
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
     assert expected in error
     assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["IN", "a.png"]
+    assert (tmp_path / "a.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         [],
+        ["fleet"],
         ["nonsense"],
         ["scene", "out", "--frames", "0"],
         ["replay", "IN", "out", "--fidelity", "7"],
@@ -83,12 +97,20 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--threads", "9999"],
         ["info", "bicubic", "--size", "200000x200000"],
         ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
+        ["bench", "--size", "640"],
+        ["bench", "--size", "0x0"],
+        ["bench", "--rates", "-4"],
+        ["bench", "--rates", "inf"],
+        ["bench", "--seconds", "nan"],
+        ["bench", "--runs", "0"],
+        ["bench", "--threads", "100000"],
     ],
 )
 def test_bad_usage_exits_with_2(arguments, capsys):
     assert cli.main(arguments) == 2
     output = capsys.readouterr()
-    assert "Usage" in output.out if not arguments else "difiisr: " in output.err
+    is_help = arguments in ([], ["fleet"])
+    assert "Usage" in output.out if is_help else "difiisr: " in output.err
     assert "Traceback" not in output.err
 
 
@@ -98,17 +120,56 @@ def test_sizes_of_older_versions_are_refused_with_the_new_spelling(old, capsys):
     assert "--size WIDTHxHEIGHT" in capsys.readouterr().err
 
 
-def test_version_json_and_completion(capsys):
+def test_version_json_and_completion(capsys, json_of):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == difiisr_ros.__version__
-    assert cli.main(["info", "bicubic", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    facts = json_of("info", "bicubic")
     assert (facts["name"], facts["parameters"]) == ("bicubic", 0)
     assert float(facts["cost"].split()[0]) < 1.0
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "--install-completion" in text
     assert "130" in text
+
+
+@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v != "fleet"])
+def test_each_verb_has_json_and_its_keys_are_documented(verb, capsys):
+    pytest.importorskip("rclpy") if verb == "soak" else None
+    assert cli.main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown
+    assert "INT INT" not in shown
+    page = Path(__file__).parents[2] / "docs" / "command_line.md"
+    assert f"\n| `{verb}` | " in page.read_text(encoding="utf-8")
+
+
+def test_a_replay_and_a_scene_are_told_to_programs(tmp_path, json_of):
+    assert json_of("scene", tmp_path / "in", "--frames", "3")["kelvin_per_count"] == 0.01
+    told = json_of("replay", tmp_path / "in", tmp_path / "out", "--model", "bicubic")
+    assert (told["frames_in"], told["frames_out"], told["topic"]) == (3, 3, "/thermal/sr")
+    assert json_of("info", "--bag", tmp_path / "in")["encoding"] == ["mono16"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["info", "bicubic", "--size", "64x48", "80x60"], "difiisr: nothing takes 80x60\n"),
+        (
+            ["replay", "IN", "out", "--consistency", "3"],
+            "Input should be less than or equal to 1 or should be 'auto'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_command_line_is_said_in_plain_words(arguments, said, capsys):
+    assert cli.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_switch_is_turned_off_in_one_way(tmp_path, capsys):
+    words = ["replay", str(record(tmp_path / "in")), str(tmp_path / "out"), "--model=bicubic"]
+    assert cli.main([*words, "--remove-pattern", "false"]) == 2
+    assert "write --remove-pattern=false" in capsys.readouterr().err
+    assert cli.main([*words, "--remove-pattern=false"]) == 0
 
 
 def test_scene_tells_its_kelvin_scale(tmp_path, capsys):

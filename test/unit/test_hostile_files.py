@@ -17,35 +17,20 @@ from PIL import Image
 from thermal_bags import record
 
 from difiisr_ros import cli
-from difiisr_training.config import load_config
 from difiisr_training.data.images import list_images, read_counts
 
 ROOT = Path(__file__).parents[2]
-CONFIG = "name: {name}\nsources: [{{folder: a}}]\noptimiser: {{lr: {lr}}}\n"
+CONFIG = "name: {name}\nsources: [{{folder: a}}]\n"
 
 
 @pytest.mark.parametrize("name", ["../../../evil", "/tmp/evil", "..", ".hidden", "a/b", "a\\0b"])
 def test_a_training_run_stays_in_its_folder(tmp_path, capsys, name):
-    (tmp_path / "c.yaml").write_text(CONFIG.format(name=json.dumps(name), lr=1e-3))
+    (tmp_path / "c.yaml").write_text(CONFIG.format(name=json.dumps(name)))
     assert cli.main(["train", str(tmp_path / "c.yaml"), "--data", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("difiisr: ")
     assert "name" in error
     assert "Traceback" not in error
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (CONFIG.format(name="x", lr="1.0e+308"), "lr"),
-        ("a: " + "[" * 20_000, "nested"),
-        ("name: !!python/object/apply:os.system [true]", "no YAML"),
-    ],
-)
-def test_absurd_settings_are_refused(tmp_path, text, expected):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ValueError, match=expected):
-        load_config(tmp_path / "c.yaml")
 
 
 def bomb_png(path):

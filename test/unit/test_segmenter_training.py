@@ -19,14 +19,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from difiisr_ros.commands.train_readers import ReaderRun, train_segmenter
 from difiisr_training.data.annotations import IGNORED, pair_with_labels, read_labels
 from difiisr_training.data.images import read_counts
-from difiisr_training.evaluation import segformer
-from difiisr_training.evaluation.segformer import (
-    build_segformer,
-    class_names,
-    load_segformer,
-    segment,
-)
-from difiisr_training.recipes.segmenter_training import (
+from difiisr_training.evaluation import readers
+from difiisr_training.recipes.reader_training import (
     SegmenterConfig,
     draw_crops,
     fit_segmenter,
@@ -72,7 +66,7 @@ def pairs(folder):
 
 def test_b1_has_the_published_size():
     with torch.device("meta"):
-        model = build_segformer([str(i) for i in range(150)])
+        model = readers.build_segformer([str(i) for i in range(150)])
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(13.74e6, rel=0.01)
 
 
@@ -90,7 +84,7 @@ def test_two_images_are_learnt(pairs, tmp_path):
     average, state = fit_segmenter(settings(iterations=40, lr=5e-3), tiny(), pairs, tmp_path)
     assert state.iteration == 40
     for image, labels in pairs:
-        found = segment(average, read_counts(image))
+        found = readers.segment(average, read_counts(image))
         assert (found == read_labels(labels)).mean() > 0.93
     assert len((tmp_path / "statistics.jsonl").read_text().splitlines()) == 40
 
@@ -113,24 +107,21 @@ def test_a_signal_within_a_step_is_resumed_to_the_bit(pairs, tmp_path, monkeypat
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
-def test_the_command_trains_and_saves_a_folder_that_is_read_back(
-    folder, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(segformer, "build_segformer", lambda classes: tiny())
+def test_the_command_trains_and_saves_a_folder_that_is_read_back(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "build_segformer", lambda classes: tiny())
     images, labels = folder / "images", folder / "labels"
     run = ReaderRun(out=tmp_path, device="cpu")
     options = {"labels": labels, "classes": "road, person", "run": run}
     options |= {"config": settings(iterations=1)}
-    train_segmenter(images, **options)
-    assert "1 of 1 iterations on 2 images" in capsys.readouterr().out
-    assert class_names(load_segformer(tmp_path)) == CLASSES
+    assert "1 of 1 iterations on 2 images" in str(train_segmenter(images, **options))
+    assert readers.class_names(readers.load_segformer(tmp_path)) == CLASSES
     with pytest.raises(ValueError, match="--resume goes on"):
         train_segmenter(images, **options)
-    other = load_segformer(tmp_path, ("a", "b", "c"))
-    assert class_names(other) == ("a", "b", "c")
-    assert segment(other, np.zeros((50, 70), np.uint8)).shape == (50, 70)
+    other = readers.load_segformer(tmp_path, ("a", "b", "c"))
+    assert readers.class_names(other) == ("a", "b", "c")
+    assert readers.segment(other, np.zeros((50, 70), np.uint8)).shape == (50, 70)
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        load_segformer(tmp_path)
+        readers.load_segformer(tmp_path)

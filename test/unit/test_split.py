@@ -8,18 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from difiisr_training.data.images import (
-    LARGEST_GAP,
-    ImageSource,
-    load_images,
-    sequence_names,
-    validation_sequences,
-)
+from difiisr_training.data import images
 
 
 def groups(*files):
     """Which of the files share a sequence: the names of each, sorted."""
-    names = sequence_names([PurePosixPath(file) for file in files])
+    names = images.sequence_names([PurePosixPath(file) for file in files])
     found = {}
     for file, name in zip(files, names, strict=True):
         found.setdefault(name, []).append(PurePosixPath(file).stem)
@@ -41,7 +35,7 @@ ONE_GROUP = {
     "hashes": [f"video-frame-{i:06}-{7919**5 * i % 99991:x}" for i in MANY],
     "every hundredth frame": [f"frame_{100 * i:06}" for i in MANY],
     "a film": [f"frame{i:06}" for i in range(9)],
-    "gaps between neighbours": [f"frame{LARGEST_GAP * i}" for i in range(9)],
+    "gaps between neighbours": [f"frame{images.LARGEST_GAP * i}" for i in range(9)],
 }
 
 
@@ -64,9 +58,9 @@ def test_sequences_of_known_naming_schemes(scheme):
 )
 def test_the_split_takes_whole_sequences_up_to_the_share_in_any_order(sizes, share, data):
     names = [f"s{k}" for k, size in enumerate(sizes) for _ in range(size)]
-    chosen = validation_sequences(names, share)
+    chosen = images.validation_sequences(names, share)
     assert sum(name in chosen for name in names) <= share * len(names)
-    assert chosen == validation_sequences(data.draw(st.permutations(names)), share)
+    assert chosen == images.validation_sequences(data.draw(st.permutations(names)), share)
     assert chosen != set(names)
 
 
@@ -84,8 +78,8 @@ def drives(tmp_path):
 
 def test_no_sequence_is_on_both_sides_and_frames_skipped_at_the_end_on_neither(drives):
     def drawn(part, **changes):
-        source = ImageSource("drives", **{"val_share": 0.3} | changes)
-        return [int(image[0, 0]) for image in load_images(source, part, data=drives)]
+        source = images.ImageSource("drives", **{"val_share": 0.3} | changes)
+        return [int(image[0, 0]) for image in images.load_images(source, part, data=drives)]
 
     assert not set(drawn("train")) & set(drawn("val"))
     assert len(drawn("train")) == 36

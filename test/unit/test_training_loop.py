@@ -1,8 +1,11 @@
 """Training can be stopped, resumed and trusted."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -17,15 +20,14 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
 from difiisr_ros.cli import main as difiisr
+from difiisr_training import checkpoints
 from difiisr_training import train as training
-from difiisr_training.checkpoints import STATISTICS_NAME, read_journal
 from difiisr_training.config import OptimiserConfig, from_dict, load_config
 from difiisr_training.data.images import load_images
-from difiisr_training.evaluation.peer_networks import Rlfn
-from difiisr_training.losses import Objective, PackedSpace, TrainingLoss, distance
-from difiisr_training.networks import build_network, build_objective, load_average, starting_weights
+from difiisr_training.evaluation.peers import Rlfn
+from difiisr_training.losses import build_loss, distance
 from difiisr_training.recipes.begin_as_rlfn import begin
-from difiisr_training.train import learning_rate, make_accelerator, train
+from difiisr_training.train import build_network, learning_rate, make_accelerator
 from difiisr_training.validation import Validator
 
 SETTINGS = {
@@ -74,19 +76,18 @@ def run(config, data, folder, budget=1e9, teacher=None):
     sizes = VQConfig(channels=32, multipliers=(1, 1, 1), blocks=1, codes=64)
     coder = VQAutoencoder(sizes) if config.published else None
     accelerator, load = make_accelerator(config, "cpu"), partial(load_images, data=data)
-    objective = build_objective(config, accelerator.device, autoencoder=coder)
+    loss_of = build_loss(config, accelerator.device, autoencoder=coder, teacher=teacher)
     validate = Validator(config, load, folder, coder) if config.validate_every else None
-    return train(
-        config, objective, load, folder, accelerator=accelerator, teacher=teacher, initial=teacher,
-        validate=validate, budget_s=budget,
-    )  # fmt: skip
+    task = training.images_task(config, loss_of, load, accelerator)
+    return training.train(config, task, folder, accelerator, teacher, validate, budget)
 
 
 def command(tmp_path, data, *more, **changes):
     """Arguments of ``difiisr train`` on these settings."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(SETTINGS | changes))
-    given = ["--data", data, "--run", tmp_path / "run", "--workers", 0, "--device", "cpu", *more]
+    run = [] if "--run" in more else ["--run", tmp_path / "run"]
+    given = ["--data", data, "--workers", 0, "--device", "cpu", *run, *more]
     return ["train", str(path), *map(str, given)]
 
 
@@ -110,7 +111,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(data, tmp_path, monkeypat
     changes = {"optimiser": {"grad_clip": 1e9}, "log_every": log_every, "checkpoint_every": 1}
     with pytest.raises(FloatingPointError, match=r"the last checkpoint in .* is kept"):
         run(configured(**changes), data, tmp_path / "run")
-    saved = load_average(tmp_path / "run" / "checkpoint.pt")[1]
+    saved = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")[1]
     assert all(value.isfinite().all() for value in saved.parameters())
 
 
@@ -125,16 +126,9 @@ def test_a_checkpoint_goes_on_with_its_own_settings_and_the_defaults_of_what_is_
         run(configured(batch=4), data, tmp_path / "run")
     assert run(configured(), data, tmp_path / "run", budget=0).iteration == 2
     path.write_bytes(path.read_bytes()[:-5000])
-    for read in (load_average, lambda path: run(configured(), data, path.parent)):
+    for read in (checkpoints.load_average, lambda path: run(configured(), data, path.parent)):
         with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
             read(path)
-
-
-def test_training_lowers_the_loss_and_writes_statistics(data, tmp_path):
-    run(configured(iterations=45, log_every=15), data, tmp_path / "run")
-    lines = read_journal(tmp_path / "run", STATISTICS_NAME)
-    assert [line["iteration"] for line in lines] == [15, 30, 45]
-    assert lines[-1]["loss"] < lines[0]["loss"]
 
 
 def test_distillation_shapes_fidelity_0_and_fidelity_1_stays_the_mean(data, tmp_path):
@@ -162,7 +156,7 @@ def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(place, scale):
 
     distilled = configured(stage="distillation", perceptual_weight=1.0, inverse_scaled_at=place)
     network = Watched()
-    loss = TrainingLoss(network, network, Objective(distilled, PackedSpace(), None))
+    loss = build_loss(distilled, torch.device("cpu"), teacher=network)(network)
     hr = torch.ones(1, 1, 64, 64)
     loss(hr[..., :16, :16], hr, torch.tensor([14]), torch.zeros(1, 16, 16, 16), False)
     of_truth = [largest for largest, index in told if index == [0]][-1]
@@ -174,7 +168,7 @@ def test_the_learned_inverse_is_told_step_0_and_scaled_as_asked(place, scale):
     [
         {},
         {"stage": "distillation", "perceptual_weight": 1.0},
-        {"precision": "bf16"},
+        {"precision": "bf16", "optimiser": {"grad_clip": None, "ema_warmup": False}},
         VISUAL | {"norm": "l2", "guidance": {"kind": "visual", "corrects": "target", "rho": 0.1}},
         VISUAL
         | {"norm": "psnr", "guidance": {"kind": "visual", "mode": "sum", "weight_pattern": 9.0}},
@@ -215,7 +209,7 @@ def test_a_run_begins_as_the_published_network(data, tmp_path, capsys):
     assert difiisr([*given, "--peers", str(tmp_path)]) == 0
     begun = load_config(tmp_path / "tiny.yaml")
     wanted = begin(begun, tmp_path, partial(load_images, data=data))
-    _, found, _ = load_average(tmp_path / "run" / "checkpoint.pt")
+    _, found, _ = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")
     for name, value in wanted.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value, msg=name)
 
@@ -231,15 +225,30 @@ def test_in_decibels_an_error_of_the_same_share_counts_the_same():
         assert near - nearer == pytest.approx(2 * np.log10(2), abs=0.05)  # less the rounding
 
 
-def test_the_exported_weights_are_the_moving_average(data, tmp_path):
-    assert difiisr(command(tmp_path, data, "--export", tmp_path / "out")) == 0
+def test_a_run_lowers_the_loss_is_validated_on_unseen_frames_and_exports_its_average(
+    data, tmp_path
+):
+    sources = [{"folder": "scenes", "val_share": 0.5}]
+    changes = {"sources": sources, "perceptual_weight": 0.5, "validate_every": 25, "log_every": 15}
+    given = command(tmp_path, data, "--export", tmp_path / "out", iterations=45, **changes)
+    assert difiisr(given) == 0
+    lines = checkpoints.read_journal(tmp_path / "run", checkpoints.STATISTICS_NAME)
+    assert [line["iteration"] for line in lines] == [15, 30, 45]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    judged = checkpoints.read_journal(tmp_path / "run", "validation.jsonl")
+    assert [line["iteration"] for line in judged] == [25, 45]
+    assert judged[0]["psnr_bicubic"] == judged[1]["psnr_bicubic"] > 30
+    assert judged[0]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_1"]
+    assert judged[1]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_0"]
+    pictures = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert pictures == ["0000025.png", "0000045.png"]
     up = load_upscaler(str(tmp_path / "out"), device="cpu", backend="torch")
     assert up(np.zeros((16, 16), np.uint8)).shape == (64, 64)
-    average = load_average(tmp_path / "run" / "checkpoint.pt")[1]
-    assert_equal(starting_weights(tmp_path / "out"), average)
+    average = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")[1]
+    assert_equal(checkpoints.starting_weights(tmp_path / "out"), average)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["training"]["iterations"] == 12
-    assert manifest["training"]["sources"][0]["folder"] == "frames"
+    assert manifest["training"]["iterations"] == 45
+    assert manifest["training"]["sources"][0]["folder"] == "scenes"
 
 
 def test_weights_are_not_exported_over_something_else(data, tmp_path, capsys):
@@ -258,28 +267,22 @@ def test_weights_are_not_exported_over_something_else(data, tmp_path, capsys):
     assert "going on" in told
 
 
-def test_validation_scores_both_ends_on_frames_that_training_never_sees(tmp_path, data):
-    sources = [{"folder": "scenes", "val_share": 0.5}]
-    changes = {"sources": sources, "iterations": 4, "perceptual_weight": 0.5, "validate_every": 3}
-    assert difiisr(command(tmp_path, data, **changes)) == 0
-    judged = read_journal(tmp_path / "run", "validation.jsonl")
-    assert [line["iteration"] for line in judged] == [3, 4]
-    assert judged[0]["psnr_bicubic"] == judged[1]["psnr_bicubic"] > 30
-    assert judged[0]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_1"]
-    assert judged[1]["psnr_fidelity_1"] != judged[1]["psnr_fidelity_0"]
-    pictures = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
-    assert pictures == ["0000003.png", "0000004.png"]
-
-
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ("name: [a", r"wrong\.yaml is no YAML"),
+        ("name: !!python/object/apply:os.system [true]", "no YAML"),
+        ("a: " + "[" * 20_000, "nested"),
+        ("optimiser: {lr: 1.0e+308}", "optimiser.lr"),
         ("batchsize: 3", "batchsize: Unexpected"),
         ("sources: []", "sources"),
         ("image_teacher: rlfn", "image_teacher: Unexpected"),
         ("optimiser: {ema: 2}", "optimiser.ema: .*less than or equal to 1, got 2"),
         ("network: {channel: 8}", "network.channel: Unexpected"),
+        ("crops: {degradation: {camera: {netd: [0.02, 0.001]}}}", "netd.*0.02, 0.001"),
+        ("crops: {degradation: {bicubic: 0, thermal: 0, second_order: 0}}", "weights"),
+        ("crops: {degradation: {bicubic: -1}}", "degradation.bicubic"),
+        ("crops: {degradation: {camera: {jpeg_quality: [30, 200]}}}", "jpeg_quality"),
         ("guidance: {kind: visual}", "perceptual_weight 0 does not train"),
         ("published: {}\nguidance: {kind: visual}", "perceptual_weight 0 does not train"),
         ("perceptual_weight: 1\nguidance: {kind: visual, timesteps: [16]}", "1..15"),
@@ -303,7 +306,7 @@ def test_a_run_goes_on_after_its_beginning_is_gone_and_its_journal_was_cut(data,
     (tmp_path / "run" / "statistics.jsonl").write_text('{"iteration": 1, "lo')
     assert difiisr(given) == 0
     assert "12 of 12 iterations" in capsys.readouterr().out
-    journal = read_journal(tmp_path / "run", STATISTICS_NAME)
+    journal = checkpoints.read_journal(tmp_path / "run", checkpoints.STATISTICS_NAME)
     assert [line["iteration"] for line in journal] == [4, 8, 12]
 
 
@@ -318,8 +321,28 @@ def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkey
     handler = signal.getsignal(signal.SIGINT)
     assert difiisr(command(tmp_path, data, "--export", tmp_path / "model")) == 130
     assert signal.getsignal(signal.SIGINT) is handler
-    assert load_average(tmp_path / "run" / "checkpoint.pt")[2] == 1
-    assert starting_weights(tmp_path / "model")
+    assert checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")[2] == 1
+    assert checkpoints.starting_weights(tmp_path / "model")
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no distributed package"
+)
+def test_two_processes_train_the_weights_of_one(data, tmp_path):
+    changes = {"iterations": 8, "batch": 4}
+    assert difiisr(command(tmp_path, data, **changes)) == 0
+    two = command(tmp_path, data, "--run", tmp_path / "two", **changes)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    finished = subprocess.run(
+        [sys.executable, *torchrun, "--", "difiisr_ros.cli", *two],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    _, one, _ = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")
+    _, other, iteration = checkpoints.load_average(tmp_path / "two" / "checkpoint.pt")
+    assert iteration == 8
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_learning_rate_warms_up_and_falls_to_its_share():

@@ -1,6 +1,5 @@
 """``difiisr upscale``: what a file holds is there afterwards, four times as large."""
 
-import json
 import resource
 
 import cv2
@@ -10,6 +9,7 @@ import tifffile
 from PIL import Image, ImageOps, PngImagePlugin
 
 from difiisr_ros import cli, picture_files
+from difiisr_ros.commands.upscale import window_to_show
 from difiisr_ros.picture_files import as_frame, list_files, read, upright
 
 WAVES = (np.add.outer(np.arange(20), 3 * np.arange(24)) % 90 + 60).astype(np.uint8)
@@ -132,7 +132,28 @@ def test_video_keeps_rate_frames_and_depth(tmp_path, name):
         assert abs(found[2].mean() - deep[2].mean()) < 100
 
 
-def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
+def test_what_tiff_files_say_of_their_own_size_is_not_passed_on(tmp_path):
+    pytest.importorskip("imagecodecs")
+    deep = np.kron(WAVES, np.ones((2, 2))).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "own.tif", deep, compression="lzw", photometric="minisblack")
+    tifffile.imwrite(tmp_path / "lab.ome.tif", deep, ome=True, photometric="minisblack")
+    for name in ("own.tif", "lab.ome.tif"):
+        assert upscale(tmp_path / name, tmp_path / "out" / name) == 0
+        with tifffile.TiffFile(tmp_path / "out" / name) as made:
+            assert made.series[0].shape == (4 * deep.shape[0], 4 * deep.shape[1])
+            assert "shape" not in made.pages[0].description
+
+
+def test_comparisons_of_files_that_differ_in_their_suffix_have_names_of_their_own(tmp_path):
+    (tmp_path / "in").mkdir()
+    for suffix in ("png", "jpg"):
+        Image.fromarray(WAVES).save(tmp_path / "in" / f"a.{suffix}")
+    assert upscale(tmp_path / "in", tmp_path / "out", "--compare") == 0
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"a.jpg", "a.png", "a_compare.png", "a_png_compare.png"}
+
+
+def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys, json_of):
     (tmp_path / "in" / "below").mkdir(parents=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -143,10 +164,8 @@ def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
     (tmp_path / "in" / "link").symlink_to(elsewhere)
     (tmp_path / "in" / "below" / "loop").symlink_to(tmp_path / "in")
     out = tmp_path / "out"
-    assert upscale(tmp_path / "in", out, "--json") == 2
-    said = capsys.readouterr()
-    summary = json.loads(said.out)
-    assert f"skipped {tmp_path / 'in' / 'bad.png'}" in said.err
+    summary = json_of("upscale", tmp_path / "in", out, "--model", "bicubic", code=2)
+    assert f"skipped {tmp_path / 'in' / 'bad.png'}" in capsys.readouterr().err
     assert (summary["images"], list(summary["failed"])) == (2, [str(tmp_path / "in" / "bad.png")])
     assert summary["other_files"] == 1
     made = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
@@ -154,26 +173,6 @@ def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
     assert upscale(tmp_path / "in", out) == 1  # all are there
     assert "--force" in capsys.readouterr().err
     assert upscale(tmp_path / "in", out, "--force") == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["gone.png", "out"], "gone.png"),
-        (["a.png", "a.png", "--force"], "is the input"),
-        (["a.png", "b.jpg"], "name a .tiff"),
-        (["a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
-        ([".", "out"], "choose a folder elsewhere"),
-    ],
-)
-def test_what_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys, arguments, expected):
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(WAVES.astype(np.uint16) * 200).save("a.png")
-    assert upscale(*arguments) == 1
-    error = capsys.readouterr().err
-    assert expected in error
-    assert len(error.strip().splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_palette_gives_colours(tmp_path):
@@ -258,3 +257,16 @@ def test_a_video_that_a_full_disk_cuts_is_none(tmp_path, capsys, name):
     assert code == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("difiisr: ")
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize(("left", "top"), [(30, 20), (56, 40), (12, 36)])
+def test_window_is_where_the_results_differ_most(left, top):
+    one = np.full((60, 80), 100.0, np.float32)
+    other = one.copy()
+    other[top : top + 6, left : left + 6] = 200.0
+    other[:, 0] = 900.0  # a rim is not looked at
+    x, y, width, height = window_to_show(one, other)
+    assert 80 * x <= left
+    assert left + 6 <= 80 * (x + width) <= 80
+    assert 60 * y <= top
+    assert top + 6 <= 60 * (y + height) <= 60

@@ -81,6 +81,11 @@ def degrade(
     return pillow_resize(hr, h, w).astype(np.float32), hr.astype(np.float32)
 
 
+def bicubic(lr: np.ndarray) -> np.ndarray:
+    """``(h, w)`` uint8, uint16 or float32 counts -> ``(4h, 4w)``: plain interpolation, Pillow's."""
+    return pillow_resize(lr, SCALE * lr.shape[0], SCALE * lr.shape[1])
+
+
 def pillow_resize(
     image: np.ndarray, height: int, width: int, method: Image.Resampling = Image.Resampling.BICUBIC
 ) -> np.ndarray:

@@ -11,26 +11,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 from difiisr_models.files import write_json
-from difiisr_models.resample import SCALE
-from difiisr_training.data.annotations import images_by_name
 from difiisr_training.data.images import read_counts
 from difiisr_training.degradations.mix import Kind
 from difiisr_training.evaluation.films import pan_to
 from difiisr_training.evaluation.inputs import InputSet, make_pair
 from difiisr_training.evaluation.measures import Judge, is_flat
 from difiisr_training.evaluation.metrics import mean_and_interval
-from difiisr_training.evaluation.peers import Peer
+from difiisr_training.evaluation.peers import OutputFolder, Peer
 from difiisr_training.evaluation.results import (
     FINISHED_FOLDER,
     HR_FOLDER,
@@ -51,58 +47,6 @@ _WITHOUT_VALUE = (
     "no frame has a value: all are flat or too small; SSIM needs 11x11 pixels, flicker two frames "
     "of one film with pixels that do not change"
 )
-
-
-@dataclass(frozen=True)
-class OutputFolder:
-    """Output images of a method that does not run here: ``--outputs NAME=DIR``.
-
-    ``folder`` holds an image per frame, named as the frame is (as the files of
-    ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
-    """
-
-    name: str
-    folder: Path
-    parameters: ClassVar[None] = None
-
-    @property
-    def title(self) -> str:
-        """The name."""
-        return self.name
-
-    @classmethod
-    def parse(cls, text: str) -> OutputFolder:
-        """Read ``"CoRPLE=results/corple"``; ValueError: no name or no folder in it."""
-        name, _, folder = text.partition("=")
-        if not (name and folder):
-            raise ValueError(f"{text!r}: write --outputs NAME=DIR")
-        return cls(name, Path(folder).expanduser())
-
-    def images(self, set_name: str, sizes: dict[str, tuple[int, int]]) -> dict[str, Path]:
-        """The image of each frame of a set.
-
-        ``sizes``: of its low-resolution frames by their names, ``(h, w)``.
-
-        Raises:
-            FileNotFoundError: no such folder, or frames without an image.
-            ValueError: an image that is not four times as large as its frame.
-        """
-        own = self.folder / slug(set_name)
-        folder = own if own.is_dir() else self.folder
-        found = images_by_name(folder)
-        if missing := [name for name in sizes if name not in found]:
-            raise FileNotFoundError(
-                f"{self.name}: {folder} has no image for {len(missing)} of {len(sizes)} frames of "
-                f"{set_name}: {', '.join(missing[:5])}; it has {', '.join(sorted(found)[:5])}"
-            )
-        for name, (height, width) in sizes.items():
-            with Image.open(found[name]) as image:
-                if image.size != (width * SCALE, height * SCALE):
-                    raise ValueError(
-                        f"{self.name}: {found[name]} is {image.width}x{image.height}, wanted "
-                        f"{width * SCALE}x{height * SCALE}"
-                    )
-        return {name: found[name] for name in sizes}
 
 
 @dataclass(frozen=True)
@@ -156,9 +100,10 @@ def judge_models(
         if pan and (source.kind == "bag" or source.lr or judge.mode != "reference"):
             raise ValueError(f"a pan is made of images of high resolution alone, not {source.name}")
     prepared = [_prepare(source, judge, degradation, out) for source in sets]
-    for one, model in product(prepared, models):
-        if isinstance(model, OutputFolder):  # a missing image is said before hours of work
-            model.images(one.source.name, one.sizes)
+    compared = [  # a missing image is said before hours of work
+        [m.peer(one.source.name, one.sizes) if isinstance(m, OutputFolder) else m for m in models]
+        for one in prepared
+    ]
     protocol = {
         "layout": 3,  # of what is finished
         "mode": judge.mode,
@@ -172,12 +117,12 @@ def judge_models(
     total = sum(len(one.sizes) for one in prepared) * len(models)
     with tqdm(total=total, unit="frame", disable=None) as progress:
         measured = [
-            [_measure(model, one, protocol, judge, out, progress) for model in models]
-            for one in prepared
+            {model: _measure(model, one, protocol, judge, out, progress) for model in of_set}
+            for one, of_set in zip(prepared, compared, strict=True)
         ]
     not_run, metrics = dict(judge.not_run), {}
     for name, info in judge.columns.items():
-        if all(values[name].isna().all() for of_set in measured for _, values in of_set):
+        if all(values[name].isna().all() for of in measured for values in of.values()):
             not_run[name] = _WITHOUT_VALUE
         else:
             metrics[name] = info
@@ -201,7 +146,7 @@ def judge_models(
         degradation=made if judge.mode == "reference" else None,
         metrics=metrics,
         not_run=not_run,
-        sets=[_summary(*one, models, metrics) for one in zip(prepared, measured, strict=True)],
+        sets=[_summary(*one, metrics) for one in zip(prepared, measured, strict=True)],
         left_out=sum(len(one.left_out) for one in prepared),
         metric_files=judge.files,
     )
@@ -238,22 +183,18 @@ def _prepare(source: InputSet, judge: Judge, degradation: Kind, out: Path) -> Pr
 
 
 def _measure(
-    model: Peer | OutputFolder,
+    model: Peer,
     prepared: PreparedSet,
     protocol: dict[str, Any],
     judge: Judge,
     out: Path,
     progress: tqdm,
-) -> tuple[str, pd.DataFrame]:
-    """Run a model on a set, unless that is done; weights' or images' SHA-256, values by frame."""
-    source, outputs, sha256 = prepared.source, dict[str, Path](), hashlib.sha256()
-    if isinstance(model, OutputFolder):
-        outputs = model.images(source.name, prepared.sizes)
-        for path in outputs.values():
-            sha256.update(path.read_bytes())
+) -> pd.DataFrame:
+    """Run a model on a set, unless that is done: a row of values per frame."""
+    source = prepared.source
     key = protocol | {  # all that the numbers depend on
         "model": model.name,
-        "weights_sha256": model.weights_sha256 if isinstance(model, Peer) else sha256.hexdigest(),
+        "weights_sha256": model.weights_sha256,
         "frames_sha256": prepared.sha256,
         "kind": source.kind,
     }
@@ -269,7 +210,7 @@ def _measure(
     else:
         shutil.rmtree(folder, ignore_errors=True)
         rows: list[dict[str, float]] = []
-        for frame, lr, sr, seconds in _results(model, outputs, prepared, protocol, out):
+        for frame, lr, sr, seconds in _results(model, prepared, protocol, out):
             write_frame(folder, frame, sr)
             hr = mask = None
             if judge.mode == "reference":
@@ -282,24 +223,19 @@ def _measure(
             progress.update()
         found = pd.DataFrame(rows).to_dict("list")
         write_json(record, {"key": key, "values": found})
-    values = pd.DataFrame(found, list(prepared.sizes), dtype=np.float64)
-    return key["weights_sha256"], values
+    return pd.DataFrame(found, list(prepared.sizes), dtype=np.float64)
 
 
 def _results(
-    model: Peer | OutputFolder,
-    outputs: dict[str, Path],
-    prepared: PreparedSet,
-    protocol: dict[str, Any],
-    out: Path,
+    model: Peer, prepared: PreparedSet, protocol: dict[str, Any], out: Path
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
-    """Name, low resolution, result and seconds of each frame; ``outputs``: images of a folder."""
+    """Name, low resolution, result and seconds of each frame."""
     source, is_first = prepared.source, True
     for frame in prepared.sizes:
         lr = read_frame(frames_folder(out, source.name, LR_FOLDER), frame)
         with _named(f"{model.name} fails", source, frame, lr):
-            if isinstance(model, OutputFolder):
-                sr, seconds = read_counts(outputs[frame]), math.nan
+            if model.outputs:
+                sr, seconds = read_counts(model.outputs[frame]), math.nan
                 if sr.dtype != lr.dtype:
                     raise ValueError(f"{sr.dtype} is no image of {lr.dtype} counts")
             else:
@@ -333,28 +269,22 @@ def _named(what: str, source: InputSet, name: str, frame: np.ndarray) -> Iterato
 
 
 def _summary(
-    prepared: PreparedSet,
-    measured: Sequence[tuple[str, pd.DataFrame]],
-    models: Sequence[Peer | OutputFolder],
-    metrics: Iterable[str],
+    prepared: PreparedSet, measured: Mapping[Peer, pd.DataFrame], metrics: Iterable[str]
 ) -> SetResult:
-    found = dict(zip((model.name for model in models), measured, strict=True))
+    plain = {model.name: values for model, values in measured.items()}.get(_BASELINE)
     results = []
-    for model in models:
-        (sha256, values), differences = found[model.name], {}
-        if _BASELINE in found:  # two infinities have no difference
-            differences = _means(values - found[_BASELINE][1], metrics)
+    for model, values in measured.items():
         means = _means(values, metrics)
         results.append(
             ModelResult(
                 name=model.name,
                 title=model.title,
-                weights_sha256=sha256,
+                weights_sha256=model.weights_sha256,
                 parameters=model.parameters,
                 seconds_per_frame=float(values["seconds"].mean()),
                 mean={name: one["mean"] for name, one in means.items()},
                 interval={name: one["interval"] for name, one in means.items()},
-                difference_to_bicubic=differences,
+                difference_to_bicubic={} if plain is None else _means(values - plain, metrics),
                 values=values,
             )
         )

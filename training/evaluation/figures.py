@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from difiisr_models.resample import SCALE
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations.mix import bicubic, pillow_resize
 from difiisr_training.evaluation.inputs import evenly
 from difiisr_training.evaluation.results import (
     HR_FOLDER,
@@ -171,11 +171,6 @@ class FrameImages(NamedTuple):
     results: dict[str, np.ndarray]
     errors: dict[str, np.ndarray]
 
-    def interpolated(self) -> np.ndarray:
-        """``lr`` at the size of the results, bicubic."""
-        height, width = self.lr.shape
-        return pillow_resize(self.lr, SCALE * height, SCALE * width)
-
     def cut(self, window: Window) -> FrameImages:
         """What lies in a window."""
 
@@ -228,7 +223,7 @@ def choose_frames(out: Path, chosen: SetResult, most: int) -> list[tuple[FrameIm
         images = read_images(out, chosen, frame)
         compared = [*images.results.values(), *([] if images.hr is None else [images.hr])]
         if len(compared) < 2:
-            compared.append(images.interpolated())
+            compared.append(bicubic(images.lr))
         window = choose_window(compared, CROP_SIDE, SCALE)
         low, high = gray_range(images.lr)
         found.append((-window.score / (high - low), frame, window))
@@ -237,7 +232,7 @@ def choose_frames(out: Path, chosen: SetResult, most: int) -> list[tuple[FrameIm
 
 def panel(images: FrameImages, window: Window) -> dict[str, Any]:
     """What lies in ``window``, in exact pixels; gray scale and colours are those of the window."""
-    whole = images.interpolated() if images.hr is None else images.hr
+    whole = bicubic(images.lr) if images.hr is None else images.hr
     height, width = whole.shape
     top, left, side, _ = window
     return {

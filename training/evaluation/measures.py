@@ -17,19 +17,9 @@ import torch
 from difiisr_models.files import sha256_file
 from difiisr_models.radiometry import robust_range
 from difiisr_models.resample import SCALE
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations.mix import bicubic
+from difiisr_training.evaluation import metrics
 from difiisr_training.evaluation.inputs import full_range
-from difiisr_training.evaluation.metrics import (
-    LpipsSqueeze,
-    Niqe,
-    consistency,
-    load_clip_iqa,
-    load_lpips,
-    load_musiq,
-    psnr,
-    spectral_distance,
-    ssim,
-)
 
 SQUEEZE_FILE, SQUEEZE_LINEAR_FILE = "squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth"
 NIQE_FILE = "niqe_pris_params.npz"
@@ -108,7 +98,7 @@ def _rated(metric: Callable[[np.ndarray, float], float]) -> Function:
 
 
 def _consistency(sr: np.ndarray, lr: np.ndarray, _: np.ndarray | None) -> Sequence[float]:
-    found = consistency(sr, lr)
+    found = metrics.consistency(sr, lr)
     return found.mean(), np.quantile(found, 0.95), found.max()
 
 
@@ -159,8 +149,7 @@ class Flicker:
         """
         if self._window and self._window[-1].shape != lr.shape:
             self.reset()
-        bicubic = pillow_resize(lr, lr.shape[0] * SCALE, lr.shape[1] * SCALE)
-        before, self._before = self._before, np.stack([sr, bicubic]).astype(np.float64)
+        before, self._before = self._before, np.stack([sr, bicubic(lr)]).astype(np.float64)
         self._window.append(lr.astype(np.float64))
         still = np.std(self._window, axis=0) <= self.STILL * robust_range(lr).span
         if len(self._window) < 2 or still.mean() < self.LEAST_SHARE:
@@ -180,18 +169,21 @@ def _by(load: Callable[..., Callable], shown: Callable[[Callable], Function]) ->
 
 
 MEASURES: dict[str, tuple[Make, Sequence[str]]] = {
-    "psnr": (lambda *_: _compared(psnr), ()),
-    "ssim": (lambda *_: _compared(ssim), ()),
-    "lpips_squeeze": (_by(LpipsSqueeze, _compared), (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE)),
-    "lpips_alex": (_by(partial(load_lpips, "alex"), _compared), ("alexnet-owt-7be5be79.pth",)),
-    "lpips_vgg": (_by(partial(load_lpips, "vgg"), _compared), ("vgg16-397923af.pth",)),
-    "spectral": (lambda *_: _compared(spectral_distance), ()),
+    "psnr": (lambda *_: _compared(metrics.psnr), ()),
+    "ssim": (lambda *_: _compared(metrics.ssim), ()),
+    "lpips_squeeze": (_by(metrics.LpipsSqueeze, _compared), (SQUEEZE_FILE, SQUEEZE_LINEAR_FILE)),
+    "lpips_alex": (
+        _by(partial(metrics.load_lpips, "alex"), _compared),
+        ("alexnet-owt-7be5be79.pth",),
+    ),
+    "lpips_vgg": (_by(partial(metrics.load_lpips, "vgg"), _compared), ("vgg16-397923af.pth",)),
+    "spectral": (lambda *_: _compared(metrics.spectral_distance), ()),
     "consistency": (lambda *_: _consistency, ()),
     "error": (lambda *_: _error(Radiometry(1, 0)), ()),
     "kelvin": (lambda _files, _device, radiometry: _error(radiometry), ()),
-    "niqe": (lambda files, *_: _rated(Niqe(*files)), (NIQE_FILE,)),
-    "clip_iqa": (_by(load_clip_iqa, _rated), ("RN50.pt",)),
-    "musiq": (_by(load_musiq, _rated), ("musiq_koniq_ckpt-e95806b9.pth",)),
+    "niqe": (lambda files, *_: _rated(metrics.Niqe(*files)), (NIQE_FILE,)),
+    "clip_iqa": (_by(metrics.load_clip_iqa, _rated), ("RN50.pt",)),
+    "musiq": (_by(metrics.load_musiq, _rated), ("musiq_koniq_ckpt-e95806b9.pth",)),
     "flicker": (lambda *_: Flicker(), ()),
 }
 """What ``--metrics NAME`` asks for: how its function is made, and the files that it needs."""

@@ -27,6 +27,7 @@ from difiisr_models.resample import SCALE, downsample, pack
 from difiisr_training.checkpoints import read_checkpoint
 from difiisr_training.degradations.mix import pillow_resize
 from difiisr_training.guidance import spectral_loss
+from difiisr_training.perceptual import read_features
 
 _NIQE_BLOCK = 96
 _LPIPS_TAPS = (1, 4, 7, 9, 10, 11, 12)
@@ -108,7 +109,7 @@ class LpipsSqueeze(nn.Module):
             _Fire(128, 32, 128), _Fire(256, 32, 128), nn.MaxPool2d(**pool),
             _Fire(256, 48, 192), _Fire(384, 48, 192), _Fire(384, 64, 256), _Fire(512, 64, 256),
         )  # fmt: skip
-        self._net.load_state_dict(_features(squeezenet_path))
+        self._net.load_state_dict(read_features(squeezenet_path))
         lin = read_checkpoint(lin_path)
         try:
             self._lin = [lin[f"lin{i}.model.1.weight"].to(device) for i in range(len(_LPIPS_TAPS))]
@@ -154,7 +155,7 @@ def load_lpips(
     """
     from lpips import LPIPS
 
-    features = _features(backbone)
+    features = read_features(backbone)
     model = LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
     for index in range(1, model.L + 1):
         part: nn.Module = getattr(model.net, f"slice{index}")
@@ -274,13 +275,6 @@ def _colours(image: np.ndarray, data_range: float, device: str) -> Tensor:
     """``(1, 3, H, W)`` float32, three equal channels in [0, 1]."""
     unit = torch.from_numpy(image.astype(np.float32) / np.float32(data_range)).to(device)
     return unit.expand(1, 3, -1, -1)
-
-
-def _features(path: Path) -> dict[str, Tensor]:
-    """The convolutions of a torchvision classifier's weights."""
-    state = read_checkpoint(path)
-    names = {name.removeprefix("features."): value for name, value in state.items()}
-    return {name: value for name, value in names.items() if not name.startswith("classifier")}
 
 
 def _rating(network: nn.Module, device: str) -> Callable[[np.ndarray, float], float]:

@@ -1,14 +1,21 @@
-"""Models to compare: ours, published peers and bicubic, all as counts in, counts out."""
+"""Models to compare: ours, published peers and bicubic, all as counts in, counts out.
+
+The networks of SAFMN (NTIRE 2023), RLFN and a small Real-ESRGAN are written from the papers and the
+shapes of the published weights; their names follow those weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from difiisr_models import load_upscaler
@@ -18,23 +25,18 @@ from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_models.tiling import Tiling
 from difiisr_models.weights import MANIFEST_NAME
 from difiisr_training.checkpoints import read_checkpoint, refuse_bomb
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.data.annotations import images_by_name
+from difiisr_training.degradations.mix import bicubic
 from difiisr_training.evaluation.inputs import full_range, to_dtype
-from difiisr_training.evaluation.peer_networks import Realesrgan, Rlfn, Safmn
+from difiisr_training.evaluation.results import slug
+from difiisr_training.perceptual import with_torchvision
 
-_PUBLISHED: dict[str, tuple[str, type[nn.Module], float]] = {
-    # name -> file, network, value of white in its input
-    "safmn": ("safmn_ntire23_x4.pth", Safmn, 1.0),
-    "rlfn": ("rlfn_x4.pth", Rlfn, 255.0),
-    "realesrgan": ("realesr_general_x4v3_decoded_torch.pth", Realesrgan, 1.0),
-}
-PUBLISHED_NAMES = tuple(_PUBLISHED)
 PEER_SUFFIXES = (".pth", ".ckpt", ".safetensors")
 
 _TILE, _OVERLAP = 256, 32  # larger frames are cut, as by our own upscaler: transformers need it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peer:
     """A model under comparison.
 
@@ -44,16 +46,73 @@ class Peer:
 
     name: str  # as asked for, e.g. "safmn" or "runs/a@0.5"
     upscale: Callable[[np.ndarray], np.ndarray]
-    weights_sha256: str = ""
-    parameters: int = 0  # trained values
+    weights_sha256: str = ""  # or of the images of a folder of outputs
+    parameters: int | None = 0  # trained values
     reset: Callable[[], None] = lambda: None
     is_recurrent: bool = False  # told of the frames before
+    outputs: Mapping[str, Path] = field(default_factory=dict)  # of one that is not run, by frame
 
     @property
     def title(self) -> str:
         """The name without folders, and without the suffix of a file."""
         path = Path(self.name)
+        if self.outputs:
+            return self.name
         return path.stem if path.suffix in PEER_SUFFIXES else path.name
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Output images of a method that does not run here: ``--outputs NAME=DIR``.
+
+    ``folder`` holds an image per frame, named as the frame is (as the files of
+    ``OUT/frames/SET/lr``); those of a set may lie in a folder of its name.
+    """
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def parse(cls, text: str) -> OutputFolder:
+        """Read ``"CoRPLE=results/corple"``; ValueError: no name or no folder in it."""
+        name, _, folder = text.partition("=")
+        if not (name and folder):
+            raise ValueError(f"{text!r}: write --outputs NAME=DIR")
+        return cls(name, Path(folder).expanduser())
+
+    def peer(self, set_name: str, sizes: dict[str, tuple[int, int]]) -> Peer:
+        """What stands for a model of a set: the image of each frame.
+
+        ``sizes``: of its low-resolution frames by their names, ``(h, w)``.
+
+        Raises:
+            FileNotFoundError: no such folder, or frames without an image.
+            ValueError: an image that is not four times as large as its frame.
+        """
+        own = self.folder / slug(set_name)
+        folder = own if own.is_dir() else self.folder
+        found = images_by_name(folder)
+        if missing := [name for name in sizes if name not in found]:
+            raise FileNotFoundError(
+                f"{self.name}: {folder} has no image for {len(missing)} of {len(sizes)} frames of "
+                f"{set_name}: {', '.join(missing[:5])}; it has {', '.join(sorted(found)[:5])}"
+            )
+        for name, (height, width) in sizes.items():
+            with Image.open(found[name]) as image:
+                if image.size != (width * SCALE, height * SCALE):
+                    raise ValueError(
+                        f"{self.name}: {found[name]} is {image.width}x{image.height}, wanted "
+                        f"{width * SCALE}x{height * SCALE}"
+                    )
+        sha256 = hashlib.sha256()
+        for name in sizes:
+            sha256.update(found[name].read_bytes())
+        outputs = {name: found[name] for name in sizes}
+        return Peer(self.name, _not_run, sha256.hexdigest(), None, outputs=outputs)
+
+
+def _not_run(_: np.ndarray) -> np.ndarray:
+    raise NotImplementedError("the images of a folder are read")
 
 
 def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto") -> Peer:
@@ -75,7 +134,7 @@ def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto
         ModuleNotFoundError: ``spandrel`` is needed and absent.
     """
     if name == "bicubic":  # what Pillow makes, bit by bit, of frames of any size
-        return Peer(name, lambda lr: pillow_resize(lr, SCALE * lr.shape[0], SCALE * lr.shape[1]))
+        return Peer(name, bicubic)
     if name in _PUBLISHED:
         if weights is None:
             raise ValueError(f"{name} needs the folder that holds {_PUBLISHED[name][0]}")
@@ -139,13 +198,8 @@ def _spandrel_model(path: Path) -> Any:
     """An x4 network of one or three channels by a file that holds tensors alone."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    try:
+    with with_torchvision("spandrel"):
         from spandrel import ModelLoader
-    except RuntimeError as error:  # torchvision's operators, of another build of torch
-        raise ModuleNotFoundError(
-            f"spandrel loads this peer and cannot be imported ({error}): install a torchvision "
-            f"that fits torch {torch.__version__}, both for CPUs or both for CUDA"
-        ) from error
     try:
         refuse_bomb(path)
         found = ModelLoader("cpu").load_from_file(path).eval()
@@ -185,3 +239,159 @@ def _photographic(
         return to_dtype(grey, counts.dtype)
 
     return Peer(name, upscale, sha256_file(path), parameter_count(network))
+
+
+class Safmn(nn.Module):
+    """SAFMN as entered in the NTIRE 2023 efficiency challenge (Sun et al., ICCV 2023).
+
+    ``(B, 3, h, w)`` in [0, 1] -> ``(B, 3, 4h, 4w)``; sides of at least 16 pixels.
+    """
+
+    def __init__(self, channels: int = 36, blocks: int = 8) -> None:
+        super().__init__()
+        self.to_feat = nn.Conv2d(3, channels, 3, padding=1)
+        self.norm = _GlobalResponseNorm(channels)
+        self.feats = nn.Sequential(*(_SafmnBlock(channels) for _ in range(blocks)))
+        self.to_img = nn.Sequential(nn.Conv2d(channels, 48, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolve a batch."""
+        features = self.feats(self.norm(self.to_feat(x)))
+        return self.to_img(features) + F.interpolate(x, scale_factor=4, mode="bilinear")
+
+
+class Rlfn(nn.Module):
+    """RLFN (Kong et al., CVPR workshops 2022).
+
+    ``(B, 3, h, w)`` in [0, 255] -> ``(B, 3, 4h, 4w)``; sides of at least 15 pixels.
+    """
+
+    def __init__(self, channels: int = 52, blocks: int = 6) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(3, channels, 3, padding=1)
+        self._names = [f"block_{i + 1}" for i in range(blocks)]
+        for name in self._names:
+            self.add_module(name, _RlfnBlock(channels))
+        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.upsampler = nn.Sequential(nn.Conv2d(channels, 48, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolve a batch."""
+        shallow = deep = self.conv_1(x)
+        for name in self._names:
+            deep = self.get_submodule(name)(deep)
+        return self.upsampler(self.conv_2(deep) + shallow)
+
+
+class Realesrgan(nn.Module):
+    """realesr-general-x4v3 (Wang et al., ICCV workshops 2021; its repository calls it SRVGG).
+
+    ``(B, 3, h, w)`` in [0, 1] -> ``(B, 3, 4h, 4w)``.
+    """
+
+    def __init__(self, channels: int = 64, convolutions: int = 32) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(3, channels, 3, padding=1), nn.PReLU(channels)]
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.PReLU(channels)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(channels, 48, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolve a batch."""
+        return F.pixel_shuffle(self.body(x), 4) + F.interpolate(x, scale_factor=4)
+
+
+class _GlobalResponseNorm(nn.Module):
+    """x + beta + gamma x n, with n a channel's spatial norm over the mean norm of all channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = x.square().sum((2, 3), keepdim=True).sqrt()
+        return x + self.beta + self.gamma * x * norm / (norm.mean(1, keepdim=True) + 1e-6)
+
+
+class _SafmnBlock(nn.Module):
+    """Multi-scale modulation, then a convolutional channel mixer, both residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.safm = _Modulation(channels)
+        self.ccm = nn.ModuleDict({"ccm": nn.Sequential(
+            nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False),
+            nn.GELU(),
+            nn.Conv2d(2 * channels, channels, 1, bias=False),
+        )})  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.safm(x)
+        return x + self.ccm["ccm"](x)
+
+
+class _Modulation(nn.Module):
+    """A quarter of the channels each at scale 1, 1/4, 1/8 and 1/16; their mix scales the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        part = channels // 4
+        self.mfr = nn.ModuleList(
+            nn.Conv2d(part, part, 3, padding=1, groups=part, bias=False) for _ in range(4)
+        )
+        self.aggr = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        parts = []
+        for part, conv, shrink in zip(x.chunk(4, 1), self.mfr, (1, 4, 8, 16), strict=True):
+            if h % shrink or w % shrink:
+                part = F.adaptive_max_pool2d(part, (h // shrink, w // shrink))
+            elif shrink > 1:  # the same, in an operator that exports
+                part = F.max_pool2d(part, shrink)
+            parts.append(F.interpolate(conv(part), size=(h, w), mode="nearest"))
+        return F.gelu(self.aggr(torch.cat(parts, 1))) * x
+
+
+class _RlfnBlock(nn.Module):
+    """Three convolutions with a residual, then spatial attention."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.c1_r, self.c2_r, self.c3_r = (
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)
+        )
+        self.c5 = nn.Conv2d(channels, channels, 1)
+        self.esa = _SpatialAttention(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for conv in (self.c1_r, self.c2_r, self.c3_r):
+            h = F.leaky_relu(conv(h), 0.05)
+        return self.esa(self.c5(h + x))
+
+
+class _SpatialAttention(nn.Module):
+    def __init__(self, channels: int, narrow: int = 16) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, narrow, 1)
+        self.conv_f = nn.Conv2d(narrow, narrow, 1)
+        self.conv2 = nn.Conv2d(narrow, narrow, 3, stride=2)
+        self.conv3 = nn.Conv2d(narrow, narrow, 3, padding=1)
+        self.conv4 = nn.Conv2d(narrow, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = self.conv1(x)
+        wide = self.conv3(F.max_pool2d(self.conv2(narrow), 7, stride=3))
+        wide = F.interpolate(wide, x.shape[-2:], mode="bilinear")
+        return x * self.conv4(wide + self.conv_f(narrow)).sigmoid()
+
+
+_PUBLISHED: dict[str, tuple[str, type[nn.Module], float]] = {
+    # name -> file, network, value of white in its input
+    "safmn": ("safmn_ntire23_x4.pth", Safmn, 1.0),
+    "rlfn": ("rlfn_x4.pth", Rlfn, 255.0),
+    "realesrgan": ("realesr_general_x4v3_decoded_torch.pth", Realesrgan, 1.0),
+}
+PUBLISHED_NAMES = tuple(_PUBLISHED)

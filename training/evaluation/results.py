@@ -14,10 +14,9 @@ SET and MODEL are the :func:`slug` of their names. Frames are 8 or 16 bit PNG, o
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +85,7 @@ class Results:
     sets: list[SetResult]
     left_out: int = 0  # frames that could not be read, or hold NaN; not_run names them
     metric_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the metrics' networks
-    detection: dict[str, Any] | None = None  # see judged_frames.judge_detection
+    detection: dict[str, Any] | None = None  # see task_scores.judge_detection
     segmentation: dict[str, Any] | None = None  # see judge_segmentation
     version: int = 1  # of this layout
 
@@ -136,8 +135,11 @@ def frame_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir() if path.suffix in (".png", ".npy"))
 
 
-def write_results(results: Results, out: Path) -> None:
-    """Write ``results.json``, where ``null`` is what is not finite, and ``per_frame.csv``."""
+def write_results(results: Results, out: Path) -> dict[str, Any]:
+    """Write ``per_frame.csv`` and ``results.json``, and return what the latter holds.
+
+    There ``null`` is what is not finite.
+    """
     tables = {
         (chosen.name, model.name): model.values[[*results.metrics, "seconds"]]
         for chosen in results.sets
@@ -147,15 +149,8 @@ def write_results(results: Results, out: Path) -> None:
     rows.insert(1, "frame", rows.pop("frame"))
     with replaced(out / PER_FRAME_FILE) as beside:
         rows.to_csv(beside, index=False)
-    write_json(out / RESULTS_FILE, _without_tables(results))
-
-
-def _without_tables(value: Any) -> Any:
-    """Dataclasses as dicts, without tables."""
-    if dataclasses.is_dataclass(value):
-        value = {key: v for key, v in vars(value).items() if not isinstance(v, pd.DataFrame)}
-    if isinstance(value, dict):
-        return {key: _without_tables(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_tables(entry) for entry in value]
-    return value
+    content = asdict(results)
+    for model in (model for chosen in content["sets"] for model in chosen["models"]):
+        del model["values"]
+    write_json(out / RESULTS_FILE, content)
+    return content

@@ -16,16 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difiisr_training.data.annotations import Boxes
-from difiisr_training.evaluation.detectors import (
-    CLASSES_KEY,
-    FORMAT,
-    FORMAT_KEY,
-    MULTIPLE,
-    STRIDE,
-    Detections,
-    decode_peaks,
-    pad_to_multiple,
-)
+from difiisr_training.evaluation import readers
 
 _OPSET = 18
 _TOLERANCE = 1e-3  # of the ONNX file
@@ -87,7 +78,7 @@ class CentreDetector(nn.Module):
         above = F.interpolate(self.down_to_quarter(eighth), scale_factor=2.0)
         quarter = self.merge_quarter(quarter + above)
         log_sides = self.sides(quarter).clamp(max=_MAX_LOG_DISTANCE)
-        return self.classes(quarter), STRIDE * torch.exp(log_sides)
+        return self.classes(quarter), readers.STRIDE * torch.exp(log_sides)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`maps`, but scores in 0..1 for logits: zero where there is no local peak."""
@@ -108,14 +99,14 @@ def draw_targets(boxes: Boxes, class_count: int, size: tuple[int, int]) -> tuple
         and bottom; weight ``(h, w)`` of the sides, of which those of one object sum to 1; and
         care ``(h, w)``, 0 in ignored regions, else 1.
     """
-    h, w = size[0] // STRIDE, size[1] // STRIDE
+    h, w = size[0] // readers.STRIDE, size[1] // readers.STRIDE
     heat, sides = np.zeros((class_count, h, w), np.float32), np.ones((4, h, w), np.float32)
     weight, care = np.zeros((h, w), np.float32), np.ones((h, w), np.float32)
     y, x = np.mgrid[:h, :w]
 
     def distances(left: float, top: float, width: float, height: float) -> np.ndarray:
         """From the centre of every cell to the sides of a box; negative outside."""
-        to_left, to_top = (x + 0.5) * STRIDE - left, (y + 0.5) * STRIDE - top
+        to_left, to_top = (x + 0.5) * readers.STRIDE - left, (y + 0.5) * readers.STRIDE - top
         return np.stack([to_left, to_top, width - to_left, height - to_top])
 
     for box in boxes.xywh[boxes.ignored]:
@@ -123,9 +114,9 @@ def draw_targets(boxes: Boxes, class_count: int, size: tuple[int, int]) -> tuple
     order = np.argsort(-boxes.xywh[:, 2] * boxes.xywh[:, 3], kind="stable")
     for i in order[~boxes.ignored[order]]:
         left, top, width, height = boxes.xywh[i]
-        column = min(int((left + width / 2) / STRIDE), w - 1)
-        row = min(int((top + height / 2) / STRIDE), h - 1)
-        sigma_x, sigma_y = ((_SPREAD * side / STRIDE + 1) / 6 for side in (width, height))
+        column = min(int((left + width / 2) / readers.STRIDE), w - 1)
+        row = min(int((top + height / 2) / readers.STRIDE), h - 1)
+        sigma_x, sigma_y = ((_SPREAD * side / readers.STRIDE + 1) / 6 for side in (width, height))
         peak = np.exp(-((x - column) ** 2) / (2 * sigma_x**2) - (y - row) ** 2 / (2 * sigma_y**2))
         peak[peak < 1e-3] = 0
         place = boxes.classes[i]
@@ -157,11 +148,11 @@ def detection_loss(logits: Tensor, sides: Tensor, targets: Sequence[Tensor]) -> 
 
 
 @torch.no_grad()
-def detect(network: CentreDetector, picture: np.ndarray) -> Detections:
+def detect(network: CentreDetector, picture: np.ndarray) -> readers.Detections:
     """Objects in a picture ``(H, W)`` float32 in 0..1 of any size."""
-    padded = torch.from_numpy(pad_to_multiple(picture, MULTIPLE))[None, None]
+    padded = torch.from_numpy(readers.pad_to_multiple(picture, readers.MULTIPLE))[None, None]
     scores, sides = network.eval()(padded.to(next(network.parameters()).device))
-    return decode_peaks(scores[0].cpu().numpy(), sides[0].cpu().numpy(), picture.shape)
+    return readers.decode_peaks(scores[0].cpu().numpy(), sides[0].cpu().numpy(), picture.shape)
 
 
 @torch.no_grad()
@@ -173,18 +164,20 @@ def export_detector(network: CentreDetector, classes: Sequence[str], path: Path)
     rows, columns = torch.export.Dim("rows", min=2), torch.export.Dim("columns", min=2)
     program = torch.onnx.export(
         network,
-        (torch.rand(1, 1, 5 * MULTIPLE, 7 * MULTIPLE),),
+        (torch.rand(1, 1, 5 * readers.MULTIPLE, 7 * readers.MULTIPLE),),
         dynamo=True,
         opset_version=_OPSET,
         input_names=["picture"],
         output_names=["scores", "sides"],
-        dynamic_shapes={"images": {2: MULTIPLE * rows, 3: MULTIPLE * columns}},
+        dynamic_shapes={"images": {2: readers.MULTIPLE * rows, 3: readers.MULTIPLE * columns}},
         verbose=False,
     )
-    program.model.metadata_props.update({FORMAT_KEY: FORMAT, CLASSES_KEY: json.dumps(classes)})
+    program.model.metadata_props.update(
+        {readers.FORMAT_KEY: readers.FORMAT, readers.CLASSES_KEY: json.dumps(classes)}
+    )
     program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    probe = torch.rand(1, 1, 6 * MULTIPLE, 4 * MULTIPLE)
+    probe = torch.rand(1, 1, 6 * readers.MULTIPLE, 4 * readers.MULTIPLE)
     logits, sides = (each.numpy() for each in network.maps(probe))
     scores, exported_sides = session.run(None, {"picture": probe.numpy()})
     errors = (scores > 0) * (scores - 1 / (1 + np.exp(-logits)))

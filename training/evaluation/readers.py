@@ -1,17 +1,30 @@
-"""Detectors of objects as ONNX files: ours, which say what they are, FastestDet for COCO, YOLO."""
+"""What reads a frame: detectors of objects as ONNX files, and SegFormer.
+
+Detectors are ours, which say what they are, FastestDet for COCO, and YOLO. SegFormer (Xie et al.,
+NeurIPS 2021) is that of ``transformers``.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from difiisr_models.files import sha256_file
 from difiisr_training.data.images import as_picture
+from difiisr_training.perceptual import with_torchvision
+
+if TYPE_CHECKING:
+    from transformers import SegformerForSemanticSegmentation
 
 FORMAT_KEY, FORMAT, CLASSES_KEY = "detector", "centre-peaks-1", "classes"
 """Properties by which an ONNX file of ours says what it is and what it finds."""
@@ -22,6 +35,9 @@ STRIDE = 4
 MULTIPLE = 16
 """Sides of our detector's input must be multiples of this."""
 
+INPUT_MULTIPLE = 32
+"""Sides of SegFormer's input must be multiples of this."""
+
 _SAME_OBJECT_IOU = 0.6
 _MAX_DETECTIONS = 300
 _MIN_SCORE = 0.01
@@ -30,6 +46,10 @@ _COCO_VEHICLES = (
 )  # fmt: skip
 _FASTESTDET_CHANNELS = 1 + 4 + 80
 _YOLO_COLUMNS = 4 + 1 + 1  # left, top, right, bottom; score; class
+
+# Of ImageNet's colours, which SegFormer was first trained on.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_B1_CHANNELS = [64, 128, 320, 512]  # the rest is as transformers has it
 
 
 @dataclass(frozen=True)
@@ -161,3 +181,62 @@ def _keep_best(
         overlap = np.reshape(iou(xywh[left], xywh[[best]], [False]), len(left))
         left = left[(overlap <= _SAME_OBJECT_IOU) | (classes[left] != classes[best])]
     return Detections(xywh[kept], classes[kept].astype(np.int64), scores[kept].astype(np.float64))
+
+
+def build_segformer(classes: Sequence[str]) -> SegformerForSemanticSegmentation:
+    """SegFormer-b1 (13.7 M parameters), the paper's segmenter, with random weights."""
+    config_type, model_type = _transformers()
+    return model_type(config_type(hidden_sizes=_B1_CHANNELS, **_labels(classes)))
+
+
+def load_segformer(
+    folder: Path, classes: Sequence[str] | None = None
+) -> SegformerForSemanticSegmentation:
+    """Read a folder that ``save_pretrained`` wrote; nothing is downloaded.
+
+    ``classes``: start with a new last layer for these; ``None``: as stored.
+
+    Raises:
+        OSError: ``config.json`` or ``model.safetensors`` is missing.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no SegFormer folder: no config.json in it")
+    changed = {"ignore_mismatched_sizes": True, **_labels(classes)} if classes else {}
+    _, model_type = _transformers()
+    return model_type.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, **changed
+    )
+
+
+def class_names(model: SegformerForSemanticSegmentation) -> tuple[str, ...]:
+    """Names of a model's classes, in the order of its labels."""
+    return tuple(name for _, name in sorted(model.config.id2label.items()))
+
+
+def class_logits(model: SegformerForSemanticSegmentation, pictures: Tensor) -> Tensor:
+    """Logits ``(B, C, H, W)`` of pictures ``(B, 1, H, W)`` in 0..1, seen as grey colours."""
+    mean, std = (pictures.new_tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+    logits = model(pixel_values=(pictures - mean) / std).logits
+    return F.interpolate(logits, size=pictures.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def segment(model: SegformerForSemanticSegmentation, counts: np.ndarray) -> np.ndarray:
+    """Label of each pixel, ``(H, W)`` uint8, of a frame of uint8, uint16 or float32 counts."""
+    height, width = counts.shape
+    padded = torch.from_numpy(pad_to_multiple(as_picture(counts), INPUT_MULTIPLE))
+    logits = class_logits(model.eval(), padded[None, None].to(model.device))
+    return logits[0, :, :height, :width].argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+
+def _transformers() -> tuple[Any, Any]:
+    with with_torchvision("transformers"):
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    return SegformerConfig, SegformerForSemanticSegmentation
+
+
+def _labels(classes: Sequence[str]) -> dict[str, dict]:
+    return {
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: place for place, name in enumerate(classes)},
+    }
