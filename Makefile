@@ -55,8 +55,7 @@ types: $(FILLED)
 	$(PYTHON) -m mypy
 
 docs: $(FILLED)
-	$(PYTHON) -c 'import material, mkdocstrings' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
-	$(PYTHON) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 release-check: $(FILLED)
 	$(PYTHON) -m pytest -q test/unit/test_packaging.py

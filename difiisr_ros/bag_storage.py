@@ -12,7 +12,7 @@ import sqlite3
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -112,6 +112,12 @@ class StorageFile:
     def _note(self, fault: str) -> None:
         self.faults.setdefault(fault)
 
+    def _note_lost(self, left: Mapping[int, int]) -> None:
+        """Say how many messages of each topic are not among those ``left``, by its number."""
+        for number, lost in (self.counts - Counter(left)).items():
+            name = self.topics[number].name if number in self.topics else f"topic {number!r}"
+            self._note(f"{lost} of {self.counts[number]} messages of {name} are lost")
+
 
 class _Place(NamedTuple):
     """A chunk, or a run of records outside any: where it lies, and what indexes it, by offset."""
@@ -162,9 +168,7 @@ class McapFile(StorageFile):
             read[found.channel_id] += 1
             if names is None or topic.name in names:
                 yield Message(topic, found.log_time, found.data, found.publish_time, found.sequence)
-        for number, lost in (self.counts - read).items():
-            name = self.topics[number].name
-            self._note(f"{lost} of {self.counts[number]} messages of {name} are lost")
+        self._note_lost(read)
 
     def extras(self) -> Iterator[mcap.Attachment | mcap.Metadata]:
         """Yield attachments and metadata records but rosbag2's own."""
@@ -383,6 +387,17 @@ def _at(times: list[int]) -> str:
     return f"{len(times)} from {min(times)} to {max(times)} ns"
 
 
+# Views and virtual tables have no page of their own, generated columns are hidden.
+_COMPUTED = """SELECT name FROM sqlite_master AS made
+WHERE name IN ('topics', 'messages', 'message_definitions')
+AND (rootpage = 0 OR EXISTS (SELECT 1 FROM pragma_table_xinfo(made.name) WHERE hidden))"""
+
+
+def _text(value: Any) -> str:
+    """A value of SQLite, which may be of another type than its column, as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+
+
 class SqliteFile(StorageFile):
     """A SQLite storage file, with what a killed recorder left in a log beside it (``<file>-wal``).
 
@@ -401,8 +416,11 @@ class SqliteFile(StorageFile):
             how = "mode=ro&vfs=unix-none"  # a lock would need a file that may be written
         self._database = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)
         self._database.row_factory = sqlite3.Row
+        self._database.text_factory = _text
         try:
             self._database.execute("PRAGMA locking_mode=exclusive")  # else a log needs an index
+            if computed := [row["name"] for row in self._database.execute(_COMPUTED)]:
+                raise sqlite3.DatabaseError(f"{computed[0]} is computed, and may have no end")
             self._read_topics()
         except sqlite3.Error as error:
             self.close()
@@ -421,8 +439,13 @@ class SqliteFile(StorageFile):
             "SELECT topic_id, timestamp, data FROM messages "
             f"WHERE topic_id IN ({', '.join(map(str, wanted))}) ORDER BY timestamp, id"
         )
+        others = self.topics.keys() - set(wanted)
+        left = Counter({key: self.counts[key] for key in others})
         for key, time, data in self._rows(query):
-            yield Message(self.topics[key], time, data)
+            if type(time) is int and 0 <= time < 2**63 and type(data) is bytes:
+                left[key] += 1
+                yield Message(self.topics[key], time, data)
+        self._note_lost(left)
 
     def _read_topics(self) -> None:
         definitions = {}
@@ -431,13 +454,14 @@ class SqliteFile(StorageFile):
             definitions = {row["topic_type"]: row for row in rows}
         for row in map(dict, self._database.execute("SELECT * FROM topics ORDER BY id")):
             found = definitions.get(row["type"])
+            notes = (QOS, row.get(QOS)), (TYPE_HASH, row.get("type_description_hash"))
             self.topics[row["id"]] = Topic(
-                row["name"],
-                row["type"],
-                found["encoded_message_definition"].encode() if found else b"",
-                found["encoding"] if found else "ros2msg",
-                row["serialization_format"],
-                ((QOS, row.get(QOS) or ""), (TYPE_HASH, row.get("type_description_hash") or "")),
+                _text(row["name"]),
+                _text(row["type"]),
+                _text(found["encoded_message_definition"]).encode() if found else b"",
+                _text(found["encoding"]) if found else "ros2msg",
+                _text(row["serialization_format"]),
+                tuple((key, _text(value)) for key, value in notes),
             )
 
     def _rows(self, query: str) -> Iterator[sqlite3.Row]:

@@ -14,7 +14,8 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from difiisr_ros.process_setup import interrupts_noted, keep_freed_memory
 from difiisr_ros.refusals import described
@@ -85,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _code_of(arguments: list[str]) -> int:
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnusedCliTokensError
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler reads it as it is imported
     keep_freed_memory()  # frame after frame
     for verb in ("recorded", "video") if arguments[:1] == ["evaluate"] else ():
         if f"--{verb}" in arguments:
@@ -98,15 +100,18 @@ def _code_of(arguments: list[str]) -> int:
         if not arguments:
             _app().help_print([])
             return EXIT_LOSSES
-        result = _app()(
+        answer = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
-        if isinstance(result, int):
-            return result
-        return EXIT_LOSSES if getattr(result, "left_out", 0) else 0  # the results of evaluate
+        if text := str(answer or ""):  # help has none
+            print(text)
+        return answer.code if answer else 0
     except CycloptsError as error:
         is_old = any(word.partition("=")[0] in OLD_SIZES for word in arguments)
         text = "sizes are written --size WIDTHxHEIGHT" if is_old else _in_one_line(error)
+        for switch, word in pairwise(arguments):
+            if isinstance(error, UnusedCliTokensError) and word in ("true", "false"):
+                text = f"write {switch}={word}: a switch takes no word of its own"
         print(f"difiisr: {text}", file=sys.stderr)
         return EXIT_LOSSES
     except KeyboardInterrupt as error:
@@ -142,7 +147,7 @@ def _app() -> App:
         after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
         """,
         version=version("difiisr_ros"),
-        default_parameter=Parameter(negative=()),  # a switch is off unless it is given
+        default_parameter=Parameter(negative=(), show_default=_shown_default),
         suppress_keyboard_interrupt=False,  # main says so and decides the code
     )
     app.register_install_completion_command()
@@ -151,6 +156,15 @@ def _app() -> App:
         file = _FILES.get(verb, name)
         app.command(f"difiisr_ros.commands.{file}:{name}", name=verb, help=text)
     return app
+
+
+def _shown_default(value: Any) -> str | None:
+    """What help says of a default: nothing where it is nothing."""
+    if value is True:
+        return "on; off with =false"
+    if value is None or value is False or value in ("", []):
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _in_one_line(error: CycloptsError) -> str:

@@ -184,7 +184,7 @@ def _read_image(path: Path, window: Crop, library: Callable[[Path], NDArray] | N
         if image.mode in ("P", "PA"):
             shown = image.convert("RGBA" if image.has_transparency_data else "RGB")
         elif image.mode not in ("L", "LA", "RGB", "RGBA", "F", "I") and image.mode[:4] != "I;16":
-            raise ValueError(f"images of Pillow's mode {image.mode} are not read")
+            raise ValueError(f"a picture of mode {image.mode}: write it as grey values or colours")
         return FileImage(window.cut(np.asarray(shown)), keep, orientation)
 
 
@@ -297,8 +297,10 @@ def _kept_of_page(path: Path, page: Any, window: Crop) -> dict[str, Any]:
             value = tuple(v / SCALE if i % 4 < 2 else v for i, v in enumerate(value))
         extra.append((tag.code, int(tag.dtype), tag.count, value, False))
     keep = {"photometric": page.photometric, "extratags": extra, "metadata": None}
+    if page.is_ome:
+        log.warning("%s: its OME description, which has sizes, is not written", path)
     for name, code in (("description", 270), ("software", 305)):
-        if code in page.tags:
+        if code in page.tags and not (code == 270 and (page.is_ome or page.is_shaped)):
             keep[name] = str(page.tags[code].value)
     if 282 in page.tags and 283 in page.tags:
         per_unit = [Fraction(*page.tags[code].value) for code in (282, 283)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from difiisr_models.diffusion import timestep_embedding
 from difiisr_models.resample import PHASES
 
-PAST_PLANES = PHASES + 4
+PAST_PLANES = PHASES + 5
 """What a recurrent network is told of the frames before, see ``recurrence.past_planes``."""
 
 
@@ -121,7 +121,7 @@ class CompactNetwork(nn.Module):
             y: ``(B, 16, h, w)`` packed bicubic image; the network adds to it.
             lr: ``(B, 1, h, w)`` the measured frame in [-1, 1] (values to +-6 are shown).
             t: ``(B,)`` or ``(1,)`` step, counted from 0.
-            past: ``(B, 20, h, w)`` of ``recurrence.past_planes``, for a recurrent network alone.
+            past: ``(B, 21, h, w)`` of ``recurrence.past_planes``, for a recurrent network alone.
 
         Returns:
             Two of ``(B, 16, h, w)``.

@@ -36,7 +36,8 @@ from difiisr_models.resample import (
 _LONGEST_AXIS = 1280  # of the usual cameras, low-resolution pixels: the inverse has its square
 _WINDOW = 7  # pixels on a side, over which the network's error is judged
 _DEVIATIONS = 2.0  # of the noise, that a result may disagree with a measured pixel by
-_MOST_STEPS = 60
+_MOST_STEPS = 200
+_PATIENCE, _PROGRESS = 20, 0.9  # steps in which the worst disagreement has to fall to that share
 _MARGIN = 20  # pixels; so far away the inverse's values have fallen to 1e-10 of the largest
 
 
@@ -142,7 +143,8 @@ def project_within(
 
     min_x |D x - y|^2 in the metric (D D^T)^{-1}, low <= x <= high, by projected gradient steps with
     momentum (FISTA; Beck & Teboulle 2009), begun at ``packed``; each step costs what
-    :func:`enforce_consistency` costs, on the part of the frame that needs it.
+    :func:`enforce_consistency` costs, on the part of the frame that needs it. Where there is no
+    such image, they end once the worst disagreement no longer falls.
 
     Args:
         packed: ``(1, 16, h, w)``.
@@ -163,14 +165,19 @@ def project_within(
         for dim, n in ((3, lr.shape[2]), (2, lr.shape[3]))
     )
     part = (..., rows, columns)
-    x, y, lo, hi = within[part], lr[part], low[part], high[part]
+    x, y, lo, hi, allowed = (each[part] for each in (within, lr, low, high, tolerance))
     # At the rim the part is not the frame: there D of the part is not D of the frame.
     y = y + torch.where(wrong[part], 0, downsample(x) - y) if x.shape != within.shape else y
-    v, t = x, 1.0
-    for _ in range(_MOST_STEPS):
+    v, t, last = x, 1.0, math.inf
+    for step in range(_MOST_STEPS):
         residual = y - downsample(v)
-        if bool((residual.abs() <= tolerance[part]).all()):
+        worst = float((residual.abs() / allowed).amax())
+        if worst <= 1:
             break
+        if step % _PATIENCE == 0:
+            if worst > _PROGRESS * last:
+                break
+            last = worst
         before, x = x, torch.clamp(_pulled(v, residual), lo, hi)
         t, t_before = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
         v = torch.clamp(x + (t_before - 1) / t * (x - before), lo, hi)

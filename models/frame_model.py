@@ -58,7 +58,7 @@ class FrameModel:
     ) -> Tensor:
         """Tiles ``lr (n, 1, h, w)`` -> packed ``(n, 16, h, w)``, all in network units.
 
-        ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``. ``past (n, 20, h, w)`` is
+        ``noise(k)`` gives the k-th draw, ``(n, noise_channels, h, w)``. ``past (n, 21, h, w)`` is
         for a recurrent model, which returns ``(n, 32, h, w)``: the result, and the posterior mean.
         """
         raise NotImplementedError

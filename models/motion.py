@@ -6,12 +6,14 @@ A flow ``(H, W, 2)`` float32 holds, for each pixel of the present image, how far
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difiisr_models.resample import SCALE
+from difiisr_models.resample import SCALE, kept
 
 _MISSING: ModuleNotFoundError | None = None
 try:
@@ -24,7 +26,11 @@ _LIMIT = 1.1  # network units that are shown as black and as white
 _NOISY = 0.012  # network units of noise, from which on the finest level fits noise
 _BLUR, _NOISY_BLUR = 1.0, 0.7  # standard deviation, upsampled pixels
 _WINDOW = 15  # upsampled pixels, over which one motion is compared with another
-_GAIN, _CLEAN_GAIN = 0.75, 0.95  # of the difference of standing still: above it nothing has moved
+_GAIN, _CLEAN_GAIN = 0.75, 0.95  # of what the camera's motion leaves: above it, that holds
+_SOME = 4  # of so many pixels along each axis, one is enough for a median
+_BETTER = 1.02  # times as much is left by standing still, where the camera moves
+_CORNERS, _FLAT = 1_500, 0.6  # places looked at for corners; share of them that are none
+_FITTED, _ITERATIONS = 20_000, 8  # pixels that the camera's motion is fitted to, and how often
 
 
 def require_opencv() -> None:
@@ -57,8 +63,10 @@ def picture_for_motion(frame: np.ndarray, sigma: float) -> np.ndarray:
 def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     """The flow between two frames, at four times their resolution.
 
-    Dense inverse search (Kroeger et al., ECCV 2016) in OpenCV. Where moving explains
-    this frame little better than standing still, nothing has moved.
+    The camera moves, and objects do by themselves: dense inverse search (Kroeger et al., ECCV 2016)
+    in OpenCV finds both, and in noise much that is neither. It holds where it explains this frame
+    clearly better than the motion of the camera; if that explains it no better than standing
+    still, the camera stands.
 
     Args:
         now: of :func:`picture_for_motion`, ``(2h, 2w)``.
@@ -71,16 +79,52 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0 if sigma < _NOISY else 1)
     flow = search.calc(now, before, None)  # type: ignore[call-overload]  # its stubs want a flow
-    moved = cv2.remap(  # type: ignore[call-overload]  # its stubs want a second map
-        before, _grid(now.shape) + flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    moving, standing = (
-        cv2.boxFilter(cv2.absdiff(x, now), cv2.CV_32F, (_WINDOW, _WINDOW)) for x in (moved, before)
-    )
-    flow[moving > (_GAIN if sigma else _CLEAN_GAIN) * standing] = 0
+    camera, grid = camera_flow(now, before, flow), _grid(now.shape)
+    moved, panned = (_difference(now, _sampled(before, grid + x)) for x in (flow, camera))
+    standing = _difference(now, before)
+    if np.median(standing[::_SOME, ::_SOME]) <= _BETTER * np.median(panned[::_SOME, ::_SOME]):
+        camera, panned = np.zeros_like(flow), standing
+    flow = np.where((moved < (_GAIN if sigma else _CLEAN_GAIN) * panned)[..., None], flow, camera)
     ratio = SCALE // _UPSAMPLED
     size = tuple(ratio * n for n in reversed(now.shape))
     return cv2.resize(flow * np.float32(ratio), size, interpolation=cv2.INTER_LINEAR)
+
+
+def camera_flow(now: np.ndarray, before: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """The motion of the camera: one affine map of the whole image.
+
+    It begins as that of most corners (RANSAC), and is then fitted to all pixels (Evangelidis &
+    Psarakis, PAMI 2008).
+
+    Args:
+        now: as of :func:`dense_flow`.
+        before: as there.
+        flow: dense, between them, ``(2h, 2w, 2)``.
+
+    Returns:
+        ``(2h, 2w, 2)`` float32.
+    """
+    height, width = now.shape
+    grid, every = _grid(now.shape), slice(None, None, max(1, round((now.size / _CORNERS) ** 0.5)))
+    corners = cv2.cornerMinEigenVal(now, 9)[every, every]
+    sharp = corners >= np.quantile(corners, _FLAT)
+    points, moved = (x[every, every][sharp] for x in (grid, grid + flow))
+    found, _ = cv2.estimateAffine2D(points, moved, ransacReprojThreshold=0.7, maxIters=200)
+    matrix = np.eye(2, 3) if found is None else found
+    coarse = max(1, round((now.size / _FITTED) ** 0.5))
+    size, centre = (width // coarse, height // coarse), np.full(2, (coarse - 1) / 2)
+    small = [
+        cv2.resize(x[: size[1] * coarse, : size[0] * coarse], size, interpolation=cv2.INTER_AREA)
+        for x in (now, before)
+    ]
+    turn, shift = matrix[:, :2], matrix[:, 2]
+    shift = (turn @ centre + shift - centre) / coarse
+    matrix = np.column_stack((turn, shift)).astype(np.float32)
+    until = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ITERATIONS, 1e-4)
+    with suppress(cv2.error):  # a picture without structure
+        _, matrix = cv2.findTransformECC(*small, matrix, cv2.MOTION_AFFINE, until, None, 1)
+    turn, shift = matrix[:, :2], matrix[:, 2] * coarse + centre - matrix[:, :2] @ centre
+    return np.float32(grid @ turn.T + shift - grid)
 
 
 def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +147,19 @@ def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     return warped, inside[:, None].to(image.dtype)
 
 
+def _sampled(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The picture at places (x, y), ``(H, W, 2)`` float32."""
+    return cv2.remap(  # type: ignore[call-overload]  # its stubs want a second map
+        picture, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def _difference(now: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean difference of two pictures around each pixel."""
+    return cv2.boxFilter(cv2.absdiff(other, now), cv2.CV_32F, (_WINDOW, _WINDOW))
+
+
+@kept
 def _grid(shape: tuple[int, int]) -> np.ndarray:
     """Coordinates (x, y) of each pixel, ``(H, W, 2)`` float32."""
     y, x = np.indices(shape, dtype=np.float32)

@@ -3,11 +3,13 @@
 With x_{t-1} the estimate of the frame before, W the warp to the present frame, y_t the measured
 one, u its bicubic image, sigma the deviation of its noise and D the antialiased /4, the planes are
 
-    g (W x_{t-1} - u)  packed,   4 (y_t - D W x_{t-1}),   g,   10 sigma,   1,
+    g (W x_{t-1} - u)  packed,   4 (y_t - D W x_{t-1}),   g,   10 sigma,   1,   g W c_{t-1},
     g = exp(-m / (2 (0.1^2 + (2 sigma)^2))),  m = 3x3 mean of (y_t - D W x_{t-1})^2,
+    c_t = min(0.9, 1 / (2 - g W c_{t-1})),
 
 in network units; without a past all but sigma are 0. The gate g closes where the past does not
-explain what is measured, and where the content lay outside the frame. A frame that the past
+explain what is measured, and where the content lay outside the frame. After n frames that were
+believed, c is n / (n + 1): what the past weighs in their mean with this one. A frame that the past
 explains hardly anywhere, as after a cut, has none.
 """
 
@@ -32,18 +34,21 @@ _DEVIATIONS = 2.0  # of the noise
 _RESIDUAL_SCALE, _SIGMA_SCALE = 4.0, 10.0  # bring all planes to like magnitudes
 
 _LEAST_GATE = 0.2  # mean over the frame, below which there is no past
+_LARGEST_WEIGHT = 0.9  # of the past: that of nine frames, as many as training unrolls
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a stream remembers for a recurrent model: 64 bytes for each pixel of the camera.
+    """What a stream remembers for a recurrent model: 68 bytes for each pixel of the camera.
 
     Attributes:
         estimate: of the last frame, after the consistency step: packed ``(1, 16, h, w)``.
+        weight: what it deserves beside the next frame, ``(1, 1, h, w)``, see :func:`next_weight`.
         range: whose network units it is in.
     """
 
     estimate: Tensor
+    weight: Tensor
     range: CountRange
 
 
@@ -63,7 +68,7 @@ def planes_of(
         sigma: standard deviation of the noise, same unit.
 
     Returns:
-        ``(1, 20, h, w)``.
+        ``(1, 21, h, w)``.
     """
     told = torch.full((1, 1, 1, 1), sigma, device=lr.device)
     if past is None:
@@ -74,22 +79,24 @@ def planes_of(
     frames = (x[0, 0].cpu().numpy() for x in (quiet, downsample(before)))
     now, last = (picture_for_motion(frame, sigma) for frame in frames)
     flow = dense_flow(now, last, sigma)
-    planes = past_planes(before, torch.from_numpy(flow)[None].to(lr.device), lr, told)
+    moved = torch.from_numpy(flow)[None].to(lr.device)
+    planes = past_planes(before, past.weight, moved, lr, told)
     is_cut = planes[:, GATE].mean() < _LEAST_GATE
     return no_past(lr, told) if is_cut else planes
 
 
-def past_planes(before: Tensor, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:
+def past_planes(before: Tensor, weight: Tensor, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:
     """The planes of a frame that has a past.
 
     Args:
         before: the last estimate, packed ``(B, 16, h, w)``, in network units of this frame.
+        weight: of :func:`next_weight` then, ``(B, 1, h, w)``.
         flow: ``(B, 4h, 4w, 2)`` of :func:`motion.dense_flow`.
         lr: ``(B, 1, h, w)`` the measured frame.
         sigma: ``(B, 1, 1, 1)`` standard deviation of its noise.
 
     Returns:
-        ``(B, 20, h, w)``.
+        ``(B, 21, h, w)``.
     """
     warped, inside = warp(unpack(before), flow)
     inside = 1 - F.max_pool2d(1 - inside, SCALE)
@@ -98,11 +105,18 @@ def past_planes(before: Tensor, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tens
     around = F.avg_pool2d(F.pad(residual.square(), (1,) * 4, mode="replicate"), 3, 1)
     spread = _TRUSTED**2 + (_DEVIATIONS * sigma).square()
     gate = inside * torch.exp(-around / (2 * spread))
+    coarse = F.avg_pool2d(flow.permute(0, 3, 1, 2), SCALE).permute(0, 2, 3, 1) / SCALE
+    carried = gate * warp(weight, coarse)[0].clamp(0, _LARGEST_WEIGHT)
     known = (
         _RESIDUAL_SCALE * residual, gate, (_SIGMA_SCALE * sigma).expand_as(lr),
-        torch.ones_like(lr),
+        torch.ones_like(lr), carried,
     )  # fmt: skip
     return torch.cat((gate * (packed - upsample(lr)), *known), dim=1)
+
+
+def next_weight(planes: Tensor) -> Tensor:
+    """c_t, what the estimate of a frame that was told ``planes`` deserves beside the next one."""
+    return (1 / (2 - planes[:, -1:])).clamp_max(_LARGEST_WEIGHT)
 
 
 def no_past(lr: Tensor, sigma: Tensor) -> Tensor:

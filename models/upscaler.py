@@ -23,7 +23,7 @@ from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.authors_pipeline import super_resolve_as_published
 from difiisr_models.radiometry import CountRange
-from difiisr_models.recurrence import Past, no_past, planes_of
+from difiisr_models.recurrence import Past, next_weight, no_past, planes_of
 from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime, with_fields
 from difiisr_models.stream import Seen, Stream
@@ -218,7 +218,7 @@ class Upscaler:
                 packed = self._consistent(packed, frame, sigma)
             if past is not None and seen.event.has_news:
                 told = packed if settings.fidelity == 1 else self._consistent(mean[0], frame, sigma)
-                memory.past = Past(told.clone(), found)
+                memory.past = Past(told.clone(), next_weight(past), found)
             if model.is_projected:
                 packed = within_bounds(packed, frame, seen)
         with record_function(STAGE + "to counts"):
@@ -238,7 +238,7 @@ class Upscaler:
     ) -> tuple[Tensor, ...]:
         """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend.
 
-        With the planes of the past ``(1, 20, h, w)``, the posterior mean comes second. ``checks``
+        With the planes of the past ``(1, 21, h, w)``, the posterior mean comes second. ``checks``
         takes measures of both; zeros come where an estimate cannot be true.
         """
         model, runtime, settings = self._model, self.runtime, self.settings

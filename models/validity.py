@@ -13,6 +13,7 @@ from scipy.ndimage import distance_transform_edt, find_objects, uniform_filter
 
 _MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
 _MOVES = 10  # frames
+_LEAST_INSIDE = 0.25  # of the frame, that a border of zeros leaves
 
 NO_DATA = 1e30
 """Float pixels of this magnitude are a mark, not a measurement; float32 has room above it."""
@@ -22,8 +23,8 @@ def invalid_pixels(counts: np.ndarray, no_data: Sequence[float] = ()) -> np.ndar
     """Pixels that are known at once to hold no measurement.
 
     These are: not finite, or of magnitude 1e30 and more; equal to a value of ``no_data``; a border
-    of zeros all around the frame, as rectification leaves it; the ends of 16 bits in frames whose
-    other pixels all stay further from it than their own span.
+    of zeros all around the frame, as rectification leaves it; the ends of 16 bits in frames
+    whose other pixels all stay further from it than their own span.
 
     Args:
         counts: ``(H, W)`` uint8, uint16, int16 or float32.
@@ -113,12 +114,16 @@ def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
 
 
 def _zero_border(counts: np.ndarray) -> np.ndarray:
-    """Rows and columns of zeros that reach all around; none where one side has none."""
+    """Rows and columns of zeros that reach all around; none where one side has none.
+
+    What they leave is more than a quarter of the frame: less is a dark scene.
+    """
     inside = find_objects((counts != 0).astype(np.uint8))
-    if inside and all(
+    is_border = inside and all(
         side.start > 0 and side.stop < size
         for side, size in zip(inside[0], counts.shape, strict=True)
-    ):
+    )
+    if is_border and counts[inside[0]].size > _LEAST_INSIDE * counts.size:
         border = np.ones(counts.shape, bool)
         border[inside[0]] = False
         return border

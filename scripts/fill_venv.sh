@@ -59,6 +59,7 @@ if [ -z "${ROS_DISTRO:-}" ]; then
     install --no-build-isolation --editable "$here/..[ros]" ||
         echo "No ROS wheels for this machine: make demo runs the offline replay, ROS tests skip."
 fi
+install --no-build-isolation --editable "$here/..[docs]" || echo "No mkdocs: the test of the site skips."
 # Without their dependencies, which ask for more than is used. Tests that need them skip where they
 # cannot be had.
 for package in einops lpips spandrel; do

@@ -1,5 +1,9 @@
 """What all tests share: the place of the data beside the checkout, and one torchvision repair."""
 
+import contextlib
+import io
+import json
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -45,6 +49,27 @@ def _cache_of_this_run(tmp_path_factory):
 def _seeded():
     """A test draws the same numbers in each run and on each machine."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def json_of():
+    """Runs ``difiisr`` with ``--json``: what it printed, whose keys docs/command_line.md names."""
+
+    def run(*words, code=0):
+        from difiisr_ros.cli import main
+
+        verb = " ".join(words[: 2 if words[0] == "fleet" else 1])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main([*map(str, words), "--json"]) == code
+        facts = json.loads(printed.getvalue())
+        page = (REPOSITORY / "docs" / "command_line.md").read_text(encoding="utf-8")
+        (row,) = re.findall(rf"^\| `{verb}`.*?\| (.*) \|$", page, re.MULTILINE)
+        always, _, sometimes = row.partition("where known:")
+        named = [set(re.findall(r"`(\w+)`", part)) for part in (always, sometimes)]
+        assert named[0] <= facts.keys() <= named[0] | named[1]
+        return facts
+
+    return run
 
 
 @pytest.fixture(scope="session")

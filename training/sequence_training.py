@@ -30,7 +30,7 @@ from difiisr_models.diffusion import (
     stream_seed,
 )
 from difiisr_models.noise import denoise
-from difiisr_models.recurrence import no_past, past_planes
+from difiisr_models.recurrence import next_weight, no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
@@ -141,7 +141,7 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
             quiet = denoise(lr, float(sigma))
             _, wanted = teacher.estimates(*_at_the_last_step(quiet, eps, schedule), t)
             mean, _ = network.estimates(*_at_the_last_step(lr, eps, schedule), t, past)
-            before = noise_aware_consistency(mean, lr, float(sigma))
+            before = noise_aware_consistency(mean, lr, float(sigma)), next_weight(past)
             taps = F.unfold(features.pop(), 3, padding=1)[0].T.double()
             taps = torch.cat((taps, torch.ones(len(taps), 1).double()), dim=1)
             detail = wanted[0].flatten(1).T.double()
@@ -159,8 +159,9 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     return share
 
 
-def _past(before: Tensor | None, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:
-    return no_past(lr, sigma) if before is None else past_planes(before, flow, lr, sigma)
+def _past(before: tuple[Tensor, Tensor] | None, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:
+    """The planes of a frame; ``before``: the last estimate and its weight."""
+    return no_past(lr, sigma) if before is None else past_planes(*before, flow, lr, sigma)
 
 
 def _at_the_last_step(lr: Tensor, eps: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +199,8 @@ class ClipLoss(nn.Module):
             scaled = x_t * latent_input_scale(t, schedule)
             mean, _ = self.network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
             each = zip(mean.split(1), measured.split(1), map(float, sigma), strict=True)
-            before = torch.cat([noise_aware_consistency(*one) for one in each])
-            for estimate, weight in ((before, 1.0), (mean, _RAW_WEIGHT)):
+            result = torch.cat([noise_aware_consistency(*one) for one in each])
+            before = result, next_weight(past)
+            for estimate, weight in ((result, 1.0), (mean, _RAW_WEIGHT)):
                 loss = loss + weight * distance(estimate, x0, self._config.norm).mean()
         return loss / len(hr)

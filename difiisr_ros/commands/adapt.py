@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 
 from difiisr_models.files import write_json
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.train_model import OWN_CAMERA, load_source, preset_or_file
 from difiisr_training import train as training
@@ -26,6 +26,7 @@ _LR_SIZE, _LEAST_LR_SIZE = 32, 8  # of crops
 _MARGIN = 8  # low-resolution pixels that a crop needs around it
 
 
+@answers
 def adapt(
     recording: Path,
     /,
@@ -40,7 +41,7 @@ def adapt(
     run: Path | None = None,
     device: Literal["auto", "cpu"] = "auto",
     threads: Threads = 0,
-) -> None:
+) -> Answer:
     """Fit a compact model to a camera without high resolution, by its own frames.
 
     They are scaled down by 4 and the model learns to undo that. Whether it serves the camera is
@@ -101,8 +102,10 @@ def adapt(
         )
     change = 100 * (after.mean() / before.mean() - 1)
     text = f"error in foretelling {len(before)} held-out frames: {change:+.2f} % with the fit"
-    write_json(run / "gate.json", {"before": before.tolist(), "after": after.tolist()})
+    facts = {"before": before.tolist(), "after": after.tolist()}
+    write_json(run / "gate.json", facts)
     if not surely_better(before, after):
         raise ValueError(f"not exported: {text}, which is no sure improvement. Keep {init}")
     export_run(run, out)
-    print(f"{text}\n{out}: weights, ready for load_upscaler", file=sys.stderr)
+    facts |= {"weights": str(out), "run": str(run), "change_percent": float(change)}
+    return Answer(facts, f"{text}\n{out}: weights, ready for load_upscaler")

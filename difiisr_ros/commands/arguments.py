@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
@@ -12,7 +12,6 @@ from cyclopts.validators import Number
 
 from difiisr_models import Camera, FrameSettings, Runtime
 from difiisr_models.camera_files import read_camera_file
-from difiisr_models.files import json_text
 
 _LONGEST_SIDE = 16_384  # pixels
 
@@ -43,7 +42,14 @@ def _seconds(_: Any, tokens: Sequence[Token]) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-ImageSize = Annotated[tuple[int, int], Parameter(converter=_one_size, n_tokens=1)]
+def _shown_as(value: str) -> Parameter:
+    """What help shows for a value; cyclopts 4, the last for Python 3.10, shows nothing."""
+    return Parameter(metavar=value) if hasattr(Parameter, "metavar") else Parameter()
+
+
+ImageSize = Annotated[
+    tuple[int, int], Parameter(converter=_one_size, n_tokens=1), _shown_as("WIDTHxHEIGHT")
+]
 """``640x512`` -> (512, 640): written as a camera's size is, kept as an array's."""
 
 CameraSizes = Annotated[
@@ -54,6 +60,7 @@ CameraSizes = Annotated[
         consume_multiple=True,
         show_default=lambda sizes: " ".join(f"{width}x{height}" for height, width in sizes),
     ),
+    _shown_as("WIDTHxHEIGHT..."),
 ]
 """``640x512 160x120`` -> ((512, 640), (120, 160)): written likewise."""
 
@@ -63,7 +70,7 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Threads = Annotated[int, Parameter(validator=Number(gte=0, lte=256))]
 """A number of CPU threads; 0: as many as there are cores."""
 
-Duration = Annotated[float, Parameter(converter=_seconds, n_tokens=1)]
+Duration = Annotated[float, Parameter(converter=_seconds, n_tokens=1), _shown_as("DURATION")]
 """``90``, ``90s``, ``30m`` or ``1.5h`` -> seconds."""
 
 RuntimeOptions = Annotated[Runtime, Parameter(name="*")]
@@ -99,11 +106,6 @@ class AskedCamera:
 
 KnownCamera = Annotated[AskedCamera, Parameter(name="*")]
 """The fields of :class:`AskedCamera` as options of their own."""
-
-
-def tell(facts: Mapping[str, Any], text: str, json: bool) -> None:
-    """Print what a verb did: all facts as one JSON object, or a text for people."""
-    print(json_text(facts) if json else text)
 
 
 def as_asked(runtime: Runtime) -> Runtime:

@@ -22,7 +22,8 @@ from difiisr_models.backends.selection import check_precision, resolve_device
 from difiisr_models.files import write_json, write_text
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.settings import Runtime
-from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions, tell
+from difiisr_ros.commands.answers import Answer, answers
+from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
 from difiisr_ros.commands.bench_calls import Bench, Row, timed_rows
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
@@ -41,6 +42,7 @@ first network in the same runtime. flop: convolutions and matrix products of one
 multiply-add being two."""
 
 
+@answers
 def bench(
     *,
     only: Annotated[tuple[Stage, ...], Parameter(consume_multiple=True)] = STAGES,
@@ -53,8 +55,7 @@ def bench(
     quick: bool = False,
     out: Path = Path("out/bench"),
     runtime: RuntimeOptions = Runtime(),
-    json: bool = False,
-) -> None:
+) -> Answer:
     """Time the network, the upscaler and the node over DDS, beside other models in the same run.
 
     Ratios carry over to other machines, milliseconds do not. ``bench.json`` is written too where a
@@ -72,7 +73,6 @@ def bench(
         quick: one short run at 160x120 and 9 Hz.
         out: folder for bench.json and bench.md.
         runtime: what runs our models; backend auto compares torch with the fastest that works.
-        json: print what bench.json holds.
     """
     if quick:
         sizes, rates, runs, seconds = ((120, 160),), (9.0,), 1, 1.0
@@ -113,7 +113,7 @@ def bench(
         raise ValueError("nothing was measured")
     text = markdown(rows, own)
     write_text(out / "bench.md", text)
-    tell(found, f"{text}\n{out}: bench.json, bench.md", json)
+    return Answer(found, f"{text}\n{out}: bench.json, bench.md")
 
 
 def _describe_machine(device: torch.device) -> dict[str, object]:

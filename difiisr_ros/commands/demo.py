@@ -23,7 +23,8 @@ from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
 from difiisr_ros import bags
 from difiisr_ros.bag_writing import write_bag
-from difiisr_ros.commands.arguments import Count, tell
+from difiisr_ros.commands.answers import Answer, answers
+from difiisr_ros.commands.arguments import Count
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.image_codec import image_to_array
 from difiisr_ros.node_process import (
@@ -62,6 +63,7 @@ NEXT = """next:
   ros2 launch difiisr_ros sr.launch.py image:=/your/camera/image_raw"""
 
 
+@answers
 def demo(
     *,
     bag: Path | None = None,
@@ -71,8 +73,7 @@ def demo(
     rate: Annotated[float, Parameter(validator=Number(gt=0))] | None = None,
     frames: Count | None = None,
     out: Path = Path("out/demo"),
-    json: bool = False,
-) -> None:
+) -> Answer:
     """Play a thermal recording through DDS to the node, record its results and draw one.
 
     Without ROS the recording goes through the offline replay instead. The node and the topics are
@@ -86,7 +87,6 @@ def demo(
         rate: frames a second; without it the recording's, or what this machine holds.
         frames: play only the first so many.
         out: folder for the picture, the recording and the logs.
-        json: print the summary as JSON.
     """
     out.mkdir(parents=True, exist_ok=True)
     is_scene = bag is None
@@ -136,10 +136,11 @@ def demo(
         f"latency p50 {p50:.0f} ms, p90 {p90:.0f} ms, p99 {p99:.0f} ms; "
         f"{upscaler.name}, {backend}, {way}\n{NEXT}"
     )
-    tell(facts, text, json)
+    return Answer(facts, text)
 
 
-def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = False) -> None:
+@answers
+def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = False) -> Answer:
     """Record the scene of the demo: a pan over an infrared photograph.
 
     Args:
@@ -149,10 +150,12 @@ def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = 
         force: replace an existing OUT_BAG.
     """
     write_scene_bag(out_bag, frames, seed, force)
-    print(
+    text = (
         f"{out_bag}: {frames} frames, {WIDTH}x{HEIGHT} mono16 at {FRAME_RATE:g} Hz "
-        f"on {IMAGE_TOPIC}; kelvin = 0.01 x counts"
+        f"on {IMAGE_TOPIC}; kelvin = {KELVIN_PER_COUNT:g} x counts"
     )
+    facts = {"recording": str(out_bag), "frames": frames, "topic": IMAGE_TOPIC, "seed": seed}
+    return Answer(facts | {"kelvin_per_count": KELVIN_PER_COUNT}, text)
 
 
 def _choose(

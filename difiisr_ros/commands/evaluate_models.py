@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from difiisr_models import Camera
 from difiisr_models.backends.selection import resolve_device
 from difiisr_models.radiometry import ZERO_CELSIUS
 from difiisr_ros.bags import choose_image_topic, find_recordings, frames_of, open_bag
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
 from difiisr_ros.commands.environment import environment
 from difiisr_training.data.annotations import images_by_name
@@ -88,6 +89,7 @@ class Judgement:
         return [load_peer(name, self.weights, device) for name in self.models.split(",")], judge
 
 
+@answers
 def evaluate(
     inputs: list[str],
     /,
@@ -106,7 +108,7 @@ def evaluate(
     segmenter: Path | None = None,
     labels: list[str] = [],  # noqa: B006
     no_report: bool = False,
-) -> Results:
+) -> Answer:
     """Judge models on recordings and images.
 
     Writes report.html, results.json, per_frame.csv and all frames. What a folder already holds is
@@ -173,16 +175,15 @@ def evaluate(
     if segmenter:
         results.segmentation = task_scores.judge_segmentation(out, maps, series, segmenter, device)
         _note_others(results, "segmentation", "--labels", maps)
-    write_results(results, out)
-    _print_tables(results)
-    for name, reason in results.not_run.items():
-        print(f"not run: {name}: {reason}")
-    print(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
+    facts = write_results(results, out)
+    lines = [*_tables(results)]
+    lines += [f"not run: {name}: {reason}" for name, reason in results.not_run.items()]
+    lines.append(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
     if not no_report:
         from difiisr_training.evaluation.report import write_report
 
-        print(write_report(results, out))
-    return results
+        lines.append(str(write_report(results, out)))
+    return Answer(facts, "\n".join(lines), 2 if results.left_out else 0)
 
 
 def resolve_inputs(
@@ -256,8 +257,8 @@ def _note_others(results: Results, part: str, option: str, files: Mapping[str, A
             results.not_run[f"{part} on {name}"] = f"no {option} {name}=... was given"
 
 
-def _print_tables(results: Results) -> None:
-    """Print a table for each set: a row per metric, and mAP where a detector judged."""
+def _tables(results: Results) -> Iterator[str]:
+    """A table for each set: a row per metric, and mAP where a detector judged."""
     judged = (results.detection or {"sets": {}})["sets"]
     titles = short_names([chosen.name for chosen in results.sets])
     for title, chosen in zip(titles, results.sets, strict=True):
@@ -266,8 +267,7 @@ def _print_tables(results: Results) -> None:
         for name, key in (("mAP@.5:.95", "map"), ("mAP@.5", "map50")) if found else ():
             rows.append([name, *(found[slug(model.name)][key] for model in models)])
         rows.append(["seconds a frame", *(model.seconds_per_frame for model in models)])
-        shown = [["-" if value != value else value for value in row] for row in rows]  # NaN
+        shown = [[None if value != value else value for value in row] for row in rows]  # NaN
         heads = ["", *(model.title for model in models)]
-        print(
-            f"\n{title}, {chosen.frames} frames", tabulate(shown, heads, floatfmt=".4g"), sep="\n"
-        )
+        table = tabulate(shown, heads, floatfmt=".4g", missingval="-")
+        yield f"\n{title}, {chosen.frames} frames\n{table}"

@@ -15,6 +15,7 @@ from difiisr_models.files import sha256_file
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.weights import find_weights_folder, read_manifest
 from difiisr_ros.bags import frames_of
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import CameraOptions, FrameOptions, RuntimeOptions, as_asked
 from difiisr_ros.commands.fleet_report import fleet_page, write_picture
 from difiisr_ros.commands.fleet_work import Cluster, ClusterOptions, do_all, write_result
@@ -108,6 +109,7 @@ class Replay:
 
 
 @fleet.command
+@answers
 def replay(
     inputs: list[str],
     /,
@@ -116,7 +118,7 @@ def replay(
     slice_frames: Annotated[int, Ge(0)] = 0,
     task: Annotated[Replay, Parameter(name="*")] = Replay(),
     cluster: ClusterOptions = Cluster(),
-) -> int:
+) -> Answer:
     """Super-resolve many recordings; what is done already is not done again.
 
     Args:
@@ -125,9 +127,6 @@ def replay(
         out: folder or URI for bags/, fleet.parquet and report.html.
         slice_frames: cut longer recordings into slices of so many frames, done side by side; 0:
             do not.
-
-    Returns:
-        0: all frames; 1: none; 2: some.
     """
     # Workers have one thread where none is asked for, and paths that hold in any folder
     runtime, known = task.runtime, task.camera.calibration
@@ -143,7 +142,8 @@ def replay(
 
 
 @fleet.command
-def report(folders: list[str], /, *, out: str) -> None:
+@answers
+def report(folders: list[str], /, *, out: str) -> Answer:
     """Write one fleet.parquet and report.html about the folders of several runs.
 
     Args:
@@ -157,3 +157,4 @@ def report(folders: list[str], /, *, out: str) -> None:
             is_local = place and "://" not in folder + out
             rows[row["job"]] = row | {"folder": os.path.relpath(place, out) if is_local else place}
     write_result(FleetFolder(out), list(rows.values()))
+    return Answer({"jobs": list(rows.values())}, f"{out}: fleet.parquet, report.html")

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from difiisr_models.backends.selection import resolve_device
 from difiisr_ros.bags import frames_of
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.commands.evaluate_models import Judgement, recorded_set
 from difiisr_ros.commands.fleet_report import write_picture
@@ -97,6 +98,7 @@ class Evaluate:
         return make
 
 
+@answers
 def fleet_evaluate(
     inputs: list[str],
     /,
@@ -104,15 +106,12 @@ def fleet_evaluate(
     out: str,
     task: Annotated[Evaluate, Parameter(name="*")] = Evaluate(),
     cluster: ClusterOptions = Cluster(),
-) -> int:
+) -> Answer:
     """Judge models on many recordings; what is done already is not done again.
 
     Args:
         inputs: as of difiisr fleet replay.
         out: folder or URI for bags/ (an evaluation each), fleet.parquet and report.html.
-
-    Returns:
-        0: all recordings; 1: none; 2: some.
     """
     if task.by.pan:
         raise ValueError("--pan is for images: a recording has a past of its own")

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.util import ActorPool
 
 from difiisr_ros.bags import choose_image_topic, open_bag
+from difiisr_ros.commands.answers import Answer
 from difiisr_ros.commands.fleet_report import fleet_page
 from difiisr_ros.fleet_jobs import FleetFolder, Job
 
@@ -64,8 +65,8 @@ class Worker:
 
 def do_all(
     jobs: Sequence[Job], out: str, task: Task, cluster: Cluster, slice_frames: int = 0
-) -> int:
-    """Have the jobs done that are not, and write the result over all; returns the exit code.
+) -> Answer:
+    """Have the jobs done that are not, and write the result over all.
 
     ``slice_frames``: cut longer recordings into slices of so many; 0: do not.
     """
@@ -81,21 +82,22 @@ def do_all(
     named = {job.name(product): job for job in jobs}
     rows = folder.done()
     left = {name: job for name, job in named.items() if name not in rows}
-    print(f"{len(named)} jobs, {len(named) - len(left)} of them done already")
+    already = f"{len(named)} jobs, {len(named) - len(left)} of them done already"
+    print(already, file=sys.stderr)
     for n, row in enumerate(_rows(left, task, folder, cluster), 1):
-        print(f"{n} of {len(left)}: {_line(row)}", flush=True)
+        print(f"{n} of {len(left)}: {_line(row)}", file=sys.stderr, flush=True)
         rows[row["job"]] = row
     died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
     for name in [name for name in left if name not in rows]:
         rows[name] = {"job": name, "input": left[name].path, "fault": died, "failed": True}
-        print(_line(rows[name]))
+        print(_line(rows[name]), file=sys.stderr)
     write_result(folder, list(rows.values()))
-    print(f"{out}: fleet.parquet, report.html")
-    own = [rows[name] for name in named]
+    own = [rows[name] | {"metrics": dict(rows[name].get("metrics") or {})} for name in named]
+    code = 2 if any(row.get("fault") or row.get("refused") for row in own) else 0
     if not any(row.get("frames_out") for row in own):
         print("difiisr: no frame of any recording was made", file=sys.stderr)
-        return 1
-    return 2 if any(row.get("fault") or row.get("refused") for row in own) else 0
+        code = 1
+    return Answer({"jobs": own}, f"{out}: fleet.parquet, report.html", code)
 
 
 def _rows(

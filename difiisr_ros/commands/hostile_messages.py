@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import asdict
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions, GetState
+from PIL import Image as Picture
 from rcl_interfaces import srv
 from rcl_interfaces.msg import Parameter, ParameterValue
 
@@ -61,9 +65,17 @@ def hostile_image(rng: np.random.Generator) -> SimpleNamespace:
     return image
 
 
-def hostile_compressed(rng: np.random.Generator, file: bytes) -> SimpleNamespace:
-    """The fields of a CompressedImage: ``file``, a PNG or JPEG, damaged."""
-    damaged = _mutated(rng, file)
+def hostile_compressed(rng: np.random.Generator) -> SimpleNamespace:
+    """The fields of a CompressedImage: PNG, JPEG or TIFF, damaged mostly, or of an absurd size."""
+    pixels = (300 + np.add.outer(np.arange(SIDE), np.arange(SIDE))).astype(np.uint16)
+    kind, dtype = _pick(rng, (("PNG", "u2"), ("PNG", "u1"), ("JPEG", "u1"), ("TIFF", "u2")))
+    file = BytesIO()
+    Picture.fromarray((pixels - 290 * (dtype == "u1")).astype(dtype)).save(file, kind)
+    data = bytearray(file.getvalue())
+    if kind == "PNG" and rng.random() < 0.2:
+        data[16:24] = struct.pack(">II", _pick(rng, _SIDES), _pick(rng, _SIDES))
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    damaged = _mutated(rng, bytes(data)) if rng.random() < 0.8 else bytes(data)
     return SimpleNamespace(header=_header(rng), format=_pick(rng, _FORMATS), data=damaged)
 
 

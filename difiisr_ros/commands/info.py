@@ -27,13 +27,13 @@ from difiisr_ros.bags import (
     stamp_of,
     topics_of,
 )
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import (
     AskedCamera,
     ImageSize,
     KnownCamera,
     RuntimeOptions,
     as_asked,
-    tell,
 )
 from difiisr_ros.image_codec import FALSE_COLOUR, is_false_colour
 
@@ -46,6 +46,7 @@ _FEWEST_FRAMES = 3  # of a model that takes longer than _PATIENCE for more
 _PATIENCE = 30.0  # seconds
 
 
+@answers
 def info(
     model: str | None = None,
     /,
@@ -57,8 +58,7 @@ def info(
     size: ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
     parity_data: Path | None = None,
-    json: bool = False,
-) -> int:
+) -> Answer:
     """Say what a model is and what a frame costs, or what a recording shows of its camera.
 
     Args:
@@ -70,10 +70,8 @@ def info(
         parity: also compare the published network of this size with the reference's outputs.
         parity_data: folder of the recorded outputs, tiny_expected.safetensors, ...; they are not
             part of the package.
-        json: print one object, with the names of the lines as keys.
 
-    Returns:
-        0, or 1 where the published network computes something else.
+    The exit code is 1 where the published network computes something else.
     """
     if model is None and bag is None:
         raise ValueError("name a model, or a recording: --bag BAG")
@@ -91,8 +89,8 @@ def info(
         for text in value if isinstance(value, list) else [value]:
             lines.append(f"{name:<11} {text}")
             name = ""
-    tell(facts, "\n".join(lines), json)
-    return int(any("FAILED" in line for line in facts.get("parity", [])))
+    code = int(any("FAILED" in line for line in facts.get("parity", [])))
+    return Answer(facts, "\n".join(lines), code)
 
 
 def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,9 +15,11 @@ from cyclopts import Parameter
 from difiisr_models.compact import CompactNetwork
 from difiisr_models.files import replaced, sha256_file
 from difiisr_models.settings import Precision
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, ImageSize
 
 
+@answers
 def export(
     model: str,
     target: Annotated[Path, Parameter(name="OUT.onnx")],
@@ -26,7 +29,7 @@ def export(
     precision: Precision = "fp32",
     batch: Count | Literal["dynamic"] = 1,
     force: bool = False,
-) -> None:
+) -> Answer:
     """Write the network of a model as an ONNX graph, checked against torch.
 
     Args:
@@ -49,14 +52,17 @@ def export(
     done = export_graph(parts.network, shape, precision, properties)
     with replaced(target) as beside:
         beside.write_bytes(done.graph)
-    print(f"{target}: {'x'.join(str(n or '?') for n in shape)}, {precision}")
-    print(f"            {len(done.graph) / 1e6:.2f} MB, sha256 {sha256_file(target)}")
-    print(
-        f"            largest difference to torch, in ONNX Runtime: "
-        f"{done.difference:.1e} (allowed: {done.tolerance:.1e})"
-    )
+    facts = {"graph": str(target), "bytes": len(done.graph), "sha256": sha256_file(target)}
+    facts |= {"batch": batch, "height": size[0], "width": size[1], "precision": precision}
+    facts |= {"difference": done.difference, "tolerance": done.tolerance}
+    text = f"""{target}: {"x".join(str(n or "?") for n in shape)}, {precision}
+            {len(done.graph) / 1e6:.2f} MB, sha256 {facts["sha256"]}
+            largest difference to torch, in ONNX Runtime: {done.difference:.1e}
+            (allowed: {done.tolerance:.1e})"""
+    return Answer(facts, text)
 
 
+@answers
 def build_engine(
     model: str,
     target: Annotated[Path, Parameter(name="OUT")],
@@ -68,7 +74,7 @@ def build_engine(
     device: str = "cuda",
     workspace: Count = 1024,
     force: bool = False,
-) -> None:
+) -> Answer:
     """Build a TensorRT engine.
 
     Do it on the machine that will run it: engines are bound to their GPU and their TensorRT.
@@ -112,12 +118,14 @@ def build_engine(
             built = tensorrt_engine.build_engine(parts.network, target, wanted, workspace << 20)
     finally:
         signal.signal(signal.SIGINT, handler)
-    megabytes = target.stat().st_size / 1e6
-    print(f"{target}: {megabytes:.2f} MB in {built.build_seconds:.1f} s, {precision}")
-    print(f"            per call {batch} x {size[1]}x{size[0]}")
-    print(f"            {machine['tensorrt']}, {machine['gpu']} ({machine['compute_capability']})")
+    count = target.stat().st_size
+    text = f"""{target}: {count / 1e6:.2f} MB in {built.build_seconds:.1f} s, {precision}
+            per call {batch} x {size[1]}x{size[0]}
+            {machine["tensorrt"]}, {machine["gpu"]} ({machine["compute_capability"]})"""
+    return Answer({"engine": str(target), "bytes": count} | asdict(built), text)
 
 
+@answers
 def convert(
     unet: Path,
     autoencoder: Path,
@@ -127,7 +135,7 @@ def convert(
     schedule: str | None = None,
     respacing: Literal["last", "first"] = "last",
     force: bool = False,
-) -> None:
+) -> Answer:
     """Convert published checkpoints for this package.
 
     Args:
@@ -142,10 +150,11 @@ def convert(
     """
     from difiisr_models.published.convert import convert as convert_checkpoints
 
-    convert_checkpoints(
+    manifest = convert_checkpoints(
         unet, autoencoder, out_dir, schedule=schedule, respacing=respacing, overwrite=force
     )
-    print(f"{out_dir}: converted; use it as a model: --model {out_dir}")
+    text = f"{out_dir}: converted; use it as a model: --model {out_dir}"
+    return Answer({"folder": str(out_dir)} | manifest, text)
 
 
 def _check_target(target: Path, force: bool) -> None:

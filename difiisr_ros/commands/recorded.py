@@ -11,13 +11,13 @@ from cyclopts import Parameter
 
 from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
 from difiisr_models.files import replaced, write_json, write_text
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import (
     AskedCamera,
     FrameOptions,
     KnownCamera,
     RuntimeOptions,
     as_asked,
-    tell,
 )
 from difiisr_ros.commands.recorded_frames import read_recording
 from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _RESULT, _BAD = "#228833", "#cc3311"
 
 
+@answers
 def recorded(
     bag: Path,
     /,
@@ -43,8 +44,7 @@ def recorded(
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: KnownCamera = AskedCamera(),
-    json: bool = False,
-) -> int:
+) -> Answer:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
     Writes recorded.html, recorded.json and recorded_per_frame.csv. The exit code is 2 when the
@@ -61,7 +61,6 @@ def recorded(
         runtime: of the offline run.
         settings: as the node had them.
         camera: as the node had it.
-        json: print what recorded.json holds.
     """
     values, frames = judge_recording(
         bag,
@@ -77,10 +76,9 @@ def recorded(
     write_text(out / "recorded.html", _page(values, frames))
     write_json(out / "recorded.json", values)
     files = f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv"
-    tell(values, "\n".join([*_summary(values), files]), json)
     if values["fault"]:
         print(f"difiisr: the recording is damaged: {values['fault']}", file=sys.stderr)
-    return 2 if values["fault"] else 0
+    return Answer(values, "\n".join([*_summary(values), files]), 2 if values["fault"] else 0)
 
 
 def judge_recording(

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import (
     AskedCamera,
     FrameOptions,
     KnownCamera,
     RuntimeOptions,
     as_asked,
-    tell,
 )
 from difiisr_ros.replay import replay as replay_bag
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
 
 
+@answers
 def replay(
     in_bag: Path,
     out_bag: Path,
@@ -32,12 +33,11 @@ def replay(
     only_sr: bool = False,
     compressed: bool = False,
     force: bool = False,
-    json: bool = False,
     rosbag2_version: Literal[8, 9] = 8,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: KnownCamera = AskedCamera(),
-) -> int:
+) -> Answer:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
     Args:
@@ -50,13 +50,10 @@ def replay(
         only_sr: do not copy the other topics.
         compressed: write results as PNG, on "compressed" below their topic.
         force: replace an existing OUT_BAG.
-        json: print the summary as JSON.
         rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
-    Returns:
-        0: all frames; 1: none; 2: some, or those of a recording that is damaged.
+    The exit code is 2 of a recording that is damaged, too.
     """
-
     upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
     report = replay_bag(
         in_bag, out_bag, upscaler, image_topic=image_topic, info_topic=camera_info_topic,
@@ -72,12 +69,11 @@ def replay(
         f"{out_bag}: {report.frames_out} of {report.frames_in} frames of {report.image_topic} "
         f"on {report.sr_topic}, {len(report.malformed)} refused{repeated}; events: {report.events}"
     )
-    tell(facts, text, json)
     for fault in report.faults:
         print(f"damaged: {fault}", file=sys.stderr)
     if report.faults:
         print(f"difiisr: {in_bag} is damaged; what was readable is in {out_bag}", file=sys.stderr)
     if not report.frames_out:
         print("difiisr: no frame could be super-resolved", file=sys.stderr)
-        return 1
-    return 2 if report.faults or report.malformed else 0
+    code = 2 if report.faults or report.malformed else 0
+    return Answer(facts, text, code if report.frames_out else 1)

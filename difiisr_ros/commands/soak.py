@@ -19,22 +19,26 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.parameter import Parameter
 from scipy import stats
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from tqdm import tqdm
 
 from difiisr_models.files import write_json
 from difiisr_ros.bags import (
     CAMERA_INFO_TYPE,
+    COMPRESSED_TYPE,
     DIAGNOSTICS_TYPE,
     IMAGE_TYPE,
+    compressed_bytes,
     image_bytes,
     parse_message,
     stamp_of,
 )
 from difiisr_ros.commands import soak_node
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.hostile_messages import (
     SIDE,
     hostile_bytes,
+    hostile_compressed,
     hostile_image,
     hostile_info,
     hostile_requests,
@@ -52,6 +56,7 @@ from difiisr_ros.parameters import CONFIGURE, DEFAULTS, LIVE
 from difiisr_ros.stream_statistics import SILENCE
 
 IMAGE, INFO, RESULT, NAME = "/soak/image_raw", "/soak/camera_info", "/soak/sr", "/sr_node"
+COMPRESSED = f"{IMAGE}/compressed"
 RATE = 9.0  # Hz
 SIZES = ((48, 64), (60, 80), (33, 47))
 SETTLE = 10.0  # minutes, or a fifth of a short run, until slopes are taken
@@ -64,6 +69,7 @@ _FATES = "frames", "dropped"  # what the names of the counts begin with
 _PATIENCE = 30.0  # seconds until the node must have said what it must, on a busy machine too
 
 
+@answers
 def soak(
     *,
     minutes: Annotated[float, Gt(0)] = 60.0,
@@ -72,7 +78,7 @@ def soak(
     device: str = "cpu",
     only: str = "",
     out: Path = Path("out/soak"),
-) -> int:
+) -> Answer:
     """Drive a node over DDS with everything that may happen to it, at random, and watch it.
 
     Hostile messages and requests, transitions, another size, encoding or rate, stamps that jump,
@@ -99,6 +105,7 @@ def soak(
     usual = {name: getattr(DEFAULTS, name) for name in (*LIVE, *CONFIGURE)}
     watch = Watch()
     with NodePeer(IMAGE, RESULT, INFO, watch.record) as peer:
+        peer.appear({COMPRESSED: CompressedImage})
         run = Soak(peer, watch, out, arguments, usual | parameters, np.random.default_rng(seed))
         try:
             run.go(minutes, only)
@@ -107,9 +114,11 @@ def soak(
             run.process.kill()
     report = {"minutes": minutes, "seed": seed, "model": model} | run.report(minutes)
     write_json(out / "soak.json", report)
-    print(f"slopes per minute: {report['slopes_per_minute']}")
-    print(f"broken: {report['broken'] or 'nothing'}; see {out}/soak.json")
-    return 2 if report["broken"] else 0
+    text = (
+        f"slopes per minute: {report['slopes_per_minute']}\n"
+        f"broken: {report['broken'] or 'nothing'}; see {out}/soak.json"
+    )
+    return Answer(report, text, 2 if report["broken"] else 0)
 
 
 class Watch:
@@ -192,7 +201,7 @@ class Soak:
         self.logs: list[str] = []
         self.messages = self.hostile = self._shift = self._number = 0
         self._size, self._encoding, self._rate = SIZES[0], "mono16", RATE
-        self._sampled = 0.0
+        self._topic, self._sampled = IMAGE, 0.0
         self.slopes_until: int | None = None
         self._began = time.monotonic()
         self.process = self._started("node.log")
@@ -237,6 +246,7 @@ class Soak:
         memory, raised = "out of memory", "a fault that the frame asked for"
         return {
             "hostile_frames": self._hostile_frames,  # among good ones that are not judged
+            "hostile_compressed": self._hostile_compressed,
             "hostile_info": self._hostile_info,
             "hostile_requests": self._hostile_requests,
             "transitions": self._transitions,
@@ -312,15 +322,20 @@ class Soak:
             self.watch.truth[stamp] = frame
         seconds, nanoseconds = divmod(stamp, 10**9)
         at = SimpleNamespace(sec=seconds, nanosec=nanoseconds)
-        pixels = frame if encoding == "mono16" else frame.astype(np.float32)
-        self._publish(image_bytes(SimpleNamespace(stamp=at, frame_id="soak"), pixels, encoding))
+        header = SimpleNamespace(stamp=at, frame_id="soak")
+        if self._topic == COMPRESSED:
+            self._publish(compressed_bytes(header, frame, "mono16"))
+        elif encoding == "mono16":
+            self._publish(image_bytes(header, frame, encoding))
+        else:
+            self._publish(image_bytes(header, frame.astype(np.float32), encoding))
         return stamp
 
     def _publish(self, raw: bytes) -> None:
         if len(raw) >= 12:
             self.watch.sent[stamp_of(raw)] += 1
         self.messages += 1
-        self.peer.send(raw, IMAGE)
+        self.peer.send(raw, self._topic)
 
     # What may happen
 
@@ -329,6 +344,19 @@ class Soak:
             self._publish(hostile_bytes(self.rng, hostile_image(self.rng), IMAGE_TYPE, 0.3))
             self.hostile += 1
             time.sleep(0.02)
+
+    def _hostile_compressed(self) -> None:
+        """The node reads compressed images meanwhile; good ones at the end are judged."""
+        self._restore(transport="compressed")
+        self._topic = COMPRESSED
+        for _ in range(400):
+            image = hostile_compressed(self.rng)
+            self._publish(hostile_bytes(self.rng, image, COMPRESSED_TYPE, 0.3))
+            self.hostile += 1
+            time.sleep(0.02)
+        self.stream(3.0)
+        self._topic = IMAGE
+        self._restore()
 
     def _hostile_info(self) -> None:
         for _ in range(20):
@@ -399,11 +427,12 @@ class Soak:
         answer = self.peer.call(ChangeState, f"{NAME}/change_state", request, 60.0)
         return answer is not None and answer.success
 
-    def _restore(self) -> None:
-        """All parameters as they were, and active."""
+    def _restore(self, **but: Any) -> None:
+        """All parameters ``but`` some as they were, and active."""
         for label in ("deactivate", "cleanup"):
             self._transition(label)
-        changes = [Parameter(k, value=v).to_parameter_msg() for k, v in self.parameters.items()]
+        parameters = self.parameters | but
+        changes = [Parameter(k, value=v).to_parameter_msg() for k, v in parameters.items()]
         request = SetParametersAtomically.Request(parameters=changes)
         service = f"{NAME}/set_parameters_atomically"
         answer = self.peer.call(SetParametersAtomically, service, request)
@@ -486,7 +515,7 @@ def slopes(series: dict[str, np.ndarray], settled: float) -> dict[str, dict[str,
 
 
 def slope(minutes: np.ndarray, values: np.ndarray) -> dict[str, float | None]:
-    """Slope per minute of the medians of each minute, and its limit; NaN is left out.
+    """Slope (of Theil and Sen) per minute of the medians of each minute; NaN is left out.
 
     ``upper_95``: that of the 95 % confidence interval; both None of fewer than three minutes.
     """
@@ -495,6 +524,5 @@ def slope(minutes: np.ndarray, values: np.ndarray) -> dict[str, float | None]:
     medians = [float(np.median(values[known & (minutes == end)])) for end in ends]
     if len(ends) < 3:
         return {"slope": None, "upper_95": None}
-    fit = stats.linregress(ends, medians)
-    spread = 0.0 if np.ptp(medians) == 0 else fit.stderr * stats.t.ppf(0.975, len(ends) - 2)
-    return {"slope": round(float(fit.slope), 5), "upper_95": round(float(fit.slope + spread), 5)}
+    fit = stats.theilslopes(medians, ends, 0.95)  # which a passing step does not move
+    return {"slope": round(float(fit.slope), 5), "upper_95": round(float(fit.high_slope), 5)}

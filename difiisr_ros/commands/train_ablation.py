@@ -16,6 +16,7 @@ from cyclopts import Parameter
 
 from difiisr_models.files import write_json
 from difiisr_models.model_loading import save_compact
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.evaluate_models import Judgement, evaluate, resolve_inputs
 from difiisr_ros.commands.train_model import train
@@ -28,6 +29,7 @@ SETS = ("hit_uav/test", "msrs/test", "roadscene/last20")
 METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")
 
 
+@answers
 def train_ablation(
     config: Path,
     /,
@@ -47,7 +49,7 @@ def train_ablation(
     budget: Duration = math.inf,
     workers: int = 1,
     threads: Threads = 0,
-) -> int:
+) -> Answer:
     """Train the guidance settings of the paper's Tables 3 and 4 and compare them.
 
     Run again, it goes on where it was. What they came to is in OUT/evaluation, as difiisr evaluate
@@ -99,18 +101,17 @@ def train_ablation(
             workers=workers, threads=threads,
         )  # fmt: skip
         if read_checkpoint(run / CHECKPOINT_NAME)["iteration"] < variant.iterations:
-            print(f"{name}: stopped before its last iteration; the same command goes on")
-            return 1
+            text = f"{name}: stopped before its last iteration; the same command goes on"
+            return Answer({"stopped": name}, text, 1)
     models = ["bicubic", *(f"{out / name}@0" for name in chosen)]
     judged_by = Judgement(
         models=",".join(models), weights=weights, metrics=",".join(METRICS), limit=limit,
         device=device,
     )  # fmt: skip
-    evaluate(
+    return evaluate(
         list(sets), data=data, out=out / "evaluation", judged_by=judged_by, detector=detector,
         annotations=annotations,
     )  # fmt: skip
-    return 0
 
 
 def variants(config: TrainConfig) -> dict[str, TrainConfig]:

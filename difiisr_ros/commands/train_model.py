@@ -23,6 +23,7 @@ from difiisr_models.motion import require_opencv
 from difiisr_models.published.convert import load_published
 from difiisr_models.weights import MANIFEST_NAME, share_dir
 from difiisr_ros.bags import find_recordings, frames_of
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import AskedCamera, Duration, Threads
 from difiisr_training import train as training
 from difiisr_training.checkpoints import (
@@ -48,6 +49,7 @@ OWN_CAMERA = "own_camera"
 _FITTED = 48, 4  # clips, and frames of each, that a detail head is fitted to
 
 
+@answers
 def train(
     config: str = OWN_CAMERA,
     /,
@@ -67,7 +69,7 @@ def train(
     autoencoder: Path | None = None,
     export: Path | None = None,
     dry_run: bool = False,
-) -> None:
+) -> Answer:
     """Train a model. `accelerate launch` and `torchrun` start several processes.
 
     Args:
@@ -103,8 +105,8 @@ def train(
     else:
         settings = load_config(path)
     if dry_run:
-        print(json.dumps(asdict(settings), indent=2) if is_recurrent else describe(settings))
-        return
+        facts = asdict(settings)
+        return Answer(facts, json.dumps(facts, indent=2) if is_recurrent else describe(settings))
     if data is None:
         raise ValueError("--data DIR is needed: the folder that the configured sources lie in")
     load = partial(load_source, data=data)
@@ -147,18 +149,22 @@ def train(
         write = partial(export_run, published=autoencoder)
     validate = judge() if settings.validate_every else None
     state = training.train(settings, task, run, accelerator, initial, validate, budget)
+    facts, text = {}, ""
     if accelerator.is_main_process:
-        done = f"{state.iteration} of {settings.iterations} iterations"
-        print(f"{run / CHECKPOINT_NAME}: {done}")
+        facts = {"run": str(run), "iterations": state.iteration, "of": settings.iterations}
+        text = f"{run / CHECKPOINT_NAME}: {state.iteration} of {settings.iterations} iterations"
         if export:
             write(run, export)
-            print(f"{export}: weights of the moving average, ready for load_upscaler")
+            facts["weights"] = str(export)
+            text += f"\n{export}: weights of the moving average, ready for load_upscaler"
         if (run / STATISTICS_NAME).is_file():
             save_learning_curve(run, run / "learning_curve.png")
     accelerator.end_training()  # a process that ends with its group open may abort
     if state.interrupted:
         # What it had is saved; `train A && train B` must not go on.
+        print(text, file=sys.stderr)
         raise KeyboardInterrupt(state.interrupted)
+    return Answer(facts, text)
 
 
 def _beginning(

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from safetensors.torch import load_file, save_file
 
 from difiisr_models.files import write_json
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Duration, Threads
 from difiisr_training.checkpoints import CHECKPOINT_NAME, VALIDATION_NAME, read_journal
 from difiisr_training.data.annotations import pair_with_labels, read_annotations
@@ -48,6 +49,7 @@ class ReaderRun:
             torch.set_num_threads(self.threads)
 
 
+@answers
 def train_detector(
     data: Path,
     /,
@@ -57,7 +59,7 @@ def train_detector(
     val_data: Path | None = None,
     val_annotations: Path | None = None,
     config: Annotated[DetectorConfig, Parameter(name="*")] = DetectorConfig(),
-) -> None:
+) -> Answer:
     """Train a small object detector on high-resolution thermal frames and export it as ONNX.
 
     With it difiisr evaluate judges the frames of every model.
@@ -93,12 +95,19 @@ def train_detector(
     save_file(weights, run.out / "detector.safetensors")
     write_json(run.out / "config.json", {"classes": truth.classes, **asdict(config)})
     path = centre_network.export_detector(network, truth.classes, run.out / "detector.onnx")
-    print(f"{path}: {state.iteration} of {config.iterations} iterations on {len(frames)} frames")
-    for line in read_journal(run.out, VALIDATION_NAME):
+    validation = read_journal(run.out, VALIDATION_NAME)
+    done = f"{state.iteration} of {config.iterations} iterations on {len(frames)} frames"
+    lines = [f"{path}: {done}"]
+    for line in validation:
         scores = f"{line['map']:.1%} mAP@.5:.95, {line['map50']:.1%} mAP@.5"
-        print(f"validation, {len(val_frames)} frames, iteration {line['iteration']}: {scores}")
+        lines.append(
+            f"validation, {len(val_frames)} frames, iteration {line['iteration']}: {scores}"
+        )
+    facts = {"detector": str(path), "iterations": state.iteration, "frames": len(frames)}
+    return Answer(facts | {"validation": validation}, "\n".join(lines))
 
 
+@answers
 def train_segmenter(
     data: Path,
     /,
@@ -107,7 +116,7 @@ def train_segmenter(
     classes: str,
     run: Annotated[ReaderRun, Parameter(name="*")],
     config: Annotated[SegmenterConfig, Parameter(name="*")] = SegmenterConfig(),
-) -> None:
+) -> Answer:
     """Train SegFormer-b1 on thermal frames with label maps; the defaults are the paper's settings.
 
     The result is a folder as transformers reads it.
@@ -130,4 +139,6 @@ def train_segmenter(
     if state.interrupted:
         raise KeyboardInterrupt(state.interrupted)
     model.save_pretrained(run.out)
-    print(f"{run.out}: {state.iteration} of {config.iterations} iterations on {len(pairs)} images")
+    facts = {"segmenter": str(run.out), "iterations": state.iteration, "frames": len(pairs)}
+    done = f"{state.iteration} of {config.iterations} iterations on {len(pairs)} images"
+    return Answer(facts, f"{run.out}: {done}")

@@ -13,17 +13,18 @@ from tqdm import tqdm
 
 from difiisr_models import Camera, FrameSettings, Runtime, Stream, Upscaler, load_upscaler
 from difiisr_ros import picture_files
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import (
     CameraOptions,
     FrameOptions,
     RuntimeOptions,
     as_asked,
-    tell,
 )
 from difiisr_ros.comparison import draw_panel
 from difiisr_ros.picture_files import JPEG, VIDEO, FileImage, FileImages
 
 
+@answers
 def upscale(
     in_path: Path,
     out_path: Path,
@@ -34,11 +35,10 @@ def upscale(
     palette: str | None = None,
     compare: bool = False,
     force: bool = False,
-    json: bool = False,
     runtime: RuntimeOptions = Runtime(),
     settings: FrameOptions = FrameSettings(),
     camera: CameraOptions = Camera(),
-) -> int:
+) -> Answer:
     """Super-resolve images, stacks of images and videos.
 
     Reads PNG, JPEG, WebP, BMP, the pages of TIFF, .npy, and avi, mkv, mp4, mov. Bit depth, EXIF,
@@ -56,10 +56,6 @@ def upscale(
         compare: also write NAME_compare.png: input, bicubic and result, whole and zoomed, of the
             image in the middle of each file.
         force: replace files that exist.
-        json: print the summary as JSON.
-
-    Returns:
-        0: all files; 1: none; 2: some.
     """
     if camera.roi or settings.output_scale != 4:
         raise ValueError("--roi and --output-scale are for streams; of files, --crop cuts")
@@ -74,14 +70,18 @@ def upscale(
     shared = Stream() if one_camera else None
     made: dict[str, str] = {}
     failed: dict[str, str] = {}
+    drawn: set[Path | None] = set()
     images = 0
-    for path in tqdm(files, unit="file", disable=len(files) == 1):
+    for path in tqdm(files, unit="file", disable=len(files) == 1 or None):  # None: no terminal
         try:
             pictures = picture_files.read(path, camera.window(0, 0))
             target = _target(path, in_path, out_path, pictures.unit, palette)
             if str(target) in made.values() or (target.exists() and not force):
                 raise FileExistsError(f"{target} exists; --force replaces it")
             compared = target.with_name(f"{target.stem}_compare.png") if compare else None
+            if compared and compared in drawn:  # of a file that differs in its suffix alone
+                compared = target.with_name(f"{target.stem}_{target.suffix[1:]}_compare.png")
+            drawn.add(compared)
             results = _results(
                 pictures, upscaler, shared, camera.no_data_values, palette, target, compared
             )
@@ -95,8 +95,7 @@ def upscale(
     summary = {"images": images, "made": made, "failed": failed, "other_files": others}
     beside = f", {others} files of other kinds left out" if others else ""
     text = f"{out_path}: {images} images in {len(made)} files, {len(failed)} skipped{beside}"
-    tell(summary, text, json)
-    return 0 if not failed else 2 if made else 1
+    return Answer(summary, text, 0 if not failed else 2 if made else 1)
 
 
 def _target(path: Path, in_path: Path, out_path: Path, unit: str, palette: str | None) -> Path:
@@ -125,8 +124,8 @@ def _results(
 ) -> Iterator[FileImage]:
     """Super-resolve the images of a file, and draw that in its middle to ``compared``."""
     of_file = Stream()
-    many = pictures.total > 1
-    shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=not many)
+    hidden = pictures.total == 1 or None
+    shown = tqdm(pictures.images, total=pictures.total, leave=False, disable=hidden)
     for number, picture in enumerate(shown):
         frame, added = picture_files.as_frame(picture.pixels)
         stream = shared or (Stream() if picture.stamp_ns is None else of_file)

@@ -18,6 +18,7 @@ from difiisr_models import Stream, load_upscaler
 from difiisr_models.files import replaced, write_json
 from difiisr_models.motion import require_opencv
 from difiisr_models.resample import SCALE
+from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.commands.evaluate_models import resolve_inputs
 from difiisr_training.data.images import crop_to_multiple
@@ -28,6 +29,7 @@ from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, split_
 _FIRST = 3  # frames of a film that settle
 
 
+@answers
 def video(
     inputs: list[str],
     /,
@@ -42,7 +44,7 @@ def video(
     topic: str | None = None,
     weights: Path | None = None,
     device: str = "auto",
-) -> None:
+) -> Answer:
     """Judge models on films: PSNR frame by frame, and what the frames before add to it.
 
     Low resolution is made of the frames. A recurrent model is run once more with its past
@@ -89,10 +91,10 @@ def video(
                 rows.append(row | score._asdict())
     out.mkdir(parents=True, exist_ok=True)
     described = {"inputs": inputs, "pans": pans, "hot_object": hot_object, "first": _FIRST}
-    write_json(out / "video.json", described | environment(device) | {"films": rows})
+    facts = described | environment(device) | {"films": rows}
+    write_json(out / "video.json", facts)
     _draw(rows, out / "video.png")
-    print(_table(rows))
-    print(f"{out / 'video.json'}, {out / 'video.png'}")
+    return Answer(facts, f"{_table(rows)}\n{out / 'video.json'}, {out / 'video.png'}")
 
 
 def _runs(

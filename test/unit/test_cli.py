@@ -1,6 +1,6 @@
-import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from thermal_bags import cut, header, messages, pixels, record
@@ -98,17 +98,41 @@ def test_sizes_of_older_versions_are_refused_with_the_new_spelling(old, capsys):
     assert "--size WIDTHxHEIGHT" in capsys.readouterr().err
 
 
-def test_version_json_and_completion(capsys):
+def test_version_json_and_completion(capsys, json_of):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == difiisr_ros.__version__
-    assert cli.main(["info", "bicubic", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    facts = json_of("info", "bicubic")
     assert (facts["name"], facts["parameters"]) == ("bicubic", 0)
     assert float(facts["cost"].split()[0]) < 1.0
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "--install-completion" in text
     assert "130" in text
+
+
+@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v != "fleet"])
+def test_each_verb_has_json_and_its_keys_are_documented(verb, capsys):
+    pytest.importorskip("rclpy") if verb == "soak" else None
+    assert cli.main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown
+    assert "INT INT" not in shown
+    page = Path(__file__).parents[2] / "docs" / "command_line.md"
+    assert f"\n| `{verb}` | " in page.read_text(encoding="utf-8")
+
+
+def test_a_replay_and_a_scene_are_told_to_programs(tmp_path, json_of):
+    assert json_of("scene", tmp_path / "in", "--frames", "3")["kelvin_per_count"] == 0.01
+    told = json_of("replay", tmp_path / "in", tmp_path / "out", "--model", "bicubic")
+    assert (told["frames_in"], told["frames_out"], told["topic"]) == (3, 3, "/thermal/sr")
+    assert json_of("info", "--bag", tmp_path / "in")["encoding"] == ["mono16"]
+
+
+def test_a_switch_is_turned_off_in_one_way(tmp_path, capsys):
+    words = ["replay", str(record(tmp_path / "in")), str(tmp_path / "out"), "--model=bicubic"]
+    assert cli.main([*words, "--remove-pattern", "false"]) == 2
+    assert "write --remove-pattern=false" in capsys.readouterr().err
+    assert cli.main([*words, "--remove-pattern=false"]) == 0
 
 
 def test_scene_tells_its_kelvin_scale(tmp_path, capsys):

@@ -1,8 +1,10 @@
 """What a recording lost is counted and named; what the rest of it holds is read."""
 
 import re
+import sqlite3
 import struct
 import tracemalloc
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -193,6 +195,44 @@ def test_metadata_counts_are_compared(tmp_path):
     assert read(source) == (left, [])
     metadata.write_text("a: " + "[" * 5_000)
     assert read(source) == (left, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (f"UPDATE messages SET {wrong} WHERE topic_id = 2 AND id < 6", "2 of 5 messages of")
+        for wrong in ("timestamp = 'soon'", "timestamp = -5", "data = 7", "data = 'text'")
+    ]
+    + [("UPDATE messages SET topic_id = 99 WHERE id < 3", "2 of 2 messages of topic 99 are lost")]
+    + [(f"UPDATE topics SET {name} = x'ff' WHERE id = 3", "") for name in ("name", "type")],
+)
+def test_values_of_another_type_in_sqlite_are_lost_and_counted(tmp_path, change, fault):
+    source = record(tmp_path / "in", "sqlite3")
+    (source / "metadata.yaml").unlink()
+    with closing(sqlite3.connect(storage_file(source))) as database:
+        database.execute(change)
+        database.commit()
+    code = cli.main(["replay", str(source), str(tmp_path / "out"), "--model", "bicubic"])
+    assert code == (2 if fault else 0)
+    assert fault in "".join(read(source)[1])
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "instead",
+    [
+        "CREATE VIEW messages AS WITH RECURSIVE m(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM m) "
+        "SELECT id, 1 AS topic_id, id AS timestamp, x'00' AS data FROM m",
+        "CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, "
+        "data BLOB AS (zeroblob(900000000)))",
+    ],
+)
+def test_a_database_that_computes_its_messages_is_refused(tmp_path, instead):
+    source = record(tmp_path / "in", "sqlite3")
+    with closing(sqlite3.connect(storage_file(source))) as database:
+        database.executescript(f"DROP TABLE messages; {instead}")
+    with pytest.raises(BagError, match="messages is computed"):
+        open_bag(source)
 
 
 def test_files_that_are_missing_or_not_listed_are_named(tmp_path, capsys):

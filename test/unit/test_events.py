@@ -164,7 +164,7 @@ def test_what_is_known_follows_a_jump_of_level_or_gain(frames, gain, offset):
     stream = Stream()
     show(stream, frames)
     memory, before = stream.channel(), stream.seen
-    memory.past = Past(None, CountRange(0.0, 100.0))
+    memory.past = Past(None, None, CountRange(0.0, 100.0))
     jumped = np.rint(gain * frames[-1] + offset).astype(np.uint16)
     event = show(stream, [jumped], len(frames))
     after = stream.seen

@@ -68,15 +68,18 @@ def test_a_ghost_costs_in_the_wake():
     assert ghost.wake < clean.wake - 6
 
 
-def test_the_command_writes_what_it_found(tmp_path, capsys):
+def test_the_command_writes_what_it_found(tmp_path, capsys, json_of):
     folder = tmp_path / "film"
     folder.mkdir()
     for k, frame in enumerate(films.pan_over(still(), 2, 0.0, 5, side=96)):
         Image.fromarray(frame).save(folder / f"{k}.png")
     out = tmp_path / "out"
-    words = ["evaluate", "--video", str(folder), "--models", "bicubic,bicubic@consistency=1"]
-    assert difiisr([*words, "--noise", "0", "--frames", "4", "--out", str(out)]) == 0
-    rows = json.loads((out / "video.json").read_text())["films"]
+    words = [str(folder), "--models", "bicubic,bicubic@consistency=1", "--noise", "0"]
+    words += ["--frames", "4", "--out", str(out)]
+    assert difiisr(["evaluate", "--video", *words]) == 0
+    written = json.loads((out / "video.json").read_text())
+    assert json_of("video", *words) == written
+    rows = written["films"]
     assert [len(row["psnr"]) for row in rows] == [4, 4]
     assert rows[1]["mean"] > rows[0]["mean"]  # of a clean measurement, consistency knows more
     assert (out / "video.png").stat().st_size > 1000

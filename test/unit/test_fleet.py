@@ -27,7 +27,7 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 
 from difiisr_ros.cli import main
-from difiisr_ros.commands.fleet import Replay, report
+from difiisr_ros.commands.fleet import Replay
 from difiisr_ros.commands.fleet_report import fleet_page
 from difiisr_ros.commands.fleet_work import Cluster, do_all, write_result
 from difiisr_ros.fleet_jobs import FleetFolder, find_jobs
@@ -151,14 +151,16 @@ def test_what_a_killed_attempt_left_is_cleared_or_kept_if_whole(recordings, tmp_
     assert not left.exists()
 
 
-def test_results_of_several_runs_make_one_report(recordings, tmp_path):
+def test_results_of_several_runs_make_one_report(recordings, tmp_path, json_of):
     for part in ("deep", "b"):
         folder = FleetFolder(str(tmp_path / part))
         rows = list(do_here([str(recordings / part)], str(tmp_path / part)).values())
         rows[0]["metrics"] = {"psnr of x": 30.0 + len(part)}
         write_result(folder, rows)
-    report([str(tmp_path / "deep"), str(tmp_path / "b")], out=str(tmp_path / "all" / "of"))
+    parts = [tmp_path / "deep", tmp_path / "b"]
+    facts = json_of("fleet", "report", *parts, "--out", tmp_path / "all" / "of")
     table = FleetFolder(str(tmp_path / "all" / "of")).result()
+    assert [row["frames_out"] for row in facts["jobs"]] == [row["frames_out"] for row in table]
     assert [Path(row["input"]).name for row in table] == ["b", "a"]
     page = (tmp_path / "all" / "of" / "report.html").read_text()
     for row in table:
@@ -270,7 +272,9 @@ def wait_for(condition):
 
 
 @pytest.mark.timeout(900)  # a minute, where the machine has nothing else to do
-def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, tmp_path, capfd):
+def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(
+    cluster, tmp_path, capfd, json_of
+):
     chance = random.Random(SEED)
     for n in range(40):
         small_bag(tmp_path / "in" / f"bag{n:02}", n, ("mcap", "sqlite3")[n % 2])
@@ -310,8 +314,11 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(cluster, 
     assert "No space left on device" in text
     assert 16 < done() < 40
     assert main(command) == 0
-    text = capfd.readouterr().out
+    text = capfd.readouterr().err
     assert f"40 jobs, {40 - text.count(' of 3 frames')} of them done already" in text
+
+    jobs = json_of(*command)["jobs"]
+    assert {job["job"] for job in jobs} == wanted.keys()
 
     assert content(out / "bags") == content(tmp_path / "undisturbed" / "bags")
     rows = FleetFolder(str(out)).done()
@@ -347,7 +354,7 @@ class SeenByWorkers:
 def test_a_worker_sees_the_gpu_that_it_has_a_share_of(cluster, recordings, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     jobs, out = find_jobs([str(recordings / "b")], "out"), str(tmp_path / "out")
-    assert do_all(jobs, out, SeenByWorkers(), Cluster(cluster[0], num_gpus=0.25)) == 0
+    assert do_all(jobs, out, SeenByWorkers(), Cluster(cluster[0], num_gpus=0.25)).code == 0
     (row,) = FleetFolder(out).result()
     assert row["notes"] == ["0.25", "0"]
 

@@ -8,14 +8,12 @@ import os
 import resource
 import time
 from collections import Counter
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Picture
 from tqdm import trange
 
 from difiisr_models import Stream, load_upscaler
@@ -45,12 +43,6 @@ def good_frame(rng):
     return (300 + 0.02 * x + body + rng.normal(0, 0.03, (SIDE, SIDE))).astype(np.float32)
 
 
-def picture_file(rng, kind):
-    buffer = BytesIO()
-    Picture.fromarray(good_frame(rng).clip(0, 255).astype(np.uint8)).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def memory_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -60,13 +52,13 @@ def memory_mb():
 def test_hostile_messages_raise_nothing_and_spoil_no_good_frame_but_the_next():
     torch.set_num_threads(1)
     up, stream, rng = load_upscaler("bicubic", device="cpu"), Stream(), np.random.default_rng(SEED)
-    files, fates, begun = [picture_file(rng, kind) for kind in ("PNG", "JPEG")], Counter(), 0
+    fates, begun = Counter(), 0
 
     def take(case):
         if case % 10 == 0:
             return camera_info_of_result(hostile_info(rng), SIZE, 4)
         if case % 10 == 1:
-            image = decompress(hostile_compressed(rng, files[case // 10 % 2]), MEGAPIXELS)
+            image = decompress(hostile_compressed(rng), MEGAPIXELS)
         else:
             image = hostile_image(rng)
         pixels = image_to_array(image)

@@ -121,11 +121,14 @@ def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys):
+def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys, json_of):
     target = tmp_path / "n.onnx"
     arguments = ["export", str(tiny_folder), str(target), "--size", "24x20", "--batch", "2"]
     assert cli.main(arguments) == 0
     assert "largest difference to torch" in capsys.readouterr().out
+    facts = json_of(*arguments, "--force")
+    assert (facts["sha256"], facts["batch"]) == (sha256_file(target), 2)
+    assert facts["difference"] <= facts["tolerance"]
     opened = session(target)
     assert {i.name: i.shape for i in opened.get_inputs()}["lr"] == [2, 1, 20, 24]
     told = opened.get_modelmeta().custom_metadata_map

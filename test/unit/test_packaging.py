@@ -174,6 +174,20 @@ def test_all_files_name_the_same_maintainer():
     assert f"name: {found.text}\n" in (REPOSITORY / "CITATION.cff").read_text()
 
 
+def test_the_documentation_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    for name in ("material", "mkdocstrings"):
+        pytest.importorskip(name, reason="needs the extra docs")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
+    built = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pages = [page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")]
+    assert len(pages) > 15
+    fetched = r"<(?:script|img)[^>]*src=\"?https?:|<link[^>]*stylesheet[^>]*href=\"?https?:"
+    assert not [page for page in pages if re.search(fetched, page)]
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert 'load_upscaler" class="doc' in api
+
+
 def test_extras_separate_robot_and_workstation(checkout, environment):
     run(sys.executable, "setup.py", "-q", "egg_info", cwd=checkout, env=environment)
     (info,) = checkout.glob("*.egg-info")

@@ -201,14 +201,14 @@ def changed(trt, **attributes):
     return SimpleNamespace(**{name: getattr(trt, name) for name in dir(trt)} | attributes)
 
 
-def test_the_command_builds_an_engine_and_describes_it(trt, tiny_folder, tmp_path, capsys):
+def test_the_command_builds_an_engine_and_describes_it(trt, tiny_folder, tmp_path, capsys, json_of):
     plan = tmp_path / "out" / "tiny.plan"
     arguments = ["build-engine", str(tiny_folder), str(plan), *SIZE, "--precision", "fp16"]
-    assert cli.main([*arguments, "--batch", "2"]) == 0
-    shown = capsys.readouterr()
-    assert f"{plan}: " in shown.out
-    assert "no GPU here" in shown.err
+    facts = json_of(*arguments, "--batch", "2")
+    assert facts["bytes"] == plan.stat().st_size
+    assert "no GPU here" in capsys.readouterr().err
     described = read_sidecar(plan)
+    assert facts["plan_sha256"] == described.plan_sha256
     assert described.machine == this_machine(None)
     assert described.machine["tensorrt"] == f"tensorrt_rtx {trt.__version__}"
     assert (described.precision, described.shape) == ("fp16", (2, 24, 32))

@@ -1,7 +1,5 @@
 """``difiisr upscale``: what a file holds is there afterwards, four times as large."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -131,7 +129,28 @@ def test_video_keeps_rate_frames_and_depth(tmp_path, name):
         assert abs(found[2].mean() - deep[2].mean()) < 100
 
 
-def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
+def test_what_tiff_files_say_of_their_own_size_is_not_passed_on(tmp_path):
+    pytest.importorskip("imagecodecs")
+    deep = np.kron(WAVES, np.ones((2, 2))).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "own.tif", deep, compression="lzw", photometric="minisblack")
+    tifffile.imwrite(tmp_path / "lab.ome.tif", deep, ome=True, photometric="minisblack")
+    for name in ("own.tif", "lab.ome.tif"):
+        assert upscale(tmp_path / name, tmp_path / "out" / name) == 0
+        with tifffile.TiffFile(tmp_path / "out" / name) as made:
+            assert made.series[0].shape == (4 * deep.shape[0], 4 * deep.shape[1])
+            assert "shape" not in made.pages[0].description
+
+
+def test_comparisons_of_files_that_differ_in_their_suffix_have_names_of_their_own(tmp_path):
+    (tmp_path / "in").mkdir()
+    for suffix in ("png", "jpg"):
+        Image.fromarray(WAVES).save(tmp_path / "in" / f"a.{suffix}")
+    assert upscale(tmp_path / "in", tmp_path / "out", "--compare") == 0
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"a.jpg", "a.png", "a_compare.png", "a_png_compare.png"}
+
+
+def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys, json_of):
     (tmp_path / "in" / "below").mkdir(parents=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -142,10 +161,8 @@ def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys):
     (tmp_path / "in" / "link").symlink_to(elsewhere)
     (tmp_path / "in" / "below" / "loop").symlink_to(tmp_path / "in")
     out = tmp_path / "out"
-    assert upscale(tmp_path / "in", out, "--json") == 2
-    said = capsys.readouterr()
-    summary = json.loads(said.out)
-    assert f"skipped {tmp_path / 'in' / 'bad.png'}" in said.err
+    summary = json_of("upscale", tmp_path / "in", out, "--model", "bicubic", code=2)
+    assert f"skipped {tmp_path / 'in' / 'bad.png'}" in capsys.readouterr().err
     assert (summary["images"], list(summary["failed"])) == (2, [str(tmp_path / "in" / "bad.png")])
     assert summary["other_files"] == 1
     made = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))

@@ -135,8 +135,11 @@ def frame_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir() if path.suffix in (".png", ".npy"))
 
 
-def write_results(results: Results, out: Path) -> None:
-    """Write ``results.json``, where ``null`` is what is not finite, and ``per_frame.csv``."""
+def write_results(results: Results, out: Path) -> dict[str, Any]:
+    """Write ``per_frame.csv`` and ``results.json``, and return what the latter holds.
+
+    There ``null`` is what is not finite.
+    """
     tables = {
         (chosen.name, model.name): model.values[[*results.metrics, "seconds"]]
         for chosen in results.sets
@@ -150,3 +153,4 @@ def write_results(results: Results, out: Path) -> None:
     for model in (model for chosen in content["sets"] for model in chosen["models"]):
         del model["values"]
     write_json(out / RESULTS_FILE, content)
+    return content
