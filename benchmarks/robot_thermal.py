@@ -347,9 +347,8 @@ def measure(
     size: str = "384x288",
     radiometry: str = "kelvin=0.1*counts+173.15",
     seed: int = 0,
-    docs: Path | None = None,
 ) -> None:
-    """Measure, and write robot_thermal.json, its schema, a plot and Markdown tables to ``out``.
+    """Measure, write robot_thermal.json, its schema and a plot to ``out``, and print the tables.
 
     Args:
         folders: of images, 8 or 16 bit.
@@ -363,7 +362,6 @@ def measure(
         size: of a crop of HR, WIDTHxHEIGHT.
         radiometry: of the 16-bit images.
         seed: of the noise.
-        docs: Markdown file with two markers, between which the tables are put.
     """
     torch.set_num_threads(1)
     width, height = (int(side) // SCALE * SCALE for side in size.split("x"))
@@ -410,11 +408,6 @@ def measure(
     (out / f"{NAME}.schema.json").write_text(schema + "\n")
     plot(report, out / f"{NAME}.png")
     print(tables(report))
-    if docs:
-        begin, end = f"<!-- {NAME} -->", f"<!-- /{NAME} -->"
-        before, _, rest = docs.read_text(encoding="utf-8").partition(begin)
-        text = f"{before}{begin}\n\n{tables(report)}\n\n{end}{rest.partition(end)[2]}"
-        docs.write_text(text, encoding="utf-8")
 
 
 def tables(report: Report) -> str:

@@ -36,8 +36,13 @@ from difiisr_ros.bag_storage import (
     Topic,
     unpack,
 )
-from difiisr_ros.compressed_image import compress, decompress
-from difiisr_ros.image_codec import encode_rows, image_to_array, is_false_colour
+from difiisr_ros.image_codec import (
+    compress,
+    decompress,
+    encode_rows,
+    image_to_array,
+    is_false_colour,
+)
 
 IMAGE_TYPE = "sensor_msgs/msg/Image"
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"

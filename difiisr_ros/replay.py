@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,29 @@ from difiisr_ros.camera_info import camera_info_of_result, info_finder
 from difiisr_ros.image_codec import FALSE_COLOUR, is_false_colour, result_encoding
 
 _RECALLED = 30  # frames: what a recurrent model remembers of older ones is faint
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What of a recording is super-resolved, and what is written.
+
+    Attributes:
+        image_topic: default: the only image topic.
+        camera_info_topic: default: beside the image topic.
+        sr_topic: topic of the results, camera_info below it; default: sr beside the image topic.
+        only_sr: do not copy the other topics.
+        compressed: write results as PNG, on "compressed" below their topic.
+        force: replace an existing OUT_BAG.
+        rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
+    """
+
+    image_topic: str | None = None
+    camera_info_topic: str | None = None
+    sr_topic: str | None = None
+    only_sr: bool = False
+    compressed: bool = False
+    force: bool = False
+    rosbag2_version: Version = 8
 
 
 @dataclass
@@ -57,19 +80,14 @@ def replay(
     source: Path,
     target: Path,
     upscaler: Any,
+    options: ReplayOptions = ReplayOptions(),
     *,
-    image_topic: str | None = None,
-    info_topic: str | None = None,
-    sr_topic: str | None = None,
-    only_sr: bool = False,
-    compressed: bool = False,
-    force: bool = False,
     first: int = 0,
     frames: int | None = None,
     warm_up: int | None = None,
     camera: Camera = Camera(),
     stream: Stream | None = None,
-    rosbag2_version: Version = 8,
+    **fields: Any,
 ) -> ReplayReport:
     """Write to ``target`` the recording ``source`` with a super-resolved topic added.
 
@@ -79,12 +97,7 @@ def replay(
         source: rosbag2 folder or one of its storage files (mcap, sqlite3).
         target: folder to make; it appears when it is complete, an MCAP recording.
         upscaler: what ``load_upscaler`` returned; its own stream is not touched.
-        image_topic: by default the only image topic there is.
-        info_topic: by default ``camera_info`` beside the image topic, if it is there.
-        sr_topic: by default ``sr`` beside the image topic; camera_info is written below it.
-        only_sr: leave out the recording's own topics.
-        compressed: write results as PNG, on ``compressed`` below the topic ``sr_topic``.
-        force: replace an existing recording at ``target``.
+        options: what is written.
         first: the frame to begin with; what was recorded before it is left out.
         frames: stop after this many frames; None for all.
         warm_up: how many frames before ``first`` the stream sees; None for all, which makes the
@@ -92,7 +105,7 @@ def replay(
             of them, and its results are near those of the whole.
         camera: what is to be known of it.
         stream: a new one to use, which then says what was seen.
-        rosbag2_version: of the output: 8 for Humble and later, 9 for Jazzy and later.
+        fields: of the options, over what these say: ``only_sr=True``.
 
     Raises:
         FileExistsError: ``target`` exists and ``force`` is not set, or it touches ``source``.
@@ -100,16 +113,21 @@ def replay(
         BagError: nothing in ``source`` is readable.
         TopicError: a topic is missing in the recording, or a result topic is already in it.
     """
+    options = replace(options, **fields)
     here, there = source.resolve(), target.resolve()
     if here == there or there in here.parents or here in there.parents:
         raise FileExistsError(f"the output {target} may not lie in or around the input {source}")
     with ExitStack() as stack:
         bag = stack.enter_context(bags.open_bag(source))
-        image_topic = bags.choose_image_topic(bag, image_topic)
-        info_topic = bags.choose_info_topic(bag, image_topic, info_topic)
+        image_topic = bags.choose_image_topic(bag, options.image_topic)
+        info_topic = bags.choose_info_topic(bag, image_topic, options.camera_info_topic)
         info_of = info_finder(_infos(bag, info_topic))
-        base = sr_topic or sr_topic_of(image_topic)
-        report = ReplayReport(image_topic, f"{base}/compressed" if compressed else base)
+        base = options.sr_topic or f"{bags.raw_topic(image_topic).rpartition('/')[0]}/sr"
+        sr_type, to_bytes, below = bags.IMAGE_TYPE, bags.image_bytes, ""
+        if options.compressed:
+            sr_type, to_bytes = bags.COMPRESSED_TYPE, bags.compressed_bytes
+            below = "/compressed"
+        report = ReplayReport(image_topic, base + below)
         if info_topic is None:
             beside = bags.info_topic_beside(image_topic)
             report.warnings.append(f"there is no {beside}: the results have no camera_info")
@@ -118,17 +136,14 @@ def replay(
             raise bags.TopicError(
                 f"the bag already has a topic {taken[0]}; name another result topic"
             )
-        writer = stack.enter_context(write_bag(target, force, rosbag2_version))
-        if not only_sr:
+        writer = stack.enter_context(write_bag(target, options.force, options.rosbag2_version))
+        if not options.only_sr:
             writer.custom_data = bag.custom_data
             for topic in bag.topics:
                 writer.add(topic)
             for extra in bag.extras():
                 writer.write_extra(extra)
         source_topic = next(topic for topic in bag.topics if topic.name == image_topic)
-        sr_type, to_bytes = bags.IMAGE_TYPE, bags.image_bytes
-        if compressed:
-            sr_type, to_bytes = bags.COMPRESSED_TYPE, bags.compressed_bytes
         sr_image = writer.add(bags.ros_topic(report.sr_topic, sr_type, source_topic))
         sr_info = writer.add(
             bags.ros_topic(f"{base}/camera_info", bags.CAMERA_INFO_TYPE, source_topic)
@@ -140,7 +155,7 @@ def replay(
         seen_from = 0 if warm_up is None else first - warm_up
         number = -1  # of the last frame
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None))
-        for message in bag.messages({image_topic} if only_sr else None):
+        for message in bag.messages({image_topic} if options.only_sr else None):
             is_frame = message.topic.name == image_topic
             number += is_frame
             if first > max(number, 0):
@@ -154,7 +169,7 @@ def replay(
                 continue
             if is_frame and report.frames_in == frames:
                 break
-            if not only_sr:
+            if not options.only_sr:
                 writer.write(message)
             if not is_frame:
                 continue
@@ -192,11 +207,6 @@ def replay(
             raise bags.BagError(f"no frame of {image_topic} is readable: {bag.fault}")
         report.events = stream.events.text
     return report
-
-
-def sr_topic_of(image_topic: str) -> str:
-    """Topic of the results beside a camera's: /thermal/image_raw -> /thermal/sr."""
-    return f"{bags.raw_topic(image_topic).rpartition('/')[0]}/sr"
 
 
 def _infos(bag: bags.Bag, topic: str | None) -> Iterator[tuple[int, int, Any]]:

@@ -32,20 +32,9 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import (
-    LifecycleNode,
-    LifecyclePublisher,
-    LifecycleState,
-    TransitionCallbackReturn,
-)
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.signals import (
-    SignalHandlerOptions,
-    install_signal_handlers,
-    uninstall_signal_handlers,
-)
+from rclpy.signals import SignalHandlerOptions, install_signal_handlers, uninstall_signal_handlers
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -55,9 +44,8 @@ from difiisr_models.settings import Crop
 from difiisr_ros import diagnostics, image_codec
 from difiisr_ros.camera_info import camera_info_of_result
 from difiisr_ros.camera_state import CameraState
-from difiisr_ros.compressed_image import decompress
-from difiisr_ros.derived_outputs import DerivedOutputs, image_message
 from difiisr_ros.frame_worker import FrameWorker, Stopped, any_computing
+from difiisr_ros.outputs import Outputs, overridable
 from difiisr_ros.parameters import NAMES, Parameters, changed, declare, undeclared
 from difiisr_ros.patient_upscaler import PatientUpscaler
 from difiisr_ros.refusals import described, guard_services, shortened
@@ -67,7 +55,6 @@ STOP_TIMEOUT = 1.0  # seconds that a transition waits for the frame being comput
 INFO_PATIENCE = 3.0  # seconds after the first image that its camera_info may take
 MOST_WARNINGS = 20  # of different troubles with the camera_info
 RETRY_PERIOD = 5.0  # seconds
-OUTPUT_DEPTH = 5  # a reliable subscriber may be this many results late
 DEFAULT_THREADS = torch.get_num_threads()
 
 _loaded: WeakValueDictionary[tuple, Upscaler] = WeakValueDictionary()
@@ -86,13 +73,6 @@ class Frame(NamedTuple):
     scale: int = 0  # of the result
     is_dropped: bool = False  # it is the frame before it, and is not to be published
     state: DiagnosticStatus | None = None  # of the stream, where it has changed
-
-
-def overridable(depth: int, reliability: str) -> dict[str, Any]:
-    """Arguments of a topic's end: keep-last QoS, one for each topic, since overrides change it."""
-    profile = QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
-    options = QoSOverridingOptions.with_default_policies()
-    return {"qos_profile": profile, "qos_overriding_options": options}
 
 
 def _load(settings: Parameters) -> Upscaler:
@@ -146,8 +126,7 @@ class SrNode(LifecycleNode):
         guard_services(self)
         self._upscaler: Upscaler | None = None
         self._patient: PatientUpscaler | None = None
-        self._outputs: dict[str, LifecyclePublisher] = {}  # image, info, state; derived ones
-        self._derived: DerivedOutputs | None = None
+        self._outputs = Outputs(self, self._warn_once)
         self._inputs: list[Subscription] = []
         self._worker: FrameWorker[Frame, Frame] | None = None
         self._statistics = StreamStatistics()
@@ -183,15 +162,7 @@ class SrNode(LifecycleNode):
         upscaler = self._upscaler = _load(settings)
         upscaler.warm_up()
         self._patient = PatientUpscaler(upscaler)
-        self._outputs["image"] = self._output(Image, "sr/image_raw")
-        self._outputs["info"] = self._output(CameraInfo, "sr/camera_info")
-        topic = self._outputs["image"].topic_name
-        self._derived = DerivedOutputs(self._output, topic, settings, self._warn_once)
-        self._outputs |= self._derived.publishers
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._outputs["state"] = self.create_lifecycle_publisher(
-            DiagnosticStatus, "sr/stream_state", latched
-        )
+        self._outputs.create(settings)
         self._camera.load_calibration()
         # What is loaded stays: looking through it for garbage would stop frames for 80 ms.
         gc.collect()
@@ -226,11 +197,8 @@ class SrNode(LifecycleNode):
         for end in (images, (CameraInfo, "camera_info", self._on_camera_info)):
             how = overridable(settings.input_depth, settings.input_reliability)
             self._inputs.append(self.create_subscription(*end, **how))
-        inputs, outputs = (
-            ", ".join(end.topic_name for end in ends)
-            for ends in (self._inputs, self._outputs.values())
-        )
-        self.get_logger().info(f"active: {inputs} -> {outputs}")
+        inputs = ", ".join(end.topic_name for end in self._inputs)
+        self.get_logger().info(f"active: {inputs} -> {self._outputs.topics}")
         return super().on_activate(state)
 
     @_with_reason
@@ -272,15 +240,9 @@ class SrNode(LifecycleNode):
         entities = self.default_callback_group.entities
         entities.difference_update([entity for entity in tuple(entities) if entity() is None])
 
-    def _output(self, message_type: type, topic: str) -> LifecyclePublisher:
-        how = overridable(OUTPUT_DEPTH, self._settings.output_reliability)
-        return self.create_lifecycle_publisher(message_type, topic, **how)
-
     def _release(self) -> None:
         self.stop_stream()
-        for publisher in self._outputs.values():
-            self.destroy_lifecycle_publisher(publisher)
-        self._outputs.clear()
+        self._outputs.destroy()
         if self._upscaler is None:
             return
         self._upscaler = self._patient = None
@@ -315,23 +277,23 @@ class SrNode(LifecycleNode):
         try:
             self._hand_over(message, stamp_ns, arrived)
         except image_codec.ImageTooLarge as error:
-            self._statistics.dropped("too_large", str(error))
+            self._statistics.count("too_large", str(error))
         except ValueError as error:
-            self._statistics.dropped("malformed", shortened(str(error)))
+            self._statistics.count("malformed", shortened(str(error)))
         except Exception as error:
             self._on_frame_failed(error)
 
     def _hand_over(self, message: Image | CompressedImage, stamp_ns: int, arrived: float) -> None:
-        idle = self._settings.lazy and not self._has_subscribers()
+        idle = self._settings.lazy and not self._outputs.is_wanted()
         if idle and isinstance(message, CompressedImage):  # whose decoding takes long
-            self._statistics.idle()
+            self._statistics.count("idle")
             return
         if not (idle or self._is_due(arrived)):
-            self._statistics.dropped("over_rate")
+            self._statistics.count("over_rate")
             return
         most = self._settings.max_frame_megapixels
         if isinstance(message, CompressedImage):
-            message = decompress(message, most)
+            message = image_codec.decompress(message, most)
         pixels = image_codec.image_to_array(message)
         image_codec.check_megapixels(message.width, message.height, most)
         crop = self._settings.window(*pixels.shape[:2])
@@ -339,15 +301,11 @@ class SrNode(LifecycleNode):
             raise Stopped
         self._warn_of_colours(message)
         if idle:
-            self._statistics.idle()
+            self._statistics.count("idle")
             return
         is_shut = self._settings.is_shut(pixels)
         if self._worker.submit(Frame(message, crop.cut(pixels), stamp_ns, arrived, crop, is_shut)):
-            self._statistics.dropped("stale")
-
-    def _has_subscribers(self) -> bool:
-        images = self._outputs.keys() - {"info", "state"}
-        return any(self._outputs[name].get_subscription_count() for name in images)
+            self._statistics.count("stale")
 
     def _is_due(self, now: float) -> bool:
         """Whether max_rate allows a frame now; a camera's jitter makes none late."""
@@ -384,18 +342,14 @@ class SrNode(LifecycleNode):
 
     def _publish(self, frame: Frame) -> None:
         if frame.state is not None:
-            self._outputs["state"].publish(frame.state)
+            self._outputs.publish_state(frame.state)
         if frame.is_dropped:
-            self._statistics.dropped("repeated")
+            self._statistics.count("repeated")
             return
-        image = image_message(frame.message, frame.pixels)
-        info = self._info_of_result(frame)
-        self._outputs["image"].publish(image)
-        if info is not None:
-            self._outputs["info"].publish(info)
-        assert self._derived is not None, "it is made with the outputs"
-        self._derived.publish(frame.message, frame.pixels, self._camera.stream, self._settings)
-        self._statistics.published(time.monotonic() - frame.arrived, frame.upscaling)
+        info, stream = self._info_of_result(frame), self._camera.stream
+        self._outputs.publish(frame.message, frame.pixels, info, stream, self._settings)
+        latency = time.monotonic() - frame.arrived
+        self._statistics.count("published", latency=latency, upscaling=frame.upscaling)
 
     def _info_of_result(self, frame: Frame) -> CameraInfo | None:
         """The camera_info of the result; None, and a warning once, of images of another size."""
@@ -431,9 +385,9 @@ class SrNode(LifecycleNode):
 
     def _on_frame_failed(self, error: Exception) -> None:
         if isinstance(error, Stopped):
-            self._statistics.dropped("stopped")
+            self._statistics.count("stopped")
         else:
-            self._statistics.dropped("failed", described(error))
+            self._statistics.count("failed", described(error))
 
     # Operator
 
@@ -501,7 +455,7 @@ class SrNode(LifecycleNode):
             "plain bicubic": fallback if self._fallbacks > told else "",
             "camera_info": self._info_trouble(),
             "out of memory": self._patient.trouble if self._patient else "",
-            "twin": diagnostics.twin_of(self, self._outputs["image"].topic_name),
+            "twin": diagnostics.twin_of(self, self._outputs.topic),
         }
         level = DiagnosticStatus.WARN
         return [

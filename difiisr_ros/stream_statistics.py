@@ -42,7 +42,7 @@ class Summary:
         latency: p50, p90 and p99 from an image to its result, seconds; NaN without any.
         upscaling: p50 of the upscaler alone, seconds; NaN without any.
         silence: seconds since the last image, or since the start.
-        errors: reason -> text of the newest error of that kind.
+        errors: fate -> text of the newest error of that kind.
     """
 
     total: Counter[Fate] = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Summary:
     latency: tuple[float, float, float] = (np.nan, np.nan, np.nan)
     upscaling: float = np.nan
     silence: float = 0.0
-    errors: Mapping[Reason, str] = field(default_factory=dict)
+    errors: Mapping[Fate, str] = field(default_factory=dict)
 
     @property
     def pending(self) -> int:
@@ -102,7 +102,7 @@ class StreamStatistics:
         self._clock = clock
         self._lock = threading.Lock()
         self._total: Counter[Fate] = Counter()
-        self._errors: dict[Reason, str] = {}
+        self._errors: dict[Fate, str] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -122,7 +122,7 @@ class StreamStatistics:
         with self._lock:
             self._last_image = self._clock()
             self._waiting = False
-            self._count("received")
+            self._add("received")
             self._stamps.append(stamp / 1e9)
             self._arrivals.append(self._last_image)
             if missing := missing_frames(self._stamps, self._arrivals):
@@ -151,30 +151,24 @@ class StreamStatistics:
         is_explained = now - self._explained < self._gap_length + 2 * _NEAR
         is_pause = is_explained or (is_alone and self._gap_length > _PAUSE)
         for _ in range(missing):
-            self._count("withheld" if is_pause else "lost")
+            self._add("withheld" if is_pause else "lost")
         self._gap.clear()
         self._gap_length = 0.0
 
-    def published(self, latency: float, upscaling: float) -> None:
-        """Count a result that went out ``latency`` seconds after its image arrived.
+    def count(
+        self, fate: Fate, error: str = "", *, latency: float = 0.0, upscaling: float = 0.0
+    ) -> None:
+        """Count what became of an image that was received.
 
-        ``upscaling`` seconds of them the upscaler took.
+        ``error``: why it gets no answer. ``latency``: seconds from its arrival to its result, of
+        which ``upscaling`` the upscaler took.
         """
         with self._lock:
-            self._count("published", latency, upscaling)
-
-    def idle(self) -> None:
-        """Count an image that nobody wanted upscaled."""
-        with self._lock:
-            self._waiting = True
-            self._count("idle")
-
-    def dropped(self, reason: Reason, error: str = "") -> None:
-        """Count an image that gets no answer, and keep the text of the error, if it was one."""
-        with self._lock:
-            self._count(reason)
-            self._errors.pop(reason, None)
-            self._errors[reason] = error
+            self._waiting = self._waiting or fate == "idle"
+            self._add(fate, latency, upscaling)
+            if error:
+                self._errors.pop(fate, None)  # the newest comes last
+                self._errors[fate] = error
 
     def summary(self) -> Summary:
         """Return the numbers of now."""
@@ -197,7 +191,7 @@ class StreamStatistics:
                 errors=self._errors.copy(),
             )
 
-    def _count(self, fate: Fate, latency: float = 0.0, upscaling: float = 0.0) -> None:
+    def _add(self, fate: Fate, latency: float = 0.0, upscaling: float = 0.0) -> None:
         self._total[fate] += 1
         self._recent.append(_Event(self._clock(), fate, latency, upscaling))
 

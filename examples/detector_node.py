@@ -22,8 +22,8 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 
-from difiisr_ros.derived_outputs import image_message
 from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.outputs import image_message
 from difiisr_training.data.images import as_picture
 from difiisr_training.evaluation.readers import Detections, OnnxDetector
 

@@ -17,8 +17,8 @@ from rclpy.qos import qos_profile_sensor_data
 from segment_anything import SamPredictor, sam_model_registry
 from sensor_msgs.msg import Image
 
-from difiisr_ros.derived_outputs import image_message
 from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.outputs import image_message
 from difiisr_training.data.images import as_picture
 
 COLOURS = np.array([(0, 0, 0), (255, 80, 80), (80, 200, 255), (120, 255, 120), (255, 220, 80)])

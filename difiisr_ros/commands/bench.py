@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -10,26 +9,23 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt, Lt
 from cyclopts import Parameter
 from tabulate import tabulate
 
-from difiisr_models.backends.selection import check_precision, resolve_device
+from difiisr_models.backends.selection import check_precision
 from difiisr_models.files import write_json, write_text
 from difiisr_models.frame_model import BICUBIC
-from difiisr_models.settings import Runtime
 from difiisr_ros.commands.answers import Answer, answers
-from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
-from difiisr_ros.commands.bench_calls import Bench, Row, timed_rows
+from difiisr_ros.commands.bench_calls import Bench, Positive, Row, timed_rows
 from difiisr_ros.commands.environment import environment
 from difiisr_ros.node_process import missing_ros
 
 Stage = Literal["network", "upscaler", "node"]
-Positive = Annotated[float, Gt(0), Lt(math.inf)]
 STAGES: tuple[Stage, ...] = ("network", "upscaler", "node")
 _TIMES = ("p50", "p90", "p99", "jitter")
 _COLUMNS = (
@@ -46,15 +42,9 @@ multiply-add being two."""
 def bench(
     *,
     only: Annotated[tuple[Stage, ...], Parameter(consume_multiple=True)] = STAGES,
-    models: str = "difiisr-rt-x4,bicubic",
-    weights: Path | None = None,
-    sizes: Annotated[CameraSizes, Parameter(name="--size")] = ((120, 160), (256, 320), (512, 640)),
+    plan: Annotated[Bench, Parameter(name="*")] = Bench(),
     rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True)] = (9.0, 30.0, 60.0),
-    runs: Count = 5,
-    seconds: Positive = 4.0,
-    quick: bool = False,
     out: Path = Path("out/bench"),
-    runtime: RuntimeOptions = Runtime(),
 ) -> Answer:
     """Time the network, the upscaler and the node over DDS, beside other models in the same run.
 
@@ -63,30 +53,20 @@ def bench(
 
     Args:
         only: stages to run.
-        models: comma-separated, the first network is ours: model names or folders, bicubic, safmn,
-            rlfn, realesrgan (these three: --weights).
-        weights: folder of the peers' files.
-        sizes: of the camera, WIDTHxHEIGHT, several.
+        plan: what is timed, and how.
         rates: of the camera in Hz; one that is too high for the node shows in fps what it holds.
-        runs: of everything; best and worst are dropped.
-        seconds: of a run.
-        quick: one short run at 160x120 and 9 Hz.
         out: folder for bench.json and bench.md.
-        runtime: what runs our models; backend auto compares torch with the fastest that works.
     """
-    if quick:
-        sizes, rates, runs, seconds = ((120, 160),), (9.0,), 1, 1.0
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    device, runtime = resolve_device(runtime.device), runtime.repeatable
-    check_precision(runtime.precision, device)
-    named = tuple(models.split(","))
-    own = next((name for name in named if name not in BICUBIC), named[0])
-    plan = Bench(named, weights, sizes, device, runtime, runs, seconds)
+    plan = replace(plan, runtime=plan.runtime.repeatable)
+    if plan.runtime.threads:
+        torch.set_num_threads(plan.runtime.threads)
+    check_precision(plan.runtime.precision, plan.device)
+    own = next((name for name in plan.names if name not in BICUBIC), plan.names[0])
     rows: list[Row] = []
     found = {
-        "version": 1, "command": ["difiisr", *sys.argv[1:]], "machine": _describe_machine(device),
-        "runs": runs, "seconds_per_run": seconds, "rows": rows,
+        "version": 1, "command": ["difiisr", *sys.argv[1:]],
+        "machine": _describe_machine(plan.device), "runs": plan.runs,
+        "seconds_per_run": plan.seconds, "rows": rows,
     }  # fmt: skip
 
     def all_rows() -> Iterator[Row]:
@@ -99,8 +79,8 @@ def bench(
         elif "node" in only:
             from difiisr_ros.commands.bench_node import node_rows
 
-            streams = tuple(dict.fromkeys(("bicubic", own)))
-            yield from node_rows(plan._replace(models=streams), rates, out)
+            streams = ",".join(dict.fromkeys(("bicubic", own)))
+            yield from node_rows(replace(plan, models=streams), rates, out)
 
     out.mkdir(parents=True, exist_ok=True)
     try:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from annotated_types import Gt, Lt
+from cyclopts import Parameter
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from difiisr_models import Runtime, load_upscaler
-from difiisr_models.backends import NetworkSource, example_inputs
-from difiisr_models.backends.selection import select_backend
+from difiisr_models.backends import NETWORK_OUTPUT, NetworkSource, example_inputs
+from difiisr_models.backends.graph_runners import start_in_onnxruntime
+from difiisr_models.backends.selection import resolve_device, select_backend
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.frame_model import BICUBIC
 from difiisr_models.model_loading import load_parts
+from difiisr_models.resample import SCALE
+from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
 from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_published_network
 
 _TILE = 16  # networks are timed on tiles of whole multiples, which every peer's graph takes
@@ -32,19 +37,40 @@ Row = dict[str, Any]
 
 Call = Callable[[], object]
 Size = tuple[int, int]  # height, width
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Run = TypeVar("Run")
 
 
-class Bench(NamedTuple):
-    """How all that is timed is run; peers always run in float32."""
+@dataclass(frozen=True)
+class Bench:
+    """What is timed, and how; peers always run in float32.
 
-    models: tuple[str, ...]  # as the option --models has them
-    weights: Path | None  # folder of the peers' files
-    sizes: tuple[Size, ...]  # of the camera
-    device: torch.device
-    runtime: Runtime  # of our models
-    runs: int  # best and worst are dropped
-    seconds: float  # of a run
+    Attributes:
+        models: comma-separated, the first network is ours: model names or folders, bicubic, safmn,
+            rlfn, realesrgan (these three: --weights).
+        weights: folder of the peers' files.
+        sizes: of the camera, WIDTHxHEIGHT, several.
+        runs: of everything; best and worst are dropped.
+        seconds: of a run.
+        runtime: what runs our models; backend auto compares torch with the fastest that works.
+    """
+
+    models: str = "difiisr-rt-x4,bicubic"
+    weights: Path | None = None
+    sizes: Annotated[CameraSizes, Parameter(name="--size")] = ((120, 160), (256, 320), (512, 640))
+    runs: Count = 5
+    seconds: Positive = 4.0
+    runtime: RuntimeOptions = Runtime()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models."""
+        return self.models.split(",")
+
+    @property
+    def device(self) -> torch.device:
+        """That all is run on."""
+        return resolve_device(self.runtime.device)
 
 
 def timed_rows(bench: Bench, stage: Literal["network", "upscaler"]) -> Iterator[Row]:
@@ -52,19 +78,20 @@ def timed_rows(bench: Bench, stage: Literal["network", "upscaler"]) -> Iterator[
     for size in bench.sizes:
         if stage == "network":
             height, width = (-(-side // _TILE) * _TILE for side in size)
-            models = [model for model in bench.models if model not in BICUBIC]
+            models = [model for model in bench.names if model not in BICUBIC]
             calls = [
                 call for model in models for call in network_calls(bench, model, (height, width))
             ]
         else:
-            calls = [call for model in bench.models for call in upscaler_calls(bench, model, size)]
+            calls = [call for model in bench.names for call in upscaler_calls(bench, model, size)]
         yield from time_in_turns(calls, bench.runs, bench.seconds / 4)
 
 
-def size_columns(stage: str, model: str, size: Size) -> Row:
-    """What every row begins with."""
+def described(stage: str, model: str, size: Size, **more: object) -> Row:
+    """What every row begins with, and ``more``."""
     height, width = size
-    return {"stage": stage, "size": f"{width}x{height}", "pixels": height * width, "model": model}
+    row = {"stage": stage, "size": f"{width}x{height}", "pixels": height * width, "model": model}
+    return row | more
 
 
 def camera_frames(size: Size, count: int) -> np.ndarray:
@@ -109,66 +136,67 @@ def time_in_turns(calls: Sequence[tuple[Row, Call]], runs: int, seconds: float) 
     return rows
 
 
-def network_flop(network: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Of convolutions and matrix products of one call, which is not made; a multiply-add is two."""
-    meta = copy.deepcopy(network).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        meta(*(value.to("meta") for value in inputs))
-    return counter.get_total_flops()
-
-
 def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
-    """A model's network on random inputs of ``size``: row and call for each of its runtimes."""
-    device, precision, runners = bench.device, str(bench.runtime.precision), dict[str, Any]()
-    inputs: tuple[Tensor, ...]
+    """A model's network on random inputs of ``size``: row and call for each of its runtimes.
+
+    ``flop``: of convolutions and matrix products of one call, a multiply-add being two.
+    """
+    device, runners = bench.device, dict[str, Any]()
+    network: nn.Module
+    seen: tuple[Tensor, ...]
     if model in PUBLISHED_NAMES:
-        precision, weights_sha256 = "fp32", load_peer(model, bench.weights, "cpu").weights_sha256
+        precision, sha256 = "fp32", load_peer(model, bench.weights, "cpu").weights_sha256
         assert bench.weights is not None, "load_peer refuses that"
         network, _ = load_published_network(model, bench.weights, device)
-        inputs = (torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last),)
+        seen = (torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last),)
         runners["torch"] = network
         if device.type == "cpu":
-            runners["onnxruntime"] = _onnx_runner(network, *inputs)
+            runners["onnxruntime"] = _in_onnxruntime(network, *seen)
     else:
-        parts = load_parts(model)
-        network, weights_sha256 = parts.network, parts.weights_sha256
-        if not isinstance(network, CompactNetwork):
+        parts, precision = load_parts(model), str(bench.runtime.precision)
+        if not isinstance(parts.network, CompactNetwork):
             raise ValueError(f"{model} is no compact network: time it with --only upscaler")
-        examples = example_inputs(1, *size, network.config.recurrent)
-        inputs = tuple(value.to(device) for value in examples.values())
+        network, sha256 = parts.network, parts.weights_sha256
+        seen = tuple(example_inputs(1, *size, parts.network.config.recurrent).values())
         for backend in _backends(bench):
             runtime = replace(bench.runtime, backend=backend)
-            source = NetworkSource(network, weights_sha256, device, runtime, model)
+            source = NetworkSource(parts.network, sha256, device, runtime, model)
             runner, choice = select_backend(source)
             if (shape := getattr(runner, "shape", (1, *size))) == (1, *size):
                 runners[choice.name] = runner
             else:
                 tqdm.write(f"{model}: {choice.name} takes {shape}, not {(1, *size)}")
-    flop, count = network_flop(network, inputs), parameter_count(network)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*seen)
+    inputs = [value.to(device) for value in seen]
     for name, runner in runners.items():
-        row = size_columns("network", model, size) | {"flop": flop}
-        row |= _identity(device, name, precision, count, weights_sha256)
+        row = described(
+            "network", model, size, flop=counter.get_total_flops(), device=device.type,
+            runtime=name, precision=precision, parameters=parameter_count(network),
+            weights_sha256=sha256,
+        )  # fmt: skip
         yield row, partial(runner, *inputs)
 
 
 def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
     """The same of a model's way from frame to frame."""
-    device, described = bench.device, size_columns("upscaler", model, size)
-    frames = camera_frames(size, 8)  # in turns: a repeat is not computed
+    device, frames = str(bench.device), camera_frames(size, 8)  # in turns: no frame is a repeat
+    loaded: list[tuple[str, str, int, Any]]  # backend, precision, parameters, and what upscales
     if model in PUBLISHED_NAMES:
-        peer = load_peer(model, bench.weights, str(device))
-        told = _identity(device, "torch", "fp32", peer.parameters, peer.weights_sha256)
-        yield described | told, _in_turns(peer.upscale, frames)
-        return
-    if model in BICUBIC:
-        loaded = [load_upscaler(model, device=str(device))]
+        peer = load_peer(model, bench.weights, device)
+        loaded = [("torch", "fp32", peer.parameters, peer)]
     else:
-        runtime = replace(bench.runtime, device=str(device))
-        loaded = [load_upscaler(model, runtime=runtime, backend=name) for name in _backends(bench)]
-    for up in loaded:
-        precision, count = up.runtime.precision, up.parameter_count
-        told = _identity(device, up.backend, precision, count, up.weights_sha256)
-        yield described | told, _in_turns(up, frames)
+        runtime = replace(bench.runtime, device=device)
+        backends = ("torch",) if model in BICUBIC else _backends(bench)
+        runtime = Runtime(device=device) if model in BICUBIC else runtime
+        ups = [load_upscaler(model, runtime=runtime, backend=name) for name in backends]
+        loaded = [(up.backend, up.runtime.precision, up.parameter_count, up) for up in ups]
+    for backend, precision, count, found in loaded:
+        row = described(
+            "upscaler", model, size, device=bench.device.type, runtime=backend,
+            precision=precision, parameters=count, weights_sha256=found.weights_sha256,
+        )  # fmt: skip
+        yield row, _in_turns(getattr(found, "upscale", found), frames)
 
 
 def _in_turns(up: Callable[[np.ndarray], np.ndarray], frames: np.ndarray) -> Call:
@@ -186,23 +214,18 @@ def _backends(bench: Bench) -> tuple[Any, ...]:
     return ("torch", "onnxruntime") if bench.runtime.precision == "fp32" else ("torch",)
 
 
-def _onnx_runner(network: nn.Module, image: Tensor) -> Callable[[Tensor], list[np.ndarray]]:
-    """A network of images in ONNX Runtime, with the same session settings as our own backend."""
-    import onnxruntime
+def _in_onnxruntime(network: nn.Module, image: Tensor) -> Callable[[Tensor], Tensor]:
+    """A network of images in the same session as our own backend."""
+    names = {"input_names": ["lr"], "output_names": [NETWORK_OUTPUT]}
+    program = torch.onnx.export(network, (image,), **names, dynamo=True, opset_version=21)
+    run = start_in_onnxruntime(program.model_proto.SerializeToString())
+    result = torch.empty(1, image.shape[1], *(SCALE * side for side in image.shape[2:]))
 
-    program = torch.onnx.export(network, (image,), dynamo=True, opset_version=21, verbose=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    graph = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
-    inputs = {session.get_inputs()[0].name: image.contiguous().numpy()}
-    return lambda _: session.run(None, inputs)
+    def upscale(image: Tensor) -> Tensor:
+        run({"lr": image.contiguous()}, result)
+        return result
 
-
-def _identity(device: torch.device, *told: object) -> Row:
-    names = ("device", "runtime", "precision", "parameters", "weights_sha256")
-    return dict(zip(names, (device.type, *told), strict=True))
+    return upscale
 
 
 def _seconds_of(call: Call) -> float:

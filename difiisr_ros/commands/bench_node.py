@@ -19,24 +19,19 @@ from tqdm import tqdm
 
 from difiisr_models import Runtime
 from difiisr_models.frame_model import BICUBIC
+from difiisr_ros import node_process
 from difiisr_ros.bags import STORE, image_bytes
 from difiisr_ros.commands.bench_calls import (
     Bench,
     Row,
     Size,
     camera_frames,
+    described,
     kept_runs,
     percentiles,
-    size_columns,
 )
 from difiisr_ros.diagnostics import UPSCALING
-from difiisr_ros.node_process import (
-    START_PATIENCE,
-    NodeProcess,
-    ProcessFailed,
-    dds_environment,
-    ros_arguments,
-)
+from difiisr_ros.node_process import NodeProcess, ProcessFailed
 from difiisr_ros.stream_statistics import WINDOW
 
 if TYPE_CHECKING:
@@ -52,27 +47,27 @@ def node_rows(bench: Bench, rates: Sequence[float], logs: Path) -> Iterator[Row]
 
     A stream that fails is a row without a result, and the next one begins.
     """
-    os.environ.update(dds_environment())
-    streams = [(model, size) for model in bench.models for size in bench.sizes]
+    os.environ.update(node_process.dds_environment())
+    streams = [(model, size) for model in bench.names for size in bench.sizes]
     for model, size in tqdm(streams, desc="node", unit="stream"):
-        described = size_columns("node", model, size)
+        row = described("node", model, size)
         try:
             with node_under_test(bench, model, size, logs) as node:
                 told = node.peer.identity
-                described |= {"backend": told["backend"], "weights_sha256": told["weights sha256"]}
-                described |= {"device": told["device"].partition(":")[0]}
+                row |= {"backend": told["backend"], "weights_sha256": told["weights sha256"]}
+                row |= {"device": told["device"].partition(":")[0]}
                 for rate in rates:
                     runs = [node.run(rate, bench.seconds) for _ in range(bench.runs)]
-                    yield described | stream_row(rate, runs)
+                    yield row | stream_row(rate, runs)
         except ProcessFailed as error:
-            yield described | {"rate": None, "no_result": str(error)}
+            yield row | {"rate": None, "no_result": str(error)}
 
 
 @contextmanager
 def node_under_test(bench: Bench, model: str, size: Size, logs: Path) -> Iterator[NodeUnderTest]:
     """A node that has answered a frame, else ProcessFailed.
 
-    This process's environment must be that of :func:`dds_environment`.
+    This process's environment must be that of :func:`.dds_environment`.
     """
     from difiisr_ros.node_peer import NodePeer
 
@@ -81,7 +76,7 @@ def node_under_test(bench: Bench, model: str, size: Size, logs: Path) -> Iterato
         asked, usual = asdict(bench.runtime), asdict(Runtime())
         parameters |= {name: value for name, value in asked.items() if value != usual[name]}
     parameters |= {"device": bench.device}
-    arguments = ros_arguments(parameters, {"image_raw": IMAGE, "sr/image_raw": RESULT})
+    arguments = node_process.ros_arguments(parameters, {"image_raw": IMAGE, "sr/image_raw": RESULT})
     with NodePeer(IMAGE, RESULT) as peer, NodeProcess(logs / "node.log", *arguments) as process:
         frames = _stamped(camera_frames(size, _FRAMES))
 
@@ -89,7 +84,7 @@ def node_under_test(bench: Bench, model: str, size: Size, logs: Path) -> Iterato
             peer.send(next(frames))
             return bool(peer.arrived and peer.identity)
 
-        process.wait_until(answered, START_PATIENCE, "the first result")
+        process.wait_until(answered, node_process.START_PATIENCE, "the first result")
         time.sleep(1.0)  # results of the other frames that called it
         yield NodeUnderTest(process, peer, frames)
 

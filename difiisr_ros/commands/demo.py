@@ -17,36 +17,18 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from numpy.typing import NDArray
 
 from difiisr_models import Stream, Upscaler, load_upscaler
 from difiisr_models.weights import share_dir
-from difiisr_ros import bags
+from difiisr_ros import bags, node_process
+from difiisr_ros import scene as pan
 from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count
-from difiisr_ros.comparison import draw_panel
+from difiisr_ros.commands.upscale import draw_panel
 from difiisr_ros.image_codec import image_to_array
-from difiisr_ros.node_process import (
-    START_PATIENCE,
-    NodeProcess,
-    ProcessFailed,
-    dds_environment,
-    missing_ros,
-    own_domain,
-    ros_arguments,
-)
+from difiisr_ros.node_process import NodeProcess, ProcessFailed
 from difiisr_ros.replay import replay
-from difiisr_ros.scene import (
-    FRAME_RATE,
-    HEIGHT,
-    IMAGE_TOPIC,
-    KELVIN_PER_COUNT,
-    WIDTH,
-    Scene,
-    frame_of_stamp,
-    write_scene_bag,
-)
 
 SR_TOPIC = "/thermal/sr"
 SCENE_FRAMES = 90  # ten seconds; fewer at a lower rate
@@ -92,7 +74,7 @@ def demo(
     is_scene = bag is None
     if bag is None:
         bag = out / "scene"
-        write_scene_bag(bag, frames or SCENE_FRAMES, SCENE_SEED, force=True)
+        pan.write_scene_bag(bag, frames or SCENE_FRAMES, SCENE_SEED, force=True)
     elif bag.resolve() == (out / "sr").resolve():
         raise ValueError(f"{bag} is where the demo records to; choose another folder with --out")
     with bags.open_bag(bag) as reader:
@@ -100,7 +82,7 @@ def demo(
     upscaler, takes, speed = _choose(bag, topic, [model] if model else MODELS, device, rate)
     if is_scene:
         frames = frames or max(round(SCENE_FRAMES * min(speed, 1.0)), 10)
-    if reason := missing_ros():
+    if reason := node_process.missing_ros():
         print(
             f"no ROS in this Python ({reason}): running the offline replay instead of DDS",
             file=sys.stderr,
@@ -110,7 +92,7 @@ def demo(
     else:
         where = share_dir() / "config"
         given = os.environ.get("ROS_DOMAIN_ID")
-        domain = own_domain(int(given) if given else None)
+        domain = node_process.own_domain(int(given) if given else None)
         print(
             f"playing {topic} to the node over DDS, domain {domain}. To watch (--frames 900 plays "
             f"longer):\n  ROS_DOMAIN_ID={domain} rviz2 -d {where / 'sr.rviz'}\n"
@@ -149,13 +131,13 @@ def scene(out_bag: Path, /, *, frames: Count = 90, seed: int = 0, force: bool = 
         seed: another seed, another scene.
         force: replace an existing OUT_BAG.
     """
-    write_scene_bag(out_bag, frames, seed, force)
+    pan.write_scene_bag(out_bag, frames, seed, force)
     text = (
-        f"{out_bag}: {frames} frames, {WIDTH}x{HEIGHT} mono16 at {FRAME_RATE:g} Hz "
-        f"on {IMAGE_TOPIC}; kelvin = {KELVIN_PER_COUNT:g} x counts"
+        f"{out_bag}: {frames} frames, {pan.WIDTH}x{pan.HEIGHT} mono16 at {pan.FRAME_RATE:g} Hz "
+        f"on {pan.IMAGE_TOPIC}; kelvin = {pan.KELVIN_PER_COUNT:g} x counts"
     )
-    facts = {"recording": str(out_bag), "frames": frames, "topic": IMAGE_TOPIC, "seed": seed}
-    return Answer(facts | {"kelvin_per_count": KELVIN_PER_COUNT}, text)
+    facts = {"recording": str(out_bag), "frames": frames, "topic": pan.IMAGE_TOPIC, "seed": seed}
+    return Answer(facts | {"kelvin_per_count": pan.KELVIN_PER_COUNT}, text)
 
 
 def _choose(
@@ -218,7 +200,7 @@ def _played(
     out: Path,
 ) -> tuple[int, list[float], str]:
     """The same of a node in a process of its own; ProcessFailed where it answers nothing."""
-    os.environ.update(dds_environment())
+    os.environ.update(node_process.dds_environment())
     from difiisr_ros.node_peer import NodePeer
 
     info_of_result = f"{SR_TOPIC}/camera_info"
@@ -236,7 +218,7 @@ def _played(
         peer = stack.enter_context(NodePeer(topic, SR_TOPIC, info, record))
         remaps = {"image_raw": topic, "camera_info": info or f"{topic}/no_camera_info"}
         remaps |= {"sr/image_raw": SR_TOPIC, "sr/camera_info": info_of_result}
-        arguments = ros_arguments({"autostart": "true"} | parameters, remaps)
+        arguments = node_process.ros_arguments({"autostart": "true"} | parameters, remaps)
         node = stack.enter_context(NodeProcess(out / "node.log", *arguments))
 
         def timed() -> Iterator[tuple[float, bytes, str]]:
@@ -248,7 +230,7 @@ def _played(
                 at = (message.time - first) / 1e9 / speed
                 yield at, bytes(message.data), message.topic.name
 
-        node.wait_until(peer.is_connected, START_PATIENCE, "its topics")
+        node.wait_until(peer.is_connected, node_process.START_PATIENCE, "its topics")
         peer.play(node, timed(), patience)
         if code := node.stop():
             raise ProcessFailed(f"the node ended with exit code {code}; its log is in {out}")
@@ -265,21 +247,25 @@ def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: b
     shows its truth beside.
     """
     results, picture = out / "sr", out / "panel.png"
-    wanted = list(islice(_stamps(bag, topic), min(sent, SHOWN)))[-1]
-    stamp = min(_stamps(results, SR_TOPIC), key=lambda one: abs(one - wanted))
-    counts = _frame(bag, topic, stamp)
+    *_, (wanted, _) = islice(_stamped(bag, topic), min(sent, SHOWN))
+    stamp = min((at for at, _ in _stamped(results, SR_TOPIC)), key=lambda at: abs(at - wanted))
+    raws = (
+        next(raw for at, raw in _stamped(*where) if at == stamp)
+        for where in ((bag, topic), (results, SR_TOPIC))
+    )
+    counts, result = (image_to_array(bags.parse_message(raw, bags.IMAGE_TYPE)) for raw in raws)
     shown = [("input", counts), ("bicubic", load_upscaler("bicubic")(counts))]
     if up.is_recurrent:
         shown.append((f"{up.name}, this frame alone", up(counts, Stream())))
     title = f"{up.name}, all frames so far" if up.is_recurrent else up.name
-    shown.append((title, _frame(results, SR_TOPIC, stamp)))
+    shown.append((title, result))
     grey = [(name, one if one.ndim == 2 else one.mean(axis=-1)) for name, one in shown]
     if not is_scene:
         draw_panel(picture, grey, "counts")
         return
-    truth, images = Scene(SCENE_SEED).truth(frame_of_stamp(stamp)) - ZERO_CELSIUS, []
+    truth, images = pan.Scene(SCENE_SEED).truth(pan.frame_of_stamp(stamp)) - ZERO_CELSIUS, []
     for title, pixels in grey:
-        celsius = KELVIN_PER_COUNT * pixels.astype(np.float32) - ZERO_CELSIUS
+        celsius = pan.KELVIN_PER_COUNT * pixels.astype(np.float32) - ZERO_CELSIUS
         if celsius.shape == truth.shape:
             rmse = np.sqrt(np.mean((celsius - truth) ** 2))
             title += f", {20 * np.log10(np.ptp(truth) / rmse):.2f} dB"
@@ -287,15 +273,7 @@ def _draw(bag: Path, topic: str, out: Path, up: Upscaler, sent: int, is_scene: b
     draw_panel(picture, [*images, ("truth", truth)], "\N{DEGREE SIGN}C")
 
 
-def _stamps(bag: Path, topic: str) -> Iterator[int]:
+def _stamped(bag: Path, topic: str) -> Iterator[tuple[int, bytes]]:
     with bags.open_bag(bag) as reader:
         for message in reader.messages({topic}):
-            yield bags.stamp_of(message.data)
-
-
-def _frame(bag: Path, topic: str, stamp: int) -> NDArray:
-    with bags.open_bag(bag) as reader:
-        for message in reader.messages({topic}):
-            if bags.stamp_of(message.data) == stamp:
-                return image_to_array(bags.parse_message(message.data, bags.IMAGE_TYPE))
-    raise ValueError(f"{bag} has no frame on {topic} with the stamp {stamp} ns")
+            yield bags.stamp_of(message.data), message.data

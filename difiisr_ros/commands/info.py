@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import defaultdict
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,24 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from difiisr_models import Camera, Runtime, Stream, Upscaler, load_upscaler
 from difiisr_models.camera_files import CameraFile, guess_cameras
 from difiisr_models.upscaler import STAGE, check_frame
-from difiisr_ros.bags import (
-    CAMERA_INFO_TYPE,
-    choose_image_topic,
-    info_topic_beside,
-    open_bag,
-    raw_topic,
-    read_frame,
-    stamp_of,
-    topics_of,
-)
+from difiisr_ros import bags
+from difiisr_ros.commands import arguments
 from difiisr_ros.commands.answers import Answer, answers
-from difiisr_ros.commands.arguments import (
-    AskedCamera,
-    ImageSize,
-    KnownCamera,
-    RuntimeOptions,
-    as_asked,
-)
 from difiisr_ros.image_codec import FALSE_COLOUR, is_false_colour
 
 JUDGED_FRAMES = 30  # of a recording
@@ -53,9 +40,9 @@ def info(
     *,
     bag: Path | None = None,
     topic: str | None = None,
-    camera: KnownCamera = AskedCamera(),
-    runtime: RuntimeOptions = Runtime(),
-    size: ImageSize | None = None,
+    camera: arguments.KnownCamera = arguments.AskedCamera(),
+    runtime: arguments.RuntimeOptions = Runtime(),
+    size: arguments.ImageSize | None = None,
     parity: Literal["tiny", "full"] | None = None,
     parity_data: Path | None = None,
 ) -> Answer:
@@ -94,7 +81,7 @@ def info(
 
 
 def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[str, Any]:
-    upscaler = load_upscaler(model, runtime=as_asked(runtime))
+    upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime))
     # Operations are counted in plain torch: other backends hide them, CUDA graphs repeat them.
     in_torch = upscaler
     if (upscaler.backend, upscaler.device, runtime.compile) != ("torch", "cpu", False):
@@ -116,11 +103,11 @@ def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[s
 def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) -> dict[str, Any]:
     stream, last, seen, refused, times = Stream(), None, None, "", []
     stream.set_camera(camera)
-    with open_bag(path) as bag:
-        topic = choose_image_topic(bag, topic)
+    with bags.open_bag(path) as bag:
+        topic = bags.choose_image_topic(bag, topic)
         for message in islice(bag.messages({topic}), EVENT_FRAMES):
             try:
-                frame, stamp = read_frame(message, camera), stamp_of(message.data)
+                frame, stamp = bags.read_frame(message, camera), bags.stamp_of(message.data)
                 check_frame(frame.pixels)
             except ValueError as error:
                 refused = refused or str(error)
@@ -131,12 +118,12 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
             times.append((stamp, message.time))
             if len(times) <= JUDGED_FRAMES:
                 last, seen = frame, stream.seen
-        infos, count = topics_of(bag, CAMERA_INFO_TYPE), bag.count(topic)
+        infos, count = bags.topics_of(bag, bags.CAMERA_INFO_TYPE), bag.count(topic)
         fault = bag.fault
     if last is None or seen is None:
         raise ValueError(f"{path}: no frame of {topic} is readable: {refused or 'there is none'}")
     image, pixels = last.image, last.pixels
-    beside = info_topic_beside(topic)
+    beside = bags.info_topic_beside(topic)
     info = beside if beside in infos else infos[0] if len(infos) == 1 else None
     encoding, guessed = [image.encoding], list[CameraFile]()
     if is_false_colour(image):
@@ -144,11 +131,12 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
     else:
         guessed += guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
     likely = name or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
-    known = asdict(AskedCamera(camera=name).known)  # what is guessed stands, but for what is asked
+    # What is guessed stands, but for what is asked.
+    known = asdict(arguments.AskedCamera(camera=name).known)
     name = name or next((found.name for found in guessed), None)
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
-    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={raw_topic(topic)}"]
-    words += [f"transport:={topic.rpartition('/')[2]}"] if topic != raw_topic(topic) else []
+    words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={bags.raw_topic(topic)}"]
+    words += [f"transport:={topic.rpartition('/')[2]}"] if topic != bags.raw_topic(topic) else []
     words += [f"camera:={name}"] if name else []
     words += [f"camera_info:={info}"] if info not in (None, beside) else []
     words += [f"{key}:={given}" for key, given in asdict(camera).items() if given != known[key]]
@@ -201,18 +189,18 @@ def _profile(upscaler: Upscaler, height: int, width: int) -> list[str]:
         for frame in frames[:count]:
             upscaler(frame, stream)
     stages = [event for event in profiler.events() if event.name.startswith(STAGE)]
-    whole = [e for e in stages if e.name == STAGE + "frame" and e.device_type == DeviceType.CPU]
-    names = list(dict.fromkeys(event.name for event in stages))
-    totals = np.zeros((len(whole), len(names), 2))  # a stage may come several times per frame
-    for event in stages:
-        inside = [e.time_range.start <= event.time_range.start <= e.time_range.end for e in whole]
+    on_cpu = [event for event in stages if event.device_type == DeviceType.CPU]
+    begun = [e.time_range.start for e in on_cpu if e.name == STAGE + "frame"]
+    times: dict[str, NDArray] = defaultdict(lambda: np.zeros((2, count)))  # CPU, GPU; frames
+    for event in stages:  # a stage may come several times per frame
+        frame = np.searchsorted(begun, event.time_range.start, "right") - 1
         on_device = int(event.device_type == DeviceType.CUDA)
-        totals[inside, names.index(event.name), on_device] += event.time_range.elapsed_us() / 1e3
+        times[event.name][on_device, frame] += event.time_range.elapsed_us() / 1e3
     lines = [
         f"{width}x{height} mono16, median ms per frame with the profiler running",
         f"{'stage':<12} {'CPU':>8} {'GPU':>8}",
     ]
-    for name, (host, device) in zip(names, np.median(totals, axis=0), strict=True):
+    for name, (host, device) in zip(times, np.median([*times.values()], axis=2), strict=True):
         stage = name.removeprefix(STAGE)
         stage = "  network" if stage == "network" else stage  # a part of the tiles
         lines.append(f"{stage:<12} {host:8.2f} {f'{device:.2f}' if device else '-':>8}")

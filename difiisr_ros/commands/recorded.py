@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from difiisr_models import Camera, FrameSettings, Runtime, load_upscaler
+from difiisr_models import FrameSettings, Runtime, load_upscaler
 from difiisr_models.files import replaced, write_json, write_text
+from difiisr_ros.commands import arguments
 from difiisr_ros.commands.answers import Answer, answers
-from difiisr_ros.commands.arguments import (
-    AskedCamera,
-    FrameOptions,
-    KnownCamera,
-    RuntimeOptions,
-    as_asked,
-)
 from difiisr_ros.commands.recorded_frames import read_recording
-from difiisr_ros.commands.recorded_measures import MEASURES, shares_clock
+from difiisr_ros.commands.recorded_measures import judge
 from difiisr_training.evaluation.figures import svg_of
 from difiisr_training.evaluation.report import fill_template
 
@@ -41,9 +35,9 @@ def recorded(
     sr_topic: str | None = None,
     camera_bag: Path | None = None,
     model: Annotated[str, Parameter(name=("--model", "--models"))] = "difiisr-rt-x4",
-    runtime: RuntimeOptions = Runtime(),
-    settings: FrameOptions = FrameSettings(),
-    camera: KnownCamera = AskedCamera(),
+    runtime: arguments.RuntimeOptions = Runtime(),
+    settings: arguments.FrameOptions = FrameSettings(),
+    camera: arguments.KnownCamera = arguments.AskedCamera(),
 ) -> Answer:
     """Say what a running node really did: rate, latency, drops, gaps, consistency, exactness.
 
@@ -62,116 +56,19 @@ def recorded(
         settings: as the node had them.
         camera: as the node had it.
     """
-    values, frames = judge_recording(
-        bag,
-        topics=(topic, sr_topic),
-        camera_bag=camera_bag,
-        model=None if model == "none" else model,
-        runtime=as_asked(runtime),
-        settings=settings,
-        camera=camera.known,
-    )
+    upscaler = None
+    if model != "none":
+        upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime), settings=settings)
+    recording = read_recording(bag, camera_bag, (topic, sr_topic), upscaler, camera.known)
+    values = judge(recording)
     with replaced(out / "recorded_per_frame.csv") as beside:
-        frames.to_csv(beside)
-    write_text(out / "recorded.html", _page(values, frames))
+        recording.frames.to_csv(beside)
+    write_text(out / "recorded.html", _page(values, recording.frames))
     write_json(out / "recorded.json", values)
     files = f"written to {out}: recorded.html, recorded.json, recorded_per_frame.csv"
     if values["fault"]:
         print(f"difiisr: the recording is damaged: {values['fault']}", file=sys.stderr)
     return Answer(values, "\n".join([*_summary(values), files]), 2 if values["fault"] else 0)
-
-
-def judge_recording(
-    bag: Path,
-    *,
-    topics: tuple[str | None, str | None] = (None, None),
-    camera_bag: Path | None = None,
-    model: str | None = "difiisr-rt-x4",
-    runtime: Runtime = Runtime(),
-    settings: FrameSettings = FrameSettings(),
-    camera: Camera = Camera(),
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Measure a recording; arguments as of :func:`recorded`.
-
-    Args:
-        topics: of camera and results; ``None``: chosen by name and type.
-        model: ``None``: no offline run.
-
-    Returns:
-        what ``recorded.json`` holds: ``MEASURES``, ``notes`` (what limits these numbers), ``fault``
-        (what is wrong with the recording, or ""); and ``Recording.frames``.
-
-    Raises:
-        FileNotFoundError: there is no recording.
-        ValueError: nothing in it is readable, a topic is not there or not clear, a setting not
-            allowed.
-    """
-    upscaler = load_upscaler(model, runtime=runtime, settings=settings) if model else None
-    recording = read_recording(bag, camera_bag, topics, upscaler, camera)
-    values = {
-        "bag": str(bag),
-        "camera_bag": str(camera_bag) if camera_bag else None,
-        "topics": recording.topics,
-        **{name: measure(recording) for name, measure in MEASURES.items()},
-    }
-    timing = _timing_notes(values, recording.one_bag, shares_clock(recording))
-    values["notes"] = [*timing, *_exactness_notes(values)]
-    values["fault"] = recording.fault
-    return values, recording.frames
-
-
-def _timing_notes(values: dict[str, Any], one_bag: bool, one_clock: bool) -> Iterator[str]:
-    latency = values["latency_ms"]
-    if not one_bag:
-        yield "camera and results lie in two recordings: latency cannot be measured"
-    elif latency is None:
-        yield "no result has the stamp of a camera frame: latency cannot be measured"
-    elif latency["max"] == 0:
-        yield (
-            "every result lies at the very time of its camera frame: this recording was made "
-            "offline, and its latency says nothing about the node"
-        )
-    if latency is not None and not one_clock:
-        yield (
-            f"the camera's stamps are {values['clock_offset_ms']['p50'] / 1e3:.1f} s from the "
-            "clock of the recording (a played bag, or clocks that are not synchronised): "
-            "latency from the stamps is not measured"
-        )
-
-
-def _exactness_notes(values: dict[str, Any]) -> Iterator[str]:
-    """What the offline run shows, and why results may rightly differ from it."""
-    offline, between, node = values["offline"], values["drops"]["between"], values["node"]
-    if offline is None or not offline["frames"]:
-        return
-    if offline["lost_results"]:
-        yield (
-            f"{offline['lost_results']} frames without a result were processed by the node, as the "
-            "results after them show: their results were lost on the way to the recorder"
-        )
-    if offline["exact"] == offline["frames"]:
-        return
-    yield (
-        "the node's range may have followed frames from before the recording began; the results "
-        "then differ until it has caught up (5 % of the way with each frame)"
-    )
-    if between:
-        said = f" ({node['dropped stale']} by its own count)" if "dropped stale" in node else ""
-        yield (
-            f"{between} frames between results have none: dropped as stale{said}, or their results "
-            "lost on the way to the recorder; a mixture of both in one gap is not recognised"
-        )
-    sha, where = node.get("weights sha256"), (node.get("backend"), node.get("device"))
-    if sha is None:
-        yield "no diagnostics of the node are recorded: its model, backend and device are not known"
-    elif sha != offline["weights_sha256"]:
-        yield f"the node ran other weights: {sha[:12] or 'none'} ({node.get('model')})"
-    if sha is not None and where != (offline["backend"], offline["device"]):
-        yield (
-            f"the node ran {where[0]} on {where[1]}, the offline run {offline['backend']} on "
-            f"{offline['device']}: sums are rounded differently"
-        )
-    yield "the node's settings are not recorded: give those it had (steps, fidelity, ...)"
 
 
 def _summary(values: dict[str, Any]) -> Iterator[str]:

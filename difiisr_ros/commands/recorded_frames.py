@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,26 +16,15 @@ from tqdm import tqdm
 
 from difiisr_models import Camera, Stream, Upscaler
 from difiisr_models.resample import SCALE
-from difiisr_ros.bags import (
-    CAMERA_INFO_TYPE,
-    DIAGNOSTICS_TYPE,
-    Bag,
-    CameraFrame,
-    image_topics,
-    info_topic_beside,
-    open_bag,
-    parse_message,
-    raw_topic,
-    read_frame,
-    stamp_of,
-    topics_of,
-)
+from difiisr_ros import bags
+from difiisr_ros.bags import Bag, CameraFrame, Message
 from difiisr_ros.image_codec import result_encoding
 from difiisr_training.evaluation.metrics import consistency
 
 NODE_STATUS = "super-resolution"  # in the name of the node's own diagnostic status
 
-_PARSED = (CAMERA_INFO_TYPE, DIAGNOSTICS_TYPE)  # of all others the times are enough
+_PARSED = (bags.CAMERA_INFO_TYPE, bags.DIAGNOSTICS_TYPE)  # of all others the times are enough
+_TIMES = {"stamp": np.int64, "logged": np.int64}
 _PIXEL_COLUMNS = {
     "consistency_mean": "Float64",
     "consistency_max": "Float64",
@@ -46,23 +35,13 @@ _PIXEL_COLUMNS = {
 }
 
 
-class RecordedMessage(NamedTuple):
-    """Header stamp and log time, ns, and bytes or parsed message; ``None``: times are enough."""
-
-    stamp: int
-    logged: int
-    content: Any = None
-
-
-Pair = tuple[RecordedMessage | None, RecordedMessage | None]
-"""A camera frame and a result of its stamp; ``None``: there is none."""
-
-
 @dataclass(frozen=True)
 class Recording:
     """All that is read of a recording.
 
     Attributes:
+        bag: holds the results.
+        camera_bag: holds the camera; ``None``: ``bag`` does, and log times of both compare.
         topics: names of ``image``, ``sr``, ``image_info`` and ``sr_info``; ``None`` where the
             recording has none of that kind.
         tables: of each kind, its messages in recorded order: ``stamp`` and ``logged``, int64 ns,
@@ -76,146 +55,134 @@ class Recording:
             ``faults``: words, of size, encoding, frame_id, unreadable.
             What was not measured is missing.
         offline: the run that the results were compared with; ``None``: none was made.
-        one_bag: camera and results lie in one recording, so that their log times compare.
         fault: what is wrong with the recording, or "".
         camera: as the node had it.
     """
 
+    bag: Path
+    camera_bag: Path | None
     topics: dict[str, str | None]
     tables: dict[str, pd.DataFrame]
     node: dict[str, str]
     frames: pd.DataFrame
     offline: OfflineRun | None
-    one_bag: bool
     fault: str
-    camera: Camera = Camera()
+    camera: Camera
 
 
 def read_recording(
     bag: Path,
-    camera_bag: Path | None,
-    topics: tuple[str | None, str | None],
-    upscaler: Upscaler | None,
+    camera_bag: Path | None = None,
+    topics: tuple[str | None, str | None] = (None, None),
+    upscaler: Upscaler | None = None,
     camera: Camera = Camera(),
 ) -> Recording:
     """Read times and small messages in one go, then the images, of which few are kept at a time.
 
-    A terminal shows a progress bar. Arguments as of ``recorded.judge_recording``; ``upscaler``: of
-    the offline run; ``None``: none is made.
+    A terminal shows a progress bar. ``topics``: of camera and results; ``None``: chosen by name and
+    type. ``upscaler``: of the offline run; ``None``: none is made.
 
     Raises:
         FileNotFoundError: there is no recording.
         ValueError: a topic is not there or not clear, or no result is readable.
     """
-    faults: list[str] = []
     run = None if upscaler is None else OfflineRun(upscaler, camera)
-    with open_bag(bag) as results, open_bag(camera_bag or bag) as cameras:  # both read at a time
+    with (
+        bags.open_bag(bag) as results,
+        bags.open_bag(camera_bag or bag) as cameras,
+    ):  # both read at a time
         names = _choose_topics(cameras, results, *topics)
         if names["image"] == names["sr"] and camera_bag is None:
             raise ValueError(f"{names['sr']} cannot be the camera's topic and the result's")
-        said = topics_of(results, DIAGNOSTICS_TYPE)
-        of_camera = {kind: names.pop(kind) for kind in ("image", "image_info")}
-        made = _read_topics(results, {*names.values(), *said}, faults)
-        seen = _read_topics(cameras, {*of_camera.values()}, faults)
-        tables = {kind: made[name] for kind, name in names.items()}
-        tables |= {kind: seen[name] for kind, name in of_camera.items()}
+        said = bags.topics_of(results, bags.DIAGNOSTICS_TYPE)
+        made, damaged = _read_messages(results, [names["sr"], names["sr_info"], *said])
+        seen, unseen = _read_messages(cameras, [names["image"], names["image_info"]])
+        tables = {
+            kind: table[table.topic == names[kind]]
+            for table, kinds in ((made, ("sr", "sr_info")), (seen, ("image", "image_info")))
+            for kind in kinds
+        }
         if tables["sr"].empty:
             raise ValueError(f"no readable message on {names['sr']} in {bag}")
-        given, answers = _images(cameras, of_camera["image"]), _images(results, names["sr"])
+        given, answers = _stamped(cameras, names["image"]), _stamped(results, names["sr"])
         answers = tqdm(answers, total=len(tables["sr"]), unit="frame", disable=None)
-        pairs = _match_frames(given, answers, tables)
-        frames = _frame_table(tables, _compare_frames(pairs, run, camera))
-        broken = [results.fault, cameras.fault, *faults]
-    statuses = (s for topic in said for array in made[topic].content for s in array.status)
-    return Recording(
-        topics=names | of_camera,
-        tables=tables,
-        node={p.key: p.value for s in statuses if NODE_STATUS in s.name for p in s.values},
-        frames=frames,
-        offline=run,
-        one_bag=camera_bag is None,
-        camera=camera,
-        fault="; ".join(dict.fromkeys(filter(None, broken))),
-    )
+        frames = _frame_table(tables, _compared(_matched(given, answers, tables), run, camera))
+        broken = [results.fault, cameras.fault, *damaged, *unseen]
+    statuses = (s for array in made.content[made.topic.isin(said)] for s in array.status)
+    node = {p.key: p.value for s in statuses if NODE_STATUS in s.name for p in s.values}
+    fault = "; ".join(dict.fromkeys(filter(None, broken)))
+    return Recording(bag, camera_bag, names, tables, node, frames, run, fault, camera)
 
 
 def _choose_topics(
     cameras: Bag, results: Bag, image: str | None, sr: str | None
 ) -> dict[str, str | None]:
     """``Recording.topics``: those given, the others by name and type."""
-    made, seen = image_topics(results), image_topics(cameras)
-    likely = [name for name in made if raw_topic(name).endswith(("/sr", "/sr/image_raw"))]
+    made, seen = bags.image_topics(results), bags.image_topics(cameras)
+    likely = [name for name in made if bags.raw_topic(name).endswith(("/sr", "/sr/image_raw"))]
     camera = [name for name in seen if name not in likely]
     sr = _choose("--sr-topic", sr, likely, made, "`difiisr replay` makes results")
     image = _choose("--topic", image, camera, seen, "--camera-bag may give the camera's recording")
-    names: dict[str, str | None] = {"image": image, "sr": sr}
-    for kind, bag, topic in (
-        ("image_info", cameras, info_topic_beside(image)),
-        ("sr_info", results, f"{raw_topic(sr).removesuffix('/image_raw')}/camera_info"),
-    ):
-        names[kind] = topic if topic in topics_of(bag, CAMERA_INFO_TYPE) else None
-    return names
+    info, info_of_result = (
+        topic if topic in bags.topics_of(bag, bags.CAMERA_INFO_TYPE) else None
+        for bag, topic in (
+            (cameras, bags.info_topic_beside(image)),
+            (results, f"{bags.raw_topic(sr).removesuffix('/image_raw')}/camera_info"),
+        )
+    )
+    return {"sr": sr, "sr_info": info_of_result, "image": image, "image_info": info}
 
 
 def _choose(option: str, wanted: str | None, likely: list[str], known: list[str], hint: str) -> str:
-    listed = ", ".join(known) or "none"
+    listed = f"{option}; there are: {', '.join(known) or 'none'}; {hint}"
     if wanted is None and len(likely) != 1:
-        raise ValueError(f"say which topic with {option}; there are: {listed}; {hint}")
+        raise ValueError(f"say which topic with {listed}")
     if wanted is not None and wanted not in known:
-        raise ValueError(f"no topic {wanted!r} for {option}; there are: {listed}; {hint}")
+        raise ValueError(f"no topic {wanted!r} for {listed}")
     return wanted or likely[0]
 
 
-def _read_topics(
-    bag: Bag, names: set[str | None], faults: list[str]
-) -> dict[str | None, pd.DataFrame]:
-    """Topic -> table of its messages; damaged ones are noted in ``faults`` and left out."""
-    found: dict[str | None, list[RecordedMessage]] = {name: [] for name in names}
-    number: Counter[str] = Counter()
-    for message in bag.messages([name for name in names if name]):
+def _read_messages(bag: Bag, topics: list[str | None]) -> tuple[pd.DataFrame, list[str]]:
+    """The messages by ``topic``, ``stamp``, ``logged`` and ``content``; and which are damaged."""
+    rows, faults, number = [], [], Counter[str]()
+    for message in bag.messages(list(filter(None, topics))):
         name, kind = message.topic.name, message.topic.type
         try:
-            stamp = stamp_of(message.data)
-            parsed = parse_message(message.data, kind) if kind in _PARSED else None
-            found[name].append(RecordedMessage(stamp, message.time, parsed))
+            stamp = bags.stamp_of(message.data)
+            parsed = bags.parse_message(message.data, kind) if kind in _PARSED else None
+            rows.append((name, stamp, message.time, parsed))
         except ValueError as error:
             faults.append(f"message {number[name]} of {name}: {error}")
         number[name] += 1
-    columns, times = RecordedMessage._fields, {"stamp": np.int64, "logged": np.int64}
-    return {n: pd.DataFrame(rows, columns=columns).astype(times) for n, rows in found.items()}
+    return pd.DataFrame(rows, columns=["topic", *_TIMES, "content"]).astype(_TIMES), faults
 
 
-def _images(bag: Bag, topic: str | None) -> Iterator[RecordedMessage]:
+def _stamped(bag: Bag, topic: str | None) -> Iterator[tuple[int, Message]]:
     for message in bag.messages([topic] if topic else []):
         with suppress(ValueError):  # without a stamp: noted when times were read
-            yield RecordedMessage(stamp_of(message.data), message.time, message)
+            yield bags.stamp_of(message.data), message
 
 
-def _match_frames(
-    frames: Iterator[RecordedMessage],
-    results: Iterable[RecordedMessage],
+def _matched(
+    frames: Iterator[tuple[int, Message]],
+    results: Iterable[tuple[int, Message]],
     tables: dict[str, pd.DataFrame],
-) -> Iterator[Pair]:
+) -> Iterator[tuple[int, Message | None, Message | None]]:
     """Each result, in recorded order, with the frame of its stamp; frames without come between.
 
     Kept in memory are only frames that wait for a result; for that, all stamps are known before.
     """
     there, wanted = set(tables["image"].stamp), Counter(tables["sr"].stamp)
-    waiting: dict[int, RecordedMessage] = {}
-    for result in results:
-        while result.stamp in there and result.stamp not in waiting:
-            frame = next(frames, None)
-            if frame is None:
-                break
-            if wanted[frame.stamp]:
-                waiting.setdefault(frame.stamp, frame)
+    waiting: dict[int, Message] = {}
+    for stamp, result in results:
+        while stamp in there and stamp not in waiting and (given := next(frames, None)):
+            if wanted[given[0]]:
+                waiting.setdefault(*given)
             else:
-                yield frame, None
-        wanted[result.stamp] -= 1
-        frame = waiting.get(result.stamp)
-        if not wanted[result.stamp]:
-            waiting.pop(result.stamp, None)
-        yield frame, result
+                yield *given, None
+        wanted[stamp] -= 1
+        frame = waiting.get(stamp) if wanted[stamp] else waiting.pop(stamp, None)
+        yield stamp, frame, result
 
 
 class OfflineRun:
@@ -258,42 +225,41 @@ class OfflineRun:
         return expected
 
 
-def _compare_frames(
-    pairs: Iterable[Pair], offline: OfflineRun | None, camera: Camera
+def _compared(
+    pairs: Iterable[tuple[int, Message | None, Message | None]],
+    offline: OfflineRun | None,
+    camera: Camera,
 ) -> dict[int, dict[str, Any]]:
     """Stamp -> what the pixels of its first result say, of :data:`_PIXEL_COLUMNS`."""
     compared: dict[int, dict[str, Any]] = {}
-    for frame, result in pairs:
-        given = _read(frame, camera)
+    for stamp, frame, result in pairs:
+        given, answer = _readable(frame, camera), _readable(result, Camera())
         if result is None:
-            if frame and given and offline:  # what is no frame, the node did not process
-                offline.skip(given, frame.stamp)
+            if given and offline:  # what is no frame, the node did not process
+                offline.skip(given, stamp)
             continue
-        found: dict[str, Any] = {}
-        if frame and given:
-            answer = _read(result)
-            faults = _faults(given, answer)
+        found: dict[str, Any] = {"faults": "unreadable"} if frame else {}
+        if given:
+            faults = _faults(given, answer) if answer else ["unreadable"]
             sr = answer.pixels if answer and not {"size", "encoding"} & set(faults) else None
-            expected = None if offline is None else offline.expect(given, sr, frame.stamp)
-            found = {"faults": " ".join(faults)} | _differences(given.pixels, sr, expected)
-        elif frame:
-            found = {"faults": "unreadable"}
-        compared.setdefault(result.stamp, found)
+            expected = offline.expect(given, sr, stamp) if offline else None
+            found = {"faults": " ".join(faults)}
+            if sr is not None:
+                found |= _apart(given.pixels, sr) | _differences(sr, expected)
+        compared.setdefault(stamp, found)
     return compared
 
 
-def _read(message: RecordedMessage | None, camera: Camera = Camera()) -> CameraFrame | None:
+def _readable(message: Message | None, camera: Camera) -> CameraFrame | None:
     """A ``sensor_msgs/Image``; ``None``: it is not there, or not readable."""
     if message is not None:
         with suppress(ValueError):
-            return read_frame(message.content, camera)
+            return bags.read_frame(message, camera)
     return None
 
 
-def _faults(given: CameraFrame, answer: CameraFrame | None) -> list[str]:
+def _faults(given: CameraFrame, answer: CameraFrame) -> list[str]:
     """What is not as due of a result, in words."""
-    if answer is None:
-        return ["unreadable"]
     image, due = answer.image, tuple(SCALE * side for side in given.pixels.shape[:2])
     right = {
         "size": answer.pixels.shape[:2] == due,
@@ -303,34 +269,36 @@ def _faults(given: CameraFrame, answer: CameraFrame | None) -> list[str]:
     return [name for name in right if not right[name]]
 
 
-def _differences(
-    lr: np.ndarray, sr: np.ndarray | None, expected: np.ndarray | None
-) -> dict[str, Any]:
-    if sr is None:
-        return {}
-    found: dict[str, Any] = {}
+def _apart(lr: np.ndarray, sr: np.ndarray) -> dict[str, float]:
+    """How far the result, scaled down, is from the frame."""
     channels = zip(*(np.moveaxis(np.atleast_3d(pixels), -1, 0) for pixels in (sr, lr)), strict=True)
     apart = np.stack([consistency(above, below) for above, below in channels])
     apart = apart[np.isfinite(apart)]
-    if apart.size:
-        found |= {"consistency_mean": float(apart.mean()), "consistency_max": float(apart.max())}
-    if expected is not None:
-        equal = (sr == expected) | (np.isnan(sr) & np.isnan(expected))
-        difference = np.abs(sr.astype(np.float64) - expected)[~equal]
-        difference = difference[np.isfinite(difference)]
-        found["exact"] = bool(equal.all())
-        found["difference_mean"] = float(difference.sum() / equal.size)
-        found["difference_max"] = float(difference.max(initial=0.0))
-    return found
+    if not apart.size:
+        return {}
+    return {"consistency_mean": float(apart.mean()), "consistency_max": float(apart.max())}
+
+
+def _differences(sr: np.ndarray, expected: np.ndarray | None) -> dict[str, Any]:
+    """How far the result is from that of the offline run, if there is one."""
+    if expected is None:
+        return {}
+    equal = (sr == expected) | (np.isnan(sr) & np.isnan(expected))
+    difference = np.abs(sr.astype(np.float64) - expected)[~equal]
+    difference = difference[np.isfinite(difference)]
+    return {
+        "exact": bool(equal.all()),
+        "difference_mean": float(difference.sum() / equal.size),
+        "difference_max": float(difference.max(initial=0.0)),
+    }
 
 
 def _frame_table(tables: dict[str, pd.DataFrame], compared: dict[int, dict]) -> pd.DataFrame:
-    """``Recording.frames`` of the messages' times and of :func:`_compare_frames`."""
+    """``Recording.frames`` of the messages' times and of :func:`_compared`."""
     logged = {
         f"{column}_logged": tables[kind].drop_duplicates("stamp").set_index("stamp").logged
         for column, kind in (("camera", "image"), ("sr", "sr"))
     }
     frames = pd.DataFrame({name: times.astype("Int64") for name, times in logged.items()})
-    frames = frames.dropna(subset=["camera_logged", "sr_logged"], how="all")
     pixels = pd.DataFrame.from_dict(compared, orient="index", columns=[*_PIXEL_COLUMNS])
     return frames.join(pixels.astype(_PIXEL_COLUMNS)).fillna({"faults": ""}).rename_axis("stamp")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from difiisr_models import FrameSettings, Runtime, load_upscaler
+from difiisr_ros.commands import arguments
 from difiisr_ros.commands.answers import Answer, answers
-from difiisr_ros.commands.arguments import (
-    AskedCamera,
-    FrameOptions,
-    KnownCamera,
-    RuntimeOptions,
-    as_asked,
-)
+from difiisr_ros.replay import ReplayOptions
 from difiisr_ros.replay import replay as replay_bag
 
 SHOWN_FRAMES = 10  # refused frames that are listed; all are counted
@@ -27,16 +24,10 @@ def replay(
     /,
     *,
     model: str = "difiisr-rt-x4",
-    image_topic: str | None = None,
-    camera_info_topic: str | None = None,
-    sr_topic: str | None = None,
-    only_sr: bool = False,
-    compressed: bool = False,
-    force: bool = False,
-    rosbag2_version: Literal[8, 9] = 8,
-    runtime: RuntimeOptions = Runtime(),
-    settings: FrameOptions = FrameSettings(),
-    camera: KnownCamera = AskedCamera(),
+    options: Annotated[ReplayOptions, Parameter(name="*")] = ReplayOptions(),
+    runtime: arguments.RuntimeOptions = Runtime(),
+    settings: arguments.FrameOptions = FrameSettings(),
+    camera: arguments.KnownCamera = arguments.AskedCamera(),
 ) -> Answer:
     """Super-resolve every frame of a rosbag2 recording, without ROS.
 
@@ -44,22 +35,11 @@ def replay(
         in_bag: rosbag2 folder or storage file, mcap or sqlite3.
         out_bag: rosbag2 folder to make, mcap.
         model: name, or path of weights.
-        image_topic: default: the only image topic.
-        camera_info_topic: default: beside the image topic.
-        sr_topic: topic of the results; default: sr beside the image topic.
-        only_sr: do not copy the other topics.
-        compressed: write results as PNG, on "compressed" below their topic.
-        force: replace an existing OUT_BAG.
-        rosbag2_version: of OUT_BAG: 8 for Humble to Lyrical, 9 for Jazzy to Lyrical.
 
     The exit code is 2 of a recording that is damaged, too.
     """
-    upscaler = load_upscaler(model, runtime=as_asked(runtime), settings=settings)
-    report = replay_bag(
-        in_bag, out_bag, upscaler, image_topic=image_topic, info_topic=camera_info_topic,
-        sr_topic=sr_topic, only_sr=only_sr, compressed=compressed, force=force,
-        camera=camera.known, rosbag2_version=rosbag2_version,
-    )  # fmt: skip
+    upscaler = load_upscaler(model, runtime=arguments.as_asked(runtime), settings=settings)
+    report = replay_bag(in_bag, out_bag, upscaler, options, camera=camera.known)
     for line in [*report.warnings, *report.malformed[:SHOWN_FRAMES]]:
         print(f"warning: {line}", file=sys.stderr)
     facts: dict[str, Any] = {"frames_in": report.frames_in, "frames_out": report.frames_out}

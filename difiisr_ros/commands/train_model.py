@@ -33,14 +33,7 @@ from difiisr_training.checkpoints import (
     starting_weights,
 )
 from difiisr_training.config import TrainConfig, from_dict, load_config, read_yaml
-from difiisr_training.data.images import (
-    SUFFIXES,
-    ImageSource,
-    LoadFrames,
-    Part,
-    load_images,
-    read_part,
-)
+from difiisr_training.data import images
 from difiisr_training.losses import build_loss
 from difiisr_training.recipes.begin_as_rlfn import begin
 from difiisr_training.validation import FilmValidator, Validator, save_learning_curve
@@ -173,7 +166,7 @@ def _beginning(
     init: Path | None,
     teacher: tuple[Path | None, nn.Module | None],
     peers: Path | None,
-    load: LoadFrames,
+    load: images.LoadFrames,
 ) -> tuple[nn.Module | None, str]:
     """The weights that a run starts from, None: its own, or fresh ones; and that in words."""
     if init and config.begin_as != "none":
@@ -206,7 +199,7 @@ def preset_or_file(name: str) -> Path:
     raise FileNotFoundError(f"no configuration {name}: neither a file nor a preset ({known})")
 
 
-def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarray]:
+def load_source(source: images.ImageSource, part: images.Part, *, data: Path) -> list[np.ndarray]:
     """Frames of one part of a source: a folder of images, a recording, or a folder of recordings.
 
     What is damaged is skipped, counted and named in the log.
@@ -219,8 +212,8 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
     root = data / source.folder
     recordings = find_recordings(root)
     if not recordings:
-        return load_images(source, part, data=data)
-    if loose := [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES]:
+        return images.load_images(source, part, data=data)
+    if loose := [p for p in root.rglob("*") if p.suffix.lower() in images.SUFFIXES]:
         raise ValueError(
             f"{root} holds {len(recordings)} recordings and {len(loose)} images: "
             "make folders, and sources, of their own of them"
@@ -232,7 +225,7 @@ def load_source(source: ImageSource, part: Part, *, data: Path) -> list[np.ndarr
         return (counts for _, counts in frames)
 
     sequences = [path.relative_to(root).as_posix() for path in recordings]
-    return read_part(source, root, part, recordings, sequences, read)
+    return images.read_part(source, root, part, recordings, sequences, read)
 
 
 def describe(config: TrainConfig) -> str:

@@ -66,7 +66,7 @@ class GraphRunner:
 
 def build_onnxruntime_runner(source: NetworkSource) -> Runner:
     """ONNX Runtime on the CPU in float32; raises BackendUnavailable where it is not served."""
-    return _runner(source, "onnxruntime", ("fp32",), _start_in_onnxruntime)
+    return _runner(source, "onnxruntime", ("fp32",), start_in_onnxruntime)
 
 
 def build_openvino_runner(source: NetworkSource) -> Runner:
@@ -92,7 +92,7 @@ def _runner(
         raise BackendUnavailable(str(error)) from error
 
 
-def _start_in_onnxruntime(graph: bytes) -> Run:
+def start_in_onnxruntime(graph: bytes) -> Run:
     """A session, which takes some 15 ms."""
     import onnxruntime
 

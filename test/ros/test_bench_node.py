@@ -6,7 +6,6 @@ import signal
 import threading
 
 import pytest
-import torch
 
 pytest.importorskip("rclpy")
 
@@ -29,7 +28,7 @@ def own_domain():
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
     """One for all tests that ask for it; the last of them ends it."""
-    plan = Bench((), None, (), torch.device("cpu"), Runtime(threads=1), 1, 1.0)
+    plan = Bench(runtime=Runtime(device="cpu", threads=1))
     logs = tmp_path_factory.mktemp("logs")
     with node_under_test(plan, "bicubic", (48, 64), logs) as node:
         yield node

@@ -13,10 +13,11 @@ import psutil
 import pytest
 from PIL import Image as Picture
 
-from difiisr_models import Runtime
+from difiisr_models import load_upscaler
 from difiisr_ros import bags, cli
 from difiisr_ros.bag_writing import write_bag
-from difiisr_ros.commands.recorded import judge_recording
+from difiisr_ros.commands.recorded_frames import read_recording
+from difiisr_ros.commands.recorded_measures import judge
 from difiisr_ros.node_process import missing_ros
 
 needs_ros = pytest.mark.skipif(bool(missing_ros()), reason=f"no ROS: {missing_ros()}")
@@ -67,12 +68,8 @@ def test_scene_through_dds(tmp_path):
         assert picture.width > picture.height > 300
 
     # What it dropped leaves no trace in the frames after it: the others are bit-exact.
-    values, _ = judge_recording(
-        tmp_path / "sr",
-        model="bicubic",
-        runtime=Runtime(device="cpu"),
-        camera_bag=tmp_path / "scene",
-    )
+    bicubic = load_upscaler("bicubic", device="cpu")
+    values = judge(read_recording(tmp_path / "sr", tmp_path / "scene", upscaler=bicubic))
     offline, info = values["offline"], values["camera_info"]
     assert (values["fault"], values["mismatches"]) == ("", {})
     assert offline["exact"] == offline["frames"] == values["sr"]["messages"] == answered

@@ -118,7 +118,10 @@ def test_every_frame_of_a_stream_is_answered(peer):
         np.testing.assert_array_equal(info.d, [-0.3, 0.1, 0.0, 0.0, 0.0])
         time.sleep(1 / 30)
     # What was skipped before is forgotten after some seconds.
-    wait_until(lambda: peer.ask(counts) and peer.status()[0].level == DiagnosticStatus.OK)
+    wait_until(
+        lambda: peer.ask(counts) and peer.status()[0].level == DiagnosticStatus.OK,
+        lambda: peer.status()[0].message,
+    )
     _, values = peer.status()
     assert float(values["latency p99 (ms)"]) >= float(values["latency p50 (ms)"]) > 0
     assert (values["model"], values["device"]) == (MODEL, "cpu")

@@ -18,7 +18,6 @@ from difiisr_ros.node_process import ProcessFailed
 from difiisr_training.evaluation.peers import Safmn
 
 OWN = "difiisr-rt-x4"
-CPU = torch.device("cpu")
 
 
 def bench(tmp_path, *options):
@@ -73,18 +72,6 @@ def test_table_gives_ratios_to_ours_in_the_same_runtime_and_what_failed():
     assert rlfn.endswith("| |")
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--size", "640"), ("--size", "0x0"), ("--rates", "-4"), ("--rates", "inf"),
-        ("--seconds", "nan"), ("--runs", "0"), ("--threads", "100000"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_timed_is_bad_usage(capsys, option, value):
-    assert cli.main(["bench", option, value]) == 2
-    assert option in capsys.readouterr().err
-
-
 def test_backend_and_precision_are_those_of_our_models(tmp_path, json_of):
     models = ["--only", "network", "upscaler", "--models", f"{OWN},bicubic"]
     small = ["--size", "32x24", "--rates", "9", "--runs", "1", "--seconds", "0.2"]
@@ -108,15 +95,14 @@ def test_backend_and_precision_are_those_of_our_models(tmp_path, json_of):
 def test_peers_are_named_by_their_hash_and_run_in_both_runtimes(tmp_path):
     path = tmp_path / "safmn_ntire23_x4.pth"
     torch.save(Safmn().state_dict(), path)
-    plan = Bench(("safmn",), tmp_path, (), CPU, Runtime(precision="bf16"), 1, 1.0)
+    plan = Bench("safmn", tmp_path, runtime=Runtime(device="cpu", precision="bf16"))
     (ours, ours_call), (other, other_call) = network_calls(plan, "safmn", (16, 16))
     assert [ours["runtime"], other["runtime"]] == ["torch", "onnxruntime"]
     for row in (ours, other):
         assert row["weights_sha256"] == sha256_file(path)
         assert row["precision"] == "fp32"
         assert row["flop"] > 0
-    (found,) = other_call()
-    torch.testing.assert_close(torch.from_numpy(found), ours_call(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(other_call(), ours_call(), atol=1e-3, rtol=1e-3)
 
 
 @pytest.fixture
@@ -141,7 +127,7 @@ def failing_node(monkeypatch):
         yield SimpleNamespace(run=run, peer=SimpleNamespace(identity=identity))
 
     monkeypatch.setattr(bench_node, "node_under_test", node_under_test)
-    monkeypatch.setattr(bench_node, "dds_environment", dict)
+    monkeypatch.setattr(bench_node.node_process, "dds_environment", dict)
     return raised
 
 

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from thermal_bags import cut, header, messages, pixels, record
 
 import difiisr_ros
@@ -55,6 +56,11 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
         (["evaluate", "IN", "--out", "out", "--models", "bicubic@0.5"], "@consistency=F"),
         (["evaluate", "IN", "--out", "out", "--models", "difiisr-rt-x4@stps=2"], "'stps=2'"),
         (["evaluate", "gone", "--out", "out"], "gone"),
+        (["upscale", "gone.png", "out", "--model", "bicubic"], "gone.png"),
+        (["upscale", "a.png", "a.png", "--force", "--model", "bicubic"], "is the input"),
+        (["upscale", "a.png", "b.jpg", "--model", "bicubic"], "name a .tiff"),
+        (["upscale", "a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
+        (["upscale", ".", "out"], "choose a folder elsewhere"),
     ],
 )
 def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
@@ -62,11 +68,14 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
 ):
     monkeypatch.chdir(tmp_path)
     record(tmp_path / "IN")
+    Image.fromarray(pixels(0)).save("a.png")
+    before = (tmp_path / "a.png").read_bytes()
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
     assert expected in error
     assert len(error.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["IN", "a.png"]
+    assert (tmp_path / "a.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -83,6 +92,13 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--threads", "9999"],
         ["info", "bicubic", "--size", "200000x200000"],
         ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
+        ["bench", "--size", "640"],
+        ["bench", "--size", "0x0"],
+        ["bench", "--rates", "-4"],
+        ["bench", "--rates", "inf"],
+        ["bench", "--seconds", "nan"],
+        ["bench", "--runs", "0"],
+        ["bench", "--threads", "100000"],
     ],
 )
 def test_bad_usage_exits_with_2(arguments, capsys):

@@ -14,8 +14,13 @@ from thermal_bags import record as record_raw
 from difiisr_models import Camera, load_upscaler
 from difiisr_ros import bags
 from difiisr_ros.bag_writing import write_bag
-from difiisr_ros.compressed_image import compress, decompress
-from difiisr_ros.image_codec import ImageCodecError, ImageTooLarge, image_to_array
+from difiisr_ros.image_codec import (
+    ImageCodecError,
+    ImageTooLarge,
+    compress,
+    decompress,
+    image_to_array,
+)
 from difiisr_ros.replay import replay
 
 TOPIC = "/cam/image_raw/compressed"

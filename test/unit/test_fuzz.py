@@ -19,8 +19,7 @@ from tqdm import trange
 from difiisr_models import Stream, load_upscaler
 from difiisr_models.files import write_json
 from difiisr_ros.camera_info import camera_info_of_result
-from difiisr_ros.compressed_image import decompress
-from difiisr_ros.image_codec import check_megapixels, image_to_array
+from difiisr_ros.image_codec import check_megapixels, decompress, image_to_array
 
 pytest.importorskip("rcl_interfaces", reason="needs ROS messages")
 

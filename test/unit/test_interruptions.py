@@ -16,13 +16,26 @@ from difiisr_ros.bags import find_recordings
 from difiisr_ros.cli import main
 from difiisr_training.checkpoints import load_average
 
-DIFIISR = [sys.executable, "-m", "difiisr_ros.cli"]
+
+def usual_signals():
+    """Tests before may have left this process with signals ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
-def start(arguments, **options):
-    return subprocess.Popen(
-        [*DIFIISR, *map(str, arguments)], stderr=subprocess.PIPE, text=True, **options
-    )
+def start(arguments, module="difiisr_ros.cli", preexec_fn=usual_signals, **options):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    options |= {"stderr": subprocess.PIPE, "text": True, "preexec_fn": preexec_fn}
+    return subprocess.Popen(command, **options)
+
+
+def ended(process, number, *codes):
+    """What the process says when a signal ends it, with one of these exit codes."""
+    process.send_signal(number)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode in (codes or (128 + number,)), error
+    assert "Traceback" not in error
+    return error
 
 
 def wait_until(condition, process):
@@ -31,11 +44,6 @@ def wait_until(condition, process):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def usual_signals():
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
@@ -50,13 +58,9 @@ def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, numbe
         source = record(tmp_path / "in", frames=3000)
         arguments = ["replay", source, older, "--force", "--model", "bicubic"]
     there = set(os.listdir(tmp_path))
-    process = start(arguments, preexec_fn=usual_signals)
+    process = start(arguments)
     wait_until(lambda: set(os.listdir(tmp_path)) != there, process)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=100)
-    assert process.returncode in (128 + number, -number)
-    assert "Traceback" not in error
-    assert number.name in error
+    assert number.name in ended(process, number, 128 + number, -number)
     assert set(os.listdir(tmp_path)) == there
     assert messages(older) == before
 
@@ -92,44 +96,29 @@ def evaluation(source, out):
     return ["evaluate", source, "--out", out, *arguments]
 
 
-def wait_for_file(process, below):
-    """Until it has opened a file below a folder."""
-    watched = psutil.Process(process.pid)
-    wait_until(lambda: any(f.path.startswith(str(below)) for f in watched.open_files()), process)
-
-
 def test_an_evaluation_that_is_ended_has_no_result(tmp_path):
     source, out = record(tmp_path / "in", frames=5000), tmp_path / "out"
-    process = start(evaluation(source, out), preexec_fn=usual_signals)
+    process = start(evaluation(source, out))
     wait_until((out / "frames").exists, process)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGTERM, error
-    assert "Traceback" not in error
-    assert error.splitlines()[-1] == "difiisr: interrupted by SIGTERM"
+    assert ended(process, signal.SIGTERM).splitlines()[-1] == "difiisr: interrupted by SIGTERM"
     assert os.listdir(out) == ["frames"]
 
 
 def test_a_judgement_of_a_recording_that_is_ended_leaves_nothing(tmp_path):
     source = results_of(tmp_path, 600)
     arguments = ["recorded", source, "--model=bicubic", "--out", tmp_path / "out"]
-    process = start(arguments, preexec_fn=usual_signals)
-    wait_for_file(process, source)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGINT, error
-    assert "Traceback" not in error
+    process = start(arguments)
+    watched = psutil.Process(process.pid)
+    wait_until(lambda: any(f.path.startswith(str(source)) for f in watched.open_files()), process)
+    ended(process, signal.SIGINT)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_is_ended_saves_first(tmp_path):
     run = tmp_path / "run"
-    process = start([*training(tmp_path), "--run", run], preexec_fn=usual_signals)
+    process = start([*training(tmp_path), "--run", run])
     wait_until((run / "checkpoint.pt").exists, process)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGTERM, error
-    assert "Traceback" not in error
+    ended(process, signal.SIGTERM)
     assert load_average(run / "checkpoint.pt")[2] >= 1
     assert not list(run.glob("*.partial")) + list(run.glob(".*.partial"))
 
@@ -200,3 +189,31 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
     assert "checkpoint.pt" in done.stdout or "large" in done.stdout
     assert path.read_bytes() == b"older"
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+TORCH = """
+import pathlib, time
+pathlib.Path(__file__).with_name("importing").touch()
+try:
+    time.sleep(60)
+except BaseException:
+    raise SystemError("error return without exception set")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "number", "code"),
+    [
+        ("difiisr_ros.cli", ["info", "bicubic"], signal.SIGINT, 130),
+        ("difiisr_ros.sr_node", [], signal.SIGINT, 0),
+        ("difiisr_ros.sr_node", [], signal.SIGTERM, 0),
+    ],
+)
+def test_a_signal_during_the_imports_leaves_no_traceback(tmp_path, module, arguments, number, code):
+    """While torch is imported, where a KeyboardInterrupt becomes another error."""
+    if module.endswith("sr_node"):
+        pytest.importorskip("rclpy")
+    (tmp_path / "torch.py").write_text(TORCH)
+    process = start(arguments, module, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    wait_until((tmp_path / "importing").exists, process)
+    ended(process, number, code)

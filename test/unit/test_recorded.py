@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from thermal_bags import messages, storage_file
 
-from difiisr_models import FrameSettings, Runtime, load_upscaler
+from difiisr_models import FrameSettings, load_upscaler
 from difiisr_ros.bag_storage import Message
 from difiisr_ros.bag_writing import write_bag
 from difiisr_ros.bags import (
@@ -28,7 +28,8 @@ from difiisr_ros.scene import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 pytest.importorskip("jinja2", reason="the page needs the extra eval")
 pytest.importorskip("matplotlib", reason="the page needs the extra eval")
 
-from difiisr_ros.commands.recorded import judge_recording
+from difiisr_ros.commands.recorded_frames import read_recording
+from difiisr_ros.commands.recorded_measures import judge
 
 FRAMES = 12
 PERIOD = 10**9 / 9  # ns
@@ -80,12 +81,13 @@ def doctor(source, target, change=lambda topic, number, raw: raw, late=lambda *_
 def judged(tmp_path, whole):
     """Judges a recording doctored as told; gives values and frames."""
 
-    def judge(model=MODEL, source=whole, camera_bag=None, topics=(None, None), **changes):
+    def judge_it(model=MODEL, source=whole, camera_bag=None, topics=(None, None), **changes):
         bag = doctor(source, tmp_path / "bag", **changes)
-        options = {"model": model, "camera_bag": camera_bag, "topics": topics}
-        return judge_recording(bag, runtime=Runtime(device="cpu"), settings=PROJECTION, **options)
+        upscaler = model and load_upscaler(model, device="cpu", settings=PROJECTION)
+        recording = read_recording(bag, camera_bag, topics, upscaler)
+        return judge(recording), recording.frames
 
-    return judge
+    return judge_it
 
 
 def edit(raw, message_type=IMAGE_TYPE, **fields):
@@ -136,14 +138,9 @@ def test_an_offline_replay_is_bit_exact(judged):
 def test_the_compact_model_is_bit_exact_with_itself(tmp_path, whole):
     upscaler = load_upscaler("difiisr-rt-x4", device="cpu", backend="torch", fidelity=0.5)
     replay(whole.parent / "scene", tmp_path / "bag", upscaler, frames=2)
-    same, other = (
-        judge_recording(
-            tmp_path / "bag",
-            runtime=Runtime(device="cpu", backend="torch"),
-            settings=FrameSettings(fidelity=fidelity),
-        )[0]
-        for fidelity in (0.5, 1.0)
-    )
+    same = judge(read_recording(tmp_path / "bag", upscaler=upscaler))
+    upscaler.change(fidelity=1.0)
+    other = judge(read_recording(tmp_path / "bag", upscaler=upscaler))
     assert has(same["offline"], exact=2, weights_sha256=upscaler.weights_sha256)
     assert other["offline"]["exact"] == 0
     assert any("settings" in note for note in other["notes"])
@@ -348,9 +345,9 @@ def test_topics_are_asked_for_when_they_are_not_clear(tmp_path, whole, bicubic):
         (whole, (SR, SR), "cannot be the camera's topic"),
     ):
         with pytest.raises(ValueError, match=said):
-            judge_recording(bag, model=None, topics=topics)
+            read_recording(bag, topics=topics)
     with pytest.raises(FileNotFoundError):
-        judge_recording(tmp_path / "nothing", model=None)
+        read_recording(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("left", [8, 12, 60])

@@ -27,7 +27,7 @@ def stream(clock, statistics, frames, hertz=10.0, latency=0.02, upscaling=0.01):
     for _ in range(frames):
         clock.now += 1 / hertz
         statistics.received(round(clock.now * 1e9))
-        statistics.published(latency, upscaling)
+        statistics.count("published", latency=latency, upscaling=upscaling)
 
 
 def test_rates_and_latencies_of_a_steady_stream(clock, statistics):
@@ -43,12 +43,12 @@ def test_rates_and_latencies_of_a_steady_stream(clock, statistics):
 
 def test_the_window_forgets_but_the_totals_do_not(clock, statistics):
     stream(clock, statistics, 5)
-    statistics.dropped("malformed", "step 3 is too short")
-    statistics.dropped("stale")
-    statistics.dropped("stale")
+    statistics.count("malformed", "step 3 is too short")
+    statistics.count("stale")
+    statistics.count("stale")
     summary = statistics.summary()
     assert (summary.recent["malformed"], summary.recent["stale"]) == (1, 2)
-    assert summary.errors == {"malformed": "step 3 is too short", "stale": ""}
+    assert summary.errors == {"malformed": "step 3 is too short"}
     clock.now += WINDOW + 1
     summary = statistics.summary()
     assert np.isnan([*summary.latency, summary.upscaling]).all()
@@ -102,11 +102,11 @@ def test_every_frame_has_met_a_fate_or_is_pending_over_all_streams(clock, statis
     stream(clock, statistics, 3)
     for stamp in range(4):
         statistics.received(stamp)
-    statistics.dropped("stale")
-    statistics.idle()
+    statistics.count("stale")
+    statistics.count("idle")
     assert statistics.summary().pending == 2
     statistics.begin()
-    statistics.dropped("stopped")
+    statistics.count("stopped")
     summary = statistics.summary()
     assert (summary.pending, summary.total["received"], summary.rate_in) == (1, 7, 0)
 

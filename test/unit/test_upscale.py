@@ -7,6 +7,7 @@ import tifffile
 from PIL import Image, ImageOps, PngImagePlugin
 
 from difiisr_ros import cli
+from difiisr_ros.commands.upscale import window_to_show
 from difiisr_ros.picture_files import as_frame, list_files, read, upright
 
 WAVES = (np.add.outer(np.arange(20), 3 * np.arange(24)) % 90 + 60).astype(np.uint8)
@@ -172,26 +173,6 @@ def test_one_bad_file_is_skipped_counted_and_named(tmp_path, capsys, json_of):
     assert upscale(tmp_path / "in", out, "--force") == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["gone.png", "out"], "gone.png"),
-        (["a.png", "a.png", "--force"], "is the input"),
-        (["a.png", "b.jpg"], "name a .tiff"),
-        (["a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
-        ([".", "out"], "choose a folder elsewhere"),
-    ],
-)
-def test_what_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys, arguments, expected):
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(WAVES.astype(np.uint16) * 200).save("a.png")
-    assert upscale(*arguments) == 1
-    error = capsys.readouterr().err
-    assert expected in error
-    assert len(error.strip().splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
 def test_palette_gives_colours(tmp_path):
     np.save(tmp_path / "a.npy", WAVES.astype(np.float32) + 250)
     assert upscale(tmp_path / "a.npy", tmp_path / "out", "--palette", "inferno") == 0
@@ -229,3 +210,16 @@ def test_integers_that_16_bit_do_not_hold_are_refused():
 def test_hidden_files_are_no_input(tmp_path):
     (tmp_path / ".a.png").touch()
     assert list_files(tmp_path) == ([], 0)
+
+
+@pytest.mark.parametrize(("left", "top"), [(30, 20), (56, 40), (12, 36)])
+def test_window_is_where_the_results_differ_most(left, top):
+    one = np.full((60, 80), 100.0, np.float32)
+    other = one.copy()
+    other[top : top + 6, left : left + 6] = 200.0
+    other[:, 0] = 900.0  # a rim is not looked at
+    x, y, width, height = window_to_show(one, other)
+    assert 80 * x <= left
+    assert left + 6 <= 80 * (x + width) <= 80
+    assert 60 * y <= top
+    assert top + 6 <= 60 * (y + height) <= 60

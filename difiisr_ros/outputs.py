@@ -1,4 +1,4 @@
-"""What is made of a result for those who subscribe: PNG, temperatures, deviations, a picture.
+"""What the node publishes of a result, and what is made of it for those who subscribe.
 
 Nothing is computed for a topic without a subscriber.
 """
@@ -9,16 +9,33 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rclpy.lifecycle import LifecyclePublisher
-from sensor_msgs.msg import CompressedImage, Image
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from difiisr_models import Stream
 from difiisr_models.radiometry import temperatures
 from difiisr_models.tone_mapping import coloured
 from difiisr_models.uncertainty import DeviationTable, standard_deviations, table_of_model
-from difiisr_ros.compressed_image import compress
-from difiisr_ros.image_codec import ImageCodecError, encode_rows, is_colour, result_encoding
+from difiisr_ros.image_codec import (
+    ImageCodecError,
+    compress,
+    encode_rows,
+    is_colour,
+    result_encoding,
+)
 from difiisr_ros.parameters import Parameters
+
+DEPTH = 5  # a reliable subscriber may be this many results late
+
+
+def overridable(depth: int, reliability: str) -> dict[str, Any]:
+    """Arguments of a topic's end: keep-last QoS, one for each topic, since overrides change it."""
+    profile = QoSProfile(depth=depth, reliability=ReliabilityPolicy[reliability.upper()])
+    options = QoSOverridingOptions.with_default_policies()
+    return {"qos_profile": profile, "qos_overriding_options": options}
 
 
 def image_message(source: Any, pixels: np.ndarray, encoding: str | None = None) -> Image:
@@ -46,49 +63,85 @@ def image_message(source: Any, pixels: np.ndarray, encoding: str | None = None) 
     return message
 
 
-class DerivedOutputs:
-    """Publishers beside that of the result: ``compressed`` below its topic, and what is asked for.
+class Outputs:
+    """The publishers of a node, of which there are none before :meth:`create`."""
 
-    Attributes:
-        publishers: by what they publish: compressed, temperature, uncertainty, preview.
-    """
+    def __init__(self, node: LifecycleNode, warn_once: Callable[[str], None]) -> None:
+        self._node, self._warn_once = node, warn_once
+        self._publishers: dict[str, LifecyclePublisher] = {}
 
-    def __init__(
-        self,
-        create: Callable[[type, str], LifecyclePublisher],
-        result_topic: str,
-        settings: Parameters,
-        warn_once: Callable[[str], None],
-    ) -> None:
-        """Let ``create`` make publishers (type, topic); ``result_topic`` is the resolved name."""
-        self._warn_once = warn_once
-        topics = {"compressed": (CompressedImage, f"{result_topic}/compressed")}
+    def create(self, settings: Parameters) -> None:
+        """Make those that are asked for; ``compressed`` lies below the topic of the result."""
+
+        def create(name: str, kind: type, topic: str) -> None:
+            how = overridable(DEPTH, settings.output_reliability)
+            self._publishers[name] = self._node.create_lifecycle_publisher(kind, topic, **how)
+
+        create("image", Image, "sr/image_raw")
+        create("info", CameraInfo, "sr/camera_info")
+        create("compressed", CompressedImage, f"{self.topic}/compressed")
         if settings.unit != "counts":
-            topics["temperature"] = (Image, "sr/temperature")
+            create("temperature", Image, "sr/temperature")
         if settings.uncertainty:
             self._table = table_of_model(settings.model)
-            topics["uncertainty"] = (Image, "sr/uncertainty")
+            create("uncertainty", Image, "sr/uncertainty")
         if settings.preview != "none":
-            topics["preview"] = (Image, "sr/preview")
-        self.publishers = {name: create(*topic) for name, topic in topics.items()}
+            create("preview", Image, "sr/preview")
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._publishers["state"] = self._node.create_lifecycle_publisher(
+            DiagnosticStatus, "sr/stream_state", latched
+        )
+
+    @property
+    def topic(self) -> str:
+        """Of the result, its full name."""
+        return self._publishers["image"].topic_name
+
+    @property
+    def topics(self) -> str:
+        """All of them, in words."""
+        return ", ".join(publisher.topic_name for publisher in self._publishers.values())
+
+    def is_wanted(self) -> bool:
+        """Whether somebody subscribes to a result, or what is made of one."""
+        images = self._publishers.keys() - {"info", "state"}
+        return any(self._publishers[name].get_subscription_count() for name in images)
+
+    def publish_state(self, state: DiagnosticStatus) -> None:
+        """Publish the state of the stream, also to who subscribes later."""
+        self._publishers["state"].publish(state)
 
     def publish(
-        self, source: Any, pixels: np.ndarray, stream: Stream, settings: Parameters
+        self,
+        source: Any,
+        pixels: np.ndarray,
+        info: CameraInfo | None,
+        stream: Stream,
+        settings: Parameters,
     ) -> None:
-        """Publish what somebody subscribes to, of the result ``pixels`` of the image ``source``."""
+        """Publish the result ``pixels`` of the image ``source``, with its camera_info if known."""
+        self._publishers["image"].publish(image_message(source, pixels))
+        if info is not None:
+            self._publishers["info"].publish(info)
         make = {
             "compressed": lambda: _compressed(source, pixels),
             "temperature": lambda: _temperature(source, pixels, stream, settings),
             "uncertainty": lambda: _uncertainty(source, pixels, stream, self._table),
             "preview": lambda: _preview(source, pixels, stream, settings),
         }
-        for name, publisher in self.publishers.items():
-            if not publisher.get_subscription_count():
+        for name, publisher in self._publishers.items():
+            if name not in make or not publisher.get_subscription_count():
                 continue
             try:
                 publisher.publish(make[name]())
             except ImageCodecError as error:
                 self._warn_once(f"nothing on {publisher.topic_name}: {error}")
+
+    def destroy(self) -> None:
+        """Leave no topic behind."""
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers.clear()
 
 
 def _compressed(source: Any, pixels: np.ndarray) -> CompressedImage:

@@ -11,8 +11,7 @@ from ros_peer import Peer, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 from test_sr_node import REMAP, scene
 
-from difiisr_ros.compressed_image import compress, decompress
-from difiisr_ros.image_codec import image_to_array
+from difiisr_ros.image_codec import compress, decompress, image_to_array
 from difiisr_ros.node_process import NodeProcess
 
 TOPICS = {
@@ -26,6 +25,7 @@ MORE = (
     *("-r", "sr/temperature:=/thermal/sr/temperature", "-r", "sr/preview:=/thermal/sr/preview"),
     *("-p", "device:=cpu", "-p", "autostart:=true", "-p", "uncertainty:=true", "-p", "no_data:=7"),
     *("-p", "transport:=compressed", "-p", "unit:=kelvin", "-p", "scale:=0.01"),
+    *("-p", "backend:=torch"),  # no other is tried and measured first
     *("-p", "preview:=inferno", "-p", "telemetry_rows:=2", "-p", "diagnostics_period:=0.1"),
 )
 
