@@ -24,7 +24,7 @@ import zstandard
 
 from difiisr_models.settings import Camera, Crop
 from difiisr_models.stream import Stream
-from difiisr_models.validity import fill_from_nearest
+from difiisr_models.validity import fill
 from difiisr_ros.bag_storage import (
     LARGEST_CHUNK,
     QOS,
@@ -358,7 +358,7 @@ def _counts(message: Message, camera: Camera) -> np.ndarray:
     if not counts.size:
         raise ValueError(f"nothing is left of {image.width}x{image.height} pixels: see crop")
     if (invalid := np.isin(counts, camera.no_data_values)).any():
-        counts = fill_from_nearest(counts, invalid)
+        counts = fill(counts, invalid)
     if counts.dtype.kind == "i":
         counts = counts.astype(np.float32)
     if counts.dtype.kind == "f" and not np.isfinite(counts).all():

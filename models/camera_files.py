@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +15,7 @@ from difiisr_models.settings import Camera
 from difiisr_models.weights import share_dir
 
 GENERIC = "generic"
+_MOST_ROWS = 4  # of telemetry
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ class CameraFile:
         of_size = not self.sizes or (width, height) in self.sizes
         of_counts = not self.counts or self.counts[0] <= median <= self.counts[1]
         return encoding in self.encodings and of_size and of_counts
+
+    def telemetry_rows(self, frame: np.ndarray) -> int:
+        """Rows of telemetry in a whole frame ``(H, W)`` of a known size; negative: at the bottom.
+
+        They are what it has beyond another of the camera's sizes, on the side that is less like the
+        rest; 0 without any.
+        """
+        height, width = frame.shape
+        beyond = [height - tall for wide, tall in self.sizes if wide == width]
+        rows = min((n for n in beyond if 0 < n <= _MOST_ROWS), default=0)
+        top, bottom = frame[:rows], frame[height - rows :]
+        unlike = [abs(np.median(part) - np.median(frame)) for part in (top, bottom) if rows]
+        return -rows if rows and unlike[1] > unlike[0] else rows
 
 
 def known_cameras() -> list[str]:

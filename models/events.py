@@ -36,6 +36,8 @@ _ONE_SCENE = 9.5  # evidence; 5000 pairs of other scenes: up to 8.7, one in nois
 _EXPLAINS = 4.0  # of that evidence, for each factor e that a fit leaves less of the scene
 _AGREE = 0.75  # share of the blocks that are as they were, or an object has come
 _LEVEL = 0.06  # of the spread: a smaller jump of all blocks is drift
+_LEVEL_OF_SPAN = 0.025  # likewise, of a scene that is much of one level
+_DRIFTS = 3  # frames whose levels went one way: what they have in common is drift too
 _RESIDUALS = 3.0  # a smaller jump may be of what the scene beside it left
 _GAIN = 0.05  # natural logarithm: a smaller change is drift
 _ERRORS = 6.0  # standard errors: Student's t of 19 degrees of freedom exceeds it once in 100,000
@@ -50,7 +52,8 @@ _TINY = 1e-12
 _LARGEST = 1e30  # of counts: a product of four still is a number
 _ABSURD = 50.0  # times the spread of the scene before: nothing to compare with
 _WAITS = 50  # frames that a flat frame may last before it is the scene
-_ALTERNATES = 12  # frames within which gain or level go up and down
+_ALTERNATES = 12  # frames within which gain and level go up and down
+_RETURNS = 0.6  # of a change: the most that its reverse, and the same again, differ from it
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Event:
         kind: ``normal``; ``repeat`` (the frame before again, as while a shutter is closed);
             ``offset`` (all counts jumped, after a shutter); ``gain`` (counts changed as
             ``gain * counts + offset``); ``flicker`` (the third and further of such changes that go
-            up and down); ``flat`` (a closed shutter: no structure); ``cut`` (another scene);
+            to and fro); ``flat`` (a closed shutter: no structure); ``cut`` (another scene);
             ``pause`` (no frames for a while, and the same scene).
         gain, offset: the scene's counts before it, times ``gain``, plus ``offset``, are those now.
         is_exact: each pixel of a repeated frame is the same; else rows of telemetry differ.
@@ -92,7 +95,8 @@ class EventDetector:
         self._last: np.ndarray | None = None
         self._scene: _Thumbnail | None = None  # of the last frame that showed it
         self._flat_for = 0  # frames
-        self._steps: deque[float] = deque(maxlen=_ALTERNATES)
+        self._levels = deque([0.0] * _DRIFTS, maxlen=_DRIFTS)  # against the frame before each
+        self._steps: deque[complex] = deque(maxlen=_ALTERNATES)  # of gain, and level, at events
 
     def update(
         self, counts: np.ndarray, invalid: np.ndarray | None = None, is_closed: bool = False
@@ -110,7 +114,7 @@ class EventDetector:
         if min(counts.shape) < _LEAST:
             return Event()
         now = _Thumbnail.of(counts, invalid)
-        event = self._compare(now, is_closed)
+        event, step = self._compare(now, is_closed)
         is_sane = 1 / _ABSURD < event.gain < _ABSURD and np.isfinite(event.offset)
         if event.is_affine and not is_sane:
             event = Event("cut")  # one of both is garbage
@@ -120,49 +124,56 @@ class EventDetector:
         if event.kind != "flat":
             is_garbage = self._scene is not None and now.spread > _ABSURD * self._scene.spread
             self._scene = None if is_garbage else now
-        step = np.log(event.gain) if event.kind == "gain" else event.offset
-        self._steps.append(float(step))
-        up_and_down = [np.sign(step) for step in self._steps if step]
-        alternates = up_and_down[-3:] in ([1, -1, 1], [-1, 1, -1])
-        return replace(event, kind="flicker") if event.is_affine and alternates else event
+        self._steps.append(step if event.is_affine else 0)
+        there, back, again = ([0, 0, 0] + [step for step in self._steps if step])[-3:]
+        returns = max(abs(there + back), abs(there - again)) < _RETURNS * abs(there)
+        return replace(event, kind="flicker") if event.is_affine and returns else event
 
-    def _compare(self, now: _Thumbnail, is_closed: bool) -> Event:
+    def _compare(self, now: _Thumbnail, is_closed: bool) -> tuple[Event, complex]:
+        """The event, and how gain (its logarithm) and level (of the spread) changed."""
         scene = self._scene
         if scene is None:
-            return Event()
+            return Event(), 0
         if is_closed:
-            return Event("flat")
+            return Event("flat"), 0
         a, b = now.blocks, scene.blocks
         levels = np.subtract(*(_quantiles(each, _QUARTILES) for each in (a, b)))
         if np.abs(levels).max() < _LEVEL * scene.spread and _correlation(a, b) > _ALIKE:
-            return Event()
+            self._levels.append(float(levels[1]))
+            return Event(), 0
         distinct, shifts = _search(now.gradient, scene.gradient)
         fits = [_Fit.between(now, scene, by) for by in ((0.0, 0.0), *shifts)]
         fit = min(fits, key=lambda fit: fit.residual)
         evidence = distinct - _EXPLAINS * np.log(max(fit.left, _TINY))
         if evidence < _ONE_SCENE and scene.spread > _STRUCTURE * scene.noise:
             if now.structure < _FLAT * scene.structure and self._flat_for < _WAITS:
-                return Event("flat")
+                return Event("flat"), 0
             agrees = np.abs(a - b) < 0.05 * scene.spread + 4 * scene.noise
-            return Event() if agrees.mean() > _AGREE else Event("cut")
+            return Event() if agrees.mean() > _AGREE else Event("cut"), 0
+        drift = max(0.0, min(self._levels)) + min(0.0, max(self._levels))
+        self._levels.append(fit.level)
+        step = complex(np.log(fit.gain), fit.level / max(scene.spread, _TINY))
         is_whole = abs(np.log(fit.gain / fit.contrast)) < _APART
         if is_whole and abs(np.log(fit.gain)) > max(_GAIN, _ERRORS * fit.error):
-            return Event("gain", fit.gain, fit.offset)
-        if abs(fit.level) > max(_LEVEL * scene.spread, _RESIDUALS * fit.residual):
-            return Event("offset", 1.0, fit.level)
-        return Event()
+            return Event("gain", fit.gain, fit.offset), step
+        least = max(_LEVEL * scene.spread, _LEVEL_OF_SPAN * scene.span, _RESIDUALS * fit.residual)
+        if abs(fit.level - drift) > least:
+            return Event("offset", 1.0, fit.level), step
+        return Event(), 0
 
 
 @dataclass(frozen=True)
 class _Thumbnail:
     """Means over blocks of a frame, and the standard deviation of the noise in each of them.
 
-    ``is_whole``: no pixel of the block is invalid, or an outlier that was cut. Each frame has its
-    own bounds for outliers, so what was cut cannot be compared with another frame.
+    ``span``: of its pixels, outliers included; ``is_whole``: no pixel of the block is invalid, or
+    an outlier that was cut. Each frame has its own bounds for outliers, so what was cut cannot be
+    compared with another frame.
     """
 
     blocks: np.ndarray
     noise: float
+    span: float
     is_whole: np.ndarray
 
     @classmethod
@@ -184,7 +195,8 @@ class _Thumbnail:
         cross = (rows[:, :-1:2] - rows[:, 1::2]).ravel()
         noise = _ROBUST * _median(np.abs(cross[:: 1 + cross.size // 2000])) / 2 / block
         means = block_sums(pixels, block) / np.float32(block * block)
-        return cls(means, noise, block_sums(is_cut.astype(np.uint8), block) == 0)
+        is_whole = block_sums(is_cut.astype(np.uint8), block) == 0
+        return cls(means, noise, float(most - least), is_whole)
 
     @cached_property
     def spread(self) -> float:
@@ -204,11 +216,13 @@ class _Thumbnail:
     def structure(self) -> float:
         """Root mean square of what is no slope and no bowl, less noise and fixed pattern.
 
-        A shutter is as good as flat, a lens in front of it darker at the edges. The pattern of
-        pixels is taken to be half as strong as the noise.
+        A shutter is as good as flat, a lens in front of it darker at the edges, the more the
+        further out. The pattern of pixels is taken to be half as strong as the noise.
         """
         y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in self.blocks.shape), indexing="ij")
-        bowls = np.stack([x * 0 + 1, x, y, x * x, x * y, y * y]).reshape(6, -1).T
+        square = [x * x, x * y, y * y]
+        bowls = np.stack([x * 0 + 1, x, y, *square, x**4, (x * y) ** 2, y**4])
+        bowls = bowls.reshape(len(bowls), -1).T
         bowl, *_ = np.linalg.lstsq(bowls, self.blocks.ravel(), rcond=None)
         rest, most = self.blocks - (bowls @ bowl).reshape(self.blocks.shape), _PATTERN * self.noise
         for axis in (0, 1):

@@ -18,6 +18,7 @@ from difiisr_models.resample import kept
 
 _BLOCK = 8  # pixels on a side of the blocks that noise is looked for in
 _BLOCKS = 2_000  # that are looked at
+_LEAST_VALID, _MOST_VALID = 0.5, 0.75  # of a block that is judged; the quarter with fewest gaps
 _FLATTEST = 0.02  # share of the blocks; in them the scene has least to add
 _FLATTEST_OF_WHITE_NOISE = 0.69  # their deviation over that of the noise, by simulation
 _LOW, _HIGH = 9, 11  # sums of two frequencies: up to, and from, in the upper half of the DCT
@@ -32,7 +33,7 @@ _RATE = 0.5  # share of such a frame in the tracked variance
 _STRIP = 16_000  # pixels that a CPU denoises at a time: they stay in its cache
 
 
-def scene_noise(frame: np.ndarray) -> tuple[float, float]:
+def scene_noise(frame: np.ndarray, invalid: np.ndarray | None = None) -> tuple[float, float]:
     """Standard deviation of the noise, from one frame.
 
     In the flattest places there is noise, and fine texture. Texture has more power at low
@@ -42,34 +43,38 @@ def scene_noise(frame: np.ndarray) -> tuple[float, float]:
 
     Args:
         frame: ``(H, W)``, any unit, without gaps.
+        invalid: ``(H, W)`` bool, pixels that were gaps: what fills them has its own noise.
 
     Returns:
         the noise, and what noise and texture have together, same unit.
     """
     lo, hi = np.quantile(thinned(frame, _BLOCKS), RANGE_QUANTILES)
-    power, low, high = _flattest_power(frame)
+    power, low, high = _flattest_power(frame, invalid)
     texture = _FALLS * max(0.0, low - high) + (_TEXTURE * float(hi - lo)) ** 2
     return float(np.sqrt(max(0.0, high - texture))), float(np.sqrt(power))
 
 
-def difference_noise(frame: np.ndarray, before: np.ndarray) -> float:
+def difference_noise(
+    frame: np.ndarray, before: np.ndarray, invalid: np.ndarray | None = None
+) -> float:
     """Standard deviation of the noise, from two frames of one stream: what differs in still places.
 
     Args:
         frame: ``(H, W)``, any unit.
         before: the frame before it.
+        invalid: as of :func:`scene_noise`.
 
     Returns:
         standard deviation of the noise of either, same unit; more, where nothing stands still.
     """
-    return float(np.sqrt(_flattest_power(frame.astype(np.float32) - before)[0] / 2))
+    return float(np.sqrt(_flattest_power(frame.astype(np.float32) - before, invalid)[0] / 2))
 
 
-def _flattest_power(frame: np.ndarray) -> tuple[float, ...]:
+def _flattest_power(frame: np.ndarray, invalid: np.ndarray | None) -> tuple[float, ...]:
     """Variance of the noise by the upper half of the DCT, and by its lowest and highest part.
 
     Noise is white, a scene is not: in the flattest 2 % of all 8x8 blocks the upper half holds
-    noise, and little else. Blocks with saturated pixels are left out.
+    noise, and little else. Blocks with saturated pixels, or with more gaps, are left out.
     """
     stride = max(1, int((frame.size / _BLOCKS) ** 0.5))
     lowest, highest = float(frame.min()), float(frame.max())
@@ -78,10 +83,12 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, ...]:
     if frame.dtype.kind in "iu":
         ends = np.iinfo(frame.dtype)
         values[(frame == ends.min) | (frame == ends.max)] = np.nan
-    blocks = np.lib.stride_tricks.sliding_window_view(values, (_BLOCK, _BLOCK))
-    blocks = blocks[::stride, ::stride].reshape(-1, _BLOCK * _BLOCK)
     kernels, frequency = _upper_half()
-    power = (torch.from_numpy(blocks) @ kernels).square_().numpy()
+    power = (torch.from_numpy(_blocks(values, stride)) @ kernels).square_().numpy()
+    if invalid is not None:
+        valid = _blocks(~invalid, stride).mean(axis=1, dtype=np.float32)[:, None]
+        least = max(_LEAST_VALID, float(np.quantile(valid, _MOST_VALID)))
+        power = np.where(valid >= least, power / valid.clip(least), np.nan)
     power = power[~np.isnan(power[:, 0])]
     if len(power) == 0:
         return 0.0, 0.0, 0.0
@@ -90,6 +97,12 @@ def _flattest_power(frame: np.ndarray) -> tuple[float, ...]:
     parts = flattest, flattest[frequency <= _LOW], flattest[frequency >= _HIGH]
     scale = (unit / _FLATTEST_OF_WHITE_NOISE) ** 2
     return tuple(scale * float(part.mean()) for part in parts)
+
+
+def _blocks(values: np.ndarray, stride: int) -> np.ndarray:
+    """Of ``(H, W)`` every n-th window along both sides, ``(windows, 64)``."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, (_BLOCK, _BLOCK))
+    return windows[::stride, ::stride].reshape(-1, _BLOCK * _BLOCK)
 
 
 class NoiseTracker:
@@ -119,15 +132,15 @@ class NoiseTracker:
         earlier = (np.float32(gain) * each + np.float32(offset) for each in self._earlier)
         self._earlier = deque(earlier, maxlen=_LAG)
 
-    def update(self, counts: np.ndarray) -> float:
-        """Take in a frame ``(H, W)`` without gaps; returns its noise, counts."""
+    def update(self, counts: np.ndarray, invalid: np.ndarray | None = None) -> float:
+        """Take in a frame ``(H, W)`` whose ``invalid`` pixels are filled; its noise, counts."""
         earlier = self._earlier
         if earlier and np.array_equal(earlier[-1], counts):
             return self.deviation
         if self._frames % _EVERY == 0:
-            sigma, with_texture = scene_noise(counts)
+            sigma, with_texture = scene_noise(counts, invalid)
             if len(earlier) == _LAG:
-                near, far = (difference_noise(counts, earlier[i]) for i in (-1, 0))
+                near, far = (difference_noise(counts, earlier[i], invalid) for i in (-1, 0))
                 if far < with_texture and far <= _WHITE * near:
                     sigma = far
             rate = 1.0 if self._variance is None else _RATE

@@ -22,7 +22,7 @@ from difiisr_models.noise import NoiseTracker
 from difiisr_models.radiometry import GARBAGE, CountRange, RangeTracker
 from difiisr_models.settings import Camera
 from difiisr_models.tone_mapping import ToneMapper
-from difiisr_models.validity import StillPixels, fill_from_nearest, invalid_pixels
+from difiisr_models.validity import StillPixels, fill, invalid_pixels
 
 if TYPE_CHECKING:
     from difiisr_models.recurrence import Past
@@ -341,8 +341,8 @@ class Channel:
                 absurd = np.abs(counts - found.centre) > GARBAGE * found.half_span
             invalid = absurd if invalid is None else invalid | absurd
             invalid = invalid if invalid.any() else None
-        filled = counts if invalid is None else fill_from_nearest(counts, invalid)
-        noise = self._noise.update(filled) if has_news else self._noise.deviation
+        filled = counts if invalid is None else fill(counts, invalid)
+        noise = self._noise.update(filled, invalid) if has_news else self._noise.deviation
         strength = PatternStrength()
         if remove_pattern:
             pattern = self._pattern.update(filled, noise) if has_news else self._pattern.pattern

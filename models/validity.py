@@ -9,11 +9,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, find_objects, uniform_filter
+from scipy.ndimage import (
+    distance_transform_edt,
+    find_objects,
+    maximum_filter,
+    minimum_filter,
+    uniform_filter,
+)
 
 _MOVED = 0.01  # of the span between the 2 % and 98 % quantiles
 _MOVES = 10  # frames
-_LEAST_INSIDE = 0.25  # of the frame, that a border of zeros leaves
+_NARROW, _BENDS = 5, 20  # pixels; steps
+_BIHARMONIC = (
+    np.array(
+        [
+            [0, 0, -1, 0, 0],
+            [0, -2, 8, -2, 0],
+            [-1, 8, -20, 8, -1],
+            [0, -2, 8, -2, 0],
+            [0, 0, -1, 0, 0],
+        ]
+    )
+    / 20
+)
+_INSIDE, _FRAME = 0.5, 0.25  # of what a border of zeros leaves, and of the frame
 
 NO_DATA = 1e30
 """Float pixels of this magnitude are a mark, not a measurement; float32 has room above it."""
@@ -46,12 +65,42 @@ def invalid_pixels(counts: np.ndarray, no_data: Sequence[float] = ()) -> np.ndar
     return invalid if invalid.any() else None
 
 
-def fill_from_nearest(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
-    """``counts (H, W)`` with each invalid pixel replaced by the nearest valid one; 0 if all are."""
+def fill(counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
+    """``counts (H, W)`` with values in place of the invalid pixels; 0 if all are.
+
+    Beyond the nearest valid pixel the scene is mirrored: what fills a border is as rough and as
+    noisy as what lies beside it. Gaps narrower than 5 pixels are bent smooth then, by 20 steps
+    towards the biharmonic surface through what lies around.
+    """
     if invalid.all():
         return np.zeros_like(counts)
     nearest = distance_transform_edt(invalid, return_distances=False, return_indices=True)
-    return counts[tuple(nearest)]
+    edges = np.reshape(counts.shape, (2, 1, 1)) - 1
+    mirrored = tuple(np.clip(2 * nearest - np.indices(counts.shape), 0, edges))
+    filled = np.where(invalid[mirrored], counts[tuple(nearest)], counts[mirrored])
+    narrow = invalid & ~_opened(invalid, _NARROW)
+    if narrow.any():
+        bent = _bent(filled, narrow).clip(filled.min(), filled.max())
+        filled[narrow] = bent if counts.dtype.kind == "f" else np.rint(bent)
+    return filled
+
+
+def _opened(mask: np.ndarray, size: int) -> np.ndarray:
+    """What squares of ``size`` pixels cover of a mask that goes on beyond the frame."""
+    eroded = minimum_filter(np.pad(mask, size, constant_values=True), size)
+    return maximum_filter(eroded, size)[size:-size, size:-size]
+
+
+def _bent(filled: np.ndarray, narrow: np.ndarray) -> np.ndarray:
+    """The pixels ``narrow`` of ``filled (H, W)``, moved towards the biharmonic surface, 1-D."""
+    padded = np.pad(filled.astype(float), 2, mode="edge")
+    at = np.flatnonzero(np.pad(narrow, 2))
+    down, right = np.nonzero(_BIHARMONIC)
+    around = at[:, None] + (down - 2) * padded.shape[1] + right - 2
+    flat, weights = padded.ravel(), _BIHARMONIC[down, right]
+    for _ in range(_BENDS):
+        flat[at] += 0.5 * (flat[around] @ weights)  # stable up to 0.6
+    return flat[at]
 
 
 def put_back(result: np.ndarray, counts: np.ndarray, invalid: np.ndarray) -> np.ndarray:
@@ -116,14 +165,16 @@ def _mean_of_neighbours(counts: np.ndarray) -> np.ndarray:
 def _zero_border(counts: np.ndarray) -> np.ndarray:
     """Rows and columns of zeros that reach all around; none where one side has none.
 
-    What they leave is more than a quarter of the frame: less is a dark scene.
+    A dark scene is no border: of what is left more than half is not 0, and of the frame a quarter.
     """
     inside = find_objects((counts != 0).astype(np.uint8))
     is_border = inside and all(
         side.start > 0 and side.stop < size
         for side, size in zip(inside[0], counts.shape, strict=True)
     )
-    if is_border and counts[inside[0]].size > _LEAST_INSIDE * counts.size:
+    if is_border and np.count_nonzero(counts) > max(
+        _INSIDE * counts[inside[0]].size, _FRAME * counts.size
+    ):
         border = np.ones(counts.shape, bool)
         border[inside[0]] = False
         return border

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from difiisr_models import Camera, Runtime, Stream, Upscaler, load_upscaler
-from difiisr_models.camera_files import CameraFile, guess_cameras
+from difiisr_models.camera_files import CameraFile, guess_cameras, read_camera_file
 from difiisr_models.upscaler import STAGE, check_frame
 from difiisr_ros import bags
 from difiisr_ros.commands import arguments
@@ -100,7 +100,8 @@ def _model(model: str, runtime: Runtime, size: tuple[int, int] | None) -> dict[s
     return facts | ({"profile": _profile(upscaler, *size)} if size else {})
 
 
-def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) -> dict[str, Any]:
+def _recording(path: Path, topic: str | None, asked: str | None, camera: Camera) -> dict[str, Any]:
+    """``asked``: name of the camera; rows of telemetry that its frames show are cut unless told."""
     stream, last, seen, refused, times = Stream(), None, None, "", []
     stream.set_camera(camera)
     with bags.open_bag(path) as bag:
@@ -130,10 +131,13 @@ def _recording(path: Path, topic: str | None, name: str | None, camera: Camera) 
         encoding.append(FALSE_COLOUR.format("it"))
     else:
         guessed += guess_cameras(image.encoding, image.width, image.height, np.median(pixels))
-    likely = name or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
+    likely = asked or " or ".join(f"{found.name} ({found.title})" for found in guessed) or "unknown"
     # What is guessed stands, but for what is asked.
-    known = asdict(arguments.AskedCamera(camera=name).known)
-    name = name or next((found.name for found in guessed), None)
+    known = asdict(arguments.AskedCamera(camera=asked).known)
+    name = asked or next((found.name for found in guessed), None)
+    is_whole = pixels.shape == (image.height, image.width)
+    if name and is_whole and (rows := read_camera_file(name).telemetry_rows(pixels)):
+        return _recording(path, topic, asked, replace(camera, telemetry_rows=rows))
     parts = ", ".join(f"{name} {getattr(seen.pattern, name):.3g}" for name in _PATTERNS)
     words = ["ros2", "launch", "difiisr_ros", "sr.launch.py", f"image:={bags.raw_topic(topic)}"]
     words += [f"transport:={topic.rpartition('/')[2]}"] if topic != bags.raw_topic(topic) else []

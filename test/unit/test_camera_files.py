@@ -130,6 +130,17 @@ def test_what_makes_no_sense_is_refused(fields):
         Camera(**fields)
 
 
+def test_info_finds_the_rows_of_telemetry(lepton, tmp_path, capsys):
+    camera, frame = lepton
+    images = {n: image_bytes(header(n), frame(n, 3), "mono16") for n in range(5)}
+    bag = record(tmp_path / "bag", images=images)
+    for asked in ([], ["--camera", "lepton"]):
+        assert main(["info", "--bag", str(bag), *asked]) == 0
+        said = capsys.readouterr().out
+        assert said.rstrip().endswith(f"camera:=lepton telemetry_rows:={camera.telemetry_rows}")
+        assert "measured    0 " not in said  # the camera's own words are no temperatures
+
+
 def test_info_names_the_camera_and_the_launch_line(tmp_path, capsys):
     counts = np.random.default_rng(0).integers(29700, 29900, (120, 160)).astype(np.uint16)
     images = {n: image_bytes(header(n), counts + n, "mono16") for n in range(5)}

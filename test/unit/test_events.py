@@ -86,6 +86,33 @@ def test_events_of_difficult_scenes_are_found(simulated, kind, size, noise, spee
     assert set(seen[: simulated.AT]) == {"normal"}
 
 
+@pytest.mark.parametrize("rate", [-0.02, 0.01, 0.03])
+def test_a_drift_is_no_jump(simulated, rate):
+    """Of a scene most of which is of one level, by up to a fifth of that a frame."""
+    frames = simulated.pan(np.random.default_rng(5), 30, 0.01, 0.5)
+    drifting = (np.clip(frame, 0.3, None) + rate * n for n, frame in enumerate(frames))
+    assert set(simulated.kinds(drifting)[4:]) == {"normal"}
+
+
+def test_jumps_of_several_kinds_are_no_flicker(simulated):
+    frames = list(simulated.pan(np.random.default_rng(6), 24, 0.01, 1.0))
+    frames[8:12] = [frame - 0.35 for frame in frames[8:12]]
+    frames[16:] = [0.55 * frame - 0.1 for frame in frames[16:]]
+    seen = simulated.kinds(frames)
+    assert [(n, kind) for n, kind in enumerate(seen) if kind != "normal"] == [
+        (8, "offset"), (12, "offset"), (16, "gain"),
+    ]  # fmt: skip
+
+
+def test_a_lens_may_shade_its_shutter_steeply(simulated):
+    frames = list(simulated.pan(np.random.default_rng(7), 15, 0.03, 0.5))
+    y, x = np.mgrid[-1:1:120j, -1:1:160j]
+    shutter = np.median(frames[11]) + 0.15 * (np.abs(x) ** 3 + y**2 - 0.6)
+    noise = np.random.default_rng(8).normal(0, 0.03, (3, 120, 160))
+    frames[12:] = shutter + noise
+    assert simulated.kinds(frames)[12:] == ["flat"] * 3
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e19, 5e37])
 def test_frames_of_absurd_counts_make_no_event_among_themselves(frames, size):

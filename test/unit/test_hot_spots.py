@@ -47,9 +47,43 @@ def test_a_spot_over_a_quiet_wall(up, excess, radius, blur):
     assert sr.max() < frame.max() - 29500 + 0.3 * excess
 
 
-def test_a_saturated_frame_still_scales_down_to_itself():
+@pytest.mark.parametrize(
+    ("excess", "radius", "blur"), [(450, 1, 0.7), (450, 1.3, 0.7), (300, 1, 0.7), (200, 1.3, 0.7)]
+)
+def test_a_spot_little_above_its_wall_keeps_its_peak(up, excess, radius, blur):
+    spot, peak = disc(radius, blur)
+    noise = np.random.default_rng(11).normal(0, 4, spot.shape)
+    wall = 29500 + 60 * np.arange(WIDTH) / WIDTH
+    sr = up(np.round(wall + excess * spot + noise).astype(np.uint16), Stream()).astype(float)
+    assert sr.max() == pytest.approx(29530 + excess * peak, abs=0.1 * excess * peak)
+
+
+def drawn() -> np.ndarray:
     frame = np.full((64, 80), 110, np.uint8)
     frame[20:40, 30:36], frame[:10], frame[50:52, 10:70], frame[45, 5] = 255, 0, 255, 255
+    return frame
+
+
+def clipped(level: np.ndarray | float) -> np.ndarray:
+    """What of a random scene lies more than ``level`` deviations up, in 8 bits; most of it is 0."""
+    image = gaussian_filter(np.random.default_rng(3).normal(size=(256, 320)), 3)
+    image = np.clip(600 * (image / image.std() - level), 0, 255)
+    return np.rint(measured_again(image)).clip(0, 255).astype(np.uint8)
+
+
+def nearly_white() -> np.ndarray:
+    return 255 - clipped(1.8)
+
+
+def lamps_at_night() -> np.ndarray:
+    """Black all around: no border without a measurement."""
+    y, x = np.mgrid[-1:1:256j, -1:1:320j]
+    return clipped(8 * (x**2 + y**2))
+
+
+@pytest.mark.parametrize("make", [drawn, nearly_white, lamps_at_night])
+def test_a_saturated_frame_still_scales_down_to_itself(make):
+    frame = make()
     for name in ("difiisr-rt-x4", "bicubic-consistent"):
         up = load_upscaler(name, device="cpu", backend="torch", consistency=1.0)
         assert np.abs(measured_again(up(frame)) - frame).max() <= 1

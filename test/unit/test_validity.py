@@ -6,7 +6,7 @@ from scipy.ndimage import binary_dilation
 
 from difiisr_models import Stream, load_upscaler
 from difiisr_models.fixed_pattern import PatternStrength
-from difiisr_models.validity import StillPixels, fill_from_nearest, invalid_pixels
+from difiisr_models.validity import StillPixels, fill, invalid_pixels
 
 
 def scene(dtype=np.uint16, shift: float = 0.0) -> np.ndarray:
@@ -36,6 +36,8 @@ def up():
     [
         (border(1), 0, np.uint16, ()),
         (border(2), 0, np.uint16, ()),
+        (border(8), 0, np.uint16, ()),
+        (scattered(0.08), np.nan, np.float32, ()),
         (scattered(0.01), 0, np.uint16, ()),
         (scattered(0.002), 65535, np.uint16, ()),
         (border(1), np.nan, np.float32, ()),
@@ -91,13 +93,36 @@ def test_a_stream_says_what_its_last_frame_showed_of_the_scene():
     assert stream.seen is None
 
 
-def test_gaps_are_filled_from_the_nearest_pixel():
-    frame, gap = scene(), np.zeros((60, 80), bool)
-    gap[20:23, 30] = True
-    filled = fill_from_nearest(frame, gap)
-    np.testing.assert_array_equal(filled[~gap], frame[~gap])
-    assert filled[21, 30] in (frame[21, 29], frame[21, 31])
-    assert (fill_from_nearest(frame, np.ones_like(gap)) == 0).all()
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_gaps_continue_the_scene_around_them(dtype):
+    frame = (np.add.outer(np.arange(60), 2 * np.arange(80)) / 2).astype(dtype)
+    for gap, expected in (
+        (scattered(0.1), frame),
+        (border(6), np.pad(frame[6:-6, 6:-6], 6, "reflect")),
+    ):
+        filled = fill(np.where(gap, 0, frame), gap)
+        assert filled.dtype == dtype
+        np.testing.assert_array_equal(filled[~gap], frame[~gap])
+        np.testing.assert_allclose(filled.astype(float), expected, atol=2)
+    assert (fill(frame, np.ones_like(gap)) == 0).all()
+
+
+@pytest.mark.parametrize("gap", [border(9), scattered(0.08)])
+def test_what_fills_gaps_is_not_taken_for_the_noise(gap):
+    noisy = scene(np.float32) + np.random.default_rng(1).normal(0, 4, (60, 80)).astype(np.float32)
+    noise = []
+    for frame in (noisy, np.where(gap, np.float32(np.nan), noisy)):
+        stream = Stream()
+        stream.begin_frame(frame, None)
+        noise.append(stream.see(frame).noise)
+    assert noise[1] == pytest.approx(noise[0], rel=0.2)
+
+
+def test_a_dark_scene_is_no_border():
+    lamp, lamps = np.zeros((2, 60, 80), np.uint8)
+    lamp[20:40, 30:50], lamps[3:-3:3, 3:-3:2] = 90, 90
+    assert invalid_pixels(lamp) is None
+    assert invalid_pixels(lamps) is None
 
 
 def test_a_stuck_pixel_is_found_while_the_scene_moves_and_only_then():
