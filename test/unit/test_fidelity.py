@@ -10,7 +10,7 @@ from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation.measures import SQUEEZE_FILE, SQUEEZE_LINEAR_FILE
 from difiisr_training.evaluation.metrics import LpipsSqueeze, psnr
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.degradations.mix import bicubic
+from difiisr_training.degradations import bicubic
 from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.measures import Flicker, Judge, Radiometry

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.peers import load_peer

@@ -24,7 +24,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from difiisr_models.resample import SCALE, downsample, pack
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.guidance import spectral_loss
 from difiisr_training.perceptual import read_features
 
