@@ -122,9 +122,11 @@ def camera_flow(now: np.ndarray, before: np.ndarray, flow: np.ndarray) -> np.nda
     matrix = np.column_stack((turn, shift)).astype(np.float32)
     until = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ITERATIONS, 1e-4)
     with suppress(cv2.error):  # a picture without structure
-        _, matrix = cv2.findTransformECC(*small, matrix, cv2.MOTION_AFFINE, until, None, 1)
+        _, matrix = cv2.findTransformECC(  # type: ignore[call-overload]  # its stubs want a mask
+            *small, matrix, cv2.MOTION_AFFINE, until, None, 1
+        )
     turn, shift = matrix[:, :2], matrix[:, 2] * coarse + centre - matrix[:, :2] @ centre
-    return np.float32(grid @ turn.T + shift - grid)
+    return (grid @ turn.T + shift - grid).astype(np.float32)
 
 
 def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:

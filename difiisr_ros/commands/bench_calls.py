@@ -181,14 +181,14 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
 def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, Call]]:
     """The same of a model's way from frame to frame."""
     device, frames = str(bench.device), camera_frames(size, 8)  # in turns: no frame is a repeat
-    loaded: list[tuple[str, str, int, Any]]  # backend, precision, parameters, and what upscales
+    loaded: list[tuple[str, str, int | None, Any]]  # backend, precision, weights, what upscales
     if model in PUBLISHED_NAMES:
         peer = load_peer(model, bench.weights, device)
         loaded = [("torch", "fp32", peer.parameters, peer)]
     else:
-        runtime = replace(bench.runtime, device=device)
-        backends = ("torch",) if model in BICUBIC else _backends(bench)
-        runtime = Runtime(device=device) if model in BICUBIC else runtime
+        plain = model in BICUBIC
+        runtime = Runtime(device=device) if plain else replace(bench.runtime, device=device)
+        backends = ("torch",) if plain else _backends(bench)
         ups = [load_upscaler(model, runtime=runtime, backend=name) for name in backends]
         loaded = [(up.backend, up.runtime.precision, up.parameter_count, up) for up in ups]
     for backend, precision, count, found in loaded:
