@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from difiisr_models import Stream, load_upscaler
 from difiisr_ros.scene import FRAME_RATE, Scene
 from difiisr_training.data.images import crop_to_multiple
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation.readers import Detections, OnnxDetector
 
 MODEL, OVER_TIME = "difiisr-rt-x4", "difiisr-rtv-x4"

@@ -32,8 +32,7 @@ from difiisr_models import Stream
 from difiisr_models.consistency import noise_aware_consistency
 from difiisr_models.resample import SCALE, pack, unpack
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.degradations.mix import pillow_resize
-from difiisr_training.degradations.thermal_camera import random_jpeg
+from difiisr_training.degradations import pillow_resize, random_jpeg
 from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import evenly, to_dtype
 from difiisr_training.evaluation.peers import load_peer

@@ -82,6 +82,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_weights(shared_data):
+    """Gives the path of a published network's file beside the data; skips where it is missing."""
+
+    def path_of(name: str) -> Path:
+        path = shared_data.parent / "weights" / name
+        if not path.is_file():
+            pytest.skip(f"no weights at {path}")
+        return path
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
 def tiny_network():
     """A compact network of 16 channels and one block; nobody changes it."""
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from difiisr_models.resample import SCALE
 from difiisr_training.checkpoints import STATISTICS_NAME, VALIDATION_NAME, read_journal
 from difiisr_training.config import TrainConfig
 from difiisr_training.data.images import ImageSource, LoadFrames
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation import films
 from difiisr_training.evaluation.inputs import evenly, full_range
 from difiisr_training.evaluation.measures import Judge

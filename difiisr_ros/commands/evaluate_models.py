@@ -22,7 +22,7 @@ from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import AskedCamera, KnownCamera
 from difiisr_ros.commands.environment import environment
 from difiisr_training.data.annotations import images_by_name
-from difiisr_training.degradations.mix import Kind
+from difiisr_training.degradations import Kind
 from difiisr_training.evaluation import task_scores
 from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.inputs import HELD_OUT, InputSet, Selection, image_set

@@ -12,7 +12,7 @@ from difiisr_models.model_loading import save_compact
 from difiisr_ros import cli
 from difiisr_ros.commands import adapt as command
 from difiisr_training.checkpoints import starting_weights
-from difiisr_training.degradations.mix import bicubic, pillow_resize
+from difiisr_training.degradations import bicubic, pillow_resize
 from difiisr_training.evaluation.films import next_frame_errors, surely_better
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.validation import upscaler_of

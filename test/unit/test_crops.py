@@ -7,7 +7,7 @@ import torch
 from difiisr_models.radiometry import NETWORK_LIMIT
 from difiisr_training.data.images import ImageSource
 from difiisr_training.data.training_pairs import CropConfig, CropDataset
-from difiisr_training.degradations.mix import DegradationConfig
+from difiisr_training.degradations import DegradationConfig
 
 CLEAN = DegradationConfig(bicubic=1, thermal=0, second_order=0)
 STILL = {"gain_jitter": 1.0, "offset_jitter": 0.0, "inverted_share": 0.0, "rotated": False}

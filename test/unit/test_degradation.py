@@ -11,12 +11,13 @@ from PIL import Image
 
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import downsample, pack
-from difiisr_training.degradations import second_order
-from difiisr_training.degradations import thermal_camera as camera
-from difiisr_training.degradations.mix import KINDS, DegradationConfig, degrade
-from difiisr_training.degradations.thermal_camera import (
+from difiisr_training import degradations
+from difiisr_training.degradations import (
+    KINDS,
+    DegradationConfig,
     ThermalConfig,
     agc_range,
+    degrade,
     thermal_pair,
     to_eight_bit,
 )
@@ -59,7 +60,7 @@ def test_a_lens_attenuates_each_frequency_by_its_mtf(cycles, sigma):
     r = f / cutoff
     theory = 2 / math.pi * (math.acos(r) - r * math.sqrt(1 - r * r)) if r < 1 else 0.0
     theory *= math.exp(-2 * (math.pi * sigma * f) ** 2)
-    blurred = camera.blur_by_lens(wave(side, f), cutoff, sigma)
+    blurred = degradations.blur_by_lens(wave(side, f), cutoff, sigma)
     inner = blurred[:, 40:-40]  # 80 columns hold whole periods of every wave here
     assert amplitude(inner, f) == pytest.approx(theory, abs=0.01)
 
@@ -67,25 +68,27 @@ def test_a_lens_attenuates_each_frequency_by_its_mtf(cycles, sigma):
 @pytest.mark.parametrize(("cycles", "fill_factor"), [(2, 0.4), (8, 0.7), (8, 1.0), (14, 0.4)])
 def test_detector_sampling_follows_the_aperture_function(fill_factor, cycles):
     f, width = cycles / 160, 4 * math.sqrt(fill_factor)
-    sampled = camera.sample_by_detector(wave(160, f), fill_factor)
+    sampled = degradations.sample_by_detector(wave(160, f), fill_factor)
     # Pixels are samples here, while sinc assumes a continuous scene: hence the few per cent.
     assert amplitude(sampled, 4 * f) == pytest.approx(np.sinc(width * f), abs=0.02)
 
 
 def test_stripes_are_constant_along_their_line_and_stuck_pixels_are_as_many_as_asked():
-    rows = camera.stripes((500, 300), 2.0, 0.0, rng())
-    columns = camera.stripes((300, 500), 0.0, 2.0, rng())
+    rows = degradations.stripes((500, 300), 2.0, 0.0, rng())
+    columns = degradations.stripes((300, 500), 0.0, 2.0, rng())
     for lines in (rows.T, columns):
         assert (lines == lines[:1]).all()
         assert lines[0].std() == pytest.approx(2.0, rel=0.1)
-    stuck = camera.stick_pixels(np.full((500, 500), 50.0, np.float32), 0.01, 100.0, 200.0, rng())
+    stuck = degradations.stick_pixels(
+        np.full((500, 500), 50.0, np.float32), 0.01, 100.0, 200.0, rng()
+    )
     changed = stuck[stuck != 50]
     assert changed.size / stuck.size == pytest.approx(0.01, rel=0.1)
     assert 100 <= changed.min() < changed.max() <= 200
 
 
 def test_drift_is_slow_and_as_strong_as_asked():
-    fields = np.stack([camera.drift_field((40, 60), 0.5, rng(i)) for i in range(500)])
+    fields = np.stack([degradations.drift_field((40, 60), 0.5, rng(i)) for i in range(500)])
     assert np.sqrt((fields**2).mean()) == pytest.approx(0.5, rel=0.06)
     assert fields.mean(axis=(1, 2)).std() == pytest.approx(0.5 / math.sqrt(3), rel=0.1)
     assert np.abs(np.diff(fields, 2, axis=1)).max() < 1e-5
@@ -157,7 +160,7 @@ def test_the_gain_control_saturates_both_and_rounds_the_low_resolution_one():
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_kernels_keep_the_mean_and_are_centred(seed):
-    kernel = second_order.random_kernel((3, 19), (0.2, 3.0), rng(seed))
+    kernel = degradations.random_kernel((3, 19), (0.2, 3.0), rng(seed))
     side = kernel.shape[0]
     assert kernel.shape == (side, side)
     assert side in range(3, 20, 2)
@@ -166,13 +169,13 @@ def test_kernels_keep_the_mean_and_are_centred(seed):
 
 
 def test_sinc_kernel_passes_below_its_cutoff_and_stops_above():
-    response = np.abs(np.fft.fft2(second_order.sinc_kernel(63, math.pi / 2), (256, 256)))
+    response = np.abs(np.fft.fft2(degradations.sinc_kernel(63, math.pi / 2), (256, 256)))
     assert response[0, 20] == pytest.approx(1, abs=0.1)  # 0.16 pi
     assert response[0, 100] < 0.1  # 0.78 pi
 
 
 def test_poisson_noise_grows_with_the_root_of_the_level():
     levels = np.repeat(np.linspace(0.1, 0.9, 9), 20000).reshape(9, 20000).astype(np.float32)
-    noise = (second_order.add_poisson_noise(levels, 0.5, rng()) - levels).std(axis=1)
+    noise = (degradations.add_poisson_noise(levels, 0.5, rng()) - levels).std(axis=1)
     white = 16  # nine levels, rounded up to a power of two
     assert noise[:5] == pytest.approx(0.5 * np.sqrt(levels[:5, 0] / white), rel=0.1)

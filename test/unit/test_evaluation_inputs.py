@@ -12,7 +12,7 @@ from thermal_bags import cut, header, image_bytes, pixels, record
 
 from difiisr_ros import cli
 from difiisr_ros.commands.evaluate_models import resolve_inputs
-from difiisr_training.degradations.mix import bicubic
+from difiisr_training.degradations import bicubic
 from difiisr_training.evaluation.evaluate import judge_models
 from difiisr_training.evaluation.inputs import Selection, finite_window, image_set, make_pair
 from difiisr_training.evaluation.measures import Judge

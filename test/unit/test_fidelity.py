@@ -10,7 +10,8 @@ from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
+from difiisr_training.evaluation.measures import SQUEEZE_FILE, SQUEEZE_LINEAR_FILE
 from difiisr_training.evaluation.metrics import LpipsSqueeze, psnr
 
 KNOB = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -52,12 +53,8 @@ def test_error_grows_and_the_steps_are_equal_as_the_knob_goes_down(up):
     np.testing.assert_allclose(steps, np.mean(steps), rtol=0.02)
 
 
-def test_shipped_weights_trade_psnr_for_lpips_on_validation_images(shared_data):
-    weights = shared_data.parent / "weights"
-    names = ("squeezenet1_1_features_lpips.pth", "lpips_lin_v0.1_squeeze.pth")
-    if not all((weights / name).is_file() for name in names):
-        pytest.skip(f"no LPIPS-squeeze networks in {weights}")
-    lpips = LpipsSqueeze(*(weights / name for name in names))
+def test_shipped_weights_trade_psnr_for_lpips_on_validation_images(shared_data, shared_weights):
+    lpips = LpipsSqueeze(shared_weights(SQUEEZE_FILE), shared_weights(SQUEEZE_LINEAR_FILE))
     up = load_upscaler("difiisr-rt-x4", device="cpu", backend="torch")
     table = []
     for path in list_images(shared_data / "hit_uav" / "val")[::24]:

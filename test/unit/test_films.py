@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from difiisr_ros.cli import main as difiisr
-from difiisr_training.degradations.mix import bicubic, pillow_resize
+from difiisr_training.degradations import bicubic, pillow_resize
 from difiisr_training.evaluation import films
 from difiisr_training.evaluation.peers import Safmn
 

@@ -1,6 +1,6 @@
 """L_g and its gradient: what the losses forget, what is corrected, and where."""
 
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -182,14 +182,9 @@ def test_a_pattern_costs_its_energy_and_noise_a_level_or_a_slope_next_to_nothing
     assert pattern_loss(tiled(0.1)[..., :12, :8], torch.zeros(1, 1, 12, 8)).item() > 0.001
 
 
-NORMALISED = Path(__file__).parents[3] / "shared" / "weights" / "vgg19norm_to_relu3_1.pth"
-
-
 @pytest.fixture
-def normalised():
-    if not NORMALISED.is_file():
-        pytest.skip(f"no weights at {NORMALISED}")
-    return PerceptualLoss("vgg19_relu3_1", NORMALISED)
+def normalised(shared_weights):
+    return partial(PerceptualLoss, weights=shared_weights("vgg19norm_to_relu3_1.pth"))
 
 
 @pytest.fixture
@@ -230,7 +225,8 @@ def test_true_vgg_features_lose_more_with_more_blur(normalised, pair):
     blurred = [hr]
     for _ in range(3):
         blurred.append(F.avg_pool2d(F.pad(blurred[-1], (1,) * 4, mode="reflect"), 3, stride=1))
-    values = [normalised(sr, hr).mean().item() for sr in blurred]
+    loss = normalised("vgg19_relu3_1")
+    values = [loss(sr, hr).mean().item() for sr in blurred]
     assert values[0] == 0
     assert values == sorted(values)
     assert values[1] > 0
@@ -238,9 +234,9 @@ def test_true_vgg_features_lose_more_with_more_blur(normalised, pair):
 
 def test_three_scales_forget_the_contrast_that_one_feature_map_does_not(normalised, pair):
     """Unit-length features: the same blur at a quarter of the contrast is nearly as bad."""
-    scales, (sr, hr) = PerceptualLoss("vgg19_scales", NORMALISED), pair
+    scales, (sr, hr) = normalised("vgg19_scales"), pair
     ratios = {}
-    for name, loss in (("scales", scales), ("one map", normalised)):
+    for name, loss in (("scales", scales), ("one map", normalised("vgg19_relu3_1"))):
         ratios[name] = (loss(sr / 4, hr / 4) / loss(sr, hr)).mean().item()
     assert ratios["scales"] > 2 * ratios["one map"]
 

@@ -16,7 +16,7 @@ from difiisr_training.data.images import (
     read_counts,
     read_pages,
 )
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 
 
 def gradient(dtype, top=None):

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 from PIL import Image, ImageFilter
 
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.degradations.mix import bicubic
-from difiisr_training.evaluation import metrics
+from difiisr_training.degradations import bicubic
+from difiisr_training.evaluation import measures, metrics
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.measures import Flicker, Judge, Radiometry
 from difiisr_training.evaluation.metrics import (
@@ -27,11 +26,6 @@ from difiisr_training.evaluation.metrics import (
     spectral_distance,
     ssim,
 )
-
-WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
-SQUEEZE = WEIGHTS / "squeezenet1_1_features_lpips.pth"
-LINEAR = WEIGHTS / "lpips_lin_v0.1_squeeze.pth"
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
 
 
 @pytest.fixture
@@ -86,16 +80,16 @@ def test_consistency_downsamples_as_pillow_does():
     np.testing.assert_allclose(consistency(sr, lr), np.abs(np.asarray(small) - lr), atol=0.01)
 
 
-@needs_weights
-def test_lpips_is_that_of_the_lpips_package(frame, tmp_path):
+def test_lpips_is_that_of_the_lpips_package(frame, tmp_path, shared_weights):
     pytest.importorskip("torchvision", reason="the lpips package needs torchvision")
     package = pytest.importorskip("lpips")
     theirs = package.LPIPS(pretrained=False, net="squeeze", pnet_rand=True, verbose=False).eval()
-    state = torch.load(SQUEEZE, weights_only=True)
+    squeeze, linear = map(shared_weights, (measures.SQUEEZE_FILE, measures.SQUEEZE_LINEAR_FILE))
+    state = torch.load(squeeze, weights_only=True)
     for piece in [getattr(theirs.net, f"slice{i}") for i in range(1, 8)]:
         piece.load_state_dict({k: state[k] for k in piece.state_dict()})
-    theirs.load_state_dict(torch.load(LINEAR, map_location="cpu", weights_only=True), strict=False)
-    ours, sr = LpipsSqueeze(SQUEEZE, LINEAR), blurred(frame, 1.5)
+    theirs.load_state_dict(torch.load(linear, map_location="cpu", weights_only=True), strict=False)
+    ours, sr = LpipsSqueeze(squeeze, linear), blurred(frame, 1.5)
     with torch.no_grad():
         wanted = theirs(*in_colours(sr, frame)).item()
     assert ours(sr, frame, 255) == pytest.approx(wanted, rel=1e-4)
@@ -104,7 +98,7 @@ def test_lpips_is_that_of_the_lpips_package(frame, tmp_path):
     )
     torch.save({"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, tmp_path / "lin.pth")
     with pytest.raises(RuntimeError, match="LPIPS-squeeze"):
-        LpipsSqueeze(SQUEEZE, tmp_path / "lin.pth")
+        LpipsSqueeze(squeeze, tmp_path / "lin.pth")
 
 
 @pytest.mark.parametrize("net", ["alex", pytest.param("vgg", marks=pytest.mark.slow)])
@@ -126,9 +120,8 @@ def test_lpips_on_another_backbone_is_that_of_the_lpips_package(tmp_path, net):
     assert ours(blurred(hr, 1), hr, 255) == pytest.approx(wanted, rel=1e-4)
 
 
-@needs_weights
-def test_niqe_says_when_an_image_is_too_small_or_flat(frame):
-    niqe = Niqe(WEIGHTS / "niqe_pris_params.npz")
+def test_niqe_says_when_an_image_is_too_small_or_flat(frame, shared_weights):
+    niqe = Niqe(shared_weights(measures.NIQE_FILE))
     assert niqe(frame, 255) < niqe(blurred(frame, 3), 255)
     for image in (frame[:100, :100], frame[:40], np.full((300, 300), 7, np.uint8)):
         with pytest.raises(ValueError, match="96x96"):
@@ -316,12 +309,11 @@ def test_a_network_may_fail_at_small_frames_only(monkeypatch):
         judge(hr[:40], lr[:10], hr[:40])
 
 
-@needs_weights
-def test_all_metrics_agree_which_result_is_better(shared_data):
+def test_all_metrics_agree_which_result_is_better(shared_data, shared_weights):
     frame = read_counts(list_images(shared_data / "roadscene" / "train")[0])
     lr, hr = make_pair(frame[:288, :288])
     names = ["psnr", "ssim", "lpips_squeeze", "niqe", "spectral", "error"]
-    judge = Judge("reference", names, WEIGHTS)
+    judge = Judge("reference", names, shared_weights(measures.NIQE_FILE).parent)
     exact, coarse = (judge(sr, lr, hr) for sr in (hr, nearest(lr)))
     assert exact["lpips_squeeze"] == exact["spectral"] == exact["error_p95"] == 0
     for name, info in judge.columns.items():

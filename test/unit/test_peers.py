@@ -1,6 +1,5 @@
 import hashlib
 import importlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +9,10 @@ from safetensors.torch import save_file
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_training.data.images import list_images, read_counts
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.peers import load_peer
-
-WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no weights at {WEIGHTS}")
 
 
 @pytest.fixture
@@ -46,16 +42,15 @@ def test_bicubic_is_four_times_larger_in_the_same_unit(dtype):
     assert result.mean() == pytest.approx(counts.mean(), rel=0.02)
 
 
-@needs_weights
 @pytest.mark.parametrize("name", ["safmn", "rlfn", "realesrgan"])
-def test_published_peers_beat_bicubic_as_they_do_in_print(name, shared_data):
+def test_published_peers_beat_bicubic_as_they_do_in_print(name, shared_data, shared_weights):
     """On thermal frames SAFMN and RLFN gain 1.5 to 3 dB; a wrong network or input range loses.
 
     Real-ESRGAN paints: it need not gain, but it is no noise.
     """
     frame = read_counts(list_images(shared_data / "hit_uav" / "test")[0])
     lr, hr = make_pair(frame[150:310, 150:310])
-    peer = load_peer(name, WEIGHTS, "cpu")
+    peer = load_peer(name, shared_weights("rlfn_x4.pth").parent, "cpu")
     gain = psnr(peer.upscale(lr), hr, 255)
     gain -= psnr(load_peer("bicubic", None, "cpu").upscale(lr), hr, 255)
     assert gain > (-6 if name == "realesrgan" else 1)
@@ -63,10 +58,9 @@ def test_published_peers_beat_bicubic_as_they_do_in_print(name, shared_data):
     assert peer.parameters > 200_000
 
 
-@needs_weights
 @pytest.mark.parametrize("name", ["safmn", "rlfn"])
-def test_a_peer_is_shown_the_full_range_of_a_frame_in_any_unit(name):
-    peer = load_peer(name, WEIGHTS, "cpu")
+def test_a_peer_is_shown_the_full_range_of_a_frame_in_any_unit(name, shared_weights):
+    peer = load_peer(name, shared_weights("rlfn_x4.pth").parent, "cpu")
     counts = counts_of(2)
     counts[0, 0] = 0  # with 255 in it the 8-bit range is the frame's own
     kelvin = (counts / 255 * 40 + 280).astype(np.float32)

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("jinja2", reason="the report needs jinja2")
 pytest.importorskip("matplotlib", reason="the report needs matplotlib")
 
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation.figures import choose_window
 from difiisr_training.evaluation.measures import MetricInfo
 from difiisr_training.evaluation.report import best_of, write_report

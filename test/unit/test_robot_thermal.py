@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks import robot_thermal as benchmark
 from benchmarks.robot_thermal import Report, by_temperature, measure, swapped, target_measures
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 
 JSON = Path(__file__).parents[2] / "benchmarks" / "robot_thermal.json"
 

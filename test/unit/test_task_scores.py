@@ -230,11 +230,8 @@ def test_what_is_no_detector_is_named(tmp_path):
         OnnxDetector(tmp_path / "wrong.onnx")
 
 
-def test_fastestdet_finds_the_car_of_a_thermal_street(shared_data):
-    path = shared_data.parent / "weights" / "fastestdet_coco.onnx"
-    if not path.is_file():
-        pytest.skip(f"no {path.name}")
-    detector = OnnxDetector(path)
+def test_fastestdet_finds_the_car_of_a_thermal_street(shared_data, shared_weights):
+    detector = OnnxDetector(shared_weights("fastestdet_coco.onnx"))
     assert detector.input_size == (352, 352)
     found = detector(read_counts(shared_data / "roadscene" / "train" / "FLIR_04285.png"))
     assert detector.classes[found.classes[0]] == "car"

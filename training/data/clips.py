@@ -28,7 +28,7 @@ from difiisr_training.data.images import (
     list_images,
     read_counts,
 )
-from difiisr_training.degradations.thermal_camera import random_jpeg, stripes
+from difiisr_training.degradations import random_jpeg, stripes
 
 _TEXTURE = 0.018  # network units: a stream's tracker counts weaker noise as none, see noise.py
 _STEPS = 8  # attempts to find a crop that is not flat

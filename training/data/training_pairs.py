@@ -19,8 +19,13 @@ from torch.utils.data import Dataset
 from difiisr_models.radiometry import NETWORK_LIMIT, CountRange, robust_range
 from difiisr_models.resample import SCALE
 from difiisr_training.data.images import ImageSource, LoadFrames, crop_to_multiple
-from difiisr_training.degradations.mix import DegradationConfig, choose_kind, degrade, pillow_resize
-from difiisr_training.degradations.thermal_camera import agc_range
+from difiisr_training.degradations import (
+    DegradationConfig,
+    agc_range,
+    choose_kind,
+    degrade,
+    pillow_resize,
+)
 
 log = logging.getLogger(__name__)
 

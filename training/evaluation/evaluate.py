@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from difiisr_models.files import write_json
 from difiisr_training.data.images import read_counts
-from difiisr_training.degradations.mix import Kind
+from difiisr_training.degradations import Kind
 from difiisr_training.evaluation.films import pan_to
 from difiisr_training.evaluation.inputs import InputSet, make_pair
 from difiisr_training.evaluation.measures import Judge, is_flat

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from difiisr_models.resample import SCALE
-from difiisr_training.degradations.mix import bicubic, pillow_resize
+from difiisr_training.degradations import bicubic, pillow_resize
 from difiisr_training.evaluation.inputs import evenly
 from difiisr_training.evaluation.results import (
     HR_FOLDER,

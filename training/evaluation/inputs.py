@@ -16,8 +16,7 @@ from pydantic.dataclasses import dataclass
 from difiisr_models.resample import SCALE
 from difiisr_training.data.annotations import images_by_name, pair_names
 from difiisr_training.data.images import crop_to_multiple, read_counts, read_pages
-from difiisr_training.degradations.mix import DegradationConfig, Kind, degrade, pillow_resize
-from difiisr_training.degradations.thermal_camera import agc_range
+from difiisr_training.degradations import DegradationConfig, Kind, agc_range, degrade, pillow_resize
 
 log = logging.getLogger(__name__)
 

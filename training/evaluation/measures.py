@@ -17,7 +17,7 @@ import torch
 from difiisr_models.files import sha256_file
 from difiisr_models.radiometry import robust_range
 from difiisr_models.resample import SCALE
-from difiisr_training.degradations.mix import bicubic
+from difiisr_training.degradations import bicubic
 from difiisr_training.evaluation import metrics
 from difiisr_training.evaluation.inputs import full_range
 

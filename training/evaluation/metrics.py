@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from difiisr_models.resample import SCALE, downsample, pack
 from difiisr_training.checkpoints import read_checkpoint
-from difiisr_training.degradations.mix import pillow_resize
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.guidance import spectral_loss
 from difiisr_training.perceptual import read_features
 

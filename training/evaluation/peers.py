@@ -26,7 +26,7 @@ from difiisr_models.tiling import Tiling
 from difiisr_models.weights import MANIFEST_NAME
 from difiisr_training.checkpoints import read_checkpoint, refuse_bomb
 from difiisr_training.data.annotations import images_by_name
-from difiisr_training.degradations.mix import bicubic
+from difiisr_training.degradations import bicubic
 from difiisr_training.evaluation.inputs import full_range, to_dtype
 from difiisr_training.evaluation.results import slug
 from difiisr_training.perceptual import with_torchvision

@@ -1,1 +1,0 @@
-"""How a low-resolution frame comes about from a high-resolution one."""
