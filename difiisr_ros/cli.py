@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -97,21 +98,22 @@ def _code_of(arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        if not arguments:
-            _app().help_print([])
-            return EXIT_LOSSES
         answer = _app()(
             arguments, exit_on_error=False, print_error=False, result_action="return_value"
         )
-        if text := str(answer or ""):  # help has none
+        if text := str(answer or ""):
             print(text)
-        return answer.code if answer else 0
+        if answer is None:  # help, which is right where it was asked for
+            return 0 if any(word.startswith("-") for word in arguments) else EXIT_LOSSES
+        return answer.code
     except CycloptsError as error:
         is_old = any(word.partition("=")[0] in OLD_SIZES for word in arguments)
         text = "sizes are written --size WIDTHxHEIGHT" if is_old else _in_one_line(error)
-        for switch, word in pairwise(arguments):
-            if isinstance(error, UnusedCliTokensError) and word in ("true", "false"):
-                text = f"write {switch}={word}: a switch takes no word of its own"
+        if isinstance(error, UnusedCliTokensError):
+            text = f"nothing takes {shlex.join(error.unused_tokens or [])}"
+            for switch, word in pairwise(arguments):
+                if word in ("true", "false"):
+                    text = f"write {switch}={word}: a switch takes no word of its own"
         print(f"difiisr: {text}", file=sys.stderr)
         return EXIT_LOSSES
     except KeyboardInterrupt as error:
@@ -172,8 +174,10 @@ def _in_one_line(error: CycloptsError) -> str:
     text = re.sub(
         r"\d+ validation errors? for \S+|\[type=.*?\]$", "", str(error), flags=re.MULTILINE
     )
-    lines = [line.strip() for line in text.splitlines() if "errors.pydantic.dev" not in line]
-    return " ".join(line for line in lines if line)
+    noise = re.compile(r".*errors\.pydantic\.dev.*|constrained-\w+|literal\[.*\]|")
+    lines = [line.strip() for line in text.splitlines()]
+    first, *others = " ".join(line for line in lines if not noise.fullmatch(line)).split(" Input ")
+    return " or ".join([f"{first} Input {others[0]}", *others[1:]] if others else [first])
 
 
 def _is_users_error(error: Exception) -> bool:

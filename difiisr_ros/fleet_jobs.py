@@ -221,6 +221,8 @@ class FleetFolder:
     def result(self) -> list[dict[str, Any]]:
         """Rows of the last run's ``fleet.parquet``; FileNotFoundError without one."""
         path = f"{self._path}/{_TABLE}"
+        if self._system.get_file_info(path).type is pa.fs.FileType.NotFound:
+            raise FileNotFoundError(f"no run of difiisr fleet: there is no {path}")
         return pa.parquet.read_table(path, filesystem=self._system).to_pylist()
 
     def do(self, job: Job, name: str, make: Make) -> dict[str, Any]:

@@ -9,6 +9,7 @@ takes, from the camera's stamp to the boxes.
 """
 
 import contextlib
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,11 @@ def main() -> None:
     """Run the node until Ctrl-C."""
     rclpy.init()
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        rclpy.spin(DetectorNode())
+        try:
+            node = DetectorNode()
+        except (OSError, ValueError) as error:
+            sys.exit(f"-p detector:=FILE.onnx is needed: {error}")
+        rclpy.spin(node)
 
 
 if __name__ == "__main__":

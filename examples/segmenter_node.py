@@ -8,6 +8,7 @@ number of the point whose object it is, 0 for none) and ``~/overlay`` (rgb8).
 """
 
 import contextlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,11 @@ def main() -> None:
     """Run the node until Ctrl-C."""
     rclpy.init()
     with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        rclpy.spin(SegmenterNode())
+        try:
+            node = SegmenterNode()
+        except (OSError, ValueError) as error:
+            sys.exit(f"-p checkpoint:=FILE.pth is needed: {error}")
+        rclpy.spin(node)
 
 
 if __name__ == "__main__":

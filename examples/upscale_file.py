@@ -3,15 +3,16 @@
 python examples/upscale_file.py in.tiff out.tiff
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
+
+import cyclopts
 
 from difiisr_models import Stream, load_upscaler
 from difiisr_ros import picture_files
 
 
-def main(source: Path, target: Path) -> None:
+def main(source: Path, target: Path, /) -> None:
     """Super-resolve each image of a file; those of a stack or a video are one stream."""
     up, stream = load_upscaler("difiisr-rt-x4"), Stream()
     images = picture_files.read(source).images  # uint8, uint16 or float32, (H, W) or (H, W, C)
@@ -22,4 +23,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    cyclopts.run(main)

@@ -206,7 +206,7 @@ def resolve_inputs(
             folder, end = HELD_OUT.get(name, (name, 0))
             path = data / folder
         if not path.exists():
-            raise FileNotFoundError(f"{name}: no file or folder {path}; the root of sets is --data")
+            raise FileNotFoundError(f"no file or folder {path}; the root of sets is --data")
         recordings = find_recordings(path)
         for source in recordings or [path]:
             if recordings:

@@ -27,7 +27,7 @@ def export(
     *,
     size: ImageSize,
     precision: Precision = "fp32",
-    batch: Count | Literal["dynamic"] = 1,
+    batch: int | Literal["dynamic"] = 1,
     force: bool = False,
 ) -> Answer:
     """Write the network of a model as an ONNX graph, checked against torch.
@@ -44,6 +44,8 @@ def export(
     from difiisr_models.model_loading import load_parts
 
     require_packages()
+    if batch != "dynamic" and batch < 1:
+        raise ValueError(f"--batch is dynamic, or 1 and more, not {batch}")
     _check_target(target, force)
     parts = load_parts(model)
     properties = {"what": "network", "kind": parts.kind, "scale": "4"}

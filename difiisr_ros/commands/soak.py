@@ -212,7 +212,7 @@ class Soak:
         until, bar = self._began + 60 * minutes, tqdm(total=round(60 * minutes), unit="s")
         actions = self._actions()
         if unknown := set(only.split(",")) - {"", *actions}:
-            raise ValueError(f"{unknown} do not happen; known: {', '.join(actions)}")
+            raise ValueError(f"no {', '.join(unknown)} among {', '.join(actions)}")
         while time.monotonic() < until:
             for name in self.rng.permutation(only.split(",") if only else list(actions)):
                 if time.monotonic() > until:

@@ -60,6 +60,12 @@ def upscale(
         raise ValueError("--roi and --output-scale are for streams; of files, --crop cuts")
     if in_path.is_dir() and out_path.resolve().is_relative_to(in_path.resolve()):
         raise ValueError(f"{out_path} is in {in_path}: choose a folder elsewhere")
+    names_file = out_path.suffix.lower() in picture_files.SUFFIXES and not out_path.is_dir()
+    if in_path.is_dir() and names_file:
+        raise ValueError(f"{in_path} is a folder, so {out_path} must not be named as a file")
+    if in_path.is_file() and out_path.suffix and not (names_file or out_path.is_dir()):
+        kinds = ", ".join(picture_files.SUFFIXES)
+        raise ValueError(f"{out_path} is no folder, and no kind of file that is written: {kinds}")
     files, others = picture_files.list_files(in_path) if in_path.is_dir() else ([in_path], 0)
     if not files:
         raise FileNotFoundError(f"{in_path} holds none of {', '.join(picture_files.SUFFIXES)}")

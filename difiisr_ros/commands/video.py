@@ -15,6 +15,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from difiisr_models import Stream, load_upscaler
+from difiisr_models.backends.selection import resolve_device
 from difiisr_models.files import replaced, write_json
 from difiisr_models.motion import require_opencv
 from difiisr_models.resample import SCALE
@@ -65,6 +66,7 @@ def video(
         device: auto, cpu, cuda, cuda:N.
     """
     require_opencv()
+    device = str(resolve_device(device))
     selection = Selection(limit=pans or frames, spread=pans > 0)
     shown = {}
     for chosen in resolve_inputs(inputs, data, topic, selection):

@@ -44,6 +44,8 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
         (["info", "difiisr-rt-x4", "--device", "cpu", "--engine", "no.plan"], "needs a CUDA GPU"),
         (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
         (["export", "difiisr-rt-x4", "IN", "--size", "16x16", "--force"], "is a folder"),
+        (["export", "difiisr-rt-x4", "o", "--size", "16x16", "--batch", "0"], "1 and more, not 0"),
+        (["fleet", "report", "gone", "--out", "out"], "no run of difiisr fleet"),
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out", "--schedule", "sinsr"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),
@@ -61,6 +63,8 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
         (["upscale", "a.png", "b.jpg", "--model", "bicubic"], "name a .tiff"),
         (["upscale", "a.png", "out", "--palette", "infrno"], "no palette 'infrno'"),
         (["upscale", ".", "out"], "choose a folder elsewhere"),
+        (["upscale", "a.png", "b.txt"], "no kind of file that is written"),
+        (["upscale", ".", "../b.png"], "is a folder"),
     ],
 )
 def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
@@ -82,6 +86,7 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
     "arguments",
     [
         [],
+        ["fleet"],
         ["nonsense"],
         ["scene", "out", "--frames", "0"],
         ["replay", "IN", "out", "--fidelity", "7"],
@@ -104,7 +109,8 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
 def test_bad_usage_exits_with_2(arguments, capsys):
     assert cli.main(arguments) == 2
     output = capsys.readouterr()
-    assert "Usage" in output.out if not arguments else "difiisr: " in output.err
+    is_help = arguments in ([], ["fleet"])
+    assert "Usage" in output.out if is_help else "difiisr: " in output.err
     assert "Traceback" not in output.err
 
 
@@ -142,6 +148,21 @@ def test_a_replay_and_a_scene_are_told_to_programs(tmp_path, json_of):
     told = json_of("replay", tmp_path / "in", tmp_path / "out", "--model", "bicubic")
     assert (told["frames_in"], told["frames_out"], told["topic"]) == (3, 3, "/thermal/sr")
     assert json_of("info", "--bag", tmp_path / "in")["encoding"] == ["mono16"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["info", "bicubic", "--size", "64x48", "80x60"], "difiisr: nothing takes 80x60\n"),
+        (
+            ["replay", "IN", "out", "--consistency", "3"],
+            "Input should be less than or equal to 1 or should be 'auto'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_command_line_is_said_in_plain_words(arguments, said, capsys):
+    assert cli.main(arguments) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_switch_is_turned_off_in_one_way(tmp_path, capsys):
