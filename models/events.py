@@ -43,6 +43,7 @@ _GAIN = 0.05  # natural logarithm: a smaller change is drift
 _ERRORS = 6.0  # standard errors: Student's t of 19 degrees of freedom exceeds it once in 100,000
 _TILES = (4, 5)  # of a frame, one of which is left out at a time to tell that error
 _STRUCTURE = 12.0  # times the noise: the spread of a scene that is more than it
+_ROUGH = 1.5  # times the noise: structure that is more than it
 _FLAT = 0.12  # of the structure of the scene: there is none left
 _PATTERN = 4.0  # times the noise of a block: the most that steps between rows are their pattern
 _APART = 0.3  # natural logarithm: gains of the scene with and without what was cut differ by less
@@ -145,9 +146,12 @@ class EventDetector:
         fits = [_Fit.between(now, scene, by) for by in ((0.0, 0.0), *shifts)]
         fit = min(fits, key=lambda fit: fit.residual)
         evidence = distinct - _EXPLAINS * np.log(max(fit.left, _TINY))
-        if evidence < _ONE_SCENE and scene.spread > _STRUCTURE * scene.noise:
-            if now.structure < _FLAT * scene.structure and self._flat_for < _WAITS:
-                return Event("flat"), 0
+        is_clear = scene.spread > _STRUCTURE * scene.noise
+        is_rough = is_clear or scene.structure > _ROUGH * scene.noise
+        is_flat = is_rough and now.structure < _FLAT * scene.structure
+        if evidence < _ONE_SCENE and is_flat and self._flat_for < _WAITS:
+            return Event("flat"), 0
+        if evidence < _ONE_SCENE and is_clear:
             agrees = np.abs(a - b) < 0.05 * scene.spread + 4 * scene.noise
             return Event() if agrees.mean() > _AGREE else Event("cut"), 0
         drift = max(0.0, min(self._levels)) + min(0.0, max(self._levels))

@@ -15,7 +15,7 @@ from difiisr_models.stream import Seen
 _HOT_MARGIN = 16  # pixels around a hot spot that the model is shown with it
 _HOT_CONTRAST = 6.0  # times the bulk of the scene, or what a wall spreads over
 _LEAST_BULK = 0.02  # network units; flat scenes have no spread to compare with
-_SATURATED = 0.8  # of the pixels at an end of the scale: 10 % and 90 % of the scene say nothing
+_SATURATED = 0.8  # of the pixels at an end of the scale: there is no wall to compare with
 _REACH, _WALL = 3, 3  # pixels that a small spot reaches from its peak, and its wall from there
 _NOISE_SPREAD = 5.0  # deviations, of some hundred pixels of a wall
 _SHARP, _SHARP_SPOT = 0.5, 0.75  # share of what interpolates, around hot spots and in small ones
@@ -92,9 +92,9 @@ def within_bounds(packed: Tensor, frame: Tensor, seen: Seen) -> Tensor:
     contrast = brightest - darkest
     bulk = max(seen.bulk * found.gain, _LEAST_BULK)
     spots = small_spots(frame, seen.noise * found.gain)
-    hot = spots > 0
-    if float(((frame <= lowest) | (frame >= highest)).float().mean()) < _SATURATED:
-        hot = hot | (contrast > _HOT_CONTRAST * bulk)
+    hot = (spots > 0) | (contrast > _HOT_CONTRAST * bulk)
+    if float(((frame <= lowest) | (frame >= highest)).float().mean()) > _SATURATED:
+        hot = torch.zeros_like(hot)
     low, high = torch.full_like(frame, lowest), torch.full_like(frame, highest)
     tolerance = torch.full_like(frame, _TOLERATED_COUNTS * found.gain)
     if bool(hot.any()):
