@@ -48,10 +48,10 @@ class Calibration:
             if Path(path).exists() and not Path(path).is_file():
                 raise ValueError("it is no file")
             with zipfile.ZipFile(path) as file:
-                parts = file.infolist()
-            size = sum(part.file_size for part in parts)  # no more is unpacked
-            if size > _MOST_BYTES or len(parts) > 2 + len(_PATTERN):
-                raise ValueError(f"{len(parts)} arrays of {size} bytes, unpacked")
+                members = file.infolist()
+            unpacked = sum(member.file_size for member in members)  # no more is unpacked
+            if unpacked > _MOST_BYTES or len(members) > 2 + len(_PATTERN):
+                raise ValueError(f"{len(members)} arrays of {unpacked} bytes, unpacked")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         except FileNotFoundError:

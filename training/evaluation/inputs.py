@@ -78,7 +78,7 @@ class InputSet:
                 if left_out is not None:
                     left_out[name] = reason
                 continue
-            if cut.shape != counts.shape:
+            if cut.shape != np.shape(counts):
                 log.warning("frame %s of %s is cut to its finite %s", name, self.path, cut.shape)
             yield name, cut
 
