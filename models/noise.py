@@ -115,8 +115,8 @@ class NoiseTracker:
     before. If it is smaller, the camera filters over time (as a Lepton does), or all of the scene
     moves, and the frame by itself tells better.
 
-    One frame spoils no other: far more noise than before is believed when the next frame has it
-    too, far less at once.
+    One frame spoils no other: far more noise than before, or far less, is believed when the next
+    frame has it too.
     """
 
     def __init__(self, known: float = 0.0) -> None:
@@ -152,7 +152,7 @@ class NoiseTracker:
             less, more = sorted((sigma, self.deviation))
             span = float(counts.max()) - float(counts.min())
             is_far = more > _FAR * less + _FAR_OF_SPAN * span
-            if self._variance is None or (is_far and (self._is_unsure or sigma == less)):
+            if self._variance is None or (is_far and self._is_unsure):
                 self._is_unsure, self._variance = self._variance is None or sigma == more, sigma**2
             else:
                 self._is_unsure = is_far
