@@ -115,8 +115,8 @@ class NoiseTracker:
     before. If it is smaller, the camera filters over time (as a Lepton does), or all of the scene
     moves, and the frame by itself tells better.
 
-    One frame spoils no other: far more noise than before, or far less, is believed when the next
-    frame has it too.
+    One frame spoils no other: far more noise than before is believed when the next frame has it
+    too, far less when the frame before had.
     """
 
     def __init__(self, known: float = 0.0) -> None:
@@ -149,11 +149,14 @@ class NoiseTracker:
                 near, far = (difference_noise(counts, earlier[i], invalid) for i in (-1, 0))
                 if far < with_texture and far <= _WHITE * near:
                     sigma = far
-            less, more = sorted((sigma, self.deviation))
-            span = float(counts.max()) - float(counts.min())
-            is_far = more > _FAR * less + _FAR_OF_SPAN * span
-            if self._variance is None or (is_far and self._is_unsure):
-                self._is_unsure, self._variance = self._variance is None or sigma == more, sigma**2
+            known, far_off = self.deviation, _FAR_OF_SPAN * float(np.ptp(counts))
+            is_rise, is_fall = (a > _FAR * b + far_off for a, b in ((sigma, known), (known, sigma)))
+            is_sure = self._is_unsure or self._variance is None
+            if is_fall and not is_sure:
+                is_sure = known > _FAR * scene_noise(earlier[-1], invalid)[0] + far_off
+            is_far = is_rise or is_fall
+            if self._variance is None or (is_far and is_sure):
+                self._is_unsure, self._variance = self._variance is None or is_rise, sigma**2
             else:
                 self._is_unsure = is_far
                 if is_due and not is_far:
