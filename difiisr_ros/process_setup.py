@@ -10,12 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_AGAIN = 0.05  # seconds
 
 _before: dict[int, Any] = {}
 
@@ -63,16 +66,27 @@ def interrupts_noted() -> Iterator[list[int]]:
             signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
         raise Interrupt(number)
 
-    before = {}
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        """A finalizer or a callback of an import has swallowed the interrupt: it comes again."""
+        if not isinstance(lost.exc_value, Interrupt):
+            hook(lost)
+            return
+        for number in before:
+            signal.signal(number, note)
+        threading.Timer(_AGAIN, os.kill, (os.getpid(), noted[0])).start()
+
+    before, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         found = {number: signal.getsignal(number) for number in _ENDING}
         usual = (signal.SIG_DFL, signal.default_int_handler)
         before = {number: handler for number, handler in found.items() if handler in usual}
     try:
+        sys.unraisablehook = again
         for number in before:
             signal.signal(number, note)
         yield noted
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -65,6 +65,33 @@ def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, numbe
     assert messages(older) == before
 
 
+SWALLOWS = """
+import os, signal, time
+from difiisr_ros.process_setup import Interrupt, interrupts_noted
+
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+with interrupts_noted() as noted:
+    try:
+        Swallows()
+        time.sleep(60)
+    except Interrupt as error:
+        print(error.args[0], set(noted) == {signal.SIGTERM})
+"""
+
+
+def test_an_interrupt_that_a_finalizer_swallows_comes_again():
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWS], capture_output=True, text=True, timeout=50,
+        preexec_fn=usual_signals,
+    )  # fmt: skip
+    assert done.stdout == f"{int(signal.SIGTERM)} True\n", done.stderr
+    assert done.stderr == ""
+
+
 TRAINING = """
 name: tiny
 network: {channels: 8, blocks: 1, time_features: 16}

@@ -142,7 +142,7 @@ def test_existing_output_is_safe(tmp_path, bicubic):
     replay(source, target, bicubic, force=True)
     assert len(messages(target, SR)) == 5
     (target / "metadata.yaml").rename(target / "thesis.txt")  # now it is no recording
-    with pytest.raises(FileExistsError, match="no rosbag2"):
+    with pytest.raises(FileExistsError, match="holds no metadata"):
         replay(source, target, bicubic, force=True)
     assert (target / "thesis.txt").exists()
 
