@@ -13,6 +13,7 @@ from pathlib import Path
 import cyclopts
 import foxglove
 import numpy as np
+from cyclopts.types import ExistingPath
 from foxglove.channels import RawImageChannel
 from foxglove.messages import RawImage
 
@@ -49,7 +50,7 @@ def raw_image(pixels: np.ndarray) -> RawImage:
 
 
 def main(
-    source: Path, *, model: str = "difiisr-rt-x4", rate: float = 9.0, port: int = 8765
+    source: ExistingPath, *, model: str = "difiisr-rt-x4", rate: float = 9.0, port: int = 8765
 ) -> None:
     """Send each image and its result, at ``rate`` Hz or as fast as the machine can."""
     up, stream = load_upscaler(model), Stream()

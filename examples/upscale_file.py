@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import cyclopts
+from cyclopts.types import ExistingPath
 
 from difiisr_models import Stream, load_upscaler
 from difiisr_ros import picture_files
 
 
-def main(source: Path, target: Path, /) -> None:
+def main(source: ExistingPath, target: Path, /) -> None:
     """Super-resolve each image of a file; those of a stack or a video are one stream."""
     up, stream = load_upscaler("difiisr-rt-x4"), Stream()
     images = picture_files.read(source).images  # uint8, uint16 or float32, (H, W) or (H, W, C)
