@@ -82,7 +82,7 @@ def ros_arguments(parameters: Mapping[str, object], remaps: Mapping[str, str]) -
 class NodeProcess(subprocess.Popen):
     """``python -m difiisr_ros.sr_node`` in the environment of :func:`dds_environment`.
 
-    Its context ends it, and until then SIGTERM interrupts this process as Ctrl-C does.
+    Its context ends it.
 
     Args:
         path: file for its output.
@@ -97,16 +97,11 @@ class NodeProcess(subprocess.Popen):
         with path.open("w") as output:
             super().__init__(command, env=dds_environment(), stdout=output, **streams)
 
-    def __enter__(self) -> NodeProcess:
-        self._handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return self
-
     def __exit__(self, *_: object) -> None:
         for end in (self.terminate, self.kill):
             end()
             with suppress(subprocess.TimeoutExpired):
                 self.wait(5.0)
-        signal.signal(signal.SIGTERM, self._handler)
 
     @property
     def log(self) -> str:

@@ -6,8 +6,10 @@ Which process does which job, and what happens to the job of one that dies, is R
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +73,7 @@ def do_all(
     ``slice_frames``: cut longer recordings into slices of so many; 0: do not.
     """
     if cluster.address.startswith("ray://"):  # rows and results are read where workers write them
-        ray.init(cluster.address)
+        _init_ray(cluster.address)
         out = out if "://" in out else os.path.abspath(out)
         inside = replace(cluster, address="auto")
         there = ray.remote(num_cpus=0)(do_all).remote(jobs, out, task, inside, slice_frames)
@@ -160,7 +162,16 @@ def _start_ray(cluster: Cluster) -> None:
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     own = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    ray.init(cluster.address, log_to_driver=False, **own if cluster.address == "local" else {})
+    own = own if cluster.address == "local" else {}
+    _init_ray(cluster.address, log_to_driver=False, **own)
+
+
+def _init_ray(address: str, **options: Any) -> None:
+    """Ray takes SIGTERM for itself, and aborts by it: it stays ours."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(address, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def write_result(folder: FleetFolder, rows: list[dict[str, Any]]) -> None:

@@ -165,5 +165,5 @@ def test_demo_fails_when_the_node_dies(playing):
 def test_demo_ends_on_sigterm_and_leaves_no_node_behind(playing):
     process, node = playing
     process.terminate()
-    assert finish(process)[0] == 130
+    assert finish(process)[0] == 143
     assert not node.is_running()

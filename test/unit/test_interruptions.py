@@ -150,6 +150,19 @@ def test_a_training_that_is_ended_saves_first(tmp_path):
     assert not list(run.glob("*.partial")) + list(run.glob(".*.partial"))
 
 
+def test_a_fleet_ends_with_the_code_of_the_signal_though_ray_takes_it(tmp_path):
+    pytest.importorskip("ray", reason="needs the extra fleet")
+    source, out = record(tmp_path / "in", frames=5000), tmp_path / "out"
+    process = start(["fleet", "replay", source, "--model", "bicubic", "--out", out])
+    ours = psutil.Process(process.pid)
+
+    def works():
+        return any("ray::Worker" in child.name() for child in ours.children(recursive=True))
+
+    wait_until(works, process)
+    ended(process, signal.SIGTERM)
+
+
 def test_an_ignored_hangup_stays_ignored(tmp_path):
     process = start(
         ["scene", tmp_path / "out", "--frames", 300],
