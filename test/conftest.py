@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import signal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def _cache_of_this_run(tmp_path_factory):
 def _seeded():
     """A test draws the same numbers in each run and on each machine."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _usual_signals():
+    """Processes that a test starts get signals as from a shell; a node run in here ignores them."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

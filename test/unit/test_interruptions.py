@@ -17,16 +17,9 @@ from difiisr_ros.cli import main
 from difiisr_training.checkpoints import load_average
 
 
-def usual_signals():
-    """Tests before may have left this process with signals ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def start(arguments, module="difiisr_ros.cli", preexec_fn=usual_signals, **options):
+def start(arguments, module="difiisr_ros.cli", **options):
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    options |= {"stderr": subprocess.PIPE, "text": True, "preexec_fn": preexec_fn}
-    return subprocess.Popen(command, **options)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
 def ended(process, number, *codes):
@@ -84,10 +77,8 @@ with interrupts_noted() as noted:
 
 
 def test_an_interrupt_that_a_finalizer_swallows_comes_again():
-    done = subprocess.run(
-        [sys.executable, "-c", SWALLOWS], capture_output=True, text=True, timeout=50,
-        preexec_fn=usual_signals,
-    )  # fmt: skip
+    command = [sys.executable, "-c", SWALLOWS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert done.stdout == f"{int(signal.SIGTERM)} True\n", done.stderr
     assert done.stderr == ""
 
