@@ -28,8 +28,8 @@ _Made = TypeVar("_Made")
 
 
 def kept(make: Callable[..., _Made]) -> Callable[..., _Made]:
-    """``make``, whose last eight tensors are kept, and serve training too."""
-    return lru_cache(maxsize=8)(torch.inference_mode(False)(make))
+    """``make``, whose last four tensors are kept, and serve training too."""
+    return lru_cache(maxsize=4)(torch.inference_mode(False)(make))
 
 
 def pack(hr: Tensor) -> Tensor:
