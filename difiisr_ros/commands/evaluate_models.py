@@ -177,7 +177,10 @@ def evaluate(
         _note_others(results, "segmentation", "--labels", maps)
     facts = write_results(results, out)
     lines = [*_tables(results)]
-    lines += [f"not run: {name}: {reason}" for name, reason in results.not_run.items()]
+    reasons = dict.fromkeys(results.not_run.values())
+    for reason in reasons:
+        names = [name for name, why in results.not_run.items() if why == reason]
+        lines.append(f"not run: {', '.join(names)}: {reason}")
     lines.append(f"{out / RESULTS_FILE}, {out / PER_FRAME_FILE}")
     if not no_report:
         from difiisr_training.evaluation.report import write_report

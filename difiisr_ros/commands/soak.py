@@ -7,7 +7,7 @@ import platform
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -72,6 +72,9 @@ def soak(
         only: what shall happen, comma-separated, by the names under "actions" in soak.json.
         out: folder.
     """
+    wanted = only.split(",") if only else [*ACTIONS]
+    if unknown := set(wanted) - {*ACTIONS}:
+        raise ValueError(f"no {', '.join(sorted(unknown))} among {', '.join(ACTIONS)}")
     os.environ.update(node_process.dds_environment())
     out.mkdir(parents=True, exist_ok=True)
     parameters = {"model": model, "device": device, "threads": 1}
@@ -86,7 +89,7 @@ def soak(
         peer.appear({COMPRESSED: CompressedImage})
         run = Soak(peer, watch, out, arguments, usual | parameters, np.random.default_rng(seed))
         try:
-            run.go(minutes, only)
+            run.go(minutes, wanted)
             run.end()
         finally:
             run.process.kill()
@@ -185,17 +188,14 @@ class Soak:
         self.process = self._started("node.log")
         self._began = time.monotonic()
 
-    def go(self, minutes: float, only: str = "") -> None:
-        """One thing after another, good frames in between, and now and then rest."""
+    def go(self, minutes: float, wanted: Sequence[str]) -> None:
+        """One thing of :data:`ACTIONS` after another, good frames in between, now and then rest."""
         until, bar = self._began + 60 * minutes, tqdm(total=round(60 * minutes), unit="s")
-        actions = self._actions()
-        if unknown := set(only.split(",")) - {"", *actions}:
-            raise ValueError(f"no {', '.join(unknown)} among {', '.join(actions)}")
         while time.monotonic() < until:
-            for name in self.rng.permutation(only.split(",") if only else list(actions)):
+            for name in self.rng.permutation(wanted):
                 if time.monotonic() > until:
                     break
-                actions[name]()
+                ACTIONS[name](self)
                 self.done[str(name)] += 1
                 self.stream(float(self.rng.uniform(2, 6)))
                 if sum(self.done.values()) % _UNTIL_REST == 0:
@@ -219,36 +219,34 @@ class Soak:
                 break
         self._size, self._encoding, self._rate, self._shift = camera
 
-    def _actions(self) -> dict[str, Callable[[], object]]:
-        """What may happen, by name."""
-        computing, silent = f"one frame of {IMAGE} computes", f"no image on {IMAGE}"
-        memory, raised = "out of memory", "a fault that the frame asked for"
-        return {
-            "hostile_frames": self._hostile_frames,  # among good ones that are not judged
-            "hostile_compressed": self._hostile_compressed,
-            "hostile_info": self._hostile_info,
-            "hostile_requests": self._hostile_requests,
-            "transitions": self._transitions,
-            "another_camera": self._another_camera,
-            "stamps": self._stamps,
-            "listeners": lambda: (
-                self.peer.leave(RESULT),
-                self.stream(2.0, judged=False),
-                self.peer.listen({RESULT: Image}),
-            ),
-            "restarted_camera": lambda: (self.peer.appear({IMAGE: Image}), time.sleep(1.0)),
-            "fails": lambda: self._ask_for(soak_node.RAISES, raised),
-            "no_memory": lambda: (  # the fallback answers, and the model does again in the end
-                self._ask_for(soak_node.NO_MEMORY, memory),
-                self._wait_for("recovery of memory", memory, gone=True, patience=90.0),
-            ),
-            "hangs": lambda: self._ask_for(soak_node.HANGS, computing, soak_node.HANG),
-            "flood": lambda: self.stream(3.0, 10 * self._rate, judged=False),
-            "silence": lambda: (  # the camera says nothing; the node does
-                self._wait_for("silence", silent, patience=SILENCE + _PATIENCE, sending=False),
-                self._wait_for("end of silence", silent, gone=True),
-            ),
-        }
+    def _listeners(self) -> None:
+        self.peer.leave(RESULT)
+        self.stream(2.0, judged=False)
+        self.peer.listen({RESULT: Image})
+
+    def _restarted_camera(self) -> None:
+        self.peer.appear({IMAGE: Image})
+        time.sleep(1.0)
+
+    def _fails(self) -> None:
+        self._ask_for(soak_node.RAISES, "a fault that the frame asked for")
+
+    def _no_memory(self) -> None:
+        """The fallback answers, and the model does again in the end."""
+        self._ask_for(soak_node.NO_MEMORY, "out of memory")
+        self._wait_for("recovery of memory", "out of memory", gone=True, patience=90.0)
+
+    def _hangs(self) -> None:
+        self._ask_for(soak_node.HANGS, f"one frame of {IMAGE} computes", soak_node.HANG)
+
+    def _flood(self) -> None:
+        self.stream(3.0, 10 * self._rate, judged=False)
+
+    def _silence(self) -> None:
+        """The camera says nothing; the node does."""
+        text = f"no image on {IMAGE}"
+        self._wait_for("silence", text, patience=SILENCE + _PATIENCE, sending=False)
+        self._wait_for("end of silence", text, gone=True)
 
     def end(self) -> None:
         """Signals, a node killed and started again, a second one of its name."""
@@ -318,6 +316,7 @@ class Soak:
     # What may happen
 
     def _hostile_frames(self) -> None:
+        """Among good ones that are not judged."""
         for _ in range(400):
             if self._topic == IMAGE:
                 image, kind = hostile_messages.hostile_image(self.rng), bags.IMAGE_TYPE
@@ -485,6 +484,18 @@ class Soak:
             "series": {k: v[::12].round(3).tolist() for k, v in series.items()},
             "at_rest": {k: v.round(3).tolist() for k, v in rest.items()},
         }
+
+
+ACTIONS = {
+    action.__name__.removeprefix("_"): action
+    for action in (
+        Soak._hostile_frames, Soak._hostile_compressed, Soak._hostile_info, Soak._hostile_requests,
+        Soak._transitions, Soak._another_camera, Soak._stamps, Soak._listeners,
+        Soak._restarted_camera, Soak._fails, Soak._no_memory, Soak._hangs, Soak._flood,
+        Soak._silence,
+    )
+}  # fmt: skip
+"""What may happen, by name."""
 
 
 def slopes(series: dict[str, np.ndarray], settled: float) -> dict[str, dict[str, float | None]]:

@@ -258,7 +258,7 @@ class Judge:
             files = [(weights or Path()) / file for file in needed]
             try:
                 if needed and weights is None:
-                    raise ValueError(f"needs {' and '.join(needed)}: give their folder, --weights")
+                    raise ValueError("give the folder of the metrics' networks, --weights")
                 if missing := [path for path in files if not path.is_file()]:
                     raise FileNotFoundError(f"no {missing[0].name} in {weights}")
                 self._functions[name] = make(files, device, radiometry)
