@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from difiisr_models.consistency import enforce_consistency, noise_aware_consistency
 from difiisr_models.diffusion import NoiseSource, draw_noise
 from difiisr_models.frame_model import CompactModel, FrameModel
-from difiisr_models.hot_spots import hot_parts, within_bounds
+from difiisr_models.hot_spots import greatest, hot_parts, within_bounds
 from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.authors_pipeline import super_resolve_as_published
@@ -285,7 +285,7 @@ class Upscaler:
         scaled = (window - centre) / half
         past = no_past(scaled, torch.zeros(())) if self._model.is_recurrent else None
         result = self._estimates(scaled, past, checks)[0] * half + centre
-        near = F.max_pool2d((window.abs() > self._model.input_limit).float(), 5, 1, 2)
+        near = greatest((window.abs() > self._model.input_limit).float(), 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
         packed = packed.clone()
