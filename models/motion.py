@@ -141,10 +141,12 @@ def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         and 1.
     """
     height, width = image.shape[-2:]
-    y = torch.arange(height, device=image.device, dtype=image.dtype)[:, None] + flow[..., 1]
-    x = torch.arange(width, device=image.device, dtype=image.dtype) + flow[..., 0]
-    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    grid = torch.stack((x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1), dim=-1)
+    where = {"device": image.device, "dtype": image.dtype}
+    grid = flow * torch.tensor([2 / (width - 1), 2 / (height - 1)], **where)
+    x, y = grid.unbind(-1)
+    x += torch.linspace(-1, 1, width, **where)
+    y += torch.linspace(-1, 1, height, **where)[:, None]
+    inside = (x.abs() <= width / (width - 1)) & (y.abs() <= height / (height - 1))
     warped = F.grid_sample(image, grid, "bicubic", padding_mode="border", align_corners=True)
     return warped, inside[:, None].to(image.dtype)
 
