@@ -26,6 +26,8 @@ _before: dict[int, Any] = {}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST = 1 << 30
 
+_KERNELS = 128  # convolutions of one shape that are kept
+
 
 class Interrupt(KeyboardInterrupt):
     """Of one signal, its number. (Python ends by SIGINT after any KeyboardInterrupt in an ``exec``,
@@ -95,8 +97,11 @@ def keep_freed_memory() -> bool:
     """Let this process reuse the memory it frees, and not return it; False where it cannot.
 
     Call it once, before anything begins a thread: the import of rclpy does, and a thread that has a
-    pool of its own keeps it for others after it. It needs the GNU C library.
+    pool of its own keeps it for others after it. It needs the GNU C library. What torch keeps of
+    frames of other sizes is bounded, too: 50 MB after some hundred sizes otherwise.
     """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # read as torch begins
+        os.environ.setdefault(name, str(_KERNELS))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
