@@ -20,12 +20,12 @@ from difiisr_models.backends.selection import (
     select_backend,
     torch_only,
 )
+from difiisr_models.backends.torch_runner import PRECISIONS
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact
 from difiisr_models.diffusion import Schedule, exponential_schedule
 from difiisr_models.frame_model import BICUBIC, CompactModel, FrameModel
 from difiisr_models.motion import require_opencv
 from difiisr_models.plausibility import EstimateLimits
-from difiisr_models.precision import PRECISIONS
 from difiisr_models.published.convert import UNET_FILE, load_published
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet

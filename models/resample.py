@@ -9,7 +9,8 @@ and what made the low-resolution images of the published pairs. ``downsample`` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -17,8 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from difiisr_models.precision import tf32_products
 
 SCALE = 4
 PHASES = SCALE * SCALE
@@ -30,6 +29,24 @@ _Made = TypeVar("_Made")
 def kept(make: Callable[..., _Made]) -> Callable[..., _Made]:
     """``make``, whose last eight tensors are kept, and serve training too."""
     return lru_cache(maxsize=8)(torch.inference_mode(False)(make))
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Whether a GPU may round the factors of float32 matrix products to TF32, while this lasts.
+
+    It is a switch of the process, which any library or the environment may have set.
+    """
+    switch = torch.backends.cuda.matmul
+    # From torch 2.9 on there are two names for it: writing the old one sets both, reading it fails
+    # where they differ.
+    newer = hasattr(switch, "fp32_precision")
+    before = switch.fp32_precision == "tf32" if newer else switch.allow_tf32
+    switch.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        switch.allow_tf32 = before
 
 
 def pack(hr: Tensor) -> Tensor:

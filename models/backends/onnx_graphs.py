@@ -32,9 +32,9 @@ from difiisr_models.backends import (
     NetworkSource,
     example_inputs,
 )
+from difiisr_models.backends.torch_runner import with_precision
 from difiisr_models.compact import CompactNetwork, Runner
 from difiisr_models.files import replaced
-from difiisr_models.precision import with_precision
 from difiisr_models.published.swin_unet import SwinUNet
 from difiisr_models.resample import PHASES
 
