@@ -89,19 +89,18 @@ def load_upscaler(
     model: FrameModel
     if parts is None:
         model, choice = BICUBIC[name], torch_only(runtime, name)
-    elif parts.autoencoder is not None:
-        assert isinstance(parts.network, SwinUNet), "the autoencoder is its"
-        unet, autoencoder = parts.network.to(device), parts.autoencoder.to(device)
-        precision = PRECISIONS[runtime.precision]
-        model = PublishedModel(unet, autoencoder, parts.schedule, precision, parts.limits)
-        choice = torch_only(runtime, "the published model")
-    else:
-        assert isinstance(parts.network, CompactNetwork), "the other has an autoencoder"
+    elif isinstance(parts.network, CompactNetwork):
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
         model = CompactModel(parts.network, parts.schedule, runner, parts.limits)
         if model.is_recurrent:
             require_opencv()
+    else:
+        assert parts.autoencoder is not None, "the other network has one"
+        unet, autoencoder = parts.network.to(device), parts.autoencoder.to(device)
+        precision = PRECISIONS[runtime.precision]
+        model = PublishedModel(unet, autoencoder, parts.schedule, precision, parts.limits)
+        choice = torch_only(runtime, "the published model")
     return Upscaler(
         Path(name).name,
         model,
