@@ -20,7 +20,7 @@ from difiisr_models import Stream, load_upscaler
 from difiisr_ros.scene import FRAME_RATE, Scene
 from difiisr_training.data.images import crop_to_multiple
 from difiisr_training.degradations import pillow_resize
-from difiisr_training.evaluation.readers import Detections, OnnxDetector
+from difiisr_training.evaluation.readers import OnnxDetector
 
 MODEL, OVER_TIME = "difiisr-rt-x4", "difiisr-rtv-x4"
 SURE = 0.3  # of an object that is drawn
@@ -86,18 +86,16 @@ def draw(
         axis.imshow(picture, cmap="gray", vmin=seen.min(), vmax=seen.max())
         axis.set(xlim=(column - 0.5, column + side - 0.5), ylim=(row + side - 0.5, row - 0.5))
         axis.set_title(title, fontsize=9)
-        found = find(picture) if find else None
-        for (left, top, *size), kind in zip(*_sure(found), strict=True) if found else ():
+        if find is None:
+            continue
+        found = find(picture)
+        sure = found.scores > SURE
+        for (left, top, *size), kind in zip(found.xywh[sure], found.classes[sure], strict=True):
             colour = COLOURS[kind % len(COLOURS)]
             axis.add_patch(Rectangle((left, top), *size, fill=False, color=colour, clip_on=True))
     for axis in axes:
         axis.set_axis_off()
     figure.savefig(out, dpi=90)
-
-
-def _sure(found: Detections) -> tuple[np.ndarray, np.ndarray]:
-    kept = found.scores > SURE
-    return found.xywh[kept], found.classes[kept]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from std_msgs.msg import Bool, Int8, Int32, String, UInt8, UInt32
 from std_srvs.srv import Trigger
 
 from difiisr_models import Stream
-from difiisr_models.calibration import Calibration
+from difiisr_models.camera_files import Calibration
 from difiisr_models.stream import StreamEvents
 from difiisr_ros.diagnostics import event_values, status_message
 from difiisr_ros.parameters import Parameters

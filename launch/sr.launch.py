@@ -25,6 +25,8 @@ CONFIG = Path(__file__).resolve().parents[1] / "config"
 # From Kilted on, and before. Kilted reads both, warns of the old one, and takes nothing twice.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 BEFORE_KILTED = ("humble", "iron", "jazzy")
+# Topics of the node below its result.
+BELOW = ("camera_info", "temperature", "preview", "uncertainty", "stream_state")
 
 STOCK = (CONFIG / "sr.yaml").read_text()
 # name: value in config/sr.yaml, of the parameter's type
@@ -124,11 +126,7 @@ def topics(value: dict[str, str]) -> dict[str, str]:
         "image_raw": image,
         "camera_info": info or beside(image, "camera_info"),
         "sr/image_raw": f"{output}/image_raw" if below else output,
-        "sr/camera_info": f"{output}/camera_info",
-        "sr/temperature": f"{output}/temperature",
-        "sr/preview": f"{output}/preview",
-        "sr/uncertainty": f"{output}/uncertainty",
-        "sr/stream_state": f"{output}/stream_state",
+        **{f"sr/{name}": f"{output}/{name}" for name in BELOW},
         "shutter_flag": value["shutter_flag"],
     }
 
@@ -149,18 +147,18 @@ def parameters(value: dict[str, str]) -> tuple[str, dict]:
     return value["params_file"], given
 
 
+def shown(value: dict[str, str]) -> dict[str, str]:
+    """Return the topics that the layouts of RViz and Foxglove show, and what they are here."""
+    names = topics(value)
+    stock = ("image_raw", "camera_info", "sr", "sr/camera_info", "sr/preview")
+    return {f"/thermal/{name}": names["sr/image_raw" if name == "sr" else name] for name in stock}
+
+
 def layout(value: dict[str, str]) -> str:
     """Return config/foxglove.json with the topics and the node of these arguments."""
-    names, place = topics(value), f"/{value['namespace'].strip('/')}/".replace("//", "/")
-    stock = {
-        "/thermal/image_raw": names["image_raw"],
-        "/thermal/camera_info": names["camera_info"],
-        "/thermal/sr": names["sr/image_raw"],
-        "/thermal/sr/camera_info": names["sr/camera_info"],
-        "/thermal/sr/preview": names["sr/preview"],
-    }
+    place = f"/{value['namespace'].strip('/')}/".replace("//", "/")
     text = (CONFIG / "foxglove.json").read_text()
-    for topic, name in stock.items():
+    for topic, name in shown(value).items():
         full = name if name.startswith("/") else place + name
         text = text.replace(f'"{topic}"', f'"{full}"')
     return text.replace('"sr_node:', f'"{(place + value["name"]).lstrip("/")}:')
@@ -172,17 +170,12 @@ def viewers(value: dict[str, str]) -> list:
         Path(value["foxglove"]).write_text(layout(value))
     if not is_true("rviz", value["rviz"]):
         return []
-    names = topics(value)
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         namespace=value["namespace"],
         arguments=["-d", str(CONFIG / "sr.rviz")],
-        remappings=[
-            ("/thermal/image_raw", names["image_raw"]),
-            ("/thermal/sr", names["sr/image_raw"]),
-            ("/thermal/sr/preview", names["sr/preview"]),
-        ],
+        remappings=list(shown(value).items()),
     )
     return [rviz]
 

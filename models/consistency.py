@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difiisr_models.motion import warp
-from difiisr_models.precision import tf32_products
 from difiisr_models.resample import (
     down_matrix,
     downsample,
     downsample_adjoint,
     kept,
     pack,
+    tf32_products,
     unpack,
 )
 

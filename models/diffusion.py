@@ -156,12 +156,9 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
 def ancestral_step(x_t: Tensor, x0: Tensor, t: int, schedule: Schedule, noise: Tensor) -> Tensor:
     """x_{t-1}, drawn from the posterior for t > 1; at t = 1 the posterior is x_0 itself."""
     mean, variance = posterior(x_t, x0, t, schedule)
-    return mean + _deviation(variance) * noise
-
-
-def _deviation(variance: float) -> float:
-    """sqrt(variance), rounded as the reference rounds it: exp of half the float32 logarithm."""
-    return float(torch.exp(0.5 * torch.tensor(math.log(variance), dtype=torch.float32)))
+    # sqrt(variance), rounded as the reference rounds it: exp of half the float32 logarithm.
+    half = 0.5 * torch.tensor(math.log(variance), dtype=torch.float32)
+    return mean + float(half.exp()) * noise
 
 
 def draw_noise(shape: tuple[int, ...], seed: int, k: int) -> Tensor:

@@ -20,12 +20,12 @@ from difiisr_models.backends.selection import (
     select_backend,
     torch_only,
 )
+from difiisr_models.backends.torch_runner import PRECISIONS
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact
 from difiisr_models.diffusion import Schedule, exponential_schedule
 from difiisr_models.frame_model import BICUBIC, CompactModel, FrameModel
 from difiisr_models.motion import require_opencv
 from difiisr_models.plausibility import EstimateLimits
-from difiisr_models.precision import PRECISIONS
 from difiisr_models.published.convert import UNET_FILE, load_published
 from difiisr_models.published.sampler import PublishedModel
 from difiisr_models.published.swin_unet import SwinUNet
@@ -89,19 +89,18 @@ def load_upscaler(
     model: FrameModel
     if parts is None:
         model, choice = BICUBIC[name], torch_only(runtime, name)
-    elif parts.autoencoder is not None:
-        assert isinstance(parts.network, SwinUNet), "the autoencoder is its"
-        unet, autoencoder = parts.network.to(device), parts.autoencoder.to(device)
-        precision = PRECISIONS[runtime.precision]
-        model = PublishedModel(unet, autoencoder, parts.schedule, precision, parts.limits)
-        choice = torch_only(runtime, "the published model")
-    else:
-        assert isinstance(parts.network, CompactNetwork), "the other has an autoencoder"
+    elif isinstance(parts.network, CompactNetwork):
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
         model = CompactModel(parts.network, parts.schedule, runner, parts.limits)
         if model.is_recurrent:
             require_opencv()
+    else:
+        assert parts.autoencoder is not None, "the other network has one"
+        unet, autoencoder = parts.network.to(device), parts.autoencoder.to(device)
+        precision = PRECISIONS[runtime.precision]
+        model = PublishedModel(unet, autoencoder, parts.schedule, precision, parts.limits)
+        choice = torch_only(runtime, "the published model")
     return Upscaler(
         Path(name).name,
         model,

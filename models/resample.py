@@ -9,7 +9,8 @@ and what made the low-resolution images of the published pairs. ``downsample`` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -17,8 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from difiisr_models.precision import tf32_products
 
 SCALE = 4
 PHASES = SCALE * SCALE
@@ -30,6 +29,24 @@ _Made = TypeVar("_Made")
 def kept(make: Callable[..., _Made]) -> Callable[..., _Made]:
     """``make``, whose last four tensors are kept, and serve training too."""
     return lru_cache(maxsize=4)(torch.inference_mode(False)(make))
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Whether a GPU may round the factors of float32 matrix products to TF32, while this lasts.
+
+    It is a switch of the process, which any library or the environment may have set.
+    """
+    switch = torch.backends.cuda.matmul
+    # From torch 2.9 on there are two names for it: writing the old one sets both, reading it fails
+    # where they differ.
+    newer = hasattr(switch, "fp32_precision")
+    before = switch.fp32_precision == "tf32" if newer else switch.allow_tf32
+    switch.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        switch.allow_tf32 = before
 
 
 def pack(hr: Tensor) -> Tensor:
@@ -45,7 +62,7 @@ def unpack(packed: Tensor) -> Tensor:
 def upsample(lr: Tensor) -> Tensor:
     """Bicubic x4: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``."""
     gain = _up_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
-    return convolve(lr, _up_kernel(lr.device, lr.dtype), _REACH) * gain
+    return convolve(lr, _spreading_kernel(False, lr.device, lr.dtype), _REACH) * gain
 
 
 def downsample(packed: Tensor) -> Tensor:
@@ -64,7 +81,7 @@ def halve(image: Tensor) -> Tensor:
 def downsample_adjoint(lr: Tensor) -> Tensor:
     """D transposed: ``(B, 1, h, w)`` -> packed ``(B, 16, h, w)``; <D x, r> = <x, D^T r>."""
     gain = _down_border_gain(*lr.shape[-2:], lr.device, lr.dtype)
-    return convolve(lr * gain, _down_adjoint_kernel(lr.device, lr.dtype), _REACH)
+    return convolve(lr * gain, _spreading_kernel(True, lr.device, lr.dtype), _REACH)
 
 
 def convolve(x: Tensor, kernel: Tensor, padding: int | tuple[int, int]) -> Tensor:
@@ -113,8 +130,9 @@ def _phase_taps() -> np.ndarray:
 
 
 @kept
-def _up_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
-    taps = _phase_taps()
+def _spreading_kernel(is_adjoint: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """From one channel to 16 phases, ``(16, 1, 5, 5)``: bicubic, or D transposed."""
+    taps = np.ascontiguousarray(_down_taps()[:, ::-1]) if is_adjoint else _phase_taps()
     kernel = np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5)
     return torch.tensor(kernel, device=device, dtype=dtype)
 
@@ -126,13 +144,6 @@ def _down_kernels(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...
     over_rows = np.einsum("iy,jk->kijy", taps, same).reshape(SCALE, PHASES, 5, 1)
     over_columns = taps.reshape(1, SCALE, 1, 5)
     return tuple(torch.tensor(x, device=device, dtype=dtype) for x in (over_rows, over_columns))
-
-
-@kept
-def _down_adjoint_kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
-    taps = np.ascontiguousarray(_down_taps()[:, ::-1])
-    kernel = np.einsum("iy,jx->ijyx", taps, taps).reshape(PHASES, 1, 5, 5)
-    return torch.tensor(kernel, device=device, dtype=dtype)
 
 
 def down_matrix(n: int) -> np.ndarray:

@@ -11,8 +11,7 @@ import math
 import re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from annotated_types import Ge, Le
 from pydantic import TypeAdapter, ValidationError
@@ -31,6 +30,7 @@ SMALLEST_OWN_TILE = 256
 """Side of the tiles that a model takes where nobody asks for another, at least."""
 
 _MOST_MARKS = 64  # each costs a look at the whole frame
+_TYPES = {"string": str, "number": float, "integer": int, "boolean": bool}
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def check(settings: object) -> None:
     Types are strict, but that a whole number is a float too. ``settings``: a dataclass instance.
     """
     kind: type = type(settings)
-    for name, adapter in _adapters(kind):
+    for name, adapter in _adapters(kind).items():
         value = getattr(settings, name)
         try:
             adapter.validate_python(value, strict=True)
@@ -274,43 +274,31 @@ def check(settings: object) -> None:
 
 def types(kind: type, name: str) -> tuple[type, ...]:
     """Types that a field of the dataclass ``kind`` takes: one, or text and number."""
-    hint, *inner = _parts(kind, name)
-    found = []
-    for part in inner if get_origin(hint) in (Union, UnionType) else (hint,):
-        origin = get_origin(part)
-        found.append(str if origin is Literal else get_args(part)[0] if origin else part)
-    return tuple(found)
+    return tuple(_TYPES[part["type"]] for part in _parts(kind, name))
 
 
 def limits(kind: type, name: str) -> tuple[float, float] | None:
     """Least and greatest value of a field of the dataclass ``kind``, None where it has none."""
-    marks = [mark for part in _parts(kind, name) for mark in getattr(part, "__metadata__", ())]
-    return (marks[0].ge, marks[1].le) if marks else None
-
-
-def choices(kind: type, name: str) -> tuple[str, ...]:
-    """Allowed texts of a field of the dataclass ``kind``, empty where any will do."""
-    literals = (part for part in _parts(kind, name) if get_origin(part) is Literal)
-    return get_args(next(literals, None))
+    ends = ((part["minimum"], part["maximum"]) for part in _parts(kind, name) if "minimum" in part)
+    return next(ends, None)
 
 
 def allowed(kind: type, name: str) -> str:
     """The allowed values of a field in words: ``"1 to 15"``, ``"fp32, bf16, fp16"``, or ``""``."""
+    words: list[str] = []
+    for part in _parts(kind, name):
+        words += part.get("enum", [part["const"]] if "const" in part else [])
     ends = limits(kind, name)
-    return ", ".join((*choices(kind, name), *([f"{ends[0]} to {ends[1]}"] if ends else [])))
+    return ", ".join((*words, *([f"{ends[0]} to {ends[1]}"] if ends else [])))
 
 
-def _parts(kind: type, name: str) -> tuple[Any, ...]:
-    """The type hint of a field, and what it is made of."""
-    hint = _hints(kind)[name]
-    return hint, *get_args(hint)
-
-
-@lru_cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+def _parts(kind: type, name: str) -> list[dict[str, Any]]:
+    """The JSON schemas that a field fits one of."""
+    schema = _adapters(kind)[name].json_schema()
+    return schema.get("anyOf", [schema])
 
 
 @lru_cache
-def _adapters(kind: type) -> tuple[tuple[str, TypeAdapter], ...]:
-    return tuple((field.name, TypeAdapter(_hints(kind)[field.name])) for field in fields(kind))
+def _adapters(kind: type) -> dict[str, TypeAdapter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(kind)}

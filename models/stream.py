@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from difiisr_models.calibration import Calibration
+from difiisr_models.camera_files import Calibration
 from difiisr_models.events import KINDS, Event, EventDetector, Kind
 from difiisr_models.fixed_pattern import PatternStrength, PatternTracker
 from difiisr_models.frame_statistics import RANGE_QUANTILES

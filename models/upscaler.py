@@ -21,7 +21,7 @@ from difiisr_models.frame_model import CompactModel, FrameModel
 from difiisr_models.hot_spots import greatest, hot_parts, within_bounds
 from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
-from difiisr_models.published.authors_pipeline import super_resolve_as_published
+from difiisr_models.published.sampler import super_resolve_as_published
 from difiisr_models.radiometry import CountRange
 from difiisr_models.recurrence import Past, next_weight, no_past, planes_of
 from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from difiisr_models import Runtime, load_upscaler
 from difiisr_models.backends import NETWORK_OUTPUT, NetworkSource, example_inputs
-from difiisr_models.backends.graph_runners import start_in_onnxruntime
+from difiisr_models.backends.onnx_graphs import start_in_onnxruntime
 from difiisr_models.backends.selection import resolve_device, select_backend
 from difiisr_models.compact import CompactNetwork, parameter_count
 from difiisr_models.frame_model import BICUBIC

@@ -40,7 +40,7 @@ def export(
         batch: tiles, or dynamic.
         force: replace an existing OUT.onnx.
     """
-    from difiisr_models.backends.onnx_export import export_graph, require_packages
+    from difiisr_models.backends.onnx_graphs import export_graph, require_packages
     from difiisr_models.model_loading import load_parts
 
     require_packages()

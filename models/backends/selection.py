@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from difiisr_models.backends import BackendUnavailable, NetworkSource, example_inputs
-from difiisr_models.backends.graph_runners import build_onnxruntime_runner, build_openvino_runner
+from difiisr_models.backends.onnx_graphs import build_onnxruntime_runner, build_openvino_runner
 from difiisr_models.backends.tensorrt_engine import build_tensorrt_runner
 from difiisr_models.backends.torch_runner import build_torch_runner, build_torch_tensorrt_runner
 from difiisr_models.compact import Runner

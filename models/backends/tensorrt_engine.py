@@ -37,7 +37,7 @@ from difiisr_models.backends import (
     NetworkSource,
     example_inputs,
 )
-from difiisr_models.backends.onnx_export import export_graph
+from difiisr_models.backends.onnx_graphs import export_graph
 from difiisr_models.backends.torch_runner import CudaGraphs
 from difiisr_models.compact import CompactNetwork
 from difiisr_models.files import replaced

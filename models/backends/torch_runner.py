@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difiisr_models.backends import BackendUnavailable, NetworkSource, example_inputs
 from difiisr_models.compact import CompactNetwork, Runner, widened
-from difiisr_models.precision import with_precision
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of convolutions and matrix products; None leaves them in float32, as all else always is."""
 
 _GRAPHS = 4  # shapes whose CUDA graphs are kept; each holds the activations of one call
 _WARM_UP_CALLS = 3
@@ -53,6 +56,23 @@ class CudaGraphs:
                     output = self._function(*static)
             torch.cuda.current_stream().wait_stream(side)
         return graph, static, output
+
+
+def with_precision(module: nn.Module, precision: str) -> nn.Module:
+    """A copy whose convolutions and linear layers hold and compute half; fp32 copies as it is.
+
+    Each such layer casts what it is given; all else computes in what reaches it, and the networks
+    cast to float32 by themselves where they must (norms, softmax, code distances). The module's
+    own result is float32.
+    """
+    dtype, module = PRECISIONS[precision], copy.deepcopy(module)
+    if dtype is not None:
+        for layer in module.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.to(dtype)
+                layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+        module.register_forward_hook(lambda _, inputs, output: output.float())
+    return module
 
 
 def build_torch_runner(source: NetworkSource) -> Runner:

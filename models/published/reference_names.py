@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from difiisr_models.published.swin_unet import SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQConfig
@@ -32,21 +31,22 @@ _UNET_LAYERS = {
     "enter": "patch_embed.proj",
     "leave": "patch_unembed.proj",
     "norm_attention": "norm1",
-    "attention.qkv": "attn.qkv",
-    "attention.project": "attn.proj",
-    "attention.position_bias": "attn.relative_position_bias_table",
+    "attention": "attn",
+    "project": "proj",
+    "position_bias": "relative_position_bias_table",
     "norm_mlp": "norm2",
     "mlp_in": "mlp.fc1",
     "mlp_out": "mlp.fc2",
 }
-_VQ_LAYERS = {
+_VQ_ENDS = {
     "codebook": "quantize.embedding.weight",
     "to_latent": "quant_conv",
     "from_latent": "post_quant_conv",
-    "stem": "conv_in",
-    "middle.block_in": "mid.block_1",
-    "middle.attention": "mid.attn_1",
-    "middle.block_out": "mid.block_2",
+}
+_VQ_LAYERS = {
+    "block_in": "block_1",
+    "attention": "attn_1",
+    "block_out": "block_2",
     # residual block
     "norm_in": "norm1",
     "conv_in": "conv1",
@@ -69,29 +69,19 @@ def reference_unet_name(own: str, config: SwinUNetConfig) -> str:
     lowest level first. Inside a numbered block, 0 is the residual block (or the downsampling) and
     1 is the Swin stage (first of a level) or the upsampling (last of a level).
     """
-    top, rest = own.split(".", maxsplit=1)
-    if top.startswith("mid_"):
-        return f"{_UNET_ENDS[top]}.{_unet_layer(rest)}"
+    top, *rest = own.split(".")
     if top in _UNET_ENDS:
-        return f"{_UNET_ENDS[top]}.{rest}"
-    level, part, rest = rest.split(".", maxsplit=2)
+        return ".".join((_UNET_ENDS[top], *(_UNET_LAYERS.get(word, word) for word in rest)))
+    level, part, *rest = rest
     side, first = ("input_blocks", 1) if top == "down_levels" else ("output_blocks", 0)
     first += int(level) * (config.blocks + 1)
-    if part == "down":
-        return f"{side}.{first + config.blocks}.0.op.{rest}"
-    if part == "up":
-        return f"{side}.{first + config.blocks}.1.conv.{rest}"
-    if part == "swin":
-        return f"{side}.{first}.1.{_unet_layer(rest)}"
-    block, rest = rest.split(".", maxsplit=1)
-    return f"{side}.{first + int(block)}.0.{_unet_layer(rest)}"
-
-
-def _unet_layer(own: str) -> str:
-    """Layer inside a residual block or a Swin stage, with its ``.weight`` or ``.bias``."""
-    parts: Any = re.fullmatch(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?", own)
-    block, layer, leaf = parts.groups("")
-    return f"{block}{_UNET_LAYERS[layer]}{leaf}"
+    if part == "blocks":
+        block, *rest = rest
+        place = f"{first + int(block)}.0"
+    else:
+        last = first + config.blocks
+        place = {"swin": f"{first}.1", "down": f"{last}.0.op", "up": f"{last}.1.conv"}[part]
+    return ".".join((side, place, *(_UNET_LAYERS.get(word, word) for word in rest)))
 
 
 def reference_vq_name(own: str, config: VQConfig) -> str:
@@ -99,21 +89,20 @@ def reference_vq_name(own: str, config: VQConfig) -> str:
 
     Both number the levels by resolution, 0 the highest; our decoder's are in the order they run.
     """
-    top, _, rest = own.partition(".")
-    if top in _VQ_LAYERS:
-        return f"{_VQ_LAYERS[top]}.{rest}".rstrip(".")
-    path, leaf = rest.rsplit(".", maxsplit=1)
-    inside, _, layer = path.rpartition(".")
-    if inside.startswith("middle."):
-        return f"{top}.{_VQ_LAYERS[inside]}.{_VQ_LAYERS.get(layer, layer)}.{leaf}"
-    if not inside.startswith("levels."):
-        return f"{top}.{_VQ_LAYERS['stem'] if path == 'stem' else path}.{leaf}"
-    direction, level = "down", int(path.split(".")[1])
+    top, *rest = own.split(".")
+    if top in _VQ_ENDS:
+        return ".".join((_VQ_ENDS[top], *rest))
+    room, *rest = rest
+    if room == "middle":
+        return ".".join((top, "mid", *(_VQ_LAYERS.get(word, word) for word in rest)))
+    if room != "levels":
+        return ".".join((top, "conv_in" if room == "stem" else room, *rest))
+    number, part, *rest = rest
+    side, level = "down", int(number)
     if top == "decoder":
-        direction, level = "up", len(config.multipliers) - 1 - level
-    if layer == direction:
-        return f"{top}.{direction}.{level}.{direction}sample.conv.{leaf}"
-    return f"{top}.{direction}.{level}.block.{inside.split('.')[3]}.{_VQ_LAYERS[layer]}.{leaf}"
+        side, level = "up", len(config.multipliers) - 1 - level
+    part = "block" if part == "blocks" else f"{side}sample.conv"
+    return ".".join((top, side, str(level), part, *(_VQ_LAYERS.get(word, word) for word in rest)))
 
 
 def unet_config(shapes: Shapes) -> SwinUNetConfig:

@@ -125,32 +125,6 @@ def _levels(inputs: list[int], outputs: list[int], blocks: int, end: str) -> nn.
     )
 
 
-def _encoder(config: VQConfig) -> nn.Sequential:
-    """(B, 3, f h, f w) image -> (B, Z, h, w) features, f = ``config.factor``."""
-    channels = [config.channels * m for m in config.multipliers]
-    return named(
-        stem=nn.Conv2d(3, config.channels, 3, padding=1),
-        levels=_levels([config.channels, *channels[:-1]], channels, config.blocks, "down"),
-        middle=_middle(channels[-1]),
-        norm_out=GroupNorm(channels[-1], EPS),
-        swish=Swish(),
-        conv_out=nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1),
-    )
-
-
-def _decoder(config: VQConfig) -> nn.Sequential:
-    """(B, Z, h, w) features -> (B, 3, f h, f w) image; lowest resolution first."""
-    channels = [config.channels * m for m in reversed(config.multipliers)]
-    return named(
-        stem=nn.Conv2d(config.latent_channels, channels[0], 3, padding=1),
-        middle=_middle(channels[0]),
-        levels=_levels([channels[0], *channels[:-1]], channels, config.blocks + 1, "up"),
-        norm_out=GroupNorm(channels[-1], EPS),
-        swish=Swish(),
-        conv_out=nn.Conv2d(channels[-1], 3, 3, padding=1),
-    )
-
-
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     """Pixels (M, Z), codebook (K, Z) -> index (M,) int64 of the nearest code, the first of equals.
 
@@ -177,12 +151,29 @@ class VQAutoencoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config, z = config, config.latent_channels
-        self.encoder = _encoder(config)
+        self.config, z, blocks = config, config.latent_channels, config.blocks
+        channels = [config.channels * m for m in config.multipliers]
+        first, last = channels[0], channels[-1]
+        self.encoder = named(
+            stem=nn.Conv2d(3, config.channels, 3, padding=1),
+            levels=_levels([config.channels, *channels[:-1]], channels, blocks, "down"),
+            middle=_middle(last),
+            norm_out=GroupNorm(last, EPS),
+            swish=Swish(),
+            conv_out=nn.Conv2d(last, z, 3, padding=1),
+        )
         self.to_latent = nn.Conv2d(z, z, 1)
         self.codebook = nn.Parameter(torch.empty(config.codes, z).uniform_(-1.0, 1.0))
         self.from_latent = nn.Conv2d(z, z, 1)
-        self.decoder = _decoder(config)
+        channels.reverse()  # lowest resolution first
+        self.decoder = named(
+            stem=nn.Conv2d(z, last, 3, padding=1),
+            middle=_middle(last),
+            levels=_levels([last, *channels[:-1]], channels, blocks + 1, "up"),
+            norm_out=GroupNorm(first, EPS),
+            swish=Swish(),
+            conv_out=nn.Conv2d(first, 3, 3, padding=1),
+        )
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, f h, f w) image in [-1, 1] -> (B, Z, h, w) latent before quantisation."""

@@ -22,7 +22,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import UInt8
 from std_srvs.srv import Trigger
 
-from difiisr_models.calibration import Calibration
+from difiisr_models.camera_files import Calibration
 from difiisr_ros.bags import CAMERA_INFO_TYPE, IMAGE_TYPE, STORE
 from difiisr_ros.commands.hostile_messages import hostile_image, hostile_info, hostile_requests
 from difiisr_ros.image_codec import ENCODINGS, image_to_array

@@ -16,8 +16,7 @@ from difiisr_models.backends import (
     EngineRefused,
     NetworkSource,
     example_inputs,
-    graph_runners,
-    onnx_export,
+    onnx_graphs,
     selection,
 )
 from difiisr_models.backends.selection import select_backend
@@ -104,45 +103,45 @@ def exports(tmp_path, monkeypatch):
 
     def export(network, *_):
         exports.append(network)
-        return onnx_export.Exported(b"graph %d" % len(exports), 0.0, 1.0)
+        return onnx_graphs.Exported(b"graph %d" % len(exports), 0.0, 1.0)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(graph_runners, "export_graph", export)
+    monkeypatch.setattr(onnx_graphs, "export_graph", export)
     return exports
 
 
 def test_a_graph_is_exported_once_unless_damaged_and_makes_room(source_of, exports, tmp_path):
-    graph, cache = graph_runners.network_graph, tmp_path / "difiisr_ros"
+    graph, cache = onnx_graphs.network_graph, tmp_path / "difiisr_ros"
     assert [graph(source_of()) for _ in range(3)] == [b"graph 1"] * 3
     (kept,) = cache.iterdir()
     kept.write_bytes(b"grapf 1")
     assert graph(source_of()) == b"graph 2"
     (kept,) = cache.iterdir()
     assert kept.stem.endswith(hashlib.sha256(b"graph 2").hexdigest())
-    for k in range(graph_runners.KEPT_GRAPHS + 3):
+    for k in range(onnx_graphs.KEPT_GRAPHS + 3):
         graph(source_of(weights=str(k)))
-    assert len(list(cache.iterdir())) == graph_runners.KEPT_GRAPHS
+    assert len(list(cache.iterdir())) == onnx_graphs.KEPT_GRAPHS
 
 
 def test_a_cache_that_may_only_be_read_serves(source_of, exports, monkeypatch):
-    graph = graph_runners.network_graph(source_of())
+    graph = onnx_graphs.network_graph(source_of())
 
     def refuse_touch(path):
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "touch", refuse_touch)
-    assert graph_runners.network_graph(source_of()) == graph
+    assert onnx_graphs.network_graph(source_of()) == graph
     assert len(exports) == 1
 
 
 def test_without_exporter_or_cache_torch_takes_over_and_says_why(source_of, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(graph_runners, "export_graph", lambda *_: SimpleNamespace(graph=b"graph"))
+    monkeypatch.setattr(onnx_graphs, "export_graph", lambda *_: SimpleNamespace(graph=b"graph"))
     _, choice = select_backend(source_of())
     assert choice.name == "torch"
     assert str(tmp_path / "file") in dict(choice.passed_over)["onnxruntime"]
-    monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_graphs, "find_spec", lambda name: None)
     _, choice = select_backend(source_of())
     assert choice.name == "torch"
     assert "pip install onnx onnxscript onnxruntime" in dict(choice.passed_over)["onnxruntime"]

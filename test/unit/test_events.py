@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from difiisr_models import Camera, Stream, Upscaler
-from difiisr_models.calibration import Calibration
+from difiisr_models.camera_files import Calibration
 from difiisr_models.events import EventDetector
 from difiisr_models.frame_model import BicubicModel
 from difiisr_models.radiometry import CountRange

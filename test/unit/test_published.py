@@ -10,9 +10,8 @@ from difiisr_models import load_upscaler
 from difiisr_models.diffusion import draw_noise, exponential_schedule
 from difiisr_models.frame_model import BicubicModel
 from difiisr_models.published import vq_autoencoder
-from difiisr_models.published.authors_pipeline import published_tiles
 from difiisr_models.published.parity import TIE, compare_decoded
-from difiisr_models.published.sampler import PublishedModel
+from difiisr_models.published.sampler import PublishedModel, published_tiles
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig, attend, nearest_codes
 from difiisr_models.resample import unpack

@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from difiisr_models.precision import tf32_products
 from difiisr_models.resample import (
     as_matrix_product,
     down_matrix,
     downsample,
     downsample_adjoint,
     pack,
+    tf32_products,
     unpack,
     upsample,
 )
