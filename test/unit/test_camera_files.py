@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from thermal_bags import header, image_bytes, record
+from thermal_bags import record
 
 from difiisr_models import Camera, load_upscaler
 from difiisr_models.camera_files import guess_cameras, known_cameras, read_camera_file
@@ -112,13 +112,10 @@ def test_a_lepton_says_in_header_and_footer_that_its_shutter_is_closed(lepton):
 
 def test_a_correction_that_telemetry_tells_is_a_shutter_event(lepton, tmp_path, capsys):
     camera, frame = lepton
-    images = {
-        n: image_bytes(header(n), frame(n, 2 if n in (4, 5) else 3), "16UC1") for n in range(9)
-    }
-    bag = record(tmp_path / "bag", frames=9, images=images)
-    assert (
-        replay_bag(bag, tmp_path / "sr", load_upscaler("bicubic"), camera=camera).events == "2 flat"
-    )
+    images = [frame(n, 2 if n in (4, 5) else 3) for n in range(9)]
+    bag = record(tmp_path / "bag", images=images, encoding="16UC1")
+    report = replay_bag(bag, tmp_path / "sr", load_upscaler("bicubic"), camera=camera)
+    assert report.events == "2 flat"
     rows = str(camera.telemetry_rows)
     assert main(["info", "--bag", str(bag), "--camera", "lepton", "--telemetry-rows", rows]) == 0
     assert "2 flat in 9 frames" in capsys.readouterr().out
@@ -132,8 +129,7 @@ def test_what_makes_no_sense_is_refused(fields):
 
 def test_info_finds_the_rows_of_telemetry(lepton, tmp_path, capsys):
     camera, frame = lepton
-    images = {n: image_bytes(header(n), frame(n, 3), "mono16") for n in range(5)}
-    bag = record(tmp_path / "bag", images=images)
+    bag = record(tmp_path / "bag", images=[frame(n, 3) for n in range(5)])
     for asked in ([], ["--camera", "lepton"]):
         assert main(["info", "--bag", str(bag), *asked]) == 0
         said = capsys.readouterr().out
@@ -143,8 +139,7 @@ def test_info_finds_the_rows_of_telemetry(lepton, tmp_path, capsys):
 
 def test_info_names_the_camera_and_the_launch_line(tmp_path, capsys):
     counts = np.random.default_rng(0).integers(29700, 29900, (120, 160)).astype(np.uint16)
-    images = {n: image_bytes(header(n), counts + n, "mono16") for n in range(5)}
-    bag = record(tmp_path / "bag", images=images)
+    bag = record(tmp_path / "bag", images=[counts + n for n in range(5)])
     assert main(["info", "--bag", str(bag)]) == 0
     said = capsys.readouterr().out
     assert "lepton (FLIR Lepton, TLinear 0.01 K)" in said

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from thermal_bags import cut, header, messages, pixels, record
+from thermal_bags import cut, messages, pixels, record
 
 import difiisr_ros
 from difiisr_ros import cli
-from difiisr_ros.bags import image_bytes
 
 
 def lines_of(capsys, *arguments):
@@ -181,8 +180,7 @@ def test_scene_tells_its_kelvin_scale(tmp_path, capsys):
 def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, capsys):
     frame, broken = pixels(1), pixels(1)
     broken[3, 4] = 7
-    raw = {n: image_bytes(header(n), broken, "16UC1") for n in range(5)}
-    bag = str(record(tmp_path / "bag", images=raw))
+    bag = str(record(tmp_path / "bag", images=[broken] * 5, encoding="16UC1"))
     lines = lines_of(capsys, "--bag", bag, "--topic", "/cam/image_raw")
     assert lines["topic"] == "/cam/image_raw, 5 images"
     assert (lines["encoding"], lines["size"], lines["rate"]) == ("16UC1", "24x18", "10 Hz")

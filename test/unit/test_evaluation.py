@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cyclopts import App
 from PIL import Image
-from thermal_bags import header, image_bytes, record
+from thermal_bags import record
 
 from difiisr_models.files import json_text
 from difiisr_ros.cli import main
@@ -36,11 +36,8 @@ def data(tmp_path):
 def film_bag(path, frames=6, size=(24, 32)):
     rng = np.random.default_rng(3)
     scene = rng.integers(29000, 31000, size)
-    images = {
-        i: image_bytes(header(i), (scene + rng.normal(0, 4, size)).astype(np.uint16), "mono16")
-        for i in range(frames)
-    }
-    return record(path, frames=frames, images=images)
+    images = [(scene + rng.normal(0, 4, size)).astype(np.uint16) for _ in range(frames)]
+    return record(path, images=images)
 
 
 class Found(dict):
@@ -124,11 +121,8 @@ def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
 
 def test_a_recording_in_kelvin_stays_float(tmp_path):
     rng = np.random.default_rng(4)
-    scenes = [np.kron(rng.uniform(280, 310, (12, 16)), np.ones((8, 8))) for _ in range(2)]
-    images = {
-        i: image_bytes(header(i), s.astype(np.float32), "32FC1") for i, s in enumerate(scenes)
-    }
-    record(tmp_path / "bag", frames=2, images=images)
+    scenes = np.kron(rng.uniform(280, 310, (2, 12, 16)), np.ones((8, 8))).astype(np.float32)
+    record(tmp_path / "bag", images=list(scenes), encoding="32FC1")
     out = tmp_path / "out"
     results = evaluate(tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4@consistency=1",
                        "--out", out, "--radiometry", "kelvin=1*counts")  # fmt: skip

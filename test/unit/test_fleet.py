@@ -12,10 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from thermal_bags import IMAGE, cut, header, messages, pixels, record
+from thermal_bags import IMAGE, cut, messages, pixels, record
 
 from difiisr_models import FrameSettings, Runtime
-from difiisr_ros.bags import image_bytes
 
 os.environ["RAY_raylet_start_wait_time_s"] = "240"  # noqa: SIM112, read at the import
 pytest.importorskip("ray", reason="needs the extra fleet")
@@ -38,8 +37,7 @@ SEED = int(os.environ.get("FLEET_SEED", "23"))
 
 
 def small_bag(path: Path, seed: int, storage: str = "mcap") -> Path:
-    images = {n: image_bytes(header(n), pixels(100 * seed + n, 24, 32), "mono16") for n in range(3)}
-    return record(path, storage, frames=3, images=images)
+    return record(path, storage, images=[pixels(100 * seed + n, 24, 32) for n in range(3)])
 
 
 def content(folder: Path) -> dict[str, bytes]:

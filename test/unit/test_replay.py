@@ -92,8 +92,7 @@ def test_what_is_cut_off_is_not_in_the_result(tmp_path, bicubic):
 def test_pixels_without_a_measurement_come_back_as_they_were(tmp_path, bicubic):
     broken = pixels(0)
     broken[5, 6] = 7
-    images = {0: bags.image_bytes(header(0), broken, "mono16")}
-    source = record(tmp_path / "in", images=images, frames=1)
+    source = record(tmp_path / "in", images=[broken])
     replay(source, tmp_path / "out", bicubic, camera=Camera(no_data="7, 65535"))
     ((_, _, data),) = messages(tmp_path / "out", SR)
     _, result = image_of(data)
@@ -183,8 +182,8 @@ def test_malformed_frames_are_counted_and_named(tmp_path, bicubic):
     # height and width follow the header: 4 + 8 bytes, a string of 5, padding
     size = (18).to_bytes(4, "little") + (24).to_bytes(4, "little")
     forged = good.replace(size, (40_000).to_bytes(4, "little") + size[4:])
-    tiny = bags.image_bytes(header(3), pixels(3, 8, 8), "mono16")
-    source = record(tmp_path / "in", images={1: forged, 2: good[:30], 3: tiny})
+    damaged = {1: forged, 2: good[:30], 3: pixels(3, 8, 8)}
+    source = record(tmp_path / "in", images=damaged)
     report = replay(source, tmp_path / "out", bicubic)
     assert (report.frames_in, report.frames_out) == (5, 2)
     assert [line.split(":")[0] for line in report.malformed] == [
@@ -257,10 +256,9 @@ def panning(path, frames):
 
     def view(n):
         seen = scene[:, 2 * n : 2 * n + 40] + rows + rng.normal(0, 3, (48, 40))
-        return bags.image_bytes(header(n), seen.round().astype(np.uint16), "mono16")
+        return seen.round().astype(np.uint16)
 
-    images = {n: view(n) for n in range(frames)} | {frames // 3: b"broken"}
-    return record(path, frames=frames, images=images)
+    return record(path, images=[b"broken" if n == frames // 3 else view(n) for n in range(frames)])
 
 
 def test_slices_put_together_are_the_whole_to_the_bit(tmp_path):
@@ -294,8 +292,7 @@ def test_a_short_warm_up_is_near_the_whole(tmp_path):
 
 def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path, bicubic):
     shown = [pixels(0), pixels(0), pixels(0) + 900, pixels(0) + 900]
-    images = {n: bags.image_bytes(header(n), frame, "mono16") for n, frame in enumerate(shown)}
-    source = record(tmp_path / "in", frames=4, images=images)
+    source = record(tmp_path / "in", images=shown)
     report = replay(source, tmp_path / "all", bicubic)
     assert (report.frames_out, report.events) == (4, "2 repeat, 1 offset")
     camera = Camera(on_repeat="drop")
@@ -307,8 +304,8 @@ def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path,
 
 def test_another_encoding_of_the_same_pixels_begins_a_new_stream(tmp_path, bicubic):
     encodings = ("mono16", "mono16", "16UC1")
-    images = {n: bags.image_bytes(header(n), pixels(0), name) for n, name in enumerate(encodings)}
-    source = record(tmp_path / "in", frames=3, images=images)
+    images = [bags.image_bytes(header(n), pixels(0), name) for n, name in enumerate(encodings)]
+    source = record(tmp_path / "in", images=images)
     assert replay(source, tmp_path / "two", bicubic, frames=2).events == "1 repeat"
     assert replay(source, tmp_path / "all", bicubic).events == "none"
     assert replay(source, tmp_path / "last", bicubic, first=2).events == "none"
