@@ -44,6 +44,7 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
         (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
         (["export", "difiisr-rt-x4", "IN", "--size", "16x16", "--force"], "is a folder"),
         (["export", "difiisr-rt-x4", "o", "--size", "16x16", "--batch", "0"], "1 and more, not 0"),
+        (["export", "bicubic", "o", "--size", "16x16"], "no network"),
         (["fleet", "report", "gone", "--out", "out"], "no run of difiisr fleet"),
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out", "--schedule", "sinsr"], "no.pth"),
@@ -54,8 +55,16 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
             "tile must be",
         ),
         (["evaluate", "IN", "--out", "out", "--annotations", "boxes.json"], "needs --detector"),
-        (["evaluate", "IN", "--out", "out", "--models", "bicubic@0.5"], "@consistency=F"),
-        (["evaluate", "IN", "--out", "out", "--models", "difiisr-rt-x4@stps=2"], "'stps=2'"),
+        *(
+            (["evaluate", "IN", "--out", "out", "--models", model], said)
+            for model, said in (
+                ("bicubic@0.5", "@consistency=F"),
+                ("difiisr-rt-x4@stps=2", "'stps=2'"),
+                ("difiisr-rt-x4@2", "fidelity"),
+                ("absent", "absent"),
+                ("swinir.pth", "swinir.pth"),
+            )
+        ),
         (["evaluate", "gone", "--out", "out"], "gone"),
         (["upscale", "gone.png", "out", "--model", "bicubic"], "gone.png"),
         (["upscale", "a.png", "a.png", "--force", "--model", "bicubic"], "is the input"),
@@ -96,8 +105,7 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--threads", "9999"],
         ["info", "bicubic", "--size", "200000x200000"],
         ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
-        ["bench", "--size", "640"],
-        ["bench", "--size", "0x0"],
+        *(["bench", "--size", size] for size in ("640", "0x0", "120*160")),
         ["bench", "--rates", "-4"],
         ["bench", "--rates", "inf"],
         ["bench", "--seconds", "nan"],
@@ -142,8 +150,10 @@ def test_each_verb_has_json_and_its_keys_are_documented(verb, capsys):
     assert f"\n| `{verb}` | " in page.read_text(encoding="utf-8")
 
 
-def test_a_replay_and_a_scene_are_told_to_programs(tmp_path, json_of):
+def test_a_replay_and_a_scene_are_told_to_people_and_programs(tmp_path, capsys, json_of):
     assert json_of("scene", tmp_path / "in", "--frames", "3")["kelvin_per_count"] == 0.01
+    assert cli.main(["scene", str(tmp_path / "other"), "--frames", "1", "--seed", "5"]) == 0
+    assert "kelvin = 0.01 x counts" in capsys.readouterr().out
     told = json_of("replay", tmp_path / "in", tmp_path / "out", "--model", "bicubic")
     assert (told["frames_in"], told["frames_out"], told["topic"]) == (3, 3, "/thermal/sr")
     assert json_of("info", "--bag", tmp_path / "in")["encoding"] == ["mono16"]
@@ -169,12 +179,6 @@ def test_a_switch_is_turned_off_in_one_way(tmp_path, capsys):
     assert cli.main([*words, "--remove-pattern", "false"]) == 2
     assert "write --remove-pattern=false" in capsys.readouterr().err
     assert cli.main([*words, "--remove-pattern=false"]) == 0
-
-
-def test_scene_tells_its_kelvin_scale(tmp_path, capsys):
-    assert cli.main(["scene", str(tmp_path / "bag"), "--frames", "3", "--seed", "5"]) == 0
-    assert "kelvin = 0.01 x counts" in capsys.readouterr().out
-    assert len(messages(tmp_path / "bag", "/thermal/image_raw")) == 3
 
 
 def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, capsys):

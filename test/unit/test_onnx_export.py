@@ -137,21 +137,3 @@ def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys, json_of)
     assert told["shape"] == "2x20x24"
     assert cli.main(arguments) == 1
     assert "--force" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "text"),
-    [
-        (["bicubic", "--size", "24x20"], 1, "no network"),
-        (["no-such-model", "--size", "24x20"], 1, "no-such-model"),
-        *(
-            (["difiisr-rt-x4", "--size", size], 2, "640x512")
-            for size in ("160", "0x160", "120*160")
-        ),
-    ],
-)
-def test_what_cannot_be_exported_is_refused(tmp_path, capsys, arguments, code, text):
-    model, *rest = arguments
-    assert cli.main(["export", model, str(tmp_path / "n.onnx"), *rest]) == code
-    assert text in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
