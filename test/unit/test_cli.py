@@ -66,6 +66,7 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
             )
         ),
         (["evaluate", "gone", "--out", "out"], "gone"),
+        (["evaluate", "IN", "--out", "out", "--topic", "/no"], "/cam/image_raw"),
         (["upscale", "gone.png", "out", "--model", "bicubic"], "gone.png"),
         (["upscale", "a.png", "a.png", "--force", "--model", "bicubic"], "is the input"),
         (["upscale", "a.png", "b.jpg", "--model", "bicubic"], "name a .tiff"),

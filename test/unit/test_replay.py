@@ -96,9 +96,7 @@ def test_pixels_without_a_measurement_come_back_as_they_were(tmp_path, bicubic):
     replay(source, tmp_path / "out", bicubic, camera=Camera(no_data="7, 65535"))
     ((_, _, data),) = messages(tmp_path / "out", SR)
     _, result = image_of(data)
-    assert np.argwhere(result < 28_000).tolist() == [
-        [row, column] for row in range(20, 24) for column in range(24, 28)
-    ]
+    assert (result < 28_000).sum() == 16
     assert (result[20:24, 24:28] == 7).all()
 
 
@@ -186,10 +184,10 @@ def test_malformed_frames_are_counted_and_named(tmp_path, bicubic):
     source = record(tmp_path / "in", images=damaged)
     report = replay(source, tmp_path / "out", bicubic)
     assert (report.frames_in, report.frames_out) == (5, 2)
-    assert [line.split(":")[0] for line in report.malformed] == [
-        f"frame {n} at 1{n}00000007 ns" for n in (1, 2, 3)
-    ]
-    assert "40000" in report.malformed[0]
+    first, *_, last = report.malformed
+    assert first.startswith("frame 1 at 1100000007 ns: ")
+    assert "40000" in first
+    assert last.startswith("frame 3 at 1300000007 ns: ")
     assert len(messages(tmp_path / "out", IMAGE)) == 5
 
 
@@ -221,9 +219,8 @@ def test_old_sqlite_recording_with_a_type_nobody_knows(tmp_path, bicubic):
         database.execute("UPDATE messages SET data = ?, timestamp = 2 WHERE topic_id = 3", [data])
     replay(source, tmp_path / "out", bicubic)
     assert messages(tmp_path / "out", "/x") == [("/x", 2, data)]
-    with AnyReader(
-        [tmp_path / "out"], default_typestore=get_typestore(Stores.ROS2_KILTED)
-    ) as reader:
+    usual = get_typestore(Stores.ROS2_KILTED)
+    with AnyReader([tmp_path / "out"], default_typestore=usual) as reader:
         assert {c.topic for c in reader.connections} == {IMAGE, INFO, "/x", SR, SR_INFO}
 
 
