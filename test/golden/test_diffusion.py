@@ -68,6 +68,12 @@ def normal(seed: int, shape: tuple[int, ...] = (2, 3, 4, 4)) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def test_forward_process_shifts_the_residual_by_eta_and_adds_kappa_sqrt_eta():
+    x0, y, eps = normal(0), normal(1), normal(2)
+    x_t = q_sample(x0, y, 0.25, eps, kappa=2.0)
+    torch.testing.assert_close(x_t, 0.75 * x0 + 0.25 * y + 1.0 * eps)
+
+
 @pytest.mark.parametrize("t", [2, 7, 15])
 def test_posterior_is_the_product_of_the_two_gaussians(t):
     """q(x_{t-1} | x_t, x_0) by Bayes' rule from q(x_t | x_{t-1}) and q(x_{t-1} | x_0)."""

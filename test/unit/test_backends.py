@@ -25,7 +25,6 @@ from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel
 from difiisr_models.model_loading import load_quickest
 from difiisr_models.upscaler import Upscaler
-from difiisr_ros import cli
 
 CPU = torch.device("cpu")
 ENGINE = "network.plan"
@@ -226,10 +225,10 @@ def test_a_runner_of_one_shape_takes_frames_of_any(tiny_network, size):
         fixed.change(tile=64)
 
 
-def test_the_profile_names_every_stage(tiny_folder, capsys):
-    arguments = ["info", str(tiny_folder), "--size", "48x40", "--device", "cpu"]
-    assert cli.main([*arguments, "--backend", "torch", "--tile", "32", "--overlap", "8"]) == 0
-    lines = capsys.readouterr().out.partition("GPU\n")[2].splitlines()
+def test_the_profile_names_every_stage(tiny_folder, difiisr):
+    tiles = ("--backend", "torch", "--tile", "32", "--overlap", "8")
+    said = difiisr("info", tiny_folder, "--size", "48x40", "--device", "cpu", *tiles).out
+    lines = said.partition("GPU\n")[2].splitlines()
     times = {line[12:26].strip(): float(line[24:33]) for line in lines}
     parts = {"stream", "to device", "tiles", "consistency", "to counts"}
     assert set(times) == parts | {"frame", "network"}

@@ -11,7 +11,6 @@ from PIL import Image
 from thermal_bags import record
 
 from difiisr_models.files import json_text
-from difiisr_ros.cli import main
 from difiisr_ros.commands import evaluate_models as command
 from difiisr_training.evaluation import evaluate as evaluate_module
 from difiisr_training.evaluation import task_scores
@@ -247,25 +246,24 @@ def test_outputs_of_another_method_are_judged_as_a_model_is(data):
     assert [(r["psnr"], r["seconds"]) for r in rows_of(data / "again")[5:]] == [("inf", "")] * 5
 
 
-def test_the_command_line_reports_and_exits_with_zero(data, capsys, json_of):
+def test_the_command_line_reports_and_exits_with_zero(data, difiisr, json_of):
     pytest.importorskip("jinja2")
     words = ["evaluate", data / "eight", "--models", "bicubic", "--limit", "2", "--metrics", "psnr"]
     words += ["--out", data / "out", "--outputs", f"A={data / 'x'}", f"B={data / 'x'}"]
-    assert main([*map(str, words), "--device", "cpu"]) == 1
-    assert f"no folder {data / 'x'}" in capsys.readouterr().err
+    assert f"no folder {data / 'x'}" in difiisr(*words, "--device", "cpu", code=1).err
     facts = json_of(*words[:-3], "--device", "cpu")
     assert (data / "out" / "report.html").is_file()
     assert json.loads((data / "out" / "results.json").read_text()) == facts
-    assert main(facts["command"][1:]) == 0  # it repeats itself
-    assert main(["evaluate", "--mode", "other"]) == 2
+    difiisr(*facts["command"][1:])  # it repeats itself
+    difiisr("evaluate", "--mode", "other", code=2)
 
 
-def test_what_to_install_is_said_where_the_extra_is_absent(data, monkeypatch, capsys):
+def test_what_to_install_is_said_where_the_extra_is_absent(data, monkeypatch, difiisr):
     monkeypatch.delitem(sys.modules, "difiisr_ros.commands.evaluate_models")
     monkeypatch.setitem(sys.modules, "difiisr_training.evaluation.metrics", None)
     monkeypatch.delitem(sys.modules, "difiisr_training.evaluation.evaluate")
-    assert main(["evaluate", str(data / "eight"), "--out", str(data / "out")]) == 1
-    assert "pip install '.[" in capsys.readouterr().err
+    said = difiisr("evaluate", data / "eight", "--out", data / "out", code=1).err
+    assert "pip install '.[" in said
 
 
 @pytest.mark.parametrize(

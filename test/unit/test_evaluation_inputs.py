@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from thermal_bags import cut, pixels, record
 
-from difiisr_ros import cli
 from difiisr_ros.commands.evaluate_models import resolve_inputs
 from difiisr_training.degradations import bicubic
 from difiisr_training.evaluation.evaluate import judge_models
@@ -118,27 +117,20 @@ def test_messages_of_a_recording_are_chosen_by_their_number(tmp_path):
     assert np.array_equal(dict(sparse.frames())["000003"], pixels(3))
 
 
-def assert_evaluated_without(source, left_out, said, out, capsys):
-    arguments = ["evaluate", str(source), "--models", "bicubic", "--metrics=psnr", "--no-report"]
-    assert cli.main([*arguments, "--out", str(out)]) == 2
-    found = json.loads((out / "results.json").read_text())
-    assert (found["left_out"], found["sets"][0]["frames"]) == (left_out, 2)
-    assert said in capsys.readouterr().out
-
-
-def test_an_image_that_cannot_be_read_is_left_out_counted_and_named(tmp_path, capsys):
+def test_what_cannot_be_read_is_left_out_counted_and_named(tmp_path, difiisr):
     folder = write_images(tmp_path / "in", 2)
     (folder / "bad.png").write_bytes(b"no image")
     Image.fromarray(np.zeros((3, 40), np.uint8)).save(folder / "flat.png")
-    said = "not run: frame bad of "
-    assert_evaluated_without(folder, 2, said, tmp_path / "out", capsys)
-
-
-def test_messages_that_are_damaged_or_lost_are_left_out_counted_and_named(tmp_path, capsys):
     bag = record(tmp_path / "bag", frames=4, images={1: b"damaged"})
     cut(bag, 0.6)  # message 3 is behind it
-    said = f"skipped message 1 of {bag}/bag.mcap: its bytes are no sensor_msgs"
-    assert_evaluated_without(bag, 2, said, tmp_path / "out", capsys)
+    for source, said in (
+        (folder, "not run: frame bad of "),
+        (bag, f"skipped message 1 of {bag}/bag.mcap: its bytes are no sensor_msgs"),
+    ):
+        words = ["evaluate", source, "--models", "bicubic", "--metrics=psnr", "--no-report"]
+        assert said in difiisr(*words, "--out", tmp_path / "out", code=2).out
+        found = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert (found["left_out"], found["sets"][0]["frames"]) == (2, 2)
 
 
 def test_each_recording_of_a_folder_is_a_set(tmp_path):

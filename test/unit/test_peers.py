@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from difiisr_training.data.images import list_images, read_counts
+from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
 from difiisr_training.evaluation.peers import load_peer
@@ -60,6 +61,14 @@ def test_settings_follow_the_name(tiny_folder):
     low = load_peer(f"{tiny_folder}@0@seed=1", None, "cpu")
     assert low.weights_sha256 == load_peer(str(tiny_folder), None, "cpu").weights_sha256 != ""
     assert low.title == "tiny@0@seed=1"
+
+
+def test_bicubic_has_the_consistency_step_where_it_is_asked_for():
+    counts, errors = counts_of(1), []
+    for name in ("bicubic@consistency=1", "bicubic"):
+        sr = load_peer(name, None, "cpu").upscale(counts)
+        errors.append(np.abs(pillow_resize(sr, *counts.shape).astype(float) - counts).mean())
+    assert errors[0] < 0.5 * errors[1]  # 8 bit clip the rest
 
 
 def test_a_reset_forgets_the_stream(tiny_folder):
