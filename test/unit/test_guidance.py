@@ -14,7 +14,6 @@ from difiisr_training.guidance import (
     GuidanceLoss,
     guidance_gradient,
     guide,
-    inject,
     pattern_loss,
     spectral_loss,
 )
@@ -38,12 +37,6 @@ def drawn():
     x0, y, eps = (torch.randn(SHAPE, generator=rng, dtype=torch.float64) for _ in range(3))
     eta = eta_of(1, 8, 15)
     return q_sample(x0, y, eta, eps, KAPPA), x0, y, eta, eps
-
-
-def test_injection_moves_x0_by_rho_c_times_the_gradient(drawn):
-    x_t, x0, y, eta, gradient = drawn
-    moved = inject(x_t, x0, y, eta, 0.3, gradient)
-    torch.testing.assert_close(x0 - moved, 0.3 * KAPPA**2 * eta / (1 - eta) * gradient)
 
 
 def test_through_the_network_the_correction_is_the_posterior_covariance_times_the_gradient():

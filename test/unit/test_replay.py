@@ -144,28 +144,6 @@ def test_existing_output_is_safe(tmp_path, bicubic):
     assert (target / "thesis.txt").exists()
 
 
-class Breaks:
-    """An upscaler that fails."""
-
-    scale = 4
-
-    def __init__(self, error):
-        self.error = error
-
-    def __call__(self, counts, stream, stamp_ns):
-        raise self.error
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
-def test_interrupted_run_leaves_the_old_output(tmp_path, error):
-    source, target = record(tmp_path / "in"), record(tmp_path / "out", frames=1)
-    before = messages(target)
-    with pytest.raises(type(error)):
-        replay(source, target, Breaks(error), force=True)
-    assert messages(target) == before
-    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
-
-
 def test_output_may_not_touch_the_input(tmp_path, bicubic):
     source = record(tmp_path / "in")
     before = messages(source)
@@ -297,12 +275,3 @@ def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path,
     assert (report.frames_in, report.frames_out, report.repeated) == (4, 2, 2)
     every, kept = (messages(tmp_path / name, SR) for name in ("all", "fewer"))
     assert kept == every[::2]
-
-
-def test_another_encoding_of_the_same_pixels_begins_a_new_stream(tmp_path, bicubic):
-    encodings = ("mono16", "mono16", "16UC1")
-    images = [bags.image_bytes(header(n), pixels(0), name) for n, name in enumerate(encodings)]
-    source = record(tmp_path / "in", images=images)
-    assert replay(source, tmp_path / "two", bicubic, frames=2).events == "1 repeat"
-    assert replay(source, tmp_path / "all", bicubic).events == "none"
-    assert replay(source, tmp_path / "last", bicubic, first=2).events == "none"

@@ -99,13 +99,6 @@ def test_threads_share_an_upscaler_one_frame_after_another(folder):
     assert together == [1, 1, 1]
 
 
-@pytest.mark.parametrize("steps", [2, 15])
-def test_more_steps_run_and_stay_consistent(made, steps):
-    frame = scene(32, 40)
-    sr = made(steps=steps)(frame)
-    assert np.abs(measured_again(sr) - frame).mean() < 0.005 * np.ptp(frame)
-
-
 def test_tiled_equals_whole_but_for_a_small_share_of_the_span(made):
     frame = scene(150, 170)
     whole = made(tile=256)(frame).astype(float)
