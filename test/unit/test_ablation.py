@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from random_vgg import random_vgg
+from wave_frames import save_image
 
 from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
@@ -41,11 +41,9 @@ def command(tmp_path, data, text, *more):
 @pytest.fixture
 def data(tmp_path):
     rng = np.random.default_rng(5)
-    for folder in ("frames", "judged"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-        for i in range(2):
-            scene = np.kron(rng.integers(0, 255, (28, 32)), np.ones((7, 7))).astype(np.uint8)
-            Image.fromarray(scene).save(tmp_path / "data" / folder / f"{i}.png")
+    for name in ("frames/0.png", "frames/1.png", "judged/0.png", "judged/1.png"):
+        scene = np.kron(rng.integers(0, 255, (28, 32)), np.ones((7, 7)))
+        save_image(tmp_path / "data" / name, scene.astype(np.uint8))
     return tmp_path / "data"
 
 

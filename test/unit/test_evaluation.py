@@ -9,6 +9,7 @@ import pytest
 from cyclopts import App
 from PIL import Image
 from thermal_bags import record
+from wave_frames import save_image
 
 from difiisr_models.files import json_text
 from difiisr_ros.commands import evaluate_models as command
@@ -25,10 +26,9 @@ def data(tmp_path):
     """Five 8-bit and three 16-bit images, their sides no multiples of 4."""
     rng = np.random.default_rng(0)
     for name, dtype, number, high in (("eight", np.uint8, 5, 255), ("deep", np.uint16, 3, 9000)):
-        (tmp_path / name).mkdir()
         for index in range(number):
             scene = np.kron(rng.integers(high // 2, high, (11, 13)), np.ones((6, 6)))
-            Image.fromarray(scene.astype(dtype)).save(tmp_path / name / f"{index:02}.png")
+            save_image(tmp_path / name / f"{index:02}.png", scene.astype(dtype))
     return tmp_path
 
 
@@ -153,14 +153,12 @@ def counted(monkeypatch):
 
 def test_own_low_resolution_and_masks_are_used(data):
     """One's own pairs give what they show, and a hidden region costs nothing."""
-    (data / "lr").mkdir()
-    (data / "masks").mkdir()
     for path in (data / "eight").iterdir():
         lr, hr = make_pair(np.asarray(Image.open(path)))
-        Image.fromarray(255 - lr).save(data / "lr" / path.name)
+        save_image(data / "lr" / path.name, 255 - lr)
         mask = np.full(hr.shape, 255, np.uint8)
         mask[:, :32] = 0
-        Image.fromarray(mask).save(data / "masks" / path.name)
+        save_image(data / "masks" / path.name, mask)
 
     def judged(name, *more):
         found = evaluate(data / "eight", "--models", "bicubic", "--metrics", "psnr",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from thermal_bags import cut, pixels, record
+from wave_frames import save_image
 
 from difiisr_ros.commands.evaluate_models import resolve_inputs
 from difiisr_training.degradations import bicubic
@@ -31,9 +32,8 @@ def write_images(folder, number, dtype=np.uint8):
 
 def images(folder, **frames):
     """A folder of images as a set of that name."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, counts in frames.items():
-        Image.fromarray(counts).save(folder / f"{name}.png")
+        save_image(folder / f"{name}.png", counts)
     return image_set(folder.name, folder, Selection())
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from wave_frames import save_image
 
 from difiisr_training.degradations import bicubic, pillow_resize
 from difiisr_training.evaluation import films
@@ -71,9 +71,8 @@ def test_a_ghost_costs_in_the_wake():
 
 def test_the_command_writes_what_it_found(tmp_path, difiisr, json_of):
     folder = tmp_path / "film"
-    folder.mkdir()
     for k, frame in enumerate(films.pan_over(still(), 2, 0.0, 5, side=96)):
-        Image.fromarray(frame).save(folder / f"{k}.png")
+        save_image(folder / f"{k}.png", frame)
     out = tmp_path / "out"
     words = [folder, "--models", "bicubic,bicubic@consistency=1,safmn", "--noise", "0"]
     torch.save(Safmn().state_dict(), tmp_path / "safmn_ntire23_x4.pth")

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 from thermal_bags import IMAGE, record
+from wave_frames import save_image
 
 from difiisr_ros.commands.train_model import load_source
 from difiisr_training.data.images import (
@@ -112,9 +113,8 @@ def damage(good: bytes):
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
 def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
     folder = tmp_path / "frames"
-    folder.mkdir()
     for i in range(3):
-        Image.fromarray(gradient(np.uint8)).save(folder / f"good{i}{suffix}")
+        save_image(folder / f"good{i}{suffix}", gradient(np.uint8))
     good = (folder / f"good0{suffix}").read_bytes()
     for name, data in damage(good):
         (folder / f"bad_{name}{suffix}").write_bytes(data)
@@ -131,11 +131,10 @@ def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
 
 
 def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
-    (tmp_path / "frames").mkdir()
     for i, value in enumerate((1.0, np.nan)):
         pixels = np.full((20, 20), 300, np.float32)
         pixels[3, 3] = value
-        Image.fromarray(pixels).save(tmp_path / "frames" / f"{i}.tif")
+        save_image(tmp_path / "frames" / f"{i}.tif", pixels)
     assert len(load_images(ImageSource("frames"), data=tmp_path, part="train")) == 1
     assert "skipped 1" in caplog.text
     assert "1.tif: 1 pixels are NaN or infinity" in caplog.text

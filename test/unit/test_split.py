@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from wave_frames import save_image
 
 from difiisr_training.data import images
 
@@ -67,12 +67,10 @@ def test_the_split_takes_whole_sequences_up_to_the_share_in_any_order(sizes, sha
 @pytest.fixture
 def drives(tmp_path):
     """Eight drives of six frames; the grey value of a frame says its drive."""
-    folder = tmp_path / "drives"
-    folder.mkdir()
     for drive in range(8):
         for frame in range(6):
-            pixels = np.full((20, 20), 10 * drive, np.uint8)
-            Image.fromarray(pixels).save(folder / f"d_{1000 * drive + frame:05}.png")
+            name = f"d_{1000 * drive + frame:05}.png"
+            save_image(tmp_path / "drives" / name, np.full((20, 20), 10 * drive, np.uint8))
     return tmp_path
 
 
