@@ -50,12 +50,6 @@ def builders(monkeypatch):
     return selection.BUILDERS
 
 
-@pytest.fixture
-def onnx_packages():
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(name, reason="needs the extra onnx")
-
-
 def refuse(error):
     def build_runner(source):
         raise error
@@ -81,7 +75,9 @@ class Engine:
         return self.network(x_t, y, lr, t, fidelity)
 
 
-def test_onnx_runtime_is_the_default_on_a_cpu_and_equals_torch(tiny_folder, onnx_packages):
+def test_onnx_runtime_is_the_default_on_a_cpu_and_equals_torch(tiny_folder):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="needs the extra onnx")
     settings = {"device": "cpu", "tile": 40, "overlap": 8, "tile_batch": 3}
     default = load_upscaler(str(tiny_folder), **settings)
     assert (default.backend, default.runtime.precision) == ("onnxruntime", "fp32")

@@ -32,13 +32,6 @@ def data(tmp_path):
     return tmp_path
 
 
-def film_bag(path, frames=6, size=(24, 32)):
-    rng = np.random.default_rng(3)
-    scene = rng.integers(29000, 31000, size)
-    images = [(scene + rng.normal(0, 4, size)).astype(np.uint16) for _ in range(frames)]
-    return record(path, images=images)
-
-
 class Found(dict):
     __getattr__ = dict.__getitem__
 
@@ -99,9 +92,10 @@ def test_sets_are_judged_with_reference(data, capsys):
 
 
 def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
-    film_bag(tmp_path / "bag")
-    out = tmp_path / "out"
-    arguments = [tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4@consistency=1", "--out", out]
+    rng, out = np.random.default_rng(3), tmp_path / "out"
+    film = rng.integers(29000, 31000, (24, 32)) + rng.normal(0, 4, (6, 24, 32))
+    bag = record(tmp_path / "bag", images=list(film.astype(np.uint16)))
+    arguments = [bag, "--models", "bicubic,difiisr-rt-x4@consistency=1", "--out", out]
     results = evaluate(*arguments, "--mode", "camera", "--topic", "/cam/image_raw")
     (chosen,) = results.sets
     assert (chosen.kind, chosen.topic, chosen.frames) == ("bag", "/cam/image_raw", 6)

@@ -52,6 +52,9 @@ def saved(change):
     return damage
 
 
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+
+
 def poisoned(value):
     return saved(lambda network: network.fuse.weight.data[3, 2, 1, 0].fill_(value))
 
@@ -80,10 +83,7 @@ def network(channels, blocks=1):
         (with_fields(kind="holographic"), "holographic"),
         *((network(channels), "does not fit") for channels in (12, "48", 0, -3, 10**30)),
         *((network(8, blocks), "layers cannot be in") for blocks in (100_000, 10**9)),
-        *(
-            (poisoned(v), r"fuse\.weight holds (-?inf|nan)")
-            for v in (math.nan, math.inf, -math.inf)
-        ),
+        *((poisoned(value), r"fuse\.weight holds (-?inf|nan)") for value in NOT_FINITE),
         (poisoned(1e38), r"fuse\.weight holds 1e\+38"),
         (saved(lambda network: network.double()), "float64"),
         (with_fields(limits={"deviation": 1e9}), "between 0 and 100"),

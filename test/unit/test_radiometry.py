@@ -52,6 +52,11 @@ def test_float_frames_ignore_what_is_not_finite():
     assert robust_range(np.full((16, 16), np.nan, np.float32)).span > 0
 
 
+def test_normalise_maps_the_range_to_minus_one_and_one():
+    counts = np.array([[1000, 2000, 3000]], np.uint16)
+    np.testing.assert_allclose(CountRange(1000, 3000).normalise(counts), [[-1, 0, 1]])
+
+
 def test_a_hot_object_entering_moves_the_range_slowly():
     tracker, frame = RangeTracker(), scene(7000, 9000)
     before = tracker.update(frame)

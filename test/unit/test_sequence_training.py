@@ -41,12 +41,9 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def loader(data):
-    return partial(load_images, data=data)
-
-
 def some_clips(data, lr_size=16, **fields):
-    config, load = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields), loader(data)
+    config = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields)
+    load = partial(load_images, data=data)
     return Clips([ImageSource("stills")], [data / "films"], load, config, seed=1)
 
 

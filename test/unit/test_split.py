@@ -59,20 +59,16 @@ def test_the_split_takes_whole_sequences_up_to_the_share_in_any_order(sizes, sha
     assert chosen != set(names)
 
 
-@pytest.fixture
-def drives(tmp_path):
-    """Eight drives of six frames; the grey value of a frame says its drive."""
+def test_no_sequence_is_on_both_sides_and_frames_skipped_at_the_end_on_neither(tmp_path):
+    """Of eight drives of six frames; the grey value of a frame says its drive."""
     for drive in range(8):
         for frame in range(6):
             name = f"d_{1000 * drive + frame:05}.png"
             save_image(tmp_path / "drives" / name, np.full((20, 20), 10 * drive, np.uint8))
-    return tmp_path
 
-
-def test_no_sequence_is_on_both_sides_and_frames_skipped_at_the_end_on_neither(drives):
     def drawn(part, **changes):
         source = images.ImageSource("drives", **{"val_share": 0.3} | changes)
-        return [int(image[0, 0]) for image in images.load_images(source, part, data=drives)]
+        return [int(image[0, 0]) for image in images.load_images(source, part, data=tmp_path)]
 
     assert not set(drawn("train")) & set(drawn("val"))
     assert len(drawn("train")) == 36
