@@ -130,6 +130,14 @@ def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
         assert f"bad_{name}{suffix}" in caplog.text
 
 
+def test_a_cut_image_is_an_error_with_its_name(tmp_path):
+    save_image(tmp_path / "cut.png", gradient(np.uint8))
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"cut\.png: "):
+        read_counts(tmp_path / "cut.png")
+
+
 def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
     for i, value in enumerate((1.0, np.nan)):
         pixels = np.full((20, 20), 300, np.float32)

@@ -275,3 +275,12 @@ def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path,
     assert (report.frames_in, report.frames_out, report.repeated) == (4, 2, 2)
     every, kept = (messages(tmp_path / name, SR) for name in ("all", "fewer"))
     assert kept == every[::2]
+
+
+def test_another_encoding_of_the_same_pixels_begins_a_new_stream(tmp_path, bicubic):
+    encodings = ("mono16", "mono16", "16UC1")
+    images = [bags.image_bytes(header(n), pixels(0), name) for n, name in enumerate(encodings)]
+    source = record(tmp_path / "in", images=images)
+    assert replay(source, tmp_path / "two", bicubic, frames=2).events == "1 repeat"
+    assert replay(source, tmp_path / "all", bicubic).events == "none"
+    assert replay(source, tmp_path / "last", bicubic, first=2).events == "none"
