@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from thermal_bags import messages, storage_file
+from thermal_bags import image_of, messages, storage_file
 
 from difiisr_models import FrameSettings, load_upscaler
 from difiisr_ros.bag_storage import Message
@@ -47,7 +47,7 @@ def window(topic, number, raw):
     """Of the scene, 80 x 60 pixels, which grow warmer from frame to frame."""
     if topic == INFO_TOPIC:
         return edit(raw, CAMERA_INFO_TYPE, width=80, height=60)
-    message, counts = counts_of(raw)
+    message, counts = image_of(raw)
     return image_bytes(message.header, counts[30:90, 40:120] + np.uint16(9 * number), "mono16")
 
 
@@ -101,11 +101,6 @@ def edit_header(raw, shift=0, **fields):
     at = header.stamp.sec * 10**9 + header.stamp.nanosec + shift
     stamp = STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 10**9))
     return edit(raw, header=replace(header, stamp=stamp, **fields))
-
-
-def counts_of(raw):
-    message = STORE.deserialize_cdr(raw, IMAGE_TYPE)
-    return message, message.data.view("<u2").reshape(message.height, message.width).copy()
 
 
 def diagnostics(**values):
@@ -169,7 +164,7 @@ def with_holes(counts):
 )
 def test_every_encoding_is_compared(tmp_path, whole, bicubic, judged, encoding, convert):
     def change(topic, number, raw):
-        message, counts = counts_of(raw) if topic == IMAGE_TOPIC and number < 3 else (None, None)
+        message, counts = image_of(raw) if topic == IMAGE_TOPIC and number < 3 else (None, None)
         return message and image_bytes(message.header, convert(counts), encoding)
 
     camera = doctor(whole.parent / "scene", tmp_path / "camera", change)
@@ -267,7 +262,7 @@ def test_a_changed_pixel_and_wrong_fields_are_found(judged):
             k[2] -= 1.5  # image_proc's principal point
             return edit(raw, CAMERA_INFO_TYPE, k=k)
         if (topic, number) == (SR, 5):
-            _, pixels = counts_of(raw)
+            pixels = image_of(raw)[1].copy()
             pixels[50, 70] += 40
             return edit(raw, data=pixels.view(np.uint8).ravel())
         edits = {
