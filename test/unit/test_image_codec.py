@@ -1,4 +1,3 @@
-import array
 from types import SimpleNamespace
 
 import numpy as np
@@ -89,12 +88,6 @@ def test_colours_that_differ_are_false_colour(encoding, pixel, is_false):
     assert is_colour(encoding)
 
 
-def test_counts_are_no_colour():
-    image = message("mono16", *padded(np.array([[1, 60000]], np.uint16)))
-    assert not is_false_colour(image)
-    assert not any(map(is_colour, ("mono16", "64FC1", "32SC1")))
-
-
 @pytest.mark.parametrize(
     ("encoding", "dtype", "channels", "tolerance"),
     [
@@ -116,12 +109,6 @@ def test_encodings_are_read_as_cv_bridge_reads_them(encoding, dtype, channels, t
     wanted = "passthrough" if encoding.endswith("C1") else result_encoding(encoding, ours)
     theirs = cv_bridge.CvBridge().imgmsg_to_cv2(image, wanted)
     np.testing.assert_allclose(ours, theirs, atol=tolerance)
-
-
-@pytest.mark.parametrize("container", [bytes, bytearray, lambda b: array.array("B", b)])
-def test_every_message_library_s_data_type_is_read(container):
-    counts = np.array([[1, 2], [3, 4]], np.uint16)
-    np.testing.assert_array_equal(decode("mono16", 2, 2, 4, 0, container(counts.tobytes())), counts)
 
 
 def test_large_frames_are_read_without_a_copy():

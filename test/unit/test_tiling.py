@@ -45,16 +45,6 @@ def test_blending_reproduces_a_function_of_each_pixel(batch):
     torch.testing.assert_close(result, torch.cat((frame, 2 * frame), 1))
 
 
-def test_a_model_of_one_tile_size_gets_full_batches_of_a_frame_that_is_large_enough():
-    plan = Tiling((30, 90), tile=640, overlap=8, batch=1, tile_shape=(4, 32, 40))
-    assert (plan.height, plan.width) == (32, 90)
-    calls = list(plan.batches())
-    assert [len(places) for places in calls] == [4]
-    assert {(p.bottom - p.top, p.right - p.left) for places in calls for p in places} == {(32, 40)}
-    ones = blended(plan, lambda places: torch.ones(len(places), 2, 32, 40))
-    torch.testing.assert_close(ones, torch.ones(1, 2, 32, 90))
-
-
 def test_a_step_between_tiles_becomes_a_ramp():
     """Tiles that disagree by 1 must not leave an edge: the blend climbs over half the overlap."""
     plan = Tiling((32, 56), 32, 8, batch=1)

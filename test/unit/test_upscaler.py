@@ -160,15 +160,6 @@ def test_unknown_model_setting_device_and_backend_are_named():
     assert load_upscaler("bicubic", device="cpu:0").device == "cpu"  # the one there is
 
 
-def test_every_seed_is_another_field_and_the_same_again(made):
-    frame = scene(24, 24)
-    seeds = (0, -1, 1, 1 << 24, (1 << 32) - 1)
-    first, *others = (made(seed=seed)(frame, Stream()) for seed in seeds)
-    for other in others:
-        assert (first != other).any()
-    np.testing.assert_array_equal(made(seed=0)(frame), first)
-
-
 def test_settings_change_between_frames_and_a_bad_change_changes_nothing(made):
     frame = scene(40, 40, np.float32, 290, 20)
     up = made()
