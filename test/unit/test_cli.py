@@ -147,6 +147,7 @@ def test_a_replay_and_a_scene_are_told_to_people_and_programs(tmp_path, difiisr,
     [
         ("info bicubic --size 64x48 80x60", "difiisr: nothing takes 80x60\n"),
         ("replay IN out --consistency 3", "should be less than or equal to 1 or should be 'auto'"),
+        ("export difiisr-rt-x4 x.onnx --size 160", "write WIDTHxHEIGHT, as in 640x512"),
         ("replay IN out --remove-pattern false", "write --remove-pattern=false"),
         ("export difiisr-rt-x4 x.onnx --input-size=120x160", "--size WIDTHxHEIGHT"),
         ("export difiisr-rt-x4 x.onnx --profile 120x160", "--size WIDTHxHEIGHT"),  # of old versions
