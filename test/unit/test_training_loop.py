@@ -327,7 +327,7 @@ def test_two_processes_train_the_weights_of_one(data, tmp_path, difiisr):
     two = command(tmp_path, data, "--run", tmp_path / "two", **changes)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     finished = subprocess.run(
-        [sys.executable, *torchrun, "--", "difiisr_ros.cli", *two],
+        [sys.executable, *torchrun, "--", "difiisr_ros.cli", *map(str, two)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
