@@ -40,6 +40,13 @@ def test_counts_of_cameras_are_the_right_temperatures(name, counts, celsius):
     np.testing.assert_allclose(temperatures(values, camera, "kelvin"), celsius + 273.15, atol=2e-3)
 
 
+def test_pixels_without_a_measurement_have_no_temperature():
+    camera = Camera(unit="kelvin", scale=0.01, no_data="0, 65535")
+    found = temperatures(np.array([[0, 30000, 65535]], np.uint16), camera, "kelvin")
+    np.testing.assert_array_equal(np.isnan(found), [[True, False, True]])
+    assert found.dtype == np.float32
+
+
 @pytest.mark.parametrize(
     ("encoding", "size", "median", "likely"),
     [
