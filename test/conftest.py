@@ -61,6 +61,22 @@ def _usual_signals():
 
 
 @pytest.fixture
+def difiisr(capsys):
+    """Runs ``difiisr``, which is to end with ``code``; what it said: ``out`` and ``err``."""
+
+    def run(*words, code=0):
+        from difiisr_ros.cli import main
+
+        capsys.readouterr()
+        ended_with = main([*map(str, words)])
+        said = capsys.readouterr()
+        assert ended_with == code, said.err
+        return said
+
+    return run
+
+
+@pytest.fixture
 def json_of():
     """Runs ``difiisr`` with ``--json``: what it printed, whose keys docs/command_line.md names."""
 

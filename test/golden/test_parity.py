@@ -8,7 +8,6 @@ from safetensors.numpy import load_file, save_file
 
 from difiisr_models.published import parity
 from difiisr_models.published.parity import run_parity
-from difiisr_ros import cli
 
 RECORDED = Path(__file__).parent / "parity"
 OUTPUTS = {
@@ -36,11 +35,9 @@ def test_published_size_reproduces_every_recorded_output():
     assert {row.name: row.max_abs_diff for row in rows if not row.passed} == {}
 
 
-def test_the_command_prints_a_line_for_each_output(rows, capsys, monkeypatch):
+def test_the_command_prints_a_line_for_each_output(rows, difiisr, monkeypatch):
     monkeypatch.setattr(parity, "run_parity", lambda *_: rows)
-    arguments = ["info", "bicubic", "--parity", "tiny", "--parity-data", str(RECORDED)]
-    assert cli.main(arguments) == 0
-    printed = capsys.readouterr().out
+    printed = difiisr("info", "bicubic", "--parity", "tiny", "--parity-data", RECORDED).out
     assert all(f"{name}: " in printed for name in OUTPUTS)
     assert "FAILED" not in printed
 

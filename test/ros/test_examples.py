@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import threading
 import time
 from array import array
 from pathlib import Path
@@ -69,14 +68,12 @@ def answers():
     """Start a node of an example; returns what it publishes for an image of a camera."""
     pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
     import rclpy
-    from rclpy.executors import SingleThreadedExecutor
-    from ros_peer import DOMAIN, wait_until
+    from ros_peer import DOMAIN, spin_in_thread, wait_until
     from sensor_msgs.msg import Image
 
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=DOMAIN)
-    executor = SingleThreadedExecutor(context=context)
-    threads = []
+    ends = []
 
     def start(kind, topics, /, **parameters):
         overrides = [rclpy.Parameter(name, value=value) for name, value in parameters.items()]
@@ -87,10 +84,7 @@ def answers():
             name = f"{node.get_fully_qualified_name()}/{topic}"
             peer.create_subscription(Image, name, messages.append, 1)
         camera = peer.create_publisher(Image, "image", 1)
-        for one in (node, peer):
-            executor.add_node(one)
-        threads.append(threading.Thread(target=executor.spin, daemon=True))
-        threads[-1].start()
+        ends.extend(map(spin_in_thread, (node, peer)))
         pixels = np.add.outer(np.arange(48), np.arange(64)).astype(np.uint16) + 3000
         message = Image(height=48, width=64, encoding="mono16", step=128)
         message.data = array("B", pixels.tobytes())
@@ -102,16 +96,13 @@ def answers():
             return all(got.values())
 
         wait_until(answered)
-        return node, {
-            topic: np.frombuffer(m[-1].data, np.uint8).reshape(48, 64, -1)
-            for topic, m in got.items()
-        }
+        newest = {topic: np.frombuffer(m[-1].data, np.uint8) for topic, m in got.items()}
+        return node, {topic: data.reshape(48, 64, -1) for topic, data in newest.items()}
 
     yield start
-    executor.shutdown()
+    for end in ends:
+        end()
     rclpy.shutdown(context=context)
-    for thread in threads:
-        thread.join(10)
 
 
 def test_detector_draws_boxes_and_knows_the_latency_of_the_chain(answers, tmp_path):

@@ -323,17 +323,17 @@ def test_a_shutter_flag_of_any_type_is_heard(peer):
     peer.node.destroy_publisher(flag)
 
 
-def _is_flat(peer):
-    return peer.status()[1]["event"] == "flat"
-
-
 def test_the_telemetry_of_a_lepton_is_heard(peer):
     assert peer.set(telemetry="lepton", telemetry_rows=2).successful
     telemetry = np.zeros((2, scene().shape[1]), np.uint16)
     frames = (np.concatenate((telemetry, scene() + np.uint16(n))) for n in itertools.count())
-    for state, is_flat in ((3, False), (2, True), (3, False)):
+
+    def is_flat():
+        return peer.ask(next(frames)) and peer.status()[1]["event"] == "flat"
+
+    for state, flat in ((3, False), (2, True), (3, False)):
         telemetry[0, 3] = state << 4
-        wait_until(lambda f=is_flat: peer.ask(next(frames)) and f == _is_flat(peer))
+        wait_until(lambda flat=flat: is_flat() == flat)
     assert peer.set(telemetry="none", telemetry_rows=0).successful
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from wave_frames import save_image
 
 from difiisr_training.data.annotations import (
     annotations_sha256,
@@ -134,15 +135,10 @@ def test_what_is_no_annotation_file_is_named(tmp_path, name, text, kind):
         read_annotations(tmp_path if name.endswith("xml") else path)
 
 
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.uint8(pixels)).save(path)
-
-
 def test_label_maps_belong_to_the_image_of_their_folder(tmp_path):
     for number, name in enumerate(("a/1", "b/1")):
-        save(tmp_path / "images" / f"{name}.jpg", np.zeros((8, 8)))
-        save(tmp_path / "labels" / f"{name}.png", np.full((8, 8), number))
+        save_image(tmp_path / "images" / f"{name}.jpg", np.zeros((8, 8), np.uint8))
+        save_image(tmp_path / "labels" / f"{name}.png", np.full((8, 8), number, np.uint8))
     pairs = pair_with_labels(tmp_path / "images", tmp_path / "labels")
     assert [(i.parent.name, read_labels(m).max()) for i, m in pairs] == [("a", 0), ("b", 1)]
     Image.new("RGB", (8, 8)).save(tmp_path / "colours.png")

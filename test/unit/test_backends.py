@@ -24,7 +24,6 @@ from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.frame_model import CompactModel
 from difiisr_models.model_loading import load_quickest
 from difiisr_models.upscaler import Upscaler
-from difiisr_ros import cli
 
 CPU = torch.device("cpu")
 ENGINE = "network.plan"
@@ -48,12 +47,6 @@ def builders(monkeypatch):
         monkeypatch.setitem(selection.BUILDERS, name, unavailable)
     monkeypatch.setitem(selection.BUILDERS, "onnxruntime", unavailable)  # until a test sets it
     return selection.BUILDERS
-
-
-@pytest.fixture
-def onnx_packages():
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(name, reason="needs the extra onnx")
 
 
 def refuse(error):
@@ -81,7 +74,9 @@ class Engine:
         return self.network(x_t, y, lr, t, fidelity)
 
 
-def test_onnx_runtime_is_the_default_on_a_cpu_and_equals_torch(tiny_folder, onnx_packages):
+def test_onnx_runtime_is_the_default_on_a_cpu_and_equals_torch(tiny_folder):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="needs the extra onnx")
     settings = {"device": "cpu", "tile": 40, "overlap": 8, "tile_batch": 3}
     default = load_upscaler(str(tiny_folder), **settings)
     assert (default.backend, default.runtime.precision) == ("onnxruntime", "fp32")
@@ -194,10 +189,7 @@ def test_the_policy_counts_for_everything_that_keeps_an_engine_from_running(
             select_backend(source_of(backend=backend, engine=ENGINE, engine_mismatch=policy))
 
 
-def test_models_without_a_network_to_hand_over_say_so():
-    up = load_upscaler("bicubic", device="cpu", backend="onnxruntime")
-    assert up.backend == "torch"
-    assert up.passed_over == (("onnxruntime", "bicubic always runs in torch"),)
+def test_a_model_without_a_network_takes_no_engine():
     with pytest.raises(BackendUnavailable, match=r"some\.plan"):
         load_upscaler("bicubic", engine="/some.plan", engine_mismatch="fail")
 
@@ -225,10 +217,10 @@ def test_a_runner_of_one_shape_takes_frames_of_any(tiny_network, size):
         fixed.change(tile=64)
 
 
-def test_the_profile_names_every_stage(tiny_folder, capsys):
-    arguments = ["info", str(tiny_folder), "--size", "48x40", "--device", "cpu"]
-    assert cli.main([*arguments, "--backend", "torch", "--tile", "32", "--overlap", "8"]) == 0
-    lines = capsys.readouterr().out.partition("GPU\n")[2].splitlines()
+def test_the_profile_names_every_stage(tiny_folder, difiisr):
+    tiles = ("--backend", "torch", "--tile", "32", "--overlap", "8")
+    said = difiisr("info", tiny_folder, "--size", "48x40", "--device", "cpu", *tiles).out
+    lines = said.partition("GPU\n")[2].splitlines()
     times = {line[12:26].strip(): float(line[24:33]) for line in lines}
     parts = {"stream", "to device", "tiles", "consistency", "to counts"}
     assert set(times) == parts | {"frame", "network"}

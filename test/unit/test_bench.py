@@ -1,10 +1,11 @@
-"""What ``difiisr bench`` makes of times: summaries and tables."""
+"""What ``difiisr bench`` makes of times: summaries and tables; and ``difiisr soak``: slopes."""
 
 import json
 import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,3 +143,23 @@ def test_a_stream_that_fails_or_is_interrupted_takes_no_row_with_it(failing_node
     code, rows = bench(tmp_path, "--only", "node", "--models", OWN, "--rates", "30")
     assert code == 130
     assert [row["model"] for row in rows] == ["bicubic", "bicubic", OWN]
+
+
+def test_a_leak_shows_in_the_slopes_and_a_start_or_noise_does_not():
+    pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
+    from difiisr_ros.commands.soak import slopes
+
+    minute = np.arange(1, 60, 2.0)
+    steady = 500 - 80 * (minute < 10) + np.random.default_rng(1).normal(0, 0.3, len(minute))
+    series = {"minute": minute, "steady": steady, "leaks": steady + 0.1 * minute}
+    found = slopes(series, settled=10.0)
+    assert found["steady"]["upper_95"] < 0.02
+    assert 0.08 < found["leaks"]["slope"] < found["leaks"]["upper_95"] < 0.12
+    assert slopes(series, settled=55.0)["leaks"] == {"slope": None, "upper_95": None}
+
+
+def test_what_a_soak_does_not_know_is_refused_before_a_node_is_started(tmp_path, difiisr):
+    pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
+    error = difiisr("soak", "--only", "flood,nonsense", "--out", tmp_path / "out", code=1).err
+    assert "no nonsense among hostile_frames, " in error
+    assert not (tmp_path / "out").exists()

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from thermal_bags import header, image_bytes, record
+from thermal_bags import record
 
 from difiisr_models import Camera, load_upscaler
 from difiisr_models.camera_files import guess_cameras, known_cameras, read_camera_file
 from difiisr_models.radiometry import temperatures
 from difiisr_models.settings import Crop
-from difiisr_ros.cli import main
 from difiisr_ros.replay import replay as replay_bag
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "cameras"
@@ -110,18 +109,14 @@ def test_a_lepton_says_in_header_and_footer_that_its_shutter_is_closed(lepton):
     assert replace(camera, crop="1, 1, 0, 2").is_shut(np.pad(frame(0, 2), ((1, 1), (0, 2))))
 
 
-def test_a_correction_that_telemetry_tells_is_a_shutter_event(lepton, tmp_path, capsys):
+def test_a_correction_that_telemetry_tells_is_a_shutter_event(lepton, tmp_path, difiisr):
     camera, frame = lepton
-    images = {
-        n: image_bytes(header(n), frame(n, 2 if n in (4, 5) else 3), "16UC1") for n in range(9)
-    }
-    bag = record(tmp_path / "bag", frames=9, images=images)
-    assert (
-        replay_bag(bag, tmp_path / "sr", load_upscaler("bicubic"), camera=camera).events == "2 flat"
-    )
-    rows = str(camera.telemetry_rows)
-    assert main(["info", "--bag", str(bag), "--camera", "lepton", "--telemetry-rows", rows]) == 0
-    assert "2 flat in 9 frames" in capsys.readouterr().out
+    images = [frame(n, 2 if n in (4, 5) else 3) for n in range(9)]
+    bag = record(tmp_path / "bag", images=images, encoding="16UC1")
+    report = replay_bag(bag, tmp_path / "sr", load_upscaler("bicubic"), camera=camera)
+    assert report.events == "2 flat"
+    asked = ("--camera", "lepton", "--telemetry-rows", camera.telemetry_rows)
+    assert "2 flat in 9 frames" in difiisr("info", "--bag", bag, *asked).out
 
 
 @pytest.mark.parametrize("fields", [{"scale": 0.0}, {"offset": float("nan")}, {"roi": "1,2"}])
@@ -130,31 +125,26 @@ def test_what_makes_no_sense_is_refused(fields):
         Camera(**fields)
 
 
-def test_info_finds_the_rows_of_telemetry(lepton, tmp_path, capsys):
+def test_info_finds_the_rows_of_telemetry(lepton, tmp_path, difiisr):
     camera, frame = lepton
-    images = {n: image_bytes(header(n), frame(n, 3), "mono16") for n in range(5)}
-    bag = record(tmp_path / "bag", images=images)
+    bag = record(tmp_path / "bag", images=[frame(n, 3) for n in range(5)])
     for asked in ([], ["--camera", "lepton"]):
-        assert main(["info", "--bag", str(bag), *asked]) == 0
-        said = capsys.readouterr().out
+        said = difiisr("info", "--bag", bag, *asked).out
         assert said.rstrip().endswith(f"camera:=lepton telemetry_rows:={camera.telemetry_rows}")
         assert "measured    0 " not in said  # the camera's own words are no temperatures
 
 
-def test_info_names_the_camera_and_the_launch_line(tmp_path, capsys):
+def test_info_names_the_camera_and_the_launch_line(tmp_path, difiisr):
     counts = np.random.default_rng(0).integers(29700, 29900, (120, 160)).astype(np.uint16)
-    images = {n: image_bytes(header(n), counts + n, "mono16") for n in range(5)}
-    bag = record(tmp_path / "bag", images=images)
-    assert main(["info", "--bag", str(bag)]) == 0
-    said = capsys.readouterr().out
+    bag = record(tmp_path / "bag", images=[counts + n for n in range(5)])
+    said = difiisr("info", "--bag", bag).out
     assert "lepton (FLIR Lepton, TLinear 0.01 K)" in said
     assert said.rstrip().endswith("image:=/cam/image_raw camera:=lepton")
-    assert main(["info", "--bag", str(bag), "--crop", "2,0,0,0"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("camera:=lepton crop:=2,0,0,0")
-    assert main(["info", "--bag", str(bag), "--camera", "optris", "--crop", "2,0,0,0"]) == 0
-    assert "camera:=optris crop:=2,0,0,0" in capsys.readouterr().out
-    assert main(["info", "--bag", str(bag), "--camera", "bozon"]) == 1
-    assert "known are boson" in capsys.readouterr().err
+    said = difiisr("info", "--bag", bag, "--crop", "2,0,0,0").out
+    assert said.rstrip().endswith("camera:=lepton crop:=2,0,0,0")
+    said = difiisr("info", "--bag", bag, "--camera", "optris", "--crop", "2,0,0,0").out
+    assert "camera:=optris crop:=2,0,0,0" in said
+    assert "known are boson" in difiisr("info", "--bag", bag, "--camera", "bozon", code=1).err
 
 
 def test_half_the_scale_is_the_result_scaled_down_and_keeps_what_is_invalid():

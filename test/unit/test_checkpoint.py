@@ -22,7 +22,6 @@ from difiisr_models.published.convert import (
     read_checkpoint,
 )
 from difiisr_models.published.parity import rule_state
-from difiisr_ros import cli
 from difiisr_training.checkpoints import starting_weights
 
 SHAPES = json.loads(
@@ -146,14 +145,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, write, text):
         read_checkpoint(tmp_path / "x.pth")
 
 
-def test_the_command_converts_and_refuses_with_exit_code_1(files, tmp_path, capsys, json_of):
-    arguments = ["convert", *map(str, files), str(tmp_path / "m"), "--schedule", "difiisr"]
+def test_the_command_converts_and_refuses_with_exit_code_1(files, tmp_path, difiisr, json_of):
+    arguments = ["convert", *files, tmp_path / "m", "--schedule", "difiisr"]
     assert json_of(*arguments)["kind"] == "published"
-    assert cli.main(arguments) == 1
+    difiisr(*arguments, code=1)
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    bad = [str(tmp_path / "list.pth"), str(files[1]), str(tmp_path / "n"), "--schedule", "sinsr"]
-    assert cli.main(["convert", *bad]) == 1
-    assert "list.pth" in capsys.readouterr().err
+    bad = [tmp_path / "list.pth", files[1], tmp_path / "n", "--schedule", "sinsr"]
+    assert "list.pth" in difiisr("convert", *bad, code=1).err
     assert not (tmp_path / "n").exists()
 
 

@@ -4,28 +4,20 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from thermal_bags import cut, header, messages, pixels, record
+from thermal_bags import cut, messages, pixels, record
 
 import difiisr_ros
 from difiisr_ros import cli
-from difiisr_ros.bags import image_bytes
 
 
-def lines_of(capsys, *arguments):
-    """What ``info`` prints, by name."""
-    assert cli.main(["info", *arguments]) == 0
-    return dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-
-
-def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
+def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, difiisr):
     source = record(tmp_path / "in", frames=60)
-    arguments = ["replay", str(source), str(tmp_path / "out"), "--model", "bicubic"]
-    assert cli.main([*arguments, "--image-topic", "/cam/image_raw"]) == 0
-    assert "60 of 60 frames of /cam/image_raw on /cam/sr, 0 refused" in capsys.readouterr().out
+    arguments = ["replay", source, tmp_path / "out", "--model", "bicubic"]
+    said = difiisr(*arguments, "--image-topic", "/cam/image_raw").out
+    assert "60 of 60 frames of /cam/image_raw on /cam/sr, 0 refused" in said
     assert len(messages(tmp_path / "out", "/cam/sr")) == 60
     cut(source, 0.7)
-    assert cli.main([*arguments, "--force"]) == 2
-    error = capsys.readouterr().err
+    error = difiisr(*arguments, "--force", code=2).err
     assert "damaged" in error
     assert str(source) in error
 
@@ -45,7 +37,9 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
         (["info", "difiisr-rt-x4", "--engine", "no.plan", "--backend", "torch"], "is not used"),
         (["export", "difiisr-rt-x4", "IN", "--size", "16x16", "--force"], "is a folder"),
         (["export", "difiisr-rt-x4", "o", "--size", "16x16", "--batch", "0"], "1 and more, not 0"),
+        (["export", "bicubic", "o", "--size", "16x16"], "no network"),
         (["fleet", "report", "gone", "--out", "out"], "no run of difiisr fleet"),
+        (["adapt", "IN", "--out", "out"], "5 frames of 1 sizes; 80 or more of one size"),
         (["scene", "IN"], "--force"),
         (["convert", "no.pth", "no.ckpt", "out", "--schedule", "sinsr"], "no.pth"),
         (["train", "no-such-config.yaml"], "no-such-config.yaml"),
@@ -55,9 +49,18 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
             "tile must be",
         ),
         (["evaluate", "IN", "--out", "out", "--annotations", "boxes.json"], "needs --detector"),
-        (["evaluate", "IN", "--out", "out", "--models", "bicubic@0.5"], "@consistency=F"),
-        (["evaluate", "IN", "--out", "out", "--models", "difiisr-rt-x4@stps=2"], "'stps=2'"),
+        *(
+            (["evaluate", "IN", "--out", "out", "--models", model], said)
+            for model, said in (
+                ("bicubic@0.5", "@consistency=F"),
+                ("difiisr-rt-x4@stps=2", "'stps=2'"),
+                ("difiisr-rt-x4@2", "fidelity"),
+                ("absent", "absent"),
+                ("swinir.pth", "swinir.pth"),
+            )
+        ),
         (["evaluate", "gone", "--out", "out"], "gone"),
+        (["evaluate", "IN", "--out", "out", "--topic", "/no"], "/cam/image_raw"),
         (["upscale", "gone.png", "out", "--model", "bicubic"], "gone.png"),
         (["upscale", "a.png", "a.png", "--force", "--model", "bicubic"], "is the input"),
         (["upscale", "a.png", "b.jpg", "--model", "bicubic"], "name a .tiff"),
@@ -68,16 +71,14 @@ def test_replay_says_what_it_did_and_what_is_damaged(tmp_path, capsys):
     ],
 )
 def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
-    tmp_path, monkeypatch, capsys, arguments, expected
+    tmp_path, monkeypatch, difiisr, arguments, expected
 ):
     monkeypatch.chdir(tmp_path)
     record(tmp_path / "IN")
     Image.fromarray(pixels(0)).save("a.png")
     before = (tmp_path / "a.png").read_bytes()
-    assert cli.main(arguments) == 1
-    error = capsys.readouterr().err
+    (error,) = difiisr(*arguments, code=1).err.splitlines()
     assert expected in error
-    assert len(error.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["IN", "a.png"]
     assert (tmp_path / "a.png").read_bytes() == before
 
@@ -97,8 +98,7 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["info", "bicubic", "--threads", "9999"],
         ["info", "bicubic", "--size", "200000x200000"],
         ["export", "difiisr-rt-x4", "x.onnx", "--size", "16x16", "--batch", "²"],
-        ["bench", "--size", "640"],
-        ["bench", "--size", "0x0"],
+        *(["bench", "--size", size] for size in ("640", "0x0", "120*160")),
         ["bench", "--rates", "-4"],
         ["bench", "--rates", "inf"],
         ["bench", "--seconds", "nan"],
@@ -106,102 +106,86 @@ def test_where_nothing_is_made_one_line_says_why_and_the_exit_code_is_1(
         ["bench", "--threads", "100000"],
     ],
 )
-def test_bad_usage_exits_with_2(arguments, capsys):
-    assert cli.main(arguments) == 2
-    output = capsys.readouterr()
+def test_bad_usage_exits_with_2(arguments, difiisr):
+    output = difiisr(*arguments, code=2)
     is_help = arguments in ([], ["fleet"])
     assert "Usage" in output.out if is_help else "difiisr: " in output.err
     assert "Traceback" not in output.err
 
 
-@pytest.mark.parametrize("old", [["--input-size=120x160"], ["--profile", "120x160"]])
-def test_sizes_of_older_versions_are_refused_with_the_new_spelling(old, capsys):
-    assert cli.main(["export", "difiisr-rt-x4", "x.onnx", *old]) == 2
-    assert "--size WIDTHxHEIGHT" in capsys.readouterr().err
-
-
-def test_version_json_and_completion(capsys, json_of):
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == difiisr_ros.__version__
+def test_version_json_and_completion(difiisr, json_of):
+    assert difiisr("--version").out.strip() == difiisr_ros.__version__
     facts = json_of("info", "bicubic")
     assert (facts["name"], facts["parameters"]) == ("bicubic", 0)
     assert float(facts["cost"].split()[0]) < 1.0
-    assert cli.main(["--help"]) == 0
-    text = capsys.readouterr().out
+    text = difiisr("--help").out
     assert "--install-completion" in text
     assert "130" in text
 
 
 @pytest.mark.parametrize("verb", [v for v in cli.VERBS if v != "fleet"])
-def test_each_verb_has_json_and_its_keys_are_documented(verb, capsys):
+def test_each_verb_has_json_and_its_keys_are_documented(verb, difiisr):
     pytest.importorskip("rclpy") if verb == "soak" else None
-    assert cli.main([verb, "--help"]) == 0
-    shown = capsys.readouterr().out
+    shown = difiisr(verb, "--help").out
     assert "--json" in shown
     assert "INT INT" not in shown
     page = Path(__file__).parents[2] / "docs" / "command_line.md"
     assert f"\n| `{verb}` | " in page.read_text(encoding="utf-8")
 
 
-def test_a_replay_and_a_scene_are_told_to_programs(tmp_path, json_of):
+def test_a_replay_and_a_scene_are_told_to_people_and_programs(tmp_path, difiisr, json_of):
     assert json_of("scene", tmp_path / "in", "--frames", "3")["kelvin_per_count"] == 0.01
+    said = difiisr("scene", tmp_path / "other", "--frames", "1", "--seed", "5").out
+    assert "kelvin = 0.01 x counts" in said
     told = json_of("replay", tmp_path / "in", tmp_path / "out", "--model", "bicubic")
     assert (told["frames_in"], told["frames_out"], told["topic"]) == (3, 3, "/thermal/sr")
     assert json_of("info", "--bag", tmp_path / "in")["encoding"] == ["mono16"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("words", "said"),
     [
-        (["info", "bicubic", "--size", "64x48", "80x60"], "difiisr: nothing takes 80x60\n"),
-        (
-            ["replay", "IN", "out", "--consistency", "3"],
-            "Input should be less than or equal to 1 or should be 'auto'",
-        ),
+        ("info bicubic --size 64x48 80x60", "difiisr: nothing takes 80x60\n"),
+        ("replay IN out --consistency 3", "should be less than or equal to 1 or should be 'auto'"),
+        ("export difiisr-rt-x4 x.onnx --size 160", "write WIDTHxHEIGHT, as in 640x512"),
+        ("replay IN out --remove-pattern false", "write --remove-pattern=false"),
+        ("export difiisr-rt-x4 x.onnx --input-size=120x160", "--size WIDTHxHEIGHT"),
+        ("export difiisr-rt-x4 x.onnx --profile 120x160", "--size WIDTHxHEIGHT"),  # of old versions
     ],
 )
-def test_what_is_wrong_with_a_command_line_is_said_in_plain_words(arguments, said, capsys):
-    assert cli.main(arguments) == 2
-    assert said in capsys.readouterr().err
+def test_what_is_wrong_with_a_command_line_is_said_in_plain_words(words, said, difiisr):
+    assert said in difiisr(*words.split(), code=2).err
 
 
-def test_a_switch_is_turned_off_in_one_way(tmp_path, capsys):
-    words = ["replay", str(record(tmp_path / "in")), str(tmp_path / "out"), "--model=bicubic"]
-    assert cli.main([*words, "--remove-pattern", "false"]) == 2
-    assert "write --remove-pattern=false" in capsys.readouterr().err
-    assert cli.main([*words, "--remove-pattern=false"]) == 0
+def test_a_switch_is_turned_off(tmp_path, difiisr):
+    source, out = record(tmp_path / "in"), tmp_path / "out"
+    difiisr("replay", source, out, "--model=bicubic", "--remove-pattern=false")
 
 
-def test_scene_tells_its_kelvin_scale(tmp_path, capsys):
-    assert cli.main(["scene", str(tmp_path / "bag"), "--frames", "3", "--seed", "5"]) == 0
-    assert "kelvin = 0.01 x counts" in capsys.readouterr().out
-    assert len(messages(tmp_path / "bag", "/thermal/image_raw")) == 3
+def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, difiisr):
+    def lines_of(*arguments):
+        """What ``info`` prints, by name."""
+        said = difiisr("info", *arguments).out.splitlines()
+        return dict(line.split(maxsplit=1) for line in said)
 
-
-def test_info_says_what_a_recording_shows_and_how_to_launch(tmp_path, capsys):
     frame, broken = pixels(1), pixels(1)
     broken[3, 4] = 7
-    raw = {n: image_bytes(header(n), broken, "16UC1") for n in range(5)}
-    bag = str(record(tmp_path / "bag", images=raw))
-    lines = lines_of(capsys, "--bag", bag, "--topic", "/cam/image_raw")
+    bag = record(tmp_path / "bag", images=[broken] * 5, encoding="16UC1")
+    lines = lines_of("--bag", bag, "--topic", "/cam/image_raw")
     assert lines["topic"] == "/cam/image_raw, 5 images"
     assert (lines["encoding"], lines["size"], lines["rate"]) == ("16UC1", "24x18", "10 Hz")
     assert lines["measured"] == f"7 to {frame.max()} counts"
     assert lines["invalid"] == "0 pixels"
     assert lines["launch"] == "ros2 launch difiisr_ros sr.launch.py image:=/cam/image_raw"
-    lines = lines_of(capsys, "--bag", bag, "--no-data", "7,65535")
+    lines = lines_of("--bag", bag, "--no-data", "7,65535")
     assert lines["invalid"] == "1 pixels"
     assert lines["measured"].split()[0] == str(broken[broken > 7].min())
     assert lines["launch"].endswith("no_data:=7,65535")
 
 
-def test_info_says_what_runs_the_model_and_where_the_time_goes(capsys):
-    assert cli.main(["info", "bicubic", "--backend", "tensorrt", "--size", "32x24"]) == 0
-    output = capsys.readouterr().out
+def test_info_says_what_runs_the_model(difiisr):
+    output = difiisr("info", "bicubic", "--backend", "tensorrt").out
     assert "backend     torch on cpu\n            not tensorrt: bicubic always" in output
-    rows = [line.split() for line in output.splitlines()]
-    (frame,) = (row for row in rows if row[0] == "frame")
-    assert float(frame[1]) > 0
 
 
 def test_offline_commands_import_no_ros(tmp_path):

@@ -140,8 +140,7 @@ def test_a_compressed_recording_is_evaluated_and_replayed_like_a_raw_one(tmp_pat
 
 
 def test_colours_are_told_of_once_in_replay(tmp_path):
-    images = {n: bags.image_bytes(header(n), RGB, "rgb8") for n in range(3)}
-    source = record_raw(tmp_path / "in", frames=3, images=images)
+    source = record_raw(tmp_path / "in", images=[RGB] * 3, encoding="rgb8")
     report = replay(source, tmp_path / "out", load_upscaler("bicubic"))
     assert sum("false colour" in warning for warning in report.warnings) == 1
 
@@ -149,18 +148,14 @@ def test_colours_are_told_of_once_in_replay(tmp_path):
 def test_telemetry_is_cut_and_no_data_filled_for_evaluation(tmp_path):
     frame = pixels(0, 20, 24)
     frame[:2], frame[9, 9] = 7, 0
-    source = record_raw(
-        tmp_path / "in", frames=1, images={0: bags.image_bytes(header(0), frame, "mono16")}
-    )
-    ((_, found),) = bags.frames_of(
-        source, camera=Camera(telemetry_rows=2, no_data="0", crop="0,0,0,4")
-    )
+    source = record_raw(tmp_path / "in", images=[frame])
+    camera = Camera(telemetry_rows=2, no_data="0", crop="0,0,0,4")
+    ((_, found),) = bags.frames_of(source, camera=camera)
     assert found.shape == (18, 20)
     assert found.min() > 20000
     assert (found != frame[2:, :20]).sum() == 1
-    report = replay(
-        source, tmp_path / "out", load_upscaler("bicubic"), camera=Camera(telemetry_rows=2)
-    )
+    without = Camera(telemetry_rows=2)
+    report = replay(source, tmp_path / "out", load_upscaler("bicubic"), camera=without)
     assert not report.warnings  # the camera_info is of 18 rows: without telemetry
     ((_, _, before),) = messages(source, "/cam/camera_info")
     ((_, _, after),) = messages(tmp_path / "out", "/cam/sr/camera_info")

@@ -27,7 +27,6 @@ from thermal_bags import (
 )
 
 from difiisr_models import load_upscaler
-from difiisr_ros import cli
 from difiisr_ros.bags import IMAGE_TYPE, STORE, BagError, image_bytes, open_bag
 from difiisr_ros.replay import replay
 
@@ -206,14 +205,14 @@ def test_metadata_counts_are_compared(tmp_path):
     + [("UPDATE messages SET topic_id = 99 WHERE id < 3", "2 of 2 messages of topic 99 are lost")]
     + [(f"UPDATE topics SET {name} = x'ff' WHERE id = 3", "") for name in ("name", "type")],
 )
-def test_values_of_another_type_in_sqlite_are_lost_and_counted(tmp_path, change, fault):
+def test_values_of_another_type_in_sqlite_are_lost_and_counted(tmp_path, difiisr, change, fault):
     source = record(tmp_path / "in", "sqlite3")
     (source / "metadata.yaml").unlink()
     with closing(sqlite3.connect(storage_file(source))) as database:
         database.execute(change)
         database.commit()
-    code = cli.main(["replay", str(source), str(tmp_path / "out"), "--model", "bicubic"])
-    assert code == (2 if fault else 0)
+    words = ("replay", source, tmp_path / "out", "--model", "bicubic")
+    difiisr(*words, code=2 if fault else 0)
     assert fault in "".join(read(source)[1])
 
 
@@ -235,15 +234,14 @@ def test_a_database_that_computes_its_messages_is_refused(tmp_path, instead):
         open_bag(source)
 
 
-def test_files_that_are_missing_or_not_listed_are_named(tmp_path, capsys):
+def test_files_that_are_missing_or_not_listed_are_named(tmp_path, difiisr):
     source = record(tmp_path / "in")
     (source / "later.mcap").write_bytes(storage_file(source).read_bytes())
-    assert cli.main(["replay", str(source), str(tmp_path / "out"), "--model", "bicubic"]) == 0
-    assert "left out: later.mcap" in capsys.readouterr().err
+    words = ("replay", source, tmp_path / "out", "--model", "bicubic", "--force")
+    assert "left out: later.mcap" in difiisr(*words).err
     metadata = source / "metadata.yaml"
     metadata.write_text(metadata.read_text().replace("- in.mcap", "- in.mcap\n  - in_1.mcap", 1))
-    assert cli.main(["replay", str(source), str(tmp_path / "o2"), "--model", "bicubic"]) == 2
-    assert "in_1.mcap is missing" in capsys.readouterr().err
+    assert "in_1.mcap is missing" in difiisr(*words, code=2).err
 
 
 @pytest.mark.parametrize("version", [8, 9])

@@ -13,7 +13,6 @@ pytest.importorskip("pycocotools")
 from PIL import Image
 from safetensors.torch import load_file
 
-from difiisr_ros.cli import main
 from difiisr_ros.commands.train_readers import ReaderRun, train_detector
 from difiisr_training.checkpoints import read_journal
 from difiisr_training.data.annotations import Annotations, Boxes
@@ -156,7 +155,7 @@ def test_the_command_trains_exports_and_resumes(data, tmp_path, monkeypatch):
     train_detector(images, **options | {"run": replace(run, resume=True)})
 
 
-def test_the_command_refuses_what_does_not_go_together(data, tmp_path, capsys):
+def test_the_command_refuses_what_does_not_go_together(data, tmp_path, difiisr):
     (images, boxes), run = data, ReaderRun(out=tmp_path)
     with pytest.raises(ValueError, match="--val-annotations go together"):
         train_detector(images, annotations=boxes, run=run, val_data=images)
@@ -165,5 +164,4 @@ def test_the_command_refuses_what_does_not_go_together(data, tmp_path, capsys):
     with pytest.raises(ValueError, match="has the classes high, wide"):
         train_detector(images, annotations=boxes, run=run, val_data=images, val_annotations=other)
     words = ["train-detector", "images", "--annotations", "boxes.json", "--out", "run"]
-    assert main([*words, "--crop", "72"]) == 2
-    assert "multiple of 16" in capsys.readouterr().err
+    assert "multiple of 16" in difiisr(*words, "--crop", "72", code=2).err

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from cyclopts import App
 from PIL import Image
-from thermal_bags import header, image_bytes, record
+from thermal_bags import record
+from wave_frames import save_image
 
 from difiisr_models.files import json_text
-from difiisr_ros.cli import main
 from difiisr_ros.commands import evaluate_models as command
 from difiisr_training.evaluation import evaluate as evaluate_module
 from difiisr_training.evaluation import task_scores
@@ -26,21 +26,10 @@ def data(tmp_path):
     """Five 8-bit and three 16-bit images, their sides no multiples of 4."""
     rng = np.random.default_rng(0)
     for name, dtype, number, high in (("eight", np.uint8, 5, 255), ("deep", np.uint16, 3, 9000)):
-        (tmp_path / name).mkdir()
         for index in range(number):
             scene = np.kron(rng.integers(high // 2, high, (11, 13)), np.ones((6, 6)))
-            Image.fromarray(scene.astype(dtype)).save(tmp_path / name / f"{index:02}.png")
+            save_image(tmp_path / name / f"{index:02}.png", scene.astype(dtype))
     return tmp_path
-
-
-def film_bag(path, frames=6, size=(24, 32)):
-    rng = np.random.default_rng(3)
-    scene = rng.integers(29000, 31000, size)
-    images = {
-        i: image_bytes(header(i), (scene + rng.normal(0, 4, size)).astype(np.uint16), "mono16")
-        for i in range(frames)
-    }
-    return record(path, frames=frames, images=images)
 
 
 class Found(dict):
@@ -103,9 +92,10 @@ def test_sets_are_judged_with_reference(data, capsys):
 
 
 def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
-    film_bag(tmp_path / "bag")
-    out = tmp_path / "out"
-    arguments = [tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4@consistency=1", "--out", out]
+    rng, out = np.random.default_rng(3), tmp_path / "out"
+    film = rng.integers(29000, 31000, (24, 32)) + rng.normal(0, 4, (6, 24, 32))
+    bag = record(tmp_path / "bag", images=list(film.astype(np.uint16)))
+    arguments = [bag, "--models", "bicubic,difiisr-rt-x4@consistency=1", "--out", out]
     results = evaluate(*arguments, "--mode", "camera", "--topic", "/cam/image_raw")
     (chosen,) = results.sets
     assert (chosen.kind, chosen.topic, chosen.frames) == ("bag", "/cam/image_raw", 6)
@@ -124,11 +114,8 @@ def test_a_film_of_a_camera_is_judged_without_reference(tmp_path):
 
 def test_a_recording_in_kelvin_stays_float(tmp_path):
     rng = np.random.default_rng(4)
-    scenes = [np.kron(rng.uniform(280, 310, (12, 16)), np.ones((8, 8))) for _ in range(2)]
-    images = {
-        i: image_bytes(header(i), s.astype(np.float32), "32FC1") for i, s in enumerate(scenes)
-    }
-    record(tmp_path / "bag", frames=2, images=images)
+    scenes = np.kron(rng.uniform(280, 310, (2, 12, 16)), np.ones((8, 8))).astype(np.float32)
+    record(tmp_path / "bag", images=list(scenes), encoding="32FC1")
     out = tmp_path / "out"
     results = evaluate(tmp_path / "bag", "--models", "bicubic,difiisr-rt-x4@consistency=1",
                        "--out", out, "--radiometry", "kelvin=1*counts")  # fmt: skip
@@ -160,14 +147,12 @@ def counted(monkeypatch):
 
 def test_own_low_resolution_and_masks_are_used(data):
     """One's own pairs give what they show, and a hidden region costs nothing."""
-    (data / "lr").mkdir()
-    (data / "masks").mkdir()
     for path in (data / "eight").iterdir():
         lr, hr = make_pair(np.asarray(Image.open(path)))
-        Image.fromarray(255 - lr).save(data / "lr" / path.name)
+        save_image(data / "lr" / path.name, 255 - lr)
         mask = np.full(hr.shape, 255, np.uint8)
         mask[:, :32] = 0
-        Image.fromarray(mask).save(data / "masks" / path.name)
+        save_image(data / "masks" / path.name, mask)
 
     def judged(name, *more):
         found = evaluate(data / "eight", "--models", "bicubic", "--metrics", "psnr",
@@ -253,25 +238,24 @@ def test_outputs_of_another_method_are_judged_as_a_model_is(data):
     assert [(r["psnr"], r["seconds"]) for r in rows_of(data / "again")[5:]] == [("inf", "")] * 5
 
 
-def test_the_command_line_reports_and_exits_with_zero(data, capsys, json_of):
+def test_the_command_line_reports_and_exits_with_zero(data, difiisr, json_of):
     pytest.importorskip("jinja2")
     words = ["evaluate", data / "eight", "--models", "bicubic", "--limit", "2", "--metrics", "psnr"]
     words += ["--out", data / "out", "--outputs", f"A={data / 'x'}", f"B={data / 'x'}"]
-    assert main([*map(str, words), "--device", "cpu"]) == 1
-    assert f"no folder {data / 'x'}" in capsys.readouterr().err
+    assert f"no folder {data / 'x'}" in difiisr(*words, "--device", "cpu", code=1).err
     facts = json_of(*words[:-3], "--device", "cpu")
     assert (data / "out" / "report.html").is_file()
     assert json.loads((data / "out" / "results.json").read_text()) == facts
-    assert main(facts["command"][1:]) == 0  # it repeats itself
-    assert main(["evaluate", "--mode", "other"]) == 2
+    difiisr(*facts["command"][1:])  # it repeats itself
+    difiisr("evaluate", "--mode", "other", code=2)
 
 
-def test_what_to_install_is_said_where_the_extra_is_absent(data, monkeypatch, capsys):
+def test_what_to_install_is_said_where_the_extra_is_absent(data, monkeypatch, difiisr):
     monkeypatch.delitem(sys.modules, "difiisr_ros.commands.evaluate_models")
     monkeypatch.setitem(sys.modules, "difiisr_training.evaluation.metrics", None)
     monkeypatch.delitem(sys.modules, "difiisr_training.evaluation.evaluate")
-    assert main(["evaluate", str(data / "eight"), "--out", str(data / "out")]) == 1
-    assert "pip install '.[" in capsys.readouterr().err
+    said = difiisr("evaluate", data / "eight", "--out", data / "out", code=1).err
+    assert "pip install '.[" in said
 
 
 @pytest.mark.parametrize(

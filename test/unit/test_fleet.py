@@ -6,16 +6,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from thermal_bags import IMAGE, cut, header, messages, pixels, record
+from thermal_bags import IMAGE, cut, messages, pixels, record
 
 from difiisr_models import FrameSettings, Runtime
-from difiisr_ros.bags import image_bytes
 
 os.environ["RAY_raylet_start_wait_time_s"] = "240"  # noqa: SIM112, read at the import
 pytest.importorskip("ray", reason="needs the extra fleet")
@@ -38,8 +37,7 @@ SEED = int(os.environ.get("FLEET_SEED", "23"))
 
 
 def small_bag(path: Path, seed: int, storage: str = "mcap") -> Path:
-    images = {n: image_bytes(header(n), pixels(100 * seed + n, 24, 32), "mono16") for n in range(3)}
-    return record(path, storage, frames=3, images=images)
+    return record(path, storage, images=[pixels(100 * seed + n, 24, 32) for n in range(3)])
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -330,16 +328,8 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(
     assert {p.stem for p in (out / "rows").iterdir()} == wanted.keys()
 
 
-@dataclass(frozen=True)
-class SeenByWorkers:
-    """A task whose notes tell what Ray gave the worker."""
-
-    device: str = "auto"
-    image_topic: str | None = None
-    threads: int = 1
-
-    def product(self):
-        return asdict(self)
+class SeenByWorkers(Replay):
+    """Only notes what Ray gave the worker."""
 
     def load(self):
         def make(job, source, folder):
@@ -354,7 +344,8 @@ class SeenByWorkers:
 def test_a_worker_sees_the_gpu_that_it_has_a_share_of(cluster, recordings, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     jobs, out = find_jobs([str(recordings / "b")], "out"), str(tmp_path / "out")
-    assert do_all(jobs, out, SeenByWorkers(), Cluster(cluster[0], num_gpus=0.25)).code == 0
+    task = SeenByWorkers("bicubic", runtime=Runtime(threads=1))
+    assert do_all(jobs, out, task, Cluster(cluster[0], num_gpus=0.25)).code == 0
     (row,) = FleetFolder(out).result()
     assert row["notes"] == ["0.25", "0"]
 

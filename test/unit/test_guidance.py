@@ -14,7 +14,6 @@ from difiisr_training.guidance import (
     GuidanceLoss,
     guidance_gradient,
     guide,
-    inject,
     pattern_loss,
     spectral_loss,
 )
@@ -24,26 +23,10 @@ from difiisr_training.train import build_network
 
 SCHEDULE = exponential_schedule()
 KAPPA = SCHEDULE.kappa
-SHAPE = (3, 2, 4, 5)
 
 
 def eta_of(*steps):
     return torch.tensor([SCHEDULE.eta_at(t) for t in steps]).double().view(-1, 1, 1, 1)
-
-
-@pytest.fixture
-def drawn():
-    """x_t, x0, y, eta, eps in float64, at the first, a middle and the last step."""
-    rng = torch.Generator().manual_seed(1)
-    x0, y, eps = (torch.randn(SHAPE, generator=rng, dtype=torch.float64) for _ in range(3))
-    eta = eta_of(1, 8, 15)
-    return q_sample(x0, y, eta, eps, KAPPA), x0, y, eta, eps
-
-
-def test_injection_moves_x0_by_rho_c_times_the_gradient(drawn):
-    x_t, x0, y, eta, gradient = drawn
-    moved = inject(x_t, x0, y, eta, 0.3, gradient)
-    torch.testing.assert_close(x0 - moved, 0.3 * KAPPA**2 * eta / (1 - eta) * gradient)
 
 
 def test_through_the_network_the_correction_is_the_posterior_covariance_times_the_gradient():
@@ -65,12 +48,14 @@ def test_through_the_network_the_correction_is_the_posterior_covariance_times_th
 
 @pytest.mark.parametrize(("corrects", "sign"), [("prediction", -1), ("target", +1)])
 def test_correcting_the_prediction_subtracts_the_loss_and_correcting_the_target_adds_it(
-    drawn, corrects, sign
+    corrects, sign
 ):
     """The gradient that reaches the network, against that of |f - h|^2 +- 2 rho c / (1-eta) L."""
-    x_t, f, y, eta, h = drawn
+    rng, rho = torch.Generator().manual_seed(1), 0.4
+    f, y, h = (torch.randn(3, 2, 4, 5, generator=rng, dtype=torch.float64) for _ in range(3))
+    eta = eta_of(1, 8, 15)
+    x_t = q_sample(f, y, eta, h, KAPPA)
     f.requires_grad_()
-    rho = 0.4
 
     def loss(x):
         return x.cos().sum(dim=(1, 2, 3))

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 from thermal_bags import record
 
-from difiisr_ros import cli
 from difiisr_training.data.images import list_images, read_counts
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +23,9 @@ CONFIG = "name: {name}\nsources: [{{folder: a}}]\n"
 
 
 @pytest.mark.parametrize("name", ["../../../evil", "/tmp/evil", "..", ".hidden", "a/b", "a\\0b"])
-def test_a_training_run_stays_in_its_folder(tmp_path, capsys, name):
+def test_a_training_run_stays_in_its_folder(tmp_path, difiisr, name):
     (tmp_path / "c.yaml").write_text(CONFIG.format(name=json.dumps(name)))
-    assert cli.main(["train", str(tmp_path / "c.yaml"), "--data", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
+    error = difiisr("train", tmp_path / "c.yaml", "--data", tmp_path, code=1).err
     assert error.startswith("difiisr: ")
     assert "name" in error
     assert "Traceback" not in error
@@ -79,7 +77,7 @@ def compressed_pth(path):
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(
-    tmp_path, monkeypatch, capsys, words, file, write
+    tmp_path, monkeypatch, difiisr, words, file, write
 ):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save("a.png")
@@ -88,8 +86,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(
         write(tmp_path / file)
     elif write is not None:
         (tmp_path / file).write_bytes(write)
-    assert cli.main(words.split()) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = difiisr(*words.split(), code=1).err.splitlines()
     assert line.startswith("difiisr: ")
 
 

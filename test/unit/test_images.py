@@ -1,4 +1,4 @@
-"""Image files are read as stored; damaged ones cost nothing but themselves."""
+"""Images, and recordings like them, are read as stored; damaged ones cost but themselves."""
 
 import logging
 import struct
@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from thermal_bags import IMAGE, record
+from wave_frames import save_image
 
+from difiisr_ros.commands.train_model import load_source
 from difiisr_training.data.images import (
     ImageSource,
     list_images,
@@ -50,6 +53,8 @@ def test_nothing_is_left_out_in_silence(tmp_path):
     )
     (tmp_path / "in" / "link").symlink_to(tmp_path / "behind")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent"):
+        list_images(tmp_path / "absent")
     pages, photo = list_images(tmp_path / "in")
     assert (pages.name, photo.name) == ("b.tif", "a.jpg")
     assert len(list(read_pages(pages))) == 3
@@ -64,24 +69,25 @@ def test_a_colour_file_gives_its_mean_channel_and_counts_beyond_16_bit_are_refus
         read_counts(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_16_bit_colours_are_refused_and_never_cut_to_8_bit(tmp_path, channels):
-    counts = gradient(np.uint16, 30996)
-    cv2.imwrite(str(tmp_path / "a.png"), np.stack([counts] * channels, axis=-1))
-    with Image.open(tmp_path / "a.png") as image:
-        assert np.asarray(image).dtype == np.uint8  # Pillow cuts them
-    with pytest.raises(ValueError, match=r"a\.png: 16-bit colour; write it as one 16-bit channel"):
-        read_counts(tmp_path / "a.png")
+def deep(*shape):
+    return np.full(shape, 30996, np.uint16)
 
 
 @pytest.mark.parametrize(
-    ("order", "planar", "shape"), [("<", "contig", (4, 4, 3)), (">", "separate", (3, 4, 4))]
-)
-def test_16_bit_colours_of_a_tiff_are_refused_too(tmp_path, order, planar, shape):
-    given = {"byteorder": order, "photometric": "rgb", "planarconfig": planar}
-    tifffile.imwrite(tmp_path / "a.tif", np.full(shape, 30000, np.uint16), **given)
-    with pytest.raises(ValueError, match="16-bit colour"):
-        read_counts(tmp_path / "a.tif")
+    ("name", "write"),
+    [
+        ("a.png", lambda path: cv2.imwrite(str(path), deep(24, 32, 3))),  # Pillow cuts it to 8 bit
+        ("a.png", lambda path: cv2.imwrite(str(path), deep(24, 32, 4))),
+        ("a.tif", lambda path: tifffile.imwrite(path, deep(4, 4, 3), photometric="rgb")),
+        ("a.tif", lambda path: tifffile.imwrite(
+            path, deep(3, 4, 4), byteorder=">", photometric="rgb", planarconfig="separate"
+        )),
+    ],
+)  # fmt: skip
+def test_16_bit_colours_are_refused_and_never_cut_to_8_bit(tmp_path, name, write):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: 16-bit colour; write it as one 16-bit channel"):
+        read_counts(tmp_path / name)
 
 
 def test_colours_of_5_and_6_bit_are_read(tmp_path):
@@ -107,9 +113,8 @@ def damage(good: bytes):
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
 def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
     folder = tmp_path / "frames"
-    folder.mkdir()
     for i in range(3):
-        Image.fromarray(gradient(np.uint8)).save(folder / f"good{i}{suffix}")
+        save_image(folder / f"good{i}{suffix}", gradient(np.uint8))
     good = (folder / f"good0{suffix}").read_bytes()
     for name, data in damage(good):
         (folder / f"bad_{name}{suffix}").write_bytes(data)
@@ -126,21 +131,49 @@ def test_damaged_files_are_skipped_counted_and_named(tmp_path, caplog, suffix):
 
 
 def test_a_cut_image_is_an_error_with_its_name(tmp_path):
-    Image.fromarray(gradient(np.uint8)).save(tmp_path / "cut.png")
+    save_image(tmp_path / "cut.png", gradient(np.uint8))
     content = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match=r"cut\.png: "):
         read_counts(tmp_path / "cut.png")
-    with pytest.raises(FileNotFoundError, match=r"no folder .*absent"):
-        list_images(tmp_path / "absent")
 
 
 def test_float_frames_with_missing_pixels_are_skipped(tmp_path, caplog):
-    (tmp_path / "frames").mkdir()
     for i, value in enumerate((1.0, np.nan)):
         pixels = np.full((20, 20), 300, np.float32)
         pixels[3, 3] = value
-        Image.fromarray(pixels).save(tmp_path / "frames" / f"{i}.tif")
+        save_image(tmp_path / "frames" / f"{i}.tif", pixels)
     assert len(load_images(ImageSource("frames"), data=tmp_path, part="train")) == 1
     assert "skipped 1" in caplog.text
     assert "1.tif: 1 pixels are NaN or infinity" in caplog.text
+
+
+def load(source, data, part="train"):
+    return load_source(source, data=data, part=part)
+
+
+def test_a_recording_is_a_sequence_and_every_nth_message_is_used(tmp_path):
+    for drive in range(5):
+        record(tmp_path / "bags" / f"drive{drive}", frames=4 + drive)
+    source = ImageSource("bags", val_share=0.4)
+    train, val = (load(source, tmp_path, part) for part in ("train", "val"))
+    assert len(train) + len(val) == 4 + 5 + 6 + 7 + 8
+    assert len(val) > 8  # two whole recordings
+    record(tmp_path / "one", frames=10)
+    assert len(load(ImageSource("one", every=4), tmp_path)) == 3
+    assert load(ImageSource("one"), tmp_path, "val") == []
+
+
+def test_the_topic_may_be_asked_for(tmp_path):
+    record(tmp_path / "bag")
+    found = load(ImageSource("bag", topic=IMAGE), tmp_path)
+    assert found[0].dtype == np.uint16
+    with pytest.raises(ValueError, match="no image topic '/c'"):
+        load(ImageSource("bag", topic="/c"), tmp_path)
+
+
+def test_images_beside_a_recording_are_not_left_out_in_silence(tmp_path):
+    record(tmp_path / "bag", frames=2)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match="1 recordings and 1 images"):
+        load(ImageSource("."), tmp_path)

@@ -72,14 +72,6 @@ def test_spectral_distance_is_that_of_the_papers_equations(dtype, high):
     assert spectral_distance(sr, hr, high) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_consistency_downsamples_as_pillow_does():
-    rng = np.random.default_rng(3)
-    sr = rng.integers(0, 9000, (64, 48)).astype(np.uint16)
-    lr = rng.integers(0, 9000, (16, 12)).astype(np.uint16)
-    small = Image.fromarray(sr.astype(np.float32)).resize((12, 16), Image.BICUBIC)
-    np.testing.assert_allclose(consistency(sr, lr), np.abs(np.asarray(small) - lr), atol=0.01)
-
-
 def test_lpips_is_that_of_the_lpips_package(frame, tmp_path, shared_weights):
     pytest.importorskip("torchvision", reason="the lpips package needs torchvision")
     package = pytest.importorskip("lpips")

@@ -1,6 +1,7 @@
 """Weights are found by name, and damage is told apart."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -40,6 +41,24 @@ def with_fields(**fields):
     return changed("manifest.json", lambda text: json.dumps(json.loads(text) | fields).encode())
 
 
+def saved(change):
+    """Changed in its values, with the right hash."""
+
+    def damage(folder):
+        network = CompactNetwork(CompactConfig(channels=8, blocks=1))
+        change(network)
+        save_compact(network, folder, {})
+
+    return damage
+
+
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+
+
+def poisoned(value):
+    return saved(lambda network: network.fuse.weight.data[3, 2, 1, 0].fill_(value))
+
+
 def network(channels, blocks=1):
     return with_fields(network={"channels": channels, "blocks": blocks, "time_features": 64})
 
@@ -64,6 +83,9 @@ def network(channels, blocks=1):
         (with_fields(kind="holographic"), "holographic"),
         *((network(channels), "does not fit") for channels in (12, "48", 0, -3, 10**30)),
         *((network(8, blocks), "layers cannot be in") for blocks in (100_000, 10**9)),
+        *((poisoned(value), r"fuse\.weight holds (-?inf|nan)") for value in NOT_FINITE),
+        (poisoned(1e38), r"fuse\.weight holds 1e\+38"),
+        (saved(lambda network: network.double()), "float64"),
         (with_fields(limits={"deviation": 1e9}), "between 0 and 100"),
         (with_fields(limits={"contrast": 1}), "limits"),
     ],

@@ -16,7 +16,6 @@ from difiisr_models.backends.onnx_graphs import export_graph
 from difiisr_models.files import sha256_file
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.resample import upsample
-from difiisr_ros import cli
 
 # What TensorRT 10.3 (JetPack 6.2) and later parse, and ONNX Runtime runs.
 COMPACT_OPERATORS = {
@@ -113,21 +112,19 @@ def test_norms_and_softmax_of_the_published_network_are_in_float32(unet, export)
     assert kinds["Conv"] == {onnx.TensorProto.FLOAT16}
 
 
-def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, monkeypatch, capsys):
+def test_a_graph_that_differs_is_refused_and_not_left(tiny_folder, tmp_path, monkeypatch, difiisr):
     monkeypatch.setattr(
         onnx_graphs, "start_in_onnxruntime", lambda _: lambda _, out: out.fill_(np.nan)
     )
-    arguments = ["export", str(tiny_folder), str(tmp_path / "n.onnx"), "--size", "24x20"]
-    assert cli.main(arguments) == 1
-    assert "differs from torch by nan, more than" in capsys.readouterr().err
+    error = difiisr("export", tiny_folder, tmp_path / "n.onnx", "--size", "24x20", code=1).err
+    assert "differs from torch by nan, more than" in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys, json_of):
+def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, difiisr, json_of):
     target = tmp_path / "n.onnx"
-    arguments = ["export", str(tiny_folder), str(target), "--size", "24x20", "--batch", "2"]
-    assert cli.main(arguments) == 0
-    assert "largest difference to torch" in capsys.readouterr().out
+    arguments = ["export", tiny_folder, target, "--size", "24x20", "--batch", "2"]
+    assert "largest difference to torch" in difiisr(*arguments).out
     facts = json_of(*arguments, "--force")
     assert (facts["sha256"], facts["batch"]) == (sha256_file(target), 2)
     assert facts["difference"] <= facts["tolerance"]
@@ -137,23 +134,4 @@ def test_export_writes_what_the_graph_is(tiny_folder, tmp_path, capsys, json_of)
     assert told["weights_sha256"] == sha256_file(tiny_folder / "network.safetensors")
     assert (told["precision"], told["kind"], told["what"]) == ("fp32", "compact", "network")
     assert told["shape"] == "2x20x24"
-    assert cli.main(arguments) == 1
-    assert "--force" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "text"),
-    [
-        (["bicubic", "--size", "24x20"], 1, "no network"),
-        (["no-such-model", "--size", "24x20"], 1, "no-such-model"),
-        *(
-            (["difiisr-rt-x4", "--size", size], 2, "640x512")
-            for size in ("160", "0x160", "120*160")
-        ),
-    ],
-)
-def test_what_cannot_be_exported_is_refused(tmp_path, capsys, arguments, code, text):
-    model, *rest = arguments
-    assert cli.main(["export", model, str(tmp_path / "n.onnx"), *rest]) == code
-    assert text in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert "--force" in difiisr(*arguments, code=1).err

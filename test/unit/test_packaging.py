@@ -1,5 +1,7 @@
 """Installs a copy of the checkout in each way that users do, offline, and looks for its files."""
 
+import functools
+import http.server
 import json
 import os
 import re
@@ -7,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -200,3 +204,50 @@ def test_extras_separate_robot_and_workstation(checkout, environment):
     assert "rclpy" not in base
     for workstation in ("matplotlib", "pytest", "onnx", "lpips"):
         assert workstation not in base
+
+
+# A machine without a GPU gets the CPU build of torch, not gigabytes of CUDA.
+
+
+@pytest.fixture
+def index(tmp_path):
+    """Address of an index on this machine that has one CPU build of a torch of two lines; which."""
+    pinned = (REPOSITORY / "scripts" / "constraints.txt").read_text()
+    (version,) = re.findall(r"^torch==(\S+)", pinned, re.MULTILINE)
+    folder = tmp_path / "simple" / "torch"
+    folder.mkdir(parents=True)
+    wheel = folder / f"torch-{version}+cpu-py3-none-any.whl"
+    info = f"torch-{version}+cpu.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("torch.py", f'__version__ = "{version}+cpu"\n')
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}+cpu\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/simple", f"{version}+cpu"
+    server.shutdown()
+
+
+@pytest.mark.skipif(
+    Path("/proc/driver/nvidia/version").exists(), reason="a GPU is here: it gets the CUDA build"
+)
+def test_the_cpu_build_comes_from_the_index_of_cpu_builds(tmp_path, index):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    environment = {**os.environ, "TORCH_CPU_INDEX": index[0]}
+    environment.pop("PYTHONPATH", None)
+    script = [REPOSITORY / "scripts" / "install_torch.sh", python]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+    assert "for the CPU" in done.stdout
+    asked = [python, "-c", "import torch; print(torch.__version__)"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == index[1]
+    again = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+    assert again.stdout == ""  # what is there stays

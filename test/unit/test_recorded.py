@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from thermal_bags import messages, storage_file
+from thermal_bags import image_of, messages, storage_file
 
 from difiisr_models import FrameSettings, load_upscaler
 from difiisr_ros.bag_storage import Message
@@ -21,7 +21,6 @@ from difiisr_ros.bags import (
     open_bag,
     ros_topic,
 )
-from difiisr_ros.cli import main as difiisr
 from difiisr_ros.replay import replay
 from difiisr_ros.scene import IMAGE_TOPIC, INFO_TOPIC, START, write_scene_bag
 
@@ -48,7 +47,7 @@ def window(topic, number, raw):
     """Of the scene, 80 x 60 pixels, which grow warmer from frame to frame."""
     if topic == INFO_TOPIC:
         return edit(raw, CAMERA_INFO_TYPE, width=80, height=60)
-    message, counts = counts_of(raw)
+    message, counts = image_of(raw)
     return image_bytes(message.header, counts[30:90, 40:120] + np.uint16(9 * number), "mono16")
 
 
@@ -102,11 +101,6 @@ def edit_header(raw, shift=0, **fields):
     at = header.stamp.sec * 10**9 + header.stamp.nanosec + shift
     stamp = STORE.types["builtin_interfaces/msg/Time"](*divmod(at, 10**9))
     return edit(raw, header=replace(header, stamp=stamp, **fields))
-
-
-def counts_of(raw):
-    message = STORE.deserialize_cdr(raw, IMAGE_TYPE)
-    return message, message.data.view("<u2").reshape(message.height, message.width).copy()
 
 
 def diagnostics(**values):
@@ -170,7 +164,7 @@ def with_holes(counts):
 )
 def test_every_encoding_is_compared(tmp_path, whole, bicubic, judged, encoding, convert):
     def change(topic, number, raw):
-        message, counts = counts_of(raw) if topic == IMAGE_TOPIC and number < 3 else (None, None)
+        message, counts = image_of(raw) if topic == IMAGE_TOPIC and number < 3 else (None, None)
         return message and image_bytes(message.header, convert(counts), encoding)
 
     camera = doctor(whole.parent / "scene", tmp_path / "camera", change)
@@ -268,7 +262,7 @@ def test_a_changed_pixel_and_wrong_fields_are_found(judged):
             k[2] -= 1.5  # image_proc's principal point
             return edit(raw, CAMERA_INFO_TYPE, k=k)
         if (topic, number) == (SR, 5):
-            _, pixels = counts_of(raw)
+            pixels = image_of(raw)[1].copy()
             pixels[50, 70] += 40
             return edit(raw, data=pixels.view(np.uint8).ravel())
         edits = {
@@ -314,12 +308,12 @@ def test_the_nodes_own_words_explain_a_difference(judged):
     assert any("torch on cuda" in note for note in values["notes"])
 
 
-def test_the_three_files(tmp_path, whole, capsys, json_of):
+def test_the_three_files(tmp_path, whole, difiisr, json_of):
     late = lambda topic, number: (30 + number % 3) * MS * topic.startswith(SR)  # noqa: E731
     bag = doctor(whole, tmp_path / "bag", late=late)
-    command = ["recorded", str(bag), f"--model={MODEL}", "--consistency=1", "--device=cpu", "--out"]
-    assert difiisr([*command, str(tmp_path / "a")]) == 0
-    assert f"{FRAMES} of {FRAMES} frames bit-exact" in capsys.readouterr().out
+    command = ["recorded", bag, f"--model={MODEL}", "--consistency=1", "--device=cpu", "--out"]
+    said = difiisr(*command, tmp_path / "a").out
+    assert f"{FRAMES} of {FRAMES} frames bit-exact" in said
     written = json.loads((tmp_path / "a" / "recorded.json").read_text())
     assert written["offline"]["exact_share"] == 1.0
     assert written["latency_ms"]["p50"] == pytest.approx(31)
@@ -331,7 +325,7 @@ def test_the_three_files(tmp_path, whole, capsys, json_of):
     assert page.count("<svg") == 1
     assert "src=" not in page  # opens offline, alone
     assert "<link" not in page
-    assert json_of(*command, str(tmp_path / "b")) == written
+    assert json_of(*command, tmp_path / "b") == written
     for name in ("recorded.json", "recorded.html", "recorded_per_frame.csv"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
@@ -351,7 +345,7 @@ def test_topics_are_asked_for_when_they_are_not_clear(tmp_path, whole, bicubic):
 
 
 @pytest.mark.parametrize("left", [8, 12, 60])
-def test_damaged_messages_are_noted_and_cost_only_themselves(tmp_path, whole, left, capsys):
+def test_damaged_messages_are_noted_and_cost_only_themselves(tmp_path, whole, left, difiisr):
     lost = int(left < 12)  # of that many bytes not even a stamp is left
     damaged = {(SR_INFO, 2), (INFO_TOPIC, 7), *[(SR, 3)][:lost]}
     said = diagnostics(model="damaged")[:left], diagnostics(model="ours")
@@ -362,9 +356,8 @@ def test_damaged_messages_are_noted_and_cost_only_themselves(tmp_path, whole, le
         lambda topic, number, raw: raw[:left] if (topic, number) in damaged else raw,
         extra=[(topic, START + i, raw) for i, raw in enumerate(said)],
     )
-    command = ["evaluate", str(bag), "--recorded", "--out", str(tmp_path), "--model", "none"]
-    assert difiisr(command) == 2
-    assert "the recording is damaged" in capsys.readouterr().err
+    command = ["evaluate", bag, "--recorded", "--out", tmp_path, "--model", "none"]
+    assert "the recording is damaged" in difiisr(*command, code=2).err
     written = json.loads((tmp_path / "recorded.json").read_text())
     assert written["node"] == {"model": "ours"}
     assert (written["sr"]["messages"], written["drops"]["total"]) == (FRAMES - lost, lost)
@@ -374,11 +367,11 @@ def test_damaged_messages_are_noted_and_cost_only_themselves(tmp_path, whole, le
         assert f"message {number} of {topic}: {reason}" in written["fault"]
 
 
-def test_a_recording_without_its_end_is_judged_as_far_as_it_goes(tmp_path, whole):
+def test_a_recording_without_its_end_is_judged_as_far_as_it_goes(tmp_path, whole, difiisr):
     file = storage_file(doctor(whole, tmp_path / "bag"))
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
-    command = ["recorded", str(file.parent), "--out", str(tmp_path), "--device", "cpu"]
-    assert difiisr([*command, "--model", MODEL, "--consistency", "1"]) == 2
+    command = ["recorded", file.parent, "--out", tmp_path, "--device", "cpu"]
+    difiisr(*command, "--model", MODEL, "--consistency", "1", code=2)
     written = json.loads((tmp_path / "recorded.json").read_text())
     assert file.name in written["fault"]
     assert 0 < written["offline"]["exact"] == written["offline"]["frames"] < FRAMES

@@ -92,14 +92,11 @@ def test_what_is_cut_off_is_not_in_the_result(tmp_path, bicubic):
 def test_pixels_without_a_measurement_come_back_as_they_were(tmp_path, bicubic):
     broken = pixels(0)
     broken[5, 6] = 7
-    images = {0: bags.image_bytes(header(0), broken, "mono16")}
-    source = record(tmp_path / "in", images=images, frames=1)
+    source = record(tmp_path / "in", images=[broken])
     replay(source, tmp_path / "out", bicubic, camera=Camera(no_data="7, 65535"))
     ((_, _, data),) = messages(tmp_path / "out", SR)
     _, result = image_of(data)
-    assert np.argwhere(result < 28_000).tolist() == [
-        [row, column] for row in range(20, 24) for column in range(24, 28)
-    ]
+    assert (result < 28_000).sum() == 16
     assert (result[20:24, 24:28] == 7).all()
 
 
@@ -147,28 +144,6 @@ def test_existing_output_is_safe(tmp_path, bicubic):
     assert (target / "thesis.txt").exists()
 
 
-class Breaks:
-    """An upscaler that fails."""
-
-    scale = 4
-
-    def __init__(self, error):
-        self.error = error
-
-    def __call__(self, counts, stream, stamp_ns):
-        raise self.error
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")])
-def test_interrupted_run_leaves_the_old_output(tmp_path, error):
-    source, target = record(tmp_path / "in"), record(tmp_path / "out", frames=1)
-    before = messages(target)
-    with pytest.raises(type(error)):
-        replay(source, target, Breaks(error), force=True)
-    assert messages(target) == before
-    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
-
-
 def test_output_may_not_touch_the_input(tmp_path, bicubic):
     source = record(tmp_path / "in")
     before = messages(source)
@@ -183,14 +158,14 @@ def test_malformed_frames_are_counted_and_named(tmp_path, bicubic):
     # height and width follow the header: 4 + 8 bytes, a string of 5, padding
     size = (18).to_bytes(4, "little") + (24).to_bytes(4, "little")
     forged = good.replace(size, (40_000).to_bytes(4, "little") + size[4:])
-    tiny = bags.image_bytes(header(3), pixels(3, 8, 8), "mono16")
-    source = record(tmp_path / "in", images={1: forged, 2: good[:30], 3: tiny})
+    damaged = {1: forged, 2: good[:30], 3: pixels(3, 8, 8)}
+    source = record(tmp_path / "in", images=damaged)
     report = replay(source, tmp_path / "out", bicubic)
     assert (report.frames_in, report.frames_out) == (5, 2)
-    assert [line.split(":")[0] for line in report.malformed] == [
-        f"frame {n} at 1{n}00000007 ns" for n in (1, 2, 3)
-    ]
-    assert "40000" in report.malformed[0]
+    first, *_, last = report.malformed
+    assert first.startswith("frame 1 at 1100000007 ns: ")
+    assert "40000" in first
+    assert last.startswith("frame 3 at 1300000007 ns: ")
     assert len(messages(tmp_path / "out", IMAGE)) == 5
 
 
@@ -222,9 +197,8 @@ def test_old_sqlite_recording_with_a_type_nobody_knows(tmp_path, bicubic):
         database.execute("UPDATE messages SET data = ?, timestamp = 2 WHERE topic_id = 3", [data])
     replay(source, tmp_path / "out", bicubic)
     assert messages(tmp_path / "out", "/x") == [("/x", 2, data)]
-    with AnyReader(
-        [tmp_path / "out"], default_typestore=get_typestore(Stores.ROS2_KILTED)
-    ) as reader:
+    usual = get_typestore(Stores.ROS2_KILTED)
+    with AnyReader([tmp_path / "out"], default_typestore=usual) as reader:
         assert {c.topic for c in reader.connections} == {IMAGE, INFO, "/x", SR, SR_INFO}
 
 
@@ -257,10 +231,9 @@ def panning(path, frames):
 
     def view(n):
         seen = scene[:, 2 * n : 2 * n + 40] + rows + rng.normal(0, 3, (48, 40))
-        return bags.image_bytes(header(n), seen.round().astype(np.uint16), "mono16")
+        return seen.round().astype(np.uint16)
 
-    images = {n: view(n) for n in range(frames)} | {frames // 3: b"broken"}
-    return record(path, frames=frames, images=images)
+    return record(path, images=[b"broken" if n == frames // 3 else view(n) for n in range(frames)])
 
 
 def test_slices_put_together_are_the_whole_to_the_bit(tmp_path):
@@ -294,8 +267,7 @@ def test_a_short_warm_up_is_near_the_whole(tmp_path):
 
 def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path, bicubic):
     shown = [pixels(0), pixels(0), pixels(0) + 900, pixels(0) + 900]
-    images = {n: bags.image_bytes(header(n), frame, "mono16") for n, frame in enumerate(shown)}
-    source = record(tmp_path / "in", frames=4, images=images)
+    source = record(tmp_path / "in", images=shown)
     report = replay(source, tmp_path / "all", bicubic)
     assert (report.frames_out, report.events) == (4, "2 repeat, 1 offset")
     camera = Camera(on_repeat="drop")
@@ -307,8 +279,8 @@ def test_repeated_frames_and_jumps_are_told_and_repeats_may_be_dropped(tmp_path,
 
 def test_another_encoding_of_the_same_pixels_begins_a_new_stream(tmp_path, bicubic):
     encodings = ("mono16", "mono16", "16UC1")
-    images = {n: bags.image_bytes(header(n), pixels(0), name) for n, name in enumerate(encodings)}
-    source = record(tmp_path / "in", frames=3, images=images)
+    images = [bags.image_bytes(header(n), pixels(0), name) for n, name in enumerate(encodings)]
+    source = record(tmp_path / "in", images=images)
     assert replay(source, tmp_path / "two", bicubic, frames=2).events == "1 repeat"
     assert replay(source, tmp_path / "all", bicubic).events == "none"
     assert replay(source, tmp_path / "last", bicubic, first=2).events == "none"

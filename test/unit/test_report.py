@@ -131,9 +131,7 @@ def test_the_crop_lies_on_a_planted_difference():
     window = choose_window([scene, other], 24, 4)
     assert (window.top, window.left, window.side) == (68, 104, 24)
     assert window.score == pytest.approx(1.5)
-
-
-def test_a_crop_of_a_small_frame_is_the_frame():
+    # Of a small frame it is the frame.
     window = choose_window([np.zeros((20, 30)), np.ones((20, 30))], 64, 4)
     assert (window.top, window.left, window.side) == (0, 0, 20)
 

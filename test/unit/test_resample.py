@@ -7,9 +7,7 @@ from PIL import Image
 
 from difiisr_models.resample import (
     as_matrix_product,
-    down_matrix,
     downsample,
-    downsample_adjoint,
     pack,
     tf32_products,
     unpack,
@@ -37,24 +35,6 @@ def test_upsample_is_pillows_bicubic(size):
     lr = image(*size)
     expected = np.asarray(Image.fromarray(lr).resize((size[1] * 4, size[0] * 4), Image.BICUBIC))
     np.testing.assert_allclose(unpack(upsample(tensor(lr)))[0, 0], expected, atol=2e-6)
-
-
-def test_pack_keeps_every_pixel():
-    hr = tensor(image(32, 48))
-    assert pack(hr).shape == (1, 16, 8, 12)
-    assert torch.equal(unpack(pack(hr)), hr)
-    assert torch.equal(pack(hr)[0, 4 * 2 + 3], hr[0, 0, 2::4, 3::4])
-
-
-def test_downsample_is_one_matrix_for_rows_and_one_for_columns():
-    image = torch.rand(1, 1, 4 * 9, 4 * 5).double()
-    expected = torch.from_numpy(down_matrix(9)) @ image @ torch.from_numpy(down_matrix(5)).T
-    torch.testing.assert_close(downsample(pack(image)), expected)
-
-
-def test_adjoint():
-    x, r = torch.rand(1, 16, 9, 11).double(), torch.rand(1, 1, 9, 11).double()
-    torch.testing.assert_close((downsample(x) * r).sum(), (x * downsample_adjoint(r)).sum())
 
 
 @pytest.mark.parametrize(

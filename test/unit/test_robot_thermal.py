@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from wave_frames import save_image
 
 from benchmarks import robot_thermal as benchmark
 from benchmarks.robot_thermal import Report, by_temperature, measure, swapped, target_measures
@@ -48,10 +49,9 @@ def test_a_folder_of_outputs_is_judged_as_the_model_that_made_it(tmp_path, monke
     kept = ("clean", "2 % + pattern", "8-bit JPEG 50")
     monkeypatch.setattr(benchmark, "ROWS", {name: benchmark.ROWS[name] for name in kept})
     rng, images, out = np.random.default_rng(0), tmp_path / "images", tmp_path / "out"
-    images.mkdir()
     for name in ("0.png", "1.png"):
         noise = gaussian_filter(rng.normal(0, 1, (64, 96)), 2)
-        Image.fromarray((29_000 + 4000 * noise).astype(np.uint16)).save(images / name)
+        save_image(images / name, (29_000 + 4000 * noise).astype(np.uint16))
     asked = {"out": out, "size": "96x64", "sequence": images, "frames": 0}
     measure([images], models="bicubic", **asked)
     theirs = shutil.copytree(out / "lr", tmp_path / "theirs")

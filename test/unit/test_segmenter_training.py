@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from wave_frames import save_image
 
 try:  # a torchvision of another torch cannot be imported; transformers does without any
     import torchvision  # noqa: F401
@@ -54,8 +54,7 @@ def folder(tmp_path_factory):
         labels = np.zeros((64, 64), np.uint8)
         labels[:, number * 32 : number * 32 + 32] = 1
         for name, pixels in (("images", 40 + 180 * labels), ("labels", labels)):
-            (root / name).mkdir(exist_ok=True)
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+            save_image(root / name / f"{number}.png", pixels.astype(np.uint8))
     return root
 
 

@@ -12,7 +12,6 @@ from difiisr_models import Stream, load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.motion import warp
 from difiisr_models.resample import downsample, pack
-from difiisr_ros.cli import main as difiisr
 from difiisr_training import checkpoints
 from difiisr_training.data.clips import ClipConfig, Clips
 from difiisr_training.data.images import ImageSource, load_images
@@ -42,12 +41,9 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def loader(data):
-    return partial(load_images, data=data)
-
-
 def some_clips(data, lr_size=16, **fields):
-    config, load = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields), loader(data)
+    config = ClipConfig(lr_size=lr_size, left_out=("left_out",), **fields)
+    load = partial(load_images, data=data)
     return Clips([ImageSource("stills")], [data / "films"], load, config, seed=1)
 
 
@@ -90,17 +86,17 @@ def test_the_flow_of_a_made_clip_explains_it(data):
     assert better >= 7
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, capsys):
+def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, difiisr):
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG.replace("frames: 3", "frames: 1"))
-    words = ["train", str(config), "--data", str(data), "--threads", "1"]
-    assert difiisr(words) == 1
-    assert "stages.0.frames: Input should be greater than or equal to 2" in capsys.readouterr().err
+    words = ["train", config, "--data", data, "--threads", "1"]
+    error = difiisr(*words, code=1).err
+    assert "stages.0.frames: Input should be greater than or equal to 2" in error
     config.write_text(CONFIG)
     whole, parts, out = tmp_path / "whole", tmp_path / "parts", tmp_path / "weights"
-    assert difiisr([*words, "--run", str(whole)]) == 0
+    difiisr(*words, "--run", whole)
     for _ in range(4):  # one iteration each
-        assert difiisr([*words, "--run", str(parts), "--budget", "0"]) == 0
+        difiisr(*words, "--run", parts, "--budget", "0")
     one, other = (
         checkpoints.read_checkpoint(run / checkpoints.CHECKPOINT_NAME) for run in (whole, parts)
     )
@@ -144,10 +140,9 @@ def test_the_detail_head_follows_features_that_moved(data):
     assert 0.5 < share <= 1
 
 
-def test_a_teacher_gives_its_detail_to_what_is_exported(data, tmp_path):
+def test_a_teacher_gives_its_detail_to_what_is_exported(data, tmp_path, difiisr):
     config, out = tmp_path / "tiny.yaml", tmp_path / "weights"
     config.write_text(CONFIG)
-    words = ["train", str(config), "--data", str(data), "--run", str(tmp_path / "run")]
-    words += ["--budget", "0", "--teacher", "difiisr-rt-x4", "--export", str(out)]
-    assert difiisr(words) == 0
+    words = ["train", config, "--data", data, "--run", tmp_path / "run", "--budget", "0"]
+    difiisr(*words, "--teacher", "difiisr-rt-x4", "--export", out)
     assert load_file(out / "network.safetensors")["detail_head.weight"].abs().max() > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from wave_frames import save_image
 
 from difiisr_training.data import images
 
@@ -21,33 +21,28 @@ def groups(*files):
 
 
 MANY = range(60)
-TWO_GROUPS = {
+SCHEMES = {
     "numbers near each other are one drive": ("FLIR_04593 FLIR_04598 FLIR_04625", "FLIR_06099"),
     "two flights": ("0_100_30_0_03281 0_100_30_0_03288", "0_100_30_0_08070"),
     "two camera angles": ("0_100_30_0_03281", "0_100_40_0_03290"),
     "day and night": ("00056D 00058D", "00057N"),
     "folders": ("a/0001 a/0002", "b/0001"),
     "no numbers": ("cat", "dog"),
-}
-ONE_GROUP = {
-    "nanoseconds": [f"{1623456789000000000 + 33333333 * i}" for i in MANY],
-    "seconds and nanoseconds": [f"{17 + i // 30}.{i * 33333333}" for i in MANY],
-    "hashes": [f"video-frame-{i:06}-{7919**5 * i % 99991:x}" for i in MANY],
-    "every hundredth frame": [f"frame_{100 * i:06}" for i in MANY],
-    "a film": [f"frame{i:06}" for i in range(9)],
-    "gaps between neighbours": [f"frame{images.LARGEST_GAP * i}" for i in range(9)],
+    # One sequence each.
+    "nanoseconds": (" ".join(f"{1623456789000000000 + 33333333 * i}" for i in MANY),),
+    "seconds and nanoseconds": (" ".join(f"{17 + i // 30}.{i * 33333333}" for i in MANY),),
+    "hashes": (" ".join(f"video-frame-{i:06}-{7919**5 * i % 99991:x}" for i in MANY),),
+    "every hundredth frame": (" ".join(f"frame_{100 * i:06}" for i in MANY),),
+    "a film": (" ".join(f"frame{i:06}" for i in range(9)),),
+    "gaps between neighbours": (" ".join(f"frame{images.LARGEST_GAP * i}" for i in range(9)),),
 }
 
 
-@pytest.mark.parametrize("scheme", [*TWO_GROUPS, *ONE_GROUP])
-def test_sequences_of_known_naming_schemes(scheme):
-    if scheme in ONE_GROUP:
-        expected = [ONE_GROUP[scheme]]
-    else:
-        expected = [names.split() for names in TWO_GROUPS[scheme]]
-    found = groups(*(f"{name}.png" for names in expected for name in names))
-    stems = [sorted(PurePosixPath(f"{name}.png").stem for name in names) for names in expected]
-    assert found == sorted(stems)
+@pytest.mark.parametrize("sequences", SCHEMES.values(), ids=SCHEMES)
+def test_sequences_of_known_naming_schemes(sequences):
+    files = [[f"{name}.png" for name in names.split()] for names in sequences]
+    stems = [sorted(PurePosixPath(file).stem for file in names) for names in files]
+    assert groups(*(file for names in files for file in names)) == sorted(stems)
 
 
 @settings(deadline=None)
@@ -64,22 +59,16 @@ def test_the_split_takes_whole_sequences_up_to_the_share_in_any_order(sizes, sha
     assert chosen != set(names)
 
 
-@pytest.fixture
-def drives(tmp_path):
-    """Eight drives of six frames; the grey value of a frame says its drive."""
-    folder = tmp_path / "drives"
-    folder.mkdir()
+def test_no_sequence_is_on_both_sides_and_frames_skipped_at_the_end_on_neither(tmp_path):
+    """Of eight drives of six frames; the grey value of a frame says its drive."""
     for drive in range(8):
         for frame in range(6):
-            pixels = np.full((20, 20), 10 * drive, np.uint8)
-            Image.fromarray(pixels).save(folder / f"d_{1000 * drive + frame:05}.png")
-    return tmp_path
+            name = f"d_{1000 * drive + frame:05}.png"
+            save_image(tmp_path / "drives" / name, np.full((20, 20), 10 * drive, np.uint8))
 
-
-def test_no_sequence_is_on_both_sides_and_frames_skipped_at_the_end_on_neither(drives):
     def drawn(part, **changes):
         source = images.ImageSource("drives", **{"val_share": 0.3} | changes)
-        return [int(image[0, 0]) for image in images.load_images(source, part, data=drives)]
+        return [int(image[0, 0]) for image in images.load_images(source, part, data=tmp_path)]
 
     assert not set(drawn("train")) & set(drawn("val"))
     assert len(drawn("train")) == 36

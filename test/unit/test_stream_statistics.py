@@ -1,25 +1,19 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from difiisr_ros.stream_statistics import WINDOW, StreamStatistics
 
 
-class ManualClock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return ManualClock()
+    return SimpleNamespace(now=100.0)
 
 
 @pytest.fixture
 def statistics(clock):
-    return StreamStatistics(clock)
+    return StreamStatistics(lambda: clock.now)
 
 
 def stream(clock, statistics, frames, hertz=10.0, latency=0.02, upscaling=0.01):

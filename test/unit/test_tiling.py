@@ -21,10 +21,6 @@ def test_spans_are_equal_cover_and_overlap(length, tile, overlap, balanced):
     assert all(a[1] - b[0] >= overlap for a, b in itertools.pairwise(spans))
 
 
-def test_unbalanced_tiles_follow_the_published_stride():
-    assert plan_axis(704, 256, 32, balanced=False) == [(0, 256), (224, 480), (448, 704)]
-
-
 def test_too_much_overlap_is_refused_with_the_numbers():
     with pytest.raises(ValueError, match="128 of 256"):
         plan_axis(640, 256, 128, balanced=True)
@@ -47,16 +43,6 @@ def test_blending_reproduces_a_function_of_each_pixel(batch):
 
     result = blended(Tiling((70, 90), 32, 8, batch), process)
     torch.testing.assert_close(result, torch.cat((frame, 2 * frame), 1))
-
-
-def test_a_model_of_one_tile_size_gets_full_batches_of_a_frame_that_is_large_enough():
-    plan = Tiling((30, 90), tile=640, overlap=8, batch=1, tile_shape=(4, 32, 40))
-    assert (plan.height, plan.width) == (32, 90)
-    calls = list(plan.batches())
-    assert [len(places) for places in calls] == [4]
-    assert {(p.bottom - p.top, p.right - p.left) for places in calls for p in places} == {(32, 40)}
-    ones = blended(plan, lambda places: torch.ones(len(places), 2, 32, 40))
-    torch.testing.assert_close(ones, torch.ones(1, 2, 32, 90))
 
 
 def test_a_step_between_tiles_becomes_a_ramp():

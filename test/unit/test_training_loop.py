@@ -19,7 +19,6 @@ from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
-from difiisr_ros.cli import main as difiisr
 from difiisr_training import checkpoints
 from difiisr_training import train as training
 from difiisr_training.config import OptimiserConfig, from_dict, load_config
@@ -88,7 +87,7 @@ def command(tmp_path, data, *more, **changes):
     path.write_text(yaml.safe_dump(SETTINGS | changes))
     run = [] if "--run" in more else ["--run", tmp_path / "run"]
     given = ["--data", data, "--workers", 0, "--device", "cpu", *run, *more]
-    return ["train", str(path), *map(str, given)]
+    return ["train", path, *given]
 
 
 def teacher_of(config):
@@ -197,16 +196,15 @@ def test_every_objective_resumes_to_the_bit(data, tmp_path, settings):
     )
 
 
-def test_a_run_begins_as_the_published_network(data, tmp_path, capsys):
+def test_a_run_begins_as_the_published_network(data, tmp_path, difiisr):
     """With a rate of 0 the run ends with what it began with: weights fitted to RLFN."""
     torch.save(Rlfn().state_dict(), tmp_path / "rlfn_x4.pth")
     changes = {"network": {**SETTINGS["network"], "blocks": 6}, "optimiser": {"lr": 0.0}}
     given = command(tmp_path, data, "--budget", "0s", begin_as="rlfn", **changes)
-    assert difiisr(given) == difiisr([*given, "--init", str(tmp_path / "any")]) == 1
-    told = capsys.readouterr().err
-    assert "begin_as 'rlfn' needs --peers" in told
+    assert "begin_as 'rlfn' needs --peers" in difiisr(*given, code=1).err
+    told = difiisr(*given, "--init", tmp_path / "any", code=1).err
     assert "both say what the run begins with" in told
-    assert difiisr([*given, "--peers", str(tmp_path)]) == 0
+    difiisr(*given, "--peers", tmp_path)
     begun = load_config(tmp_path / "tiny.yaml")
     wanted = begin(begun, tmp_path, partial(load_images, data=data))
     _, found, _ = checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")
@@ -226,12 +224,12 @@ def test_in_decibels_an_error_of_the_same_share_counts_the_same():
 
 
 def test_a_run_lowers_the_loss_is_validated_on_unseen_frames_and_exports_its_average(
-    data, tmp_path
+    data, tmp_path, difiisr
 ):
     sources = [{"folder": "scenes", "val_share": 0.5}]
     changes = {"sources": sources, "perceptual_weight": 0.5, "validate_every": 25, "log_every": 15}
     given = command(tmp_path, data, "--export", tmp_path / "out", iterations=45, **changes)
-    assert difiisr(given) == 0
+    difiisr(*given)
     lines = checkpoints.read_journal(tmp_path / "run", checkpoints.STATISTICS_NAME)
     assert [line["iteration"] for line in lines] == [15, 30, 45]
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -251,20 +249,16 @@ def test_a_run_lowers_the_loss_is_validated_on_unseen_frames_and_exports_its_ave
     assert manifest["training"]["sources"][0]["folder"] == "scenes"
 
 
-def test_weights_are_not_exported_over_something_else(data, tmp_path, capsys):
+def test_weights_are_not_exported_over_something_else(data, tmp_path, difiisr):
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("x")
     given = command(tmp_path, data, "--budget", "0s", "--export")
     for target in (taken, taken / "thesis.txt"):
-        assert difiisr([*given, str(target)]) == 1
-        assert "--export" in capsys.readouterr().err
+        assert "--export" in difiisr(*given, target, code=1).err
         assert not (tmp_path / "run").exists()  # said before anything is trained
-    for _ in range(2):  # the same command goes on and exports anew
-        assert difiisr([*given, str(tmp_path / "model")]) == 0
-    told = capsys.readouterr().err
-    assert "beginning with fresh weights" in told
-    assert "going on" in told
+    for told in ("beginning with fresh weights", "going on"):  # and exports anew
+        assert told in difiisr(*given, tmp_path / "model").err
 
 
 @pytest.mark.parametrize(
@@ -298,19 +292,18 @@ def test_wrong_settings_are_refused_by_name(tmp_path, change, text):
         load_config(path)
 
 
-def test_a_run_goes_on_after_its_beginning_is_gone_and_its_journal_was_cut(data, tmp_path, capsys):
+def test_a_run_goes_on_after_its_beginning_is_gone_and_its_journal_was_cut(data, tmp_path, difiisr):
     save_compact(CompactNetwork(CompactConfig(8, 1, 16)), tmp_path / "start", {})
     given = command(tmp_path, data, "--init", tmp_path / "start")
-    assert difiisr([*given, "--budget", "0s"]) == 0
+    difiisr(*given, "--budget", "0s")
     shutil.rmtree(tmp_path / "start")
     (tmp_path / "run" / "statistics.jsonl").write_text('{"iteration": 1, "lo')
-    assert difiisr(given) == 0
-    assert "12 of 12 iterations" in capsys.readouterr().out
+    assert "12 of 12 iterations" in difiisr(*given).out
     journal = checkpoints.read_journal(tmp_path / "run", checkpoints.STATISTICS_NAME)
     assert [line["iteration"] for line in journal] == [4, 8, 12]
 
 
-def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkeypatch):
+def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkeypatch, difiisr):
     """`train A && train B` must not go on with half a run; the iteration is still finished."""
 
     def interrupted_rate(iteration, *settings):
@@ -319,7 +312,7 @@ def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkey
 
     monkeypatch.setattr(training, "learning_rate", interrupted_rate)
     handler = signal.getsignal(signal.SIGINT)
-    assert difiisr(command(tmp_path, data, "--export", tmp_path / "model")) == 130
+    difiisr(*command(tmp_path, data, "--export", tmp_path / "model"), code=130)
     assert signal.getsignal(signal.SIGINT) is handler
     assert checkpoints.load_average(tmp_path / "run" / "checkpoint.pt")[2] == 1
     assert checkpoints.starting_weights(tmp_path / "model")
@@ -328,13 +321,13 @@ def test_an_interrupted_command_says_so_when_all_is_saved(data, tmp_path, monkey
 @pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no distributed package"
 )
-def test_two_processes_train_the_weights_of_one(data, tmp_path):
+def test_two_processes_train_the_weights_of_one(data, tmp_path, difiisr):
     changes = {"iterations": 8, "batch": 4}
-    assert difiisr(command(tmp_path, data, **changes)) == 0
+    difiisr(*command(tmp_path, data, **changes))
     two = command(tmp_path, data, "--run", tmp_path / "two", **changes)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     finished = subprocess.run(
-        [sys.executable, *torchrun, "--", "difiisr_ros.cli", *two],
+        [sys.executable, *torchrun, "--", "difiisr_ros.cli", *map(str, two)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from difiisr_models import Stream, load_upscaler
@@ -99,13 +101,6 @@ def test_threads_share_an_upscaler_one_frame_after_another(folder):
     assert together == [1, 1, 1]
 
 
-@pytest.mark.parametrize("steps", [2, 15])
-def test_more_steps_run_and_stay_consistent(made, steps):
-    frame = scene(32, 40)
-    sr = made(steps=steps)(frame)
-    assert np.abs(measured_again(sr) - frame).mean() < 0.005 * np.ptp(frame)
-
-
 def test_tiled_equals_whole_but_for_a_small_share_of_the_span(made):
     frame = scene(150, 170)
     whole = made(tile=256)(frame).astype(float)
@@ -165,15 +160,6 @@ def test_unknown_model_setting_device_and_backend_are_named():
     assert load_upscaler("bicubic", device="cpu:0").device == "cpu"  # the one there is
 
 
-def test_every_seed_is_another_field_and_the_same_again(made):
-    frame = scene(24, 24)
-    seeds = (0, -1, 1, 1 << 24, (1 << 32) - 1)
-    first, *others = (made(seed=seed)(frame, Stream()) for seed in seeds)
-    for other in others:
-        assert (first != other).any()
-    np.testing.assert_array_equal(made(seed=0)(frame), first)
-
-
 def test_settings_change_between_frames_and_a_bad_change_changes_nothing(made):
     frame = scene(40, 40, np.float32, 290, 20)
     up = made()
@@ -231,3 +217,80 @@ def test_only_plain_interpolation_keeps_the_pattern_of_the_sensor(monkeypatch):
     assert (load_upscaler("bicubic")(frame) == 7000).all()
     assert (load_upscaler("bicubic-consistent")(frame) == 6900).all()
     assert (load_upscaler("bicubic-consistent", remove_pattern=False)(frame) == 7000).all()
+
+
+# Whatever the frame.
+
+SIDES = st.integers(16, 70)
+CONSISTENT = load_upscaler("bicubic-consistent", consistency=1.0, device="cpu", tile=40, overlap=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIDES, SIDES, st.sampled_from(["uint8", "uint16", "float32"]), st.integers(0, 2**31))
+def test_any_frame(height, width, dtype, seed):
+    rng = np.random.default_rng(seed)
+    top = 255 if dtype == "uint8" else 65535
+    lo, hi = np.sort(rng.uniform(0.2 * top, 0.8 * top, 2))
+    ramp = np.linspace(lo, hi, height * width).reshape(height, width)
+    frame = (ramp + rng.normal(0, (hi - lo) / 20, ramp.shape)).astype(dtype)
+    CONSISTENT.reset()
+    sr = CONSISTENT(frame)
+    assert sr.dtype == frame.dtype
+    assert sr.shape == (4 * height, 4 * width)
+    assert np.abs(measured_again(sr) - frame).mean() <= 0.005 * np.ptp(frame.astype(float)) + 0.3
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIDES, SIDES, st.floats(0, 0.9), st.integers(0, 2**31))
+def test_missing_pixels_stay_missing_and_alone(height, width, share, seed):
+    rng = np.random.default_rng(seed)
+    frame = rng.normal(300, 3, (height, width)).astype(np.float32)
+    missing = rng.random(frame.shape) < share
+    frame[missing] = np.nan
+    sr = CONSISTENT(frame)
+    np.testing.assert_array_equal(np.isnan(sr), np.kron(missing, np.ones((4, 4), bool)))
+
+
+# Whatever a stream has seen, it has got over it one good frame later.
+
+BICUBIC = load_upscaler("bicubic", device="cpu")
+# Few values in many places: a frame of its own bits for each pixel is noise, and soon forgotten.
+FRAMES = st.builds(
+    lambda dtype, values, seed: (
+        np.random.default_rng(seed).choice(np.frombuffer(values, dtype), (16, 20)).copy()
+    ),
+    st.sampled_from([np.float32, np.uint16, np.uint8]),
+    st.lists(st.binary(min_size=4, max_size=4), min_size=1, max_size=8).map(b"".join),
+    st.integers(0, 2**31),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(FRAMES, min_size=1, max_size=4))
+def test_no_good_frame_is_wrong_but_the_next(frames):
+    stream = Stream()
+    for frame in frames:
+        BICUBIC(frame, stream)
+    y, x = np.mgrid[:16, :20]
+    good = (300 + 0.02 * x + 5 * np.exp(-((x - 9) ** 2 + (y - 8) ** 2) / 20)).astype(np.float32)
+    BICUBIC(good, stream)
+    means = BICUBIC(good, stream).reshape(16, 4, 20, 4).mean((1, 3))
+    np.testing.assert_allclose(means, good, atol=0.5)
+
+
+@pytest.mark.parametrize("noisy", [1, 2, 3])
+@pytest.mark.parametrize("before", [0, 6])
+def test_noisy_frames_leave_no_noise_behind(before, noisy):
+    """Of one size, encoding and range: they may be true, and the ones after them are not theirs."""
+    up, stream = load_upscaler("bicubic-consistent", device="cpu"), Stream()
+    rng = np.random.default_rng(before)
+    y, x = np.mgrid[:16, :16]
+    scene = 300 + 0.02 * x + 5 * np.exp(-((x - 8) ** 2 + (y - 8) ** 2) / 20)
+
+    def means(deviation):
+        frame = rng.normal(scene, deviation).astype(np.float32)
+        return up(frame, stream).reshape(16, 4, 16, 4).mean((1, 3)) - frame
+
+    for deviation in before * [0.03] + noisy * [3.0] + [0.03]:
+        means(deviation)
+    assert all(np.abs(means(0.03)).max() < 0.2 for _ in range(12))

@@ -60,19 +60,27 @@ def record(
     path: Path,
     storage: str = "mcap",
     frames: int = 5,
-    images: dict[int, bytes] | None = None,
+    images: list | dict[int, np.ndarray | bytes] = (),
     infos: dict[int, bytes] | None = None,
+    encoding: str = "mono16",
 ) -> Path:
-    """A camera with info and words between; ``images`` and ``infos`` replace single messages."""
+    """A camera with info and words between.
+
+    ``images`` (pixels, or a message's bytes): all of them, or those that replace single ones.
+    """
+    frames = frames if isinstance(images, dict) else len(images) or frames
+    images = images if isinstance(images, dict) else dict(enumerate(images))
     with Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
         info = writer.add_connection(INFO, CAMERA_INFO_TYPE, typestore=STORE)
         image = writer.add_connection(IMAGE, IMAGE_TYPE, typestore=STORE)
         words = writer.add_connection(WORDS, STRING, typestore=STORE)
         for index in range(frames):
             at = START + index * PERIOD + 7
-            default = image_bytes(header(index), pixels(index), "mono16")
+            shown = images.get(index, pixels(index))
+            if not isinstance(shown, bytes):
+                shown = image_bytes(header(index), shown, encoding)
             writer.write(info, at, (infos or {}).get(index, camera_info(index)))
-            writer.write(image, at, (images or {}).get(index, default))
+            writer.write(image, at, shown)
             writer.write(words, at + 1, word(f"word {index}"))
     return path
 
