@@ -16,7 +16,7 @@ _HOT_MARGIN = 16  # pixels around a hot spot that the model is shown with it
 _HOT_CONTRAST = 6.0  # times the bulk of the scene, or what a wall spreads over
 _LEAST_BULK = 0.02  # network units; flat scenes have no spread to compare with
 _SATURATED = 0.8  # of the pixels at an end of the scale: there is no wall to compare with
-_REACH, _WALL = 3, 3  # pixels that a small spot reaches from its peak, and its wall from there
+_REACH, _WALL = 4, 3  # pixels that a small spot reaches from its peak, and its wall from there
 _NOISE_SPREAD = 5.0  # deviations, of some hundred pixels of a wall
 _SHARP, _SHARP_SPOT = 0.5, 0.75  # share of what interpolates, around hot spots and in small ones
 _RINGING = 8  # pixels that a projection rings over
@@ -64,7 +64,7 @@ def _greatest_of(image: Tensor, count: int, axis: int) -> Tensor:
 def small_spots(frame: Tensor, noise: float) -> Tensor:
     """Peaks of small hot spots on a quiet wall.
 
-    They are more than 6 times as far above all that lies 4 to 6 pixels away as that spreads over,
+    They are more than 6 times as far above all that lies 5 to 7 pixels away as that spreads over,
     its noise not counted.
 
     Args:
@@ -82,7 +82,7 @@ def small_spots(frame: Tensor, noise: float) -> Tensor:
 
 
 def _most_of_wall(around: Tensor) -> Tensor:
-    """Greatest value 4 to 6 pixels from each pixel, of a frame with 6 more on each side."""
+    """Greatest value 5 to 7 pixels from each pixel, of a frame with 7 more on each side."""
     near = _greatest_of(_greatest_of(around, _WALL, -1), _WALL, -2)
     far = 2 * (_REACH + _WALL // 2 + 1)  # from one side of the square to the other
     rows, columns = _greatest_of(near, far + 1, -1), _greatest_of(near, far + 1, -2)

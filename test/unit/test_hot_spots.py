@@ -20,10 +20,12 @@ def measured_again(sr: np.ndarray) -> np.ndarray:
     return downsample(pack(torch.from_numpy(sr.astype(np.float64))[None, None]))[0, 0].numpy()
 
 
-def disc(radius: float, blur: float) -> tuple[np.ndarray, float]:
+def disc(
+    radius: float, blur: float, at: tuple[float, float] = (24.2, 32.3)
+) -> tuple[np.ndarray, float]:
     """A disc of height 1 as the camera's pixels see it, and its peak at four times the pixels."""
     y, x = np.mgrid[: HEIGHT * FINE, : WIDTH * FINE] / FINE
-    fine = ((x - 32.3) ** 2 + (y - 24.2) ** 2 < radius**2) * 1.0
+    fine = ((y - at[0]) ** 2 + (x - at[1]) ** 2 < radius**2) * 1.0
     fine = gaussian_filter(fine, blur * FINE) if blur else fine
     four = fine.reshape(HEIGHT * 4, 2, WIDTH * 4, 2).mean((1, 3))
     return fine.reshape(HEIGHT, FINE, WIDTH, FINE).mean((1, 3)), float(four.max())
@@ -56,6 +58,13 @@ def test_a_spot_little_above_its_wall_keeps_its_peak(up, excess, radius, blur):
     wall = 29500 + 60 * np.arange(WIDTH) / WIDTH
     sr = up(np.round(wall + excess * spot + noise).astype(np.uint16), Stream()).astype(float)
     assert sr.max() == pytest.approx(29530 + excess * peak, abs=0.1 * excess * peak)
+
+
+def test_a_hard_edge_little_above_its_wall_overshoots_little(up):
+    noise = np.random.default_rng(0).normal(0, 4, (HEIGHT, WIDTH))
+    wall = 29500 + 60 * np.arange(WIDTH) / WIDTH
+    frame = np.round(wall + 200 * disc(3, 0, (24.0, 32.375))[0] + noise).astype(np.uint16)
+    assert up(frame, Stream()).max() < frame.max() + 0.3 * 200
 
 
 def drawn() -> np.ndarray:
