@@ -47,6 +47,7 @@ def train_ablation(
     vgg: Path | None = None,
     sam: Path | None = None,
     sets: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = SETS,
+    only: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     limit: Count | None = None,
     detector: Path | None = None,
     annotations: list[str] = [],  # noqa: B006
@@ -70,6 +71,7 @@ def train_ablation(
         vgg: weights of the configured VGG.
         sam: checkpoint of a Segment Anything model.
         sets: judged on these.
+        only: these variants; by default all.
         limit: frames per set, evenly spaced; all by default.
         detector: ONNX detector, for mAP.
         annotations: SET=FILE, boxes in the frames of a set; repeatable.
@@ -84,6 +86,9 @@ def train_ablation(
     if seed is not None:
         base = dataclasses.replace(base, seed=seed)
     chosen = variants(base)
+    if unknown := sorted(set(only) - chosen.keys()):
+        raise ValueError(f"no variant {', '.join(unknown)}; there are {', '.join(chosen)}")
+    chosen = {name: chosen[name] for name in only or chosen}
     if (detector is None) != (not annotations):
         raise ValueError("--detector and --annotations go together")
     if vgg is None and sam is None:
