@@ -25,7 +25,7 @@ from difiisr_training.data.images import read_counts
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{page}.md" for page in (
-    "ablation", "algorithm", "benchmarks", "evaluation", "published", "training"
+    "ablation", "algorithm", "benchmarks", "evaluation", "fleet", "published", "training"
 ))]  # fmt: skip
 COMMENT = re.compile(r"<!-- (benchmarks/\S+\.json)#/(.*?)(?: \* (\d+))? -->")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?:^|(?<=\s))-(?=\s|$)")
