@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import cyclopts
+import numpy as np
 import pandas as pd
 
 from difiisr_models.files import write_json
@@ -20,11 +22,14 @@ from difiisr_ros.commands.train_ablation import METRICS
 from difiisr_training.config import load_config
 from difiisr_training.evaluation.metrics import mean_and_interval
 from difiisr_training.evaluation.results import PER_FRAME_FILE, RESULTS_FILE
+from difiisr_training.evaluation.task_scores import interval, over_resamples
 
+ADDED = ("both-strong-sum", "both-middle-sum", "both-sum", "none")
+"""Of LPIPS that rises: the added losses at their strengths."""
 PAIRS = (
     ("none", "bicubic"),
-    *((name, "none") for name in ("visual", "perceptual", "both", "both-sum")),
-    *((name, "none") for name in ("both-strong", "both-network", "both-prediction")),
+    *((name, "none") for name in ("visual", "perceptual", "both", "both-strong")),
+    *((name, "none") for name in ("both-network", "both-prediction")),
     ("both", "both-sum"),
     ("both-strong", "both-strong-sum"),
 )
@@ -42,19 +47,39 @@ def main(*folders: Path, out: Path = Path("benchmarks/ablation.json")) -> None:
     sets = {}
     for title, part in [*rows.groupby("set"), ("all", rows)]:
         table = part.pivot(index=["set", "frame"], columns=["model", "seed"], values=list(METRICS))
-        means = table.mean().groupby(level=[1, 0]).mean()
         differences: dict[str, dict[str, object]] = {}
         for one, other in PAIRS:
             found = differences[f"{one} - {other}"] = {}
             for metric in METRICS:
                 gaps = table[metric][one] - table[metric][other]
-                mean, interval = mean_and_interval(gaps.mean(axis=1).to_numpy())
-                found[metric] = {"mean": mean, "interval": interval, "seeds": gaps.mean().tolist()}
+                mean, ends = mean_and_interval(gaps.mean(axis=1).to_numpy())
+                found[metric] = {"mean": mean, "interval": ends, "seeds": gaps.mean().tolist()}
+        at_equal = differences["both-network - added, at equal LPIPS"] = {}
+        for metric in ("psnr", "spectral", "niqe"):
+            gap, frames = partial(gap_at_equal_lpips, table, metric), len(table)
+            seeds = [gap(np.arange(frames), [seed]) for seed in range(len(folders))]
+            ends = interval(over_resamples(frames, gap))
+            at_equal[metric] = {"mean": gap(np.arange(frames)), "interval": ends, "seeds": seeds}
+        means = table.mean().groupby(level=[1, 0]).mean()
         models = {name: means[name].to_dict() for name in dict.fromkeys(part["model"])}
         sets[title] = {"frames": len(table), "models": models, "differences": differences}
     runs = sorted((folders[0] / "runs").glob("*.yaml"))
     guidance = {path.stem: asdict(load_config(path).guidance) for path in runs}
     write_json(out, {"environment": judged["environment"], "guidance": guidance, "sets": sets})
+
+
+def gap_at_equal_lpips(
+    table: pd.DataFrame, metric: str, frames: np.ndarray, seeds: list[int] | None = None
+) -> float:
+    """What injecting through the network has over adding, between whose strengths is interpolated.
+
+    ``frames``: numbers of rows; ``seeds``: all by default.
+    """
+    means = table.iloc[frames].mean().unstack("seed")  # (metric, model) x seed
+    of = (means if seeds is None else means[seeds]).mean(axis=1)
+    lpips, score = of["lpips_squeeze"], of[metric]
+    added = np.interp(lpips["both-network"], lpips[list(ADDED)], score[list(ADDED)])
+    return float(score["both-network"] - added)
 
 
 if __name__ == "__main__":

@@ -130,9 +130,9 @@ def variants(config: TrainConfig) -> dict[str, TrainConfig]:
 
     The guidance of ``config`` gives weights, rho and all else; "both" is also the "gradient" row of
     Table 4. "both-sum" adds the losses as strongly as "both" injects them
-    (``guidance.added_weight``), and the "-strong" ones do ten times as much. "both-network" injects
-    through the network, by a rho that makes the step about as large as that of "both", and
-    "both-prediction" corrects the prediction.
+    (``guidance.added_weight``); the "-strong" ones do ten times as much, "both-middle-sum" the root
+    of that. "both-network" injects through the network, by a rho that makes the step about as large
+    as that of "both", and "both-prediction" corrects the prediction.
     """
     guidance, pixels = config.guidance, (SCALE * config.crops.lr_size) ** 2
     steps = exponential_schedule().steps
@@ -147,20 +147,20 @@ def variants(config: TrainConfig) -> dict[str, TrainConfig]:
             f"target, with fixed noise and the squared error, at t = {steps} alone"
         )
 
-    def added(rho: float) -> dict[str, Any]:
-        weight = added_weight(rho, steps, pixels)
+    def added(times: float) -> dict[str, Any]:
+        weight = times * added_weight(guidance.rho, steps, pixels)
         names = ("weight_visual", "weight_perceptual", "weight_pattern")
         return {"mode": "sum"} | {name: weight * getattr(guidance, name) for name in names}
 
-    strong = _STRONG * guidance.rho
     changes: dict[str, dict[str, Any]] = {
         "none": {"kind": "none"},
         "visual": {"kind": "visual"},
         "perceptual": {"kind": "perceptual"},
         "both": {},
-        "both-sum": added(guidance.rho),
-        "both-strong": {"rho": strong},
-        "both-strong-sum": added(strong),
+        "both-sum": added(1.0),
+        "both-strong": {"rho": _STRONG * guidance.rho},
+        "both-middle-sum": added(_STRONG**0.5),
+        "both-strong-sum": added(_STRONG),
         "both-network": {"gradient_path": "network", "rho": _THROUGH_THE_NETWORK * guidance.rho},
         "both-prediction": {"corrects": "prediction"},
     }
