@@ -54,7 +54,7 @@ def main(*folders: Path, out: Path = Path("benchmarks/ablation.json")) -> None:
                 gaps = table[metric][one] - table[metric][other]
                 mean, ends = mean_and_interval(gaps.mean(axis=1).to_numpy())
                 found[metric] = {"mean": mean, "interval": ends, "seeds": gaps.mean().tolist()}
-        at_equal = differences["both-network - added, at equal LPIPS"] = {}
+        at_equal = differences["both-network - added at equal LPIPS"] = {}
         for metric in ("psnr", "spectral", "niqe"):
             gap, frames = partial(gap_at_equal_lpips, table, metric), len(table)
             seeds = [gap(np.arange(frames), [seed]) for seed in range(len(folders))]

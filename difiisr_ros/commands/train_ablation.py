@@ -148,7 +148,7 @@ def variants(config: TrainConfig) -> dict[str, TrainConfig]:
         )
 
     def added(times: float) -> dict[str, Any]:
-        weight = times * added_weight(guidance.rho, steps, pixels)
+        weight = added_weight(times * guidance.rho, steps, pixels)
         names = ("weight_visual", "weight_perceptual", "weight_pattern")
         return {"mode": "sum"} | {name: weight * getattr(guidance, name) for name in names}
 
