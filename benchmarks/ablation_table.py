@@ -48,7 +48,8 @@ def main(*folders: Path, out: Path = Path("benchmarks/ablation.json")) -> None:
     for title, part in [*rows.groupby("set"), ("all", rows)]:
         table = part.pivot(index=["set", "frame"], columns=["model", "seed"], values=list(METRICS))
         differences: dict[str, dict[str, object]] = {}
-        for one, other in PAIRS:
+        judged_here = set(part["model"])
+        for one, other in (pair for pair in PAIRS if judged_here.issuperset(pair)):
             found = differences[f"{one} - {other}"] = {}
             for metric in METRICS:
                 gaps = table[metric][one] - table[metric][other]

@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from random_vgg import random_vgg
 
+from benchmarks.ablation_table import gap_at_equal_lpips
 from difiisr_models import load_upscaler
 from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
@@ -110,3 +112,16 @@ def test_what_cannot_work_is_said_before_any_training(
     assert difiisr(command(tmp_path, data, CONFIG + change, *options)) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_forms_are_compared_at_equal_lpips_between_the_strengths_of_the_added_losses():
+    lpips = {"none": 0.4, "both-sum": 0.3, "both-middle-sum": 0.2, "both-strong-sum": 0.1}
+    psnr = {"none": 30.0, "both-sum": 29.5, "both-middle-sum": 28.0, "both-strong-sum": 26.0}
+    scores = {
+        "lpips_squeeze": lpips | {"both-network": 0.25},
+        "psnr": psnr | {"both-network": 29.0},
+    }
+    columns = {(m, model, 0): [v] for m, of in scores.items() for model, v in of.items()}
+    table = pd.DataFrame(columns).rename_axis(columns=[None, "model", "seed"])
+    gap = gap_at_equal_lpips(table, "psnr", np.array([0]))
+    assert gap == pytest.approx(29.0 - (29.5 + 28.0) / 2)
