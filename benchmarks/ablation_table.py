@@ -59,8 +59,8 @@ def main(*folders: Path, out: Path = Path("benchmarks/ablation.json")) -> None:
         for metric in ("psnr", "spectral", "niqe"):
             gap, frames = partial(gap_at_equal_lpips, table, metric), len(table)
             seeds = [gap(np.arange(frames), [seed]) for seed in range(len(folders))]
-            ends = interval(over_resamples(frames, gap))
-            at_equal[metric] = {"mean": gap(np.arange(frames)), "interval": ends, "seeds": seeds}
+            over = interval(over_resamples(frames, gap))
+            at_equal[metric] = {"mean": gap(np.arange(frames)), "interval": over, "seeds": seeds}
         means = table.mean().groupby(level=[1, 0]).mean()
         models = {name: means[name].to_dict() for name in dict.fromkeys(part["model"])}
         sets[title] = {"frames": len(table), "models": models, "differences": differences}
