@@ -171,6 +171,15 @@ def guide(
     return x0, target, x0.new_zeros(())
 
 
+def added_weight(rho: float, t: int, pixels: int) -> float:
+    """Weight at which L_g, added, does what it does injected with rho at t.
+
+    That is with fixed noise, a corrected target and the mean squared error of ``pixels`` pixels.
+    """
+    eta = exponential_schedule().eta_at(t)
+    return 2 * rho * _KAPPA**2 * eta / (1 - eta) ** 2 / pixels
+
+
 def spectral_loss(sr: Tensor, hr: Tensor) -> Tensor:
     """L_visual: mean squared difference of normalised log-magnitude spectra (Eq. 11), per sample.
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from difiisr_models.diffusion import exponential_schedule
 from difiisr_models.files import write_json
 from difiisr_models.model_loading import save_compact
+from difiisr_models.resample import SCALE
 from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, Duration, Threads
 from difiisr_ros.commands.evaluate_models import Judgement, evaluate, resolve_inputs
@@ -24,9 +26,13 @@ from difiisr_training.checkpoints import CHECKPOINT_NAME, read_checkpoint, start
 from difiisr_training.config import TrainConfig, from_dict, load_config
 from difiisr_training.evaluation.inputs import Selection
 from difiisr_training.evaluation.measures import Judge
+from difiisr_training.guidance import added_weight
+
+_STRONG = 10.0
+_THROUGH_THE_NETWORK = 3e5  # times rho: a step of x_0 about as large as with fixed noise
 
 SETS = ("hit_uav/test", "msrs/test", "roadscene/last20")
-METRICS = ("psnr", "ssim", "lpips_squeeze", "niqe")
+METRICS = ("psnr", "ssim", "lpips_squeeze", "spectral", "niqe")
 
 
 @answers
@@ -41,6 +47,7 @@ def train_ablation(
     vgg: Path | None = None,
     sam: Path | None = None,
     sets: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = SETS,
+    only: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     limit: Count | None = None,
     detector: Path | None = None,
     annotations: list[str] = [],  # noqa: B006
@@ -64,6 +71,7 @@ def train_ablation(
         vgg: weights of the configured VGG.
         sam: checkpoint of a Segment Anything model.
         sets: judged on these.
+        only: these variants; by default all.
         limit: frames per set, evenly spaced; all by default.
         detector: ONNX detector, for mAP.
         annotations: SET=FILE, boxes in the frames of a set; repeatable.
@@ -78,6 +86,9 @@ def train_ablation(
     if seed is not None:
         base = dataclasses.replace(base, seed=seed)
     chosen = variants(base)
+    if unknown := sorted(set(only) - chosen.keys()):
+        raise ValueError(f"no variant {', '.join(unknown)}; there are {', '.join(chosen)}")
+    chosen = {name: chosen[name] for name in only or chosen}
     if (detector is None) != (not annotations):
         raise ValueError("--detector and --annotations go together")
     if vgg is None and sam is None:
@@ -118,15 +129,46 @@ def variants(config: TrainConfig) -> dict[str, TrainConfig]:
     """Table 3 (none, visual, perceptual, both) and Table 4 ("sum": the same losses, added).
 
     The guidance of ``config`` gives weights, rho and all else; "both" is also the "gradient" row of
-    Table 4.
+    Table 4. "both-sum" adds the losses as strongly as "both" injects them
+    (``guidance.added_weight``); the "-strong" ones do ten times as much, "both-middle-sum" the root
+    of that. "both-network" injects through the network, by a rho that makes the step about as large
+    as that of "both", and "both-prediction" corrects the prediction.
     """
+    guidance, pixels = config.guidance, (SCALE * config.crops.lr_size) ** 2
+    steps = exponential_schedule().steps
+    form = (guidance.mode, guidance.corrects, guidance.gradient_path, guidance.timesteps)
     if config.stage != "diffusion" or config.published is not None:
         raise ValueError(f"{config.name}: the ablation trains compact networks by diffusion")
     if config.begin_as != "none":
         raise ValueError(f"begin_as {config.begin_as!r} is not done here: --init DIR is")
-    found, settings = {}, dataclasses.asdict(config)
-    for name in ("none", "visual", "perceptual", "both", "both-sum"):
-        kind, _, mode = name.partition("-")
-        guidance = settings["guidance"] | {"kind": kind, "mode": mode or "gradient"}
-        found[name] = from_dict(settings | {"name": name, "guidance": guidance}, config.name)
-    return found
+    if form != ("gradient", "target", "fixed_noise", (steps,)) or config.norm != "l2":
+        raise ValueError(
+            f"{config.name}: injected and added losses are matched where the gradient corrects the "
+            f"target, with fixed noise and the squared error, at t = {steps} alone"
+        )
+
+    def added(times: float) -> dict[str, Any]:
+        weight = added_weight(times * guidance.rho, steps, pixels)
+        names = ("weight_visual", "weight_perceptual", "weight_pattern")
+        return {"mode": "sum"} | {name: weight * getattr(guidance, name) for name in names}
+
+    changes: dict[str, dict[str, Any]] = {
+        "none": {"kind": "none"},
+        "visual": {"kind": "visual"},
+        "perceptual": {"kind": "perceptual"},
+        "both": {},
+        "both-sum": added(1.0),
+        "both-strong": {"rho": _STRONG * guidance.rho},
+        "both-middle-sum": added(_STRONG**0.5),
+        "both-strong-sum": added(_STRONG),
+        "both-network": {"gradient_path": "network", "rho": _THROUGH_THE_NETWORK * guidance.rho},
+        "both-prediction": {"corrects": "prediction"},
+    }
+    settings = dataclasses.asdict(config)
+    return {
+        name: from_dict(
+            settings | {"name": name, "guidance": settings["guidance"] | {"kind": "both"} | change},
+            config.name,
+        )
+        for name, change in changes.items()
+    }

@@ -15,12 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from difiisr_models import load_upscaler
+from difiisr_models.compact import PAST_PLANES, parameter_count
+from difiisr_models.model_loading import load_parts
 from difiisr_training.data.images import read_counts
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/benchmarks.md", "docs/algorithm.md", "docs/training.md"]
+PAGES = ["README.md", *(f"docs/{page}.md" for page in (
+    "ablation", "algorithm", "benchmarks", "evaluation", "fleet", "published", "training"
+))]  # fmt: skip
 COMMENT = re.compile(r"<!-- (benchmarks/\S+\.json)#/(.*?)(?: \* (\d+))? -->")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?:^|(?<=\s))-(?=\s|$)")
 HIDDEN = re.compile(r"<!-- ?(.*?) -->")
@@ -116,6 +122,50 @@ def test_a_wrong_number_is_found():
     table = f"<!-- {where}/ROW/COLUMN -->\n\n| | total |\n|---|---|\n| gflop | %s |\n"
     assert not faults(table % "3.5")
     assert len(faults(table % "3.6")) == len(faults(table % "-")) == 1
+
+
+@pytest.mark.parametrize("column", [1, 2, 3])
+def test_cards_and_the_page_of_models_say_what_a_network_costs(column):
+    page = (ROOT / "docs" / "models.md").read_text().splitlines()
+    rows = {cells[0]: cells[column] for cells in map(cells_of, page) if len(cells) == 4}
+    name = rows[""].strip("`")
+    network, x = load_parts(name).network, torch.zeros(1, 16, 64, 64)
+    past = [torch.zeros(1, PAST_PLANES, 64, 64)] if network.config.recurrent else []
+    with FlopCounterMode(display=False) as counter:
+        network(x, x, x[:, :1], torch.zeros(1).long(), torch.ones(1), *past)
+    parameters = f"{parameter_count(network):,}"
+    gflop = f"{counter.get_total_flops() / 1e9:.2g}"
+    assert (rows["Parameters"], rows["GFLOP, 64x64 -> 256x256"]) == (parameters, gflop)
+    card = (ROOT / "config" / "models" / name / "README.md").read_text()
+    assert f"{parameters} parameters, {gflop} GFLOP for 64x64 -> 256x256" in " ".join(card.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [("difiisr-rtv-x4", ""), ("difiisr-rtv-s-x4", "_small")]
+)
+def test_what_time_gains_is_that_of_the_films(model, kind):
+    """Rows of docs/training.md: noise, then mean and least over pans, over recordings, and first.
+
+    Gains are over the better of the model without its past and ``difiisr-rt-x4``.
+    """
+    said, single = (ROOT / "docs" / "training.md").read_text(), "difiisr-rt-x4"
+    table = said.split("| noise, % | ")[1 + bool(kind)].split("\n\n")[0]
+    for noise, *shown in (NUMBER.findall(line) for line in table.splitlines()[2:]):
+        gains, first = [], []
+        for films in ("pans", "recordings"):
+            found: dict[str, dict] = {}
+            for one in content(f"benchmarks/video_{films}{kind}.json")["films"]:
+                if one["noise"] == float(noise):
+                    found.setdefault(one["film"], {})[one["model"]] = one
+            over = [
+                by[model]["mean"] - max(by[f"{model}, alone"]["mean"], by[single]["mean"])
+                for by in found.values()
+            ]
+            gains += [np.mean(over), min(over)]
+            first.append(
+                np.mean([by[model]["psnr"][0] - by[single]["psnr"][0] for by in found.values()])
+            )
+        assert all(map(agrees, shown, gains + first)), (noise, shown, gains + first)
 
 
 def test_another_draw_changes_next_to_nothing():
