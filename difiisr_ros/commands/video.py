@@ -104,7 +104,7 @@ def _runs(
 ) -> list[tuple[str, Callable[[], films.Upscale]]]:
     """A model by its name, and what begins a stream of it; a recurrent one also without past."""
     model, settings = split_settings(name)
-    if name == "bicubic" or model in PUBLISHED_NAMES:
+    if model in ("bicubic", *PUBLISHED_NAMES):
         peer = load_peer(name, weights, device)
         return [(peer.title, lambda: peer.upscale)]
     up = load_upscaler(model, device=device, **settings)
