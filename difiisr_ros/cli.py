@@ -187,7 +187,8 @@ def _in_one_line(error: CycloptsError) -> str:
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
     known = (ValueError, OSError, EOFError, ArithmeticError, MemoryError)
-    texts = "can't allocate memory", "determine home directory"  # of torch, and of ~nobody
+    # of torch, of ~nobody, and of a link to itself
+    texts = "can't allocate memory", "determine home directory", "Symlink loop"
     return isinstance(error, known) or any(text in str(error) for text in texts)
 
 
