@@ -249,6 +249,7 @@ class McapFile(StorageFile):
             if starts and starts[-1] == offset:
                 opcode, end = Opcode.CHUNK, chunks[starts.pop()]
             elif not starts and (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
+                self._check_end(offset)
                 return
             following = starts[-1] if starts else self._size
             is_damaged = opcode == 0 or end > following
@@ -271,6 +272,13 @@ class McapFile(StorageFile):
                 self._note(f"a record of kind {opcode:#x} at byte {offset} does not belong there")
             offset, is_run = end, is_loose
         self._note("the file ends without its closing index")
+
+    def _check_end(self, offset: int) -> None:
+        """Note where a file does not end with the index behind its data, at ``offset``."""
+        while (head := self._head(offset))[0] not in (0, Opcode.FOOTER):
+            offset += 9 + head[1]
+        if offset + _FOOTER_BYTES != self._size:
+            self._note(f"it does not end with its index: nothing behind byte {offset} is read")
 
     def _queue(self, place: _Place) -> Iterator[tuple[int, int, int, mcap.Message | None]]:
         """Sort key and message; the place is read, or read again, when its first time has come."""

@@ -232,6 +232,17 @@ def test_a_chunk_that_is_gone_is_missed(tmp_path, kind):
     assert faults
 
 
+@pytest.mark.parametrize("crcs", [True, False])
+def test_what_lies_behind_the_end_of_a_file_is_missed(tmp_path, crcs):
+    for name in ("a", "b"):
+        write_mcap(tmp_path / f"{name}.mcap", CompressionType.NONE, crcs)
+    file, other = tmp_path / "a.mcap", tmp_path / "b.mcap"
+    file.write_bytes(file.read_bytes() + other.read_bytes())
+    left, faults = read(file)
+    assert len(left) == 2 * FRAMES
+    assert any("does not end with its index" in fault for fault in faults)
+
+
 def test_metadata_counts_are_compared(tmp_path):
     source = record(tmp_path / "in", "sqlite3")
     metadata = source / "metadata.yaml"
