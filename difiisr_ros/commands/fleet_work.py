@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -170,9 +172,12 @@ def _start_ray(cluster: Cluster) -> None:
 
 
 def _init_ray(address: str, **options: Any) -> None:
-    """Ray takes SIGTERM for itself, and by it waits for long and aborts: it gets no signal."""
+    """Ray takes SIGTERM for itself, and by it waits for long and aborts: it stays ours."""
+    handler = signal.getsignal(signal.SIGTERM)
     with mock.patch("signal.signal"):
         ray.init(address, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # what is not of Python took it, too
 
 
 @contextmanager
@@ -188,13 +193,18 @@ def _cleared_if_interrupted(folder: FleetFolder, cluster: Cluster) -> Iterator[N
 
 
 def _end_ray() -> None:
-    """End the Ray of this process, which by itself takes a second for each process of its own."""
+    """End the Ray of this process, which by itself takes a second for many of its processes."""
     began = psutil.Process().children(recursive=True)
-    for process in began:
-        with suppress(psutil.NoSuchProcess):
-            if process.name() not in ("raylet", "gcs_server"):  # those are asked to end
-                process.kill()
+
+    def kill(*but: str) -> None:
+        for process in began:
+            with suppress(psutil.NoSuchProcess):
+                if not process.name().endswith(but):
+                    process.kill()
+
+    kill("raylet", "gcs_server", "Agent")  # without these the others complain
     ray.shutdown()
+    kill()
     psutil.wait_procs(began, timeout=0.5)
     for session in Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray").glob(f"*_{os.getpid()}"):
         shutil.rmtree(session, ignore_errors=True)
