@@ -12,7 +12,7 @@ import sqlite3
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -27,17 +27,20 @@ from mcap.stream_reader import StreamReader
 from mcap.writer import MCAP0_MAGIC
 from rosbags.typesys import Stores, get_typestore
 
+from difiisr_ros.refusals import described
+
 STORE = get_typestore(Stores.ROS2_KILTED)
 QOS, TYPE_HASH = "offered_qos_profiles", "topic_type_hash"  # keys of an MCAP channel's metadata
 ROSBAG2_METADATA = "rosbag2"  # name of the MCAP record that repeats metadata.yaml
 
-LARGEST_CHUNK = 2**30  # bytes, unpacked
+LARGEST_CHUNK = 2**30  # bytes, unpacked; also of all chunks that are open at a time
 
 _UNPACKERS = {
     "": lambda packed: packed,
     "lz4": LZ4FrameFile,
     "zstd": lambda packed: zstandard.ZstdDecompressor().stream_reader(packed),
 }
+_IN_CHUNKS = b"", *(bytes([kind]) for kind in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE))
 _BLOCK_BYTES = 2**17  # that are unpacked at a time: what comes before damage is kept
 _NAMED_TIMES = 8
 _FOOTER_BYTES = 37  # with the closing magic
@@ -92,7 +95,7 @@ class StorageFile:
     Attributes:
         path: of the file.
         faults: what is wrong with it, as far as it has been read; each once, in order.
-        left_out: what of it nobody here can copy.
+        left_out: what of it nobody here can copy, and how often it is there.
         topics: by the number that the file gives them.
         counts: messages by number of the topic, as the file says, or as are found where it does
             not.
@@ -101,7 +104,7 @@ class StorageFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.faults: dict[str, None] = {}
-        self.left_out: list[str] = []
+        self.left_out: Counter[str] = Counter()
         self.topics: dict[int, Topic] = {}
         self.counts: Counter[int] = Counter()
 
@@ -142,6 +145,7 @@ class McapFile(StorageFile):
         super().__init__(path)
         self._schemas: dict[int, mcap.Schema] = {}
         self._places: list[_Place] = []
+        self._held = 0  # bytes of the chunks whose messages are being merged
         self._extras: list[int] = []  # offsets of attachments and metadata records
         self._file = path.open("rb")
         self._size = path.stat().st_size
@@ -173,13 +177,12 @@ class McapFile(StorageFile):
     def extras(self) -> Iterator[mcap.Attachment | mcap.Metadata]:
         """Yield attachments and metadata records but rosbag2's own."""
         for offset in self._extras:
+            content = self._stored_at(offset)
             try:
-                record = self._record_at(offset)
-                end = self._file.tell()
-                self._file.seek(offset)
-                content = self._file.read(end - offset)
+                record = _record(content)
             except Exception as error:  # damaged bytes raise whatever their parser raises
-                self._note(f"attachment or metadata at byte {offset} is lost: {error!r}")
+                what = f"attachment or metadata at byte {offset}"
+                self._note(f"{what} is lost: {described(error)}")
                 continue
             crc = int.from_bytes(content[-4:], "little") if content[0] == Opcode.ATTACHMENT else 0
             if crc not in (0, zlib.crc32(content[9:-4])):
@@ -189,9 +192,14 @@ class McapFile(StorageFile):
 
     def _read_summary(self) -> tuple[dict[int, int], bool]:
         """Take topics and counts; start and end of each chunk; whether all messages are counted."""
-        chunks = {}
+        chunks: dict[int, int] = {}
         try:
-            footer = self._record_at(self._size - _FOOTER_BYTES)
+            footer = _record(self._stored_at(self._size - _FOOTER_BYTES))
+        except Exception:  # as above; what is missing at the end is noted with the places
+            return chunks, False
+        if not footer.summary_start:
+            return chunks, False
+        try:
             self._file.seek(footer.summary_start)
             index = self._file.read(self._size - 12 - footer.summary_start)
             if footer.summary_crc not in (0, zlib.crc32(index)):
@@ -203,9 +211,12 @@ class McapFile(StorageFile):
             self._schemas |= summary.schemas
             for channel in summary.channels.values():
                 self._declare(channel)
+            if summary.statistics is None:
+                return chunks, False
             self.counts.update(summary.statistics.channel_message_counts)
             is_full = len(self.topics) >= summary.statistics.channel_count
-        except Exception:  # as above; there may be no index at all
+        except Exception as error:  # as above
+            self._note(f"the index at the end is damaged: {described(error)}")
             return chunks, False
         # A type that nobody knows may be a damaged name: chunks have it too.
         is_sure = footer.summary_crc or all(one.type in STORE.types for one in self.topics.values())
@@ -238,6 +249,7 @@ class McapFile(StorageFile):
             if starts and starts[-1] == offset:
                 opcode, end = Opcode.CHUNK, chunks[starts.pop()]
             elif not starts and (opcode, length) in ((Opcode.DATA_END, 4), (Opcode.FOOTER, 20)):
+                self._check_end(offset)
                 return
             following = starts[-1] if starts else self._size
             is_damaged = opcode == 0 or end > following
@@ -250,14 +262,23 @@ class McapFile(StorageFile):
             elif is_loose or opcode == Opcode.CHUNK:
                 self._places.append(_Place(offset, end, opcode == Opcode.CHUNK))
             elif opcode > Opcode.DATA_END:
-                self.left_out.append(f"a record of kind {opcode:#x} at byte {offset}")
+                self.left_out[f"records of kind {opcode:#x}"] += 1
             elif opcode in (Opcode.ATTACHMENT, Opcode.METADATA) and not is_damaged:
                 self._extras.append(offset)
             elif opcode == Opcode.MESSAGE_INDEX and self._places and not is_damaged:
                 last = self._places[-1]
                 self._places[-1] = last._replace(indexes=(*last.indexes, offset))
+            elif opcode not in (0, Opcode.HEADER, Opcode.MESSAGE_INDEX) and not is_damaged:
+                self._note(f"a record of kind {opcode:#x} at byte {offset} does not belong there")
             offset, is_run = end, is_loose
         self._note("the file ends without its closing index")
+
+    def _check_end(self, offset: int) -> None:
+        """Note where a file does not end with the index behind its data, at ``offset``."""
+        while (head := self._head(offset))[0] not in (0, Opcode.FOOTER):
+            offset += 9 + head[1]
+        if offset + _FOOTER_BYTES != self._size:
+            self._note(f"it does not end with its index: nothing behind byte {offset} is read")
 
     def _queue(self, place: _Place) -> Iterator[tuple[int, int, int, mcap.Message | None]]:
         """Sort key and message; the place is read, or read again, when its first time has come."""
@@ -267,18 +288,25 @@ class McapFile(StorageFile):
         else:
             start = min((message.log_time for message in self._messages_at(place)), default=0)
         yield start, place.offset, -1, None
-        for number, message in enumerate(self._messages_at(place)):
-            yield message.log_time, place.offset, number, message
+        messages = self._messages_at(place)
+        held = sum(len(message.data) for message in messages)
+        self._held += held
+        try:
+            for number, message in enumerate(messages):
+                yield message.log_time, place.offset, number, message
+        finally:
+            self._held -= held
 
     def _messages_at(self, place: _Place) -> list[mcap.Message]:
         """Messages of a place by time; what is damaged is passed over, as far as an index helps."""
         indexed, messages, content, at = self._indexed(place), [], self._content(place), 0
-        stream = BytesIO(content)
+        end, unknown = 0, Counter[int]()  # of the record at ``at``; messages by channel
         while at < len(content):
             try:
-                stream.seek(at)
-                record: Any = next(StreamReader(stream, skip_magic=True).records)
-                at = stream.tell()
+                end = at + 9 + struct.unpack_from("<Q", content, at + 1)[0]
+                if end > len(content):
+                    raise EOFError(f"a record of {end - at} bytes is cut off")
+                record = _record(content[at:end])
                 if isinstance(record, mcap.Schema):
                     self._believe(self._schemas, record.id, record)
                 elif isinstance(record, mcap.Channel):
@@ -286,11 +314,15 @@ class McapFile(StorageFile):
                 elif record.channel_id in self.topics:
                     messages.append(record)
                 else:
-                    raise BagError(f"a message of channel {record.channel_id} makes no sense")
+                    unknown[record.channel_id] += 1
+                at = end
             except Exception as error:  # as above
                 after = min((offset for offset, *_ in indexed if offset > at), default=len(content))
-                self._note(f"{place} is damaged in bytes {at} to {after} of it: {error!r}")
+                after = end if end > at and content[end : end + 1] in _IN_CHUNKS else after
+                self._note(f"{place} is damaged in bytes {at} to {after} of it: {described(error)}")
                 at = after
+        for channel, count in unknown.items():
+            self._note(f"{count} of channel {channel}, which nobody describes, lost in {place}")
         found = Counter((message.channel_id, message.log_time) for message in messages)
         lost = Counter((channel, time) for _, channel, time in indexed) - found
         for channel in sorted({channel for channel, _ in lost}):
@@ -304,10 +336,10 @@ class McapFile(StorageFile):
         entries = []
         for offset in place.indexes:
             try:
-                index = self._record_at(offset)
+                index = _record(self._stored_at(offset))
                 entries += [(at, index.channel_id, time) for time, at in index.records]
             except Exception as error:  # as above
-                self._note(f"the index at byte {offset} is damaged: {error!r}")
+                self._note(f"the index at byte {offset} is damaged: {described(error)}")
         return entries
 
     def _content(self, place: _Place) -> bytes:
@@ -321,13 +353,14 @@ class McapFile(StorageFile):
             size, crc, named = struct.unpack_from("<QII", stored, 25)
             compression, packed = stored[41 : 41 + named].decode(), stored[49 + named :]
             packed = packed[: int.from_bytes(stored[41 + named : 49 + named], "little")]
-            if size > LARGEST_CHUNK:
-                raise BagError(f"it unpacks to {size} bytes, {LARGEST_CHUNK} may be")
+            if self._held + size > LARGEST_CHUNK:
+                beside = f" beside {self._held} of others of its time" if self._held else ""
+                raise BagError(f"it unpacks to {size} bytes{beside}, {LARGEST_CHUNK} may be")
             fault = unpack(compression, BytesIO(packed), content, size)
             if content.tell() != size or crc not in (0, zlib.crc32(content.getvalue())):
                 fault = fault or "its size or checksum is wrong"
         except Exception as error:  # as above
-            fault = repr(error)
+            fault = described(error)
         if fault:
             self._note(f"{place} is damaged: {fault}")
         return content.getvalue()
@@ -352,9 +385,16 @@ class McapFile(StorageFile):
         self._file.seek(min(offset, self._size))
         return struct.unpack("<BQ", self._file.read(9).ljust(9, b"\0"))
 
-    def _record_at(self, offset: int) -> Any:
+    def _stored_at(self, offset: int) -> bytes:
+        """The bytes of a record, those there are of one that is cut off."""
+        length = self._head(offset)[1]
         self._file.seek(offset)
-        return next(StreamReader(self._file, skip_magic=True, emit_chunks=True).records)
+        return self._file.read(min(9 + length, self._size))
+
+
+def _record(stored: bytes) -> Any:
+    """The record of these bytes: what its fields declare reads nothing behind them."""
+    return next(StreamReader(BytesIO(stored), skip_magic=True, emit_chunks=True).records)
 
 
 def unpack(compression: str, packed: IO[bytes], target: IO[bytes], size: int) -> str:
@@ -445,12 +485,13 @@ class SqliteFile(StorageFile):
         wanted = [k for k, topic in self.topics.items() if names is None or topic.name in names]
         query = (
             "SELECT topic_id, timestamp, data FROM messages "
-            f"WHERE topic_id IN ({', '.join(map(str, wanted))}) ORDER BY timestamp, id"
+            f"WHERE topic_id IN ({', '.join('?' * len(wanted))}) ORDER BY timestamp, id"
         )
         others = self.topics.keys() - set(wanted)
         left = Counter({key: self.counts[key] for key in others})
-        for key, time, data in self._rows(query):
-            if type(time) is int and 0 <= time < 2**63 and type(data) is bytes:
+        for key, time, data in self._rows(query, wanted):  # a key need not be a number
+            is_whole = type(time) is int and 0 <= time < 2**63 and type(data) is bytes
+            if is_whole and key in self.topics:
                 left[key] += 1
                 yield Message(self.topics[key], time, data)
         self._note_lost(left)
@@ -472,10 +513,10 @@ class SqliteFile(StorageFile):
                 tuple((key, said.get(old, "")) for key, old in _NOTES.items()),
             )
 
-    def _rows(self, query: str) -> Iterator[sqlite3.Row]:
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> Iterator[sqlite3.Row]:
         """Rows as far as they can be read."""
         try:
-            yield from self._database.execute(query)
+            yield from self._database.execute(query, values)
         except sqlite3.Error as error:
             self._note(self._advice(error))
 

@@ -110,7 +110,11 @@ class Bag(ExitStack):
     @property
     def left_out(self) -> list[str]:
         """What of it nobody here reads or copies."""
-        found = [f"{file.path.name}: {what}" for file in self._files for what in file.left_out]
+        found = [
+            f"{file.path.name}: {count} {what}"
+            for file in self._files
+            for what, count in file.left_out.items()
+        ]
         return [*self._left_out, *found]
 
     def count(self, name: str) -> int:

@@ -8,6 +8,7 @@ time to import, for Ctrl-C may come meanwhile.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
     if interrupts:
         code = EXIT_BY_SIGNAL + interrupts[0]
+    if argv is None:
+        gc.freeze()  # the process ends: to look through all that torch made takes a second
     if code > EXIT_BY_SIGNAL:
         name = signal.Signals(code - EXIT_BY_SIGNAL).name
         print(f"difiisr: interrupted by {name}", file=sys.stderr)
@@ -184,7 +187,8 @@ def _in_one_line(error: CycloptsError) -> str:
 def _is_users_error(error: Exception) -> bool:
     """Whether the text of the error tells the user all there is to know."""
     known = (ValueError, OSError, EOFError, ArithmeticError, MemoryError)
-    texts = "can't allocate memory", "determine home directory"  # of torch, and of ~nobody
+    # of torch, of ~nobody, and of a link to itself
+    texts = "can't allocate memory", "determine home directory", "Symlink loop"
     return isinstance(error, known) or any(text in str(error) for text in texts)
 
 

@@ -266,6 +266,10 @@ class FleetFolder:
         """Write ``fleet.parquet`` and ``report.html``, when nobody works here any more."""
         self._write(_TABLE, _as_parquet(rows))
         self._write("report.html", page.encode())
+        self.clear()
+
+    def clear(self) -> None:
+        """Take away what is half done; nobody works here any more."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _write(self, place: str, content: bytes) -> None:

@@ -27,6 +27,7 @@ from difiisr_ros.image_codec import (
     result_encoding,
 )
 from difiisr_ros.parameters import Parameters
+from difiisr_ros.refusals import described
 
 DEPTH = 5  # a reliable subscriber may be this many results late
 
@@ -134,8 +135,8 @@ class Outputs:
                 continue
             try:
                 publisher.publish(make[name]())
-            except ImageCodecError as error:
-                self._warn_once(f"nothing on {publisher.topic_name}: {error}")
+            except Exception as error:  # the result itself is published
+                self._warn_once(f"nothing on {publisher.topic_name}: {described(error)}")
 
     def destroy(self) -> None:
         """Leave no topic behind."""

@@ -40,6 +40,7 @@ _TIFF_OWN = {
     *(305, 317, 320, 322, 323, 324, 325, 338, 339, 347, 530),
 }
 _TIFF_FOLDERS = {330: "SubIFDs", 34665: "EXIF", 34853: "GPS"}
+_FOREWORD = 2**26  # bytes of a JPEG that hold its segments before the picture, at most
 _LEAST_BOMB, _MOST_PACKED = 2**28, 100  # bytes of a TIFF's page, times the file's own
 _GREY16 = int.from_bytes(b"Y1\0\x10", "little")  # OpenCV's name of FFmpeg's gray16le
 
@@ -93,6 +94,8 @@ def read(path: Path, window: Crop = Crop()) -> FileImages:
         ModuleNotFoundError: the library that reads it is not installed.
     """
     suffix = path.suffix.lower()
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file")
     if suffix in TIFF:
         return _read_tiff(path, window)
     if suffix in VIDEO or suffix == ".npy":
@@ -211,7 +214,10 @@ def _kept(image: Image.Image, window: Crop) -> dict[str, Any]:
 
 def _radiometric_library(path: Path) -> Callable[[Path], NDArray] | None:
     """What reads the temperatures of a JPEG of FLIR's or DJI's; a warning where it is missing."""
-    data = path.read_bytes() if path.suffix.lower() in JPEG else b""
+    data = b""
+    if path.suffix.lower() in JPEG:
+        with path.open("rb") as file:
+            data = file.read(_FOREWORD)
     try:
         if _FLIR.search(data):
             import flyr

@@ -72,6 +72,7 @@ class Frame(NamedTuple):
     upscaling: float = 0.0  # seconds
     scale: int = 0  # of the result
     is_dropped: bool = False  # it is the frame before it, and is not to be published
+    stream: Stream | None = None  # that it belongs to
     state: DiagnosticStatus | None = None  # of the stream, where it has changed
 
 
@@ -337,7 +338,7 @@ class SrNode(LifecycleNode):
         is_dropped = self._settings.on_repeat == "drop" and stream.is_repeat
         return frame._replace(
             pixels=pixels, upscaling=upscaling, scale=len(pixels) // len(frame.pixels),
-            is_dropped=is_dropped, state=state,
+            is_dropped=is_dropped, stream=stream, state=state,
         )  # fmt: skip
 
     def _publish(self, frame: Frame) -> None:
@@ -346,8 +347,9 @@ class SrNode(LifecycleNode):
         if frame.is_dropped:
             self._statistics.count("repeated")
             return
-        info, stream = self._info_of_result(frame), self._camera.stream
-        self._outputs.publish(frame.message, frame.pixels, info, stream, self._settings)
+        assert frame.stream is not None, "_upscale puts it there"
+        info = self._info_of_result(frame)
+        self._outputs.publish(frame.message, frame.pixels, info, frame.stream, self._settings)
         latency = time.monotonic() - frame.arrived
         self._statistics.count("published", latency=latency, upscaling=frame.upscaling)
 
@@ -471,8 +473,10 @@ def main(args: list[str] | None = None) -> int:
 
 def main_of_several(cameras: list[str] | None = None) -> int:
     """Run a node for each camera in one process; an argument is one's ROS arguments, as JSON."""
-    given = [json.loads(text) for text in (sys.argv[1:] if cameras is None else cameras)]
-    return run_nodes(lambda: [SrNode(cli_args=["--ros-args", *words]) for words in given], [])
+    given = sys.argv[1:] if cameras is None else cameras
+    return run_nodes(
+        lambda: [SrNode(cli_args=["--ros-args", *json.loads(words)]) for words in given], []
+    )
 
 
 def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -> int:
@@ -481,12 +485,16 @@ def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -
     Returns 0; 1 when a start parameter is not allowed or build_only did not build; 2 when the
     arguments, or a file of parameters, cannot be read.
     """
-    log, nodes, failed = rclpy.logging.get_logger("sr_node"), [], False
+    log, nodes, code = rclpy.logging.get_logger("sr_node"), [], 0
+
+    def told(error: Exception) -> int:
+        log.fatal(f"the arguments cannot be read: {' '.join(described(error).split())}")
+        return 2
+
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:
-        log.fatal(f"the arguments cannot be read: {' '.join(described(error).split())}")
-        return 2
+        return told(error)
     try:
         process_setup.as_before()
         install_signal_handlers(SignalHandlerOptions.ALL)
@@ -494,12 +502,14 @@ def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -
         _spin(nodes)
     except ValueError as error:
         log.fatal(str(error))
-        failed = True
+        code = 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except Exception:
+    except Exception as error:
         if rclpy.ok():  # else SIGINT or SIGTERM came while the node was being made
-            raise
+            if nodes or not isinstance(error, RuntimeError):  # rclpy's, of one node's arguments
+                raise
+            code = told(error)
     # Without a terminal, launch hands on a SIGINT that came to this process already.
     uninstall_signal_handlers()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -507,13 +517,13 @@ def run_nodes(make: Callable[[], list[SrNode]], args: list[str] | None = None) -
     for node in nodes:
         node.stop_stream()
         node.destroy_node()
-        failed = failed or node.failed
+        code = code or int(node.failed)
     rclpy.try_shutdown()
     if any_computing():
         # A frame of minutes: end without tearing the network down under it.
         sys.stdout.flush()
         os._exit(0)
-    return int(failed)
+    return code
 
 
 def _spin(nodes: list[SrNode]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from difiisr_models.files import replaced
+from difiisr_models.files import read_text, replaced
 from difiisr_models.settings import Camera
 from difiisr_models.weights import share_dir
 
@@ -89,7 +89,7 @@ def read_camera_file(name: str) -> CameraFile:
     elif not path.is_file():
         raise ValueError(f"no camera {name!r}; known are {', '.join(known)}, or give a YAML file")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(read_text(path))
         found = TypeAdapter(CameraFile).validate_python({**content, "name": name})
     except (yaml.YAMLError, RecursionError, TypeError, ValidationError) as error:
         raise ValueError(f"{path} is no camera's file: {error}") from None

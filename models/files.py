@@ -23,10 +23,12 @@ def replaced(path: Path, force: bool = True) -> Iterator[Path]:
         the file to write; it does not exist yet.
 
     Raises:
-        OSError: as writing does; ``path`` is then as it was. So it is where it has come into being
-            meanwhile, unless ``force`` is set.
+        OSError: as writing does; ``path`` is then as it was. So it is where it is a device, a pipe
+            or a folder, and, without ``force``, where it has come into being meanwhile.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is no file: it is not replaced")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
     try:
@@ -38,6 +40,21 @@ def replaced(path: Path, force: bool = True) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read_text(path: Path, most: int = 2**22) -> str:
+    """The UTF-8 text of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has more than ``most`` bytes, or is no file: a pipe would be waited for.
+    """
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
+    if size > most:
+        raise ValueError(f"{path} has {size} bytes, at most {most} are read")
+    return path.read_text(encoding="utf-8")
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difiisr_models.files import replaced, sha256_file, write_json
+from difiisr_models.files import read_text, replaced, sha256_file, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,9 +86,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_NAME
     try:
-        if (size := path.stat().st_size) > MAX_MANIFEST_BYTES:
-            raise ValueError(f"{size} bytes, at most {MAX_MANIFEST_BYTES} are read")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path, MAX_MANIFEST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise WeightsError(f"cannot read {path}: {reason}") from error

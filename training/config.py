@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from difiisr_models.compact import CompactConfig
 from difiisr_models.diffusion import exponential_schedule
+from difiisr_models.files import read_text
 from difiisr_models.published.swin_unet import SwinUNetConfig
 from difiisr_training.data.images import ImageSource, Share
 from difiisr_training.data.training_pairs import CropConfig
@@ -145,7 +146,7 @@ def load_config(path: Path) -> TrainConfig:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; ValueError for one that is none."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(read_text(Path(path)))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     except RecursionError as error:

@@ -6,15 +6,19 @@ Which process does which job, and what happens to the job of one that dies, is R
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
+import psutil
 import ray
 from annotated_types import Ge
 from cyclopts import Parameter
@@ -78,17 +82,18 @@ def do_all(
         inside = replace(cluster, address="auto")
         there = ray.remote(num_cpus=0)(do_all).remote(jobs, out, task, inside, slice_frames)
         return ray.get(there)
-    if slice_frames:
-        jobs = _sliced(jobs, slice_frames, task.image_topic, cluster)
     folder, product = FleetFolder(out), task.product()
-    named = {job.name(product): job for job in jobs}
-    rows = folder.done()
-    left = {name: job for name, job in named.items() if name not in rows}
-    already = f"{len(named)} jobs, {len(named) - len(left)} of them done already"
-    print(already, file=sys.stderr)
-    for n, row in enumerate(_rows(left, task, folder, cluster), 1):
-        print(f"{n} of {len(left)}: {_line(row)}", file=sys.stderr, flush=True)
-        rows[row["job"]] = row
+    with _cleared_if_interrupted(folder, cluster):
+        if slice_frames:
+            jobs = _sliced(jobs, slice_frames, task.image_topic, cluster)
+        named = {job.name(product): job for job in jobs}
+        rows = folder.done()
+        left = {name: job for name, job in named.items() if name not in rows}
+        already = f"{len(named)} jobs, {len(named) - len(left)} of them done already"
+        print(already, file=sys.stderr)
+        for n, row in enumerate(_rows(left, task, folder, cluster), 1):
+            print(f"{n} of {len(left)}: {_line(row)}", file=sys.stderr, flush=True)
+            rows[row["job"]] = row
     died = f"its worker died {_RETRIES + 1} times: out of memory, or see Ray's logs"
     for name in [name for name in left if name not in rows]:
         rows[name] = {"job": name, "input": left[name].path, "fault": died, "failed": True}
@@ -167,11 +172,42 @@ def _start_ray(cluster: Cluster) -> None:
 
 
 def _init_ray(address: str, **options: Any) -> None:
-    """Ray takes SIGTERM for itself, and aborts by it: it stays ours."""
+    """Ray takes SIGTERM for itself, and by it waits for long and aborts: it stays ours."""
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(address, **options)
+    with mock.patch("signal.signal"):
+        ray.init(address, **options)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, handler)  # what is not of Python took it, too
+
+
+@contextmanager
+def _cleared_if_interrupted(folder: FleetFolder, cluster: Cluster) -> Iterator[None]:
+    """After an interrupt leave neither a Ray of our own nor what is half done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if cluster.address == "local":
+            _end_ray()
+        folder.clear()
+        raise
+
+
+def _end_ray() -> None:
+    """End the Ray of this process, which by itself takes a second for many of its processes."""
+    began = psutil.Process().children(recursive=True)
+
+    def kill(*but: str) -> None:
+        for process in began:
+            with suppress(psutil.NoSuchProcess):
+                if not process.name().endswith(but):
+                    process.kill()
+
+    kill("raylet", "gcs_server", "Agent")  # without these the others complain
+    ray.shutdown()
+    kill()
+    psutil.wait_procs(began, timeout=0.5)
+    for session in Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray").glob(f"*_{os.getpid()}"):
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def write_result(folder: FleetFolder, rows: list[dict[str, Any]]) -> None:

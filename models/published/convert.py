@@ -21,7 +21,7 @@ from torch import Tensor
 
 from difiisr_models.compact import parameter_count
 from difiisr_models.diffusion import Schedule, exponential_schedule
-from difiisr_models.files import check_replaceable, replace_folder
+from difiisr_models.files import check_replaceable, read_text, replace_folder
 from difiisr_models.published import reference_names as names
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -222,7 +222,7 @@ def read_schedule(name: str | None) -> dict[str, float]:
     if Path(name).suffix not in (".yaml", ".yml"):
         raise CheckpointError(f"schedule {name!r} is not known; known: {choices}")
     try:
-        given = yaml.safe_load(Path(name).read_text(encoding="utf-8"))["diffusion"]["params"]
+        given = yaml.safe_load(read_text(Path(name)))["diffusion"]["params"]
         schedule: dict[str, Any] = {
             "steps": int(given["steps"]),
             "kappa": float(given["kappa"]),

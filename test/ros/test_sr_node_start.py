@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (pip extra ros, or a sourced distribution)")
@@ -20,11 +22,13 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from ros_peer import DOMAIN, Peer, spin_in_thread, wait_until
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 
 from difiisr_ros import sr_node
 from difiisr_ros.frame_worker import any_computing
+from difiisr_ros.image_codec import image_to_array
 from difiisr_ros.node_process import NodeProcess
-from difiisr_ros.sr_node import SrNode, main
+from difiisr_ros.sr_node import SrNode, main, main_of_several
 
 ROOT = Path(__file__).resolve().parents[2]
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -98,6 +102,32 @@ def test_a_file_of_parameters_that_cannot_be_read_is_told_in_one_line(tmp_path, 
     assert main(["--ros-args", "--params-file", str(file)]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "[sr_node]" in line]
     assert str(file) in line
+
+
+@pytest.mark.parametrize(("words", "code"), [('["--params-file", "/nowhere.yaml"]', 2), ("[", 1)])
+def test_arguments_of_one_of_several_nodes_that_cannot_be_read_are_told(words, code, capfd):
+    assert main_of_several([words]) == code
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert "[sr_node]" in error
+
+
+def test_a_reset_while_a_frame_is_computed_spoils_nothing_of_it(make_node):
+    node = make_node(model="bicubic", device="cpu", unit="kelvin", no_data="7")
+    assert node.trigger_configure() == node.trigger_activate() == SUCCESS
+    news, found, peer = node._camera.news, [], Peer()
+    node._camera.news = lambda *frame: (news(*frame), node._camera.begin())[0]  # as ~/reset does
+    stop = spin_in_thread(node)
+    try:
+        camera = peer.node.create_publisher(Image, "/image_raw", 5)
+        peer.node.create_subscription(Image, "/sr/temperature", found.append, 5)
+        pixels = 300 + np.add.outer(np.arange(16), np.arange(20)).astype(np.uint16)
+        pixels[5, 9] = 7
+        wait_until(lambda: camera.publish(peer.image(pixels)) or time.sleep(0.1) or found)
+        assert np.isnan(image_to_array(found[0])[20:24, 36:40]).all()
+    finally:
+        peer.close()
+        stop()
 
 
 def test_a_signal_while_the_node_is_made_ends_it_with_0(monkeypatch):

@@ -182,6 +182,66 @@ def test_a_chunk_unpacks_to_what_it_declares_and_no_more(tmp_path, declared):
     assert peak < 20 << 20
 
 
+def test_chunks_of_one_time_are_open_as_far_as_memory_allows(tmp_path, monkeypatch):
+    """Each unpacks to little more than is allowed to all that are open."""
+    file = tmp_path / "a.mcap"
+    with mcap_file(file, chunk_size=1_000, compression=CompressionType.ZSTD) as writer:
+        channel = writer.register_channel("/a", "json", 0)
+        for n in range(4):
+            writer.add_message(channel, n, b"{}", n)
+            writer.add_message(channel, 1_000 + n, bytes(3_000), n)
+    assert len(read(file)[0]) == 8
+    monkeypatch.setattr("difiisr_ros.bag_storage.LARGEST_CHUNK", 10_000)
+    left, faults = read(file)
+    assert len(left) == 6
+    assert any("2 of 8 messages of /a are lost" in fault for fault in faults)
+
+
+def test_a_record_reads_nothing_behind_its_end_and_private_ones_are_told_once(tmp_path, bicubic):
+    source = record(tmp_path / "in")
+    file = storage_file(source)
+    declares = struct.pack("<BQI", 12, 9, 1) + b"x" + struct.pack("<I", 200)  # a map of nothing
+    data = file.read_bytes()
+    at = data.index(struct.pack("<BQ", 0x0F, 4))
+    file.write_bytes(data[:at] + 300 * declares + 300 * struct.pack("<BQ", 0x81, 0) + data[at:])
+    report = replay(source, tmp_path / "out", bicubic)
+    assert report.frames_out == 5
+    assert sum("is lost" in fault for fault in report.faults) == 300
+    assert len("".join(report.faults)) < 100_000
+    assert [text for text in report.warnings if "0x81" in text] == [
+        "left out: in.mcap: 300 records of kind 0x81"
+    ]
+
+
+@pytest.mark.parametrize("kind", [None, 8])  # it is cut out, or becomes an index of chunks
+def test_a_chunk_that_is_gone_is_missed(tmp_path, kind):
+    file = tmp_path / "a.mcap"
+    kinds = IndexType.ALL & ~IndexType.MESSAGE if kind is None else IndexType.NONE
+    written = write_mcap(file, CompressionType.LZ4, index_types=kinds)
+    data, end, chunks = file.read_bytes(), 8, []
+    while end + 9 < len(data):
+        opcode, length = struct.unpack_from("<BQ", data, end)
+        end += 9 + length
+        chunks += [(end - 9 - length, end)] if opcode == 6 else []
+    at, end = chunks[-1]
+    rest = data[end:] if kind is None else bytes([kind]) + data[at + 1 :]
+    file.write_bytes(data[:at] + rest)
+    left, faults = read(file)
+    assert len(left) < len(written)
+    assert faults
+
+
+@pytest.mark.parametrize("crcs", [True, False])
+def test_what_lies_behind_the_end_of_a_file_is_missed(tmp_path, crcs):
+    for name in ("a", "b"):
+        write_mcap(tmp_path / f"{name}.mcap", CompressionType.NONE, crcs)
+    file, other = tmp_path / "a.mcap", tmp_path / "b.mcap"
+    file.write_bytes(file.read_bytes() + other.read_bytes())
+    left, faults = read(file)
+    assert len(left) == 2 * FRAMES
+    assert any("does not end with its index" in fault for fault in faults)
+
+
 def test_metadata_counts_are_compared(tmp_path):
     source = record(tmp_path / "in", "sqlite3")
     metadata = source / "metadata.yaml"
@@ -196,6 +256,9 @@ def test_metadata_counts_are_compared(tmp_path):
     assert read(source) == (left, [])
 
 
+RETYPED = "ALTER TABLE topics RENAME TO t; CREATE TABLE topics AS SELECT * FROM t;"
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -203,14 +266,20 @@ def test_metadata_counts_are_compared(tmp_path):
         for wrong in ("timestamp = 'soon'", "timestamp = -5", "data = 7", "data = 'text'")
     ]
     + [("UPDATE messages SET topic_id = 99 WHERE id < 3", "2 of 2 messages of topic 99 are lost")]
+    + [
+        (
+            f"{RETYPED} UPDATE topics SET id = {number} WHERE id = 3",
+            "5 messages of topic 3 are lost",
+        )
+        for number in ("'SELECT 3'", "'3) UNION ALL SELECT 3, 7, zeroblob(9) --'", "NULL")
+    ]
     + [(f"UPDATE topics SET {name} = x'ff' WHERE id = 3", "") for name in ("name", "type")],
 )
 def test_values_of_another_type_in_sqlite_are_lost_and_counted(tmp_path, difiisr, change, fault):
     source = record(tmp_path / "in", "sqlite3")
     (source / "metadata.yaml").unlink()
     with closing(sqlite3.connect(storage_file(source))) as database:
-        database.execute(change)
-        database.commit()
+        database.executescript(change)
     words = ("replay", source, tmp_path / "out", "--model", "bicubic")
     difiisr(*words, code=2 if fault else 0)
     assert fault in "".join(read(source)[1])

@@ -52,6 +52,19 @@ def test_bombs_and_pipes_among_images(tmp_path):
         read_counts(tmp_path / "bomb.png")
 
 
+def test_a_pipe_and_a_device_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.fromarray(np.full((20, 20), 9, np.uint8)).save(tmp_path / "good.png")
+    words = ["upscale", tmp_path / "good.png", tmp_path / "pipe.png", "--force"]
+    assert cli.main([*map(str, words), "--model", "bicubic"]) == 1
+    assert (tmp_path / "pipe.png").is_fifo()
+
+
+def huge(path):
+    with path.open("wb") as file:
+        file.truncate(1 << 36)  # that no disk holds
+
+
 def compressed_pth(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}q\x00.")
@@ -62,6 +75,14 @@ def compressed_pth(path):
     ("words", "file", "write"),
     [
         ("info ~nobody/model", "", None),
+        ("replay . loop --model bicubic", "loop", lambda path: path.symlink_to(path)),
+        ("upscale a.jpg out --model bicubic", "a.jpg", huge),
+        ("upscale b.png out --model bicubic", "b.png", os.mkfifo),
+        ("train c.yaml", "c.yaml", huge),
+        ("train c.yaml", "c.yaml", os.mkfifo),
+        ("train-detector . --annotations a.json --out out", "a.json", huge),
+        ("train-detector . --annotations a.json --out out", "a.json", os.mkfifo),
+        ("info .", "manifest.json", os.mkfifo),
         ("evaluate . --out out --models safmn --weights .", "safmn_ntire23_x4.pth", b"no weights"),
         ("evaluate . --out out --models safmn --weights .", "safmn_ntire23_x4.pth", compressed_pth),
         ("evaluate . --out out --models bicubic --radiometry kelvin=1e999*counts", "", None),

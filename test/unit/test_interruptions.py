@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -141,9 +142,10 @@ def test_a_training_that_is_ended_saves_first(tmp_path):
     assert not list(run.glob("*.partial")) + list(run.glob(".*.partial"))
 
 
-def test_a_fleet_ends_with_the_code_of_the_signal_though_ray_takes_it(tmp_path):
+def test_a_fleet_ends_with_the_code_of_the_signal_and_leaves_nothing_of_ray(tmp_path):
     pytest.importorskip("ray", reason="needs the extra fleet")
     source, out = record(tmp_path / "in", frames=5000), tmp_path / "out"
+    sessions = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray")
     process = start(["fleet", "replay", source, "--model", "bicubic", "--out", out])
     ours = psutil.Process(process.pid)
 
@@ -151,7 +153,11 @@ def test_a_fleet_ends_with_the_code_of_the_signal_though_ray_takes_it(tmp_path):
         return any("ray::Worker" in child.name() for child in ours.children(recursive=True))
 
     wait_until(works, process)
+    began = ours.children(recursive=True)
     ended(process, signal.SIGTERM)
+    assert not psutil.wait_procs(began, timeout=10)[1]
+    assert not [*sessions.glob(f"*_{process.pid}")]
+    assert not [*out.rglob("*")]
 
 
 def test_an_ignored_hangup_stays_ignored(tmp_path):

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from difiisr_models.files import sha256_file
+from difiisr_models.files import read_text, sha256_file
 from difiisr_training.data.images import list_images
 
 Value = TypeVar("Value")
@@ -22,6 +22,7 @@ Value = TypeVar("Value")
 IGNORED = 255
 """Label of pixels that nobody judges."""
 
+_MOST_COCO = 2**30  # bytes; that of the whole COCO has half of it
 _DONT_CARE = "DontCare"  # HIT-UAV: regions in which a detection is neither right nor wrong
 
 
@@ -170,7 +171,7 @@ def pair_with_labels(images: Path, labels: Path) -> list[tuple[Path, Path]]:
 
 def _read_coco(path: Path) -> Annotations:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, _MOST_COCO))
         names = {category["id"]: category["name"] for category in content["categories"]}
         files = {
             image["id"]: image.get("file_name") or image["filename"] for image in content["images"]
@@ -197,7 +198,7 @@ def _read_voc(path: Path) -> list[tuple[list[float], str, bool]]:
     """Box, class and whether it is ignored, of every object."""
     rows = []
     try:
-        for thing in ET.fromstring(path.read_text(encoding="utf-8")).iter("object"):
+        for thing in ET.fromstring(read_text(path)).iter("object"):
             ends = ("xmin", "ymin", "xmax", "ymax")
             left, top, right, bottom = (float(thing.findtext(f"bndbox/{end}", "")) for end in ends)
             ignored, name = int(thing.findtext("difficult", "0")) != 0, thing.findtext("name")
