@@ -141,11 +141,10 @@ def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         and 1.
     """
     height, width = image.shape[-2:]
-    where = {"device": image.device, "dtype": image.dtype}
-    grid = flow * torch.tensor([2 / (width - 1), 2 / (height - 1)], **where)
+    grid = flow * flow.new_tensor([2 / (width - 1), 2 / (height - 1)])
     x, y = grid.unbind(-1)
-    x += torch.linspace(-1, 1, width, **where)
-    y += torch.linspace(-1, 1, height, **where)[:, None]
+    x += torch.linspace(-1, 1, width, device=flow.device)
+    y += torch.linspace(-1, 1, height, device=flow.device)[:, None]
     inside = (x.abs() <= width / (width - 1)) & (y.abs() <= height / (height - 1))
     warped = F.grid_sample(image, grid, "bicubic", padding_mode="border", align_corners=True)
     return warped, inside[:, None].to(image.dtype)

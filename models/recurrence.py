@@ -105,8 +105,8 @@ def past_planes(before: Tensor, weight: Tensor, flow: Tensor, lr: Tensor, sigma:
     around = F.avg_pool2d(F.pad(residual.square(), (1,) * 4, mode="replicate"), 3, 1)
     spread = _TRUSTED**2 + (_DEVIATIONS * sigma).square()
     gate = inside * torch.exp(-around / (2 * spread))
-    middle = slice(SCALE // 2 - 1, None, SCALE), slice(SCALE // 2, None, SCALE)  # of each pixel
-    coarse = sum(flow[:, at, at] for at in middle) / (2 * SCALE)
+    first, second = (slice(SCALE // 2 + k, None, SCALE) for k in (-1, 0))  # in its middle
+    coarse = (flow[:, first, first] + flow[:, second, second]) / (2 * SCALE)
     carried = gate * warp(weight, coarse)[0].clamp(0, _LARGEST_WEIGHT)
     known = (
         _RESIDUAL_SCALE * residual, gate, (_SIGMA_SCALE * sigma).expand_as(lr),

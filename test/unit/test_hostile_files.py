@@ -52,11 +52,11 @@ def test_bombs_and_pipes_among_images(tmp_path):
         read_counts(tmp_path / "bomb.png")
 
 
-def test_a_pipe_and_a_device_are_not_replaced(tmp_path):
+def test_a_pipe_and_a_device_are_not_replaced(tmp_path, difiisr):
     os.mkfifo(tmp_path / "pipe.png")
     Image.fromarray(np.full((20, 20), 9, np.uint8)).save(tmp_path / "good.png")
-    words = ["upscale", tmp_path / "good.png", tmp_path / "pipe.png", "--force"]
-    assert cli.main([*map(str, words), "--model", "bicubic"]) == 1
+    words = ("upscale", tmp_path / "good.png", tmp_path / "pipe.png", "--force")
+    difiisr(*words, "--model", "bicubic", code=1)
     assert (tmp_path / "pipe.png").is_fifo()
 
 
