@@ -27,7 +27,7 @@ from difiisr_models.backends import (
     tensorrt_engine,
     torch_runner,
 )
-from difiisr_models.backends.onnx_export import export_graph
+from difiisr_models.backends.onnx_graphs import export_graph
 from difiisr_models.backends.tensorrt_engine import (
     EngineDescription,
     TensorRTRunner,
