@@ -284,21 +284,24 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(
     def done():
         return len(list((out / "rows").iterdir())) if (out / "rows").exists() else 0
 
-    def kill_a_worker():
+    def workers():
         children = psutil.Process().children(recursive=True)
-        found = [process for process in children if process.name().startswith("ray::Worker")]
-        if found:
+        return [process for process in children if process.name().startswith("ray::Worker")]
+
+    def kill_a_worker():
+        if found := workers():
             chance.choice(found).kill()
         return bool(found)
 
-    def drive(kill_at, until=None):
+    def drive(kill_at=0, until=None):
         """Exit code and output of a run; a worker is killed at this number of results."""
         with (tmp_path / "driver.log").open("w+") as log:
             own = [sys.executable, "-m", "difiisr_ros.cli", *command]
             driver = subprocess.Popen(own, stdout=log, stderr=log)
             try:
-                wait_for(lambda: done() >= kill_at or driver.poll() is not None)
-                wait_for(lambda: kill_a_worker() or driver.poll() is not None)
+                if kill_at:
+                    wait_for(lambda: done() >= kill_at or driver.poll() is not None)
+                    wait_for(lambda: kill_a_worker() or driver.poll() is not None)
                 wait_for(lambda: driver.poll() is not None or (until and done() >= until))
             finally:
                 driver.kill()
@@ -306,8 +309,9 @@ def test_killed_workers_a_killed_driver_and_a_full_disk_change_no_byte(
 
     code, text = drive(chance.randrange(2, 8), until=chance.randrange(9, 16))
     assert code == -signal.SIGKILL, text
+    wait_for(lambda: not workers())  # of the killed driver: the full disk is not theirs
     full.touch()
-    code, text = drive(chance.randrange(17, 36))
+    code, text = drive()
     assert code == 2, text
     assert "No space left on device" in text
     assert 16 < done() < 40
