@@ -1,4 +1,4 @@
-"""Memory that a process has freed: kept for the next frame, or given back, in a process apart."""
+"""Memory that a process has freed, or holds for no frame to come, in a process apart."""
 
 import json
 import platform
@@ -50,3 +50,25 @@ def test_a_stream_of_frames_reuses_its_memory_until_it_is_given_back():
     assert stock["faults"] >= pages
     assert kept["faults"] < stock["faults"] / 10
     assert kept["returned"] > FRAME / 2
+
+
+SIZES = """
+import os, psutil
+from difiisr_ros import process_setup
+process_setup.keep_freed_memory()
+import numpy as np
+from difiisr_models import Stream, load_upscaler
+
+up, used = load_upscaler("bicubic-consistent", device="cpu", threads=1), []
+for count, (height, width) in enumerate(np.random.default_rng(0).integers(16, 90, (200, 2))):
+    up(np.arange(height * width, dtype=np.uint16).reshape(height, width), Stream())
+    if count in (39, 199):
+        process_setup.return_freed_memory()
+        used.append(psutil.Process().memory_info().rss / 1e6)
+print(used[1] - used[0])
+"""
+
+
+def test_frames_of_ever_new_sizes_leave_little_behind():
+    grown = subprocess.run([sys.executable, "-c", SIZES], capture_output=True, text=True)
+    assert float(grown.stdout) < 12, grown.stderr
