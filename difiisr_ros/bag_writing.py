@@ -5,7 +5,6 @@ It appears when it is complete, or not at all.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -17,7 +16,7 @@ from mcap import records as mcap
 from mcap.writer import CompressionType, Writer
 from rosbags.rosbag2.metadata import dump_qos_v8, dump_qos_v9, parse_qos
 
-from difiisr_models.files import check_replaceable, replace_folder
+from difiisr_models.files import replaced_folder
 from difiisr_ros.bag_storage import QOS, ROSBAG2_METADATA, STORE, TYPE_HASH, Message, Topic
 
 Version = Literal[8, 9]
@@ -142,13 +141,7 @@ def write_bag(target: Path, force: bool = False, version: Version = 8) -> Iterat
         OSError: it cannot be written; ``target`` is as it was.
         FileExistsError: ``target`` exists and is no recording, or ``force`` is not set.
     """
-    check_replaceable(target, force, "metadata.yaml")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}.partial-", dir=target.parent, ignore_cleanup_errors=True
-    ) as work:
-        partial = Path(work) / target.name
-        with closing(BagWriter(partial, version)) as writer:
-            yield writer
-            writer.complete()
-        replace_folder(partial, target, Path(work) / "replaced", force, "metadata.yaml")
+    folders = replaced_folder(target, force, "metadata.yaml")
+    with folders as folder, closing(BagWriter(folder, version)) as writer:
+        yield writer
+        writer.complete()

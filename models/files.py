@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,28 +73,50 @@ def files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def check_replaceable(folder: Path, force: bool, mark: str) -> None:
-    """Raise FileExistsError for a folder: by ``force`` those that hold a file ``mark`` may go."""
+@contextmanager
+def replaced_folder(target: Path, force: bool, mark: str) -> Iterator[Path]:
+    """A folder to make, which takes the place of ``target`` when the block ends well.
+
+    Whatever happens, ``target`` is the old folder or the new one, and nothing else stays there.
+    Folders above it are made.
+
+    Args:
+        target: what is to be there.
+        force: it may be there already, if it holds a file ``mark``.
+        mark: name of a file that each folder of its kind holds.
+
+    Yields:
+        the folder, of the same name elsewhere on that disk; it does not exist yet.
+
+    Raises:
+        OSError: as making it does; ``target`` is then as it was.
+        FileExistsError: ``target`` may not be replaced; it may have come into being meanwhile.
+    """
+    _check_replaceable(target, force, mark)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    made, aside = work / target.name, work / "replaced"
+    try:  # begins before there is a folder: a signal may come as soon as there is one
+        work.mkdir()
+        yield made
+        _check_replaceable(target, force, mark)
+        try:
+            if target.exists():
+                target.rename(aside)
+            made.rename(target)
+        except BaseException:  # Ctrl-C too: the old one, or the new one, but never none
+            if aside.exists() and not target.exists():
+                aside.rename(target)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, force: bool, mark: str) -> None:
     if folder.exists() and not force:
         raise FileExistsError(f"{folder} exists; choose another output, or --force to replace it")
     if folder.exists() and not (folder / mark).is_file():
         raise FileExistsError(f"{folder} exists and holds no {mark}: it is not replaced")
-
-
-def replace_folder(new: Path, target: Path, aside: Path, force: bool, mark: str) -> None:
-    """Move a folder to ``target``; what is there is moved to ``aside``, and back if that fails.
-
-    FileExistsError: it may not be, as :func:`check_replaceable` says; it may be there only now.
-    """
-    check_replaceable(target, force, mark)
-    try:
-        if target.exists():
-            target.rename(aside)
-        new.rename(target)
-    except BaseException:  # Ctrl-C too: the old one, or the new one, but never none
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:

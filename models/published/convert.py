@@ -8,7 +8,6 @@ shape in it is accounted for before a folder of weights is written.
 from __future__ import annotations
 
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from difiisr_models.compact import parameter_count
 from difiisr_models.diffusion import Schedule, exponential_schedule
-from difiisr_models.files import check_replaceable, read_text, replace_folder
+from difiisr_models.files import read_text, replaced_folder
 from difiisr_models.published import reference_names as names
 from difiisr_models.published.swin_unet import SwinUNet, SwinUNetConfig
 from difiisr_models.published.vq_autoencoder import VQAutoencoder, VQConfig
@@ -255,13 +254,10 @@ def convert(
     :func:`read_checkpoint` does, and FileExistsError where ``out_dir`` exists and ``overwrite`` is
     not set, or is no weights folder of ours, which is never replaced.
     """
-    check_replaceable(out_dir, overwrite, MANIFEST_NAME)
     manifest: dict[str, Any] = {"kind": "published", "scale": 4, "licence": LICENCE_NOTE}
     levels = read_schedule(schedule) | {"respacing": respacing}
     manifest |= {"schedule": levels, "files": {}, "parameters": {}, "sources": []}
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as temporary:
-        built = Path(temporary) / "new"
+    with replaced_folder(out_dir, overwrite, MANIFEST_NAME) as built:
         built.mkdir()
         for part, path in (("unet", unet_path), ("autoencoder", autoencoder_path)):
             state = read_checkpoint(path)
@@ -276,7 +272,6 @@ def convert(
             manifest["files"][weights.name] = describe_file(weights)
             manifest["sources"].append({"part": part, "name": path.name, **describe_file(path)})
         write_manifest(built, manifest)
-        replace_folder(built, out_dir, Path(temporary) / "old", overwrite, MANIFEST_NAME)
     return read_manifest(out_dir)
 
 

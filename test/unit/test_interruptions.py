@@ -59,6 +59,27 @@ def test_a_signal_leaves_the_older_output_and_nothing_else(tmp_path, verb, numbe
     assert messages(older) == before
 
 
+MKDIR = """
+import os, signal, sys
+from difiisr_ros.cli import main
+
+def stopped(path, *options, make=os.mkdir, **more):
+    make(path, *options, **more)
+    if ".partial" in str(path):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+os.mkdir = stopped
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_as_the_first_folder_is_made_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", MKDIR, "scene", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 143, done.stderr
+    assert not os.listdir(tmp_path)
+
+
 SWALLOWS = """
 import os, signal, time
 from difiisr_ros.process_setup import Interrupt, interrupts_noted
