@@ -78,6 +78,7 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     """
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     search.setFinestScale(0 if sigma < _NOISY else 1)
+    search.setVariationalRefinementIterations(0)  # half of its time, for 0.03 dB
     flow = search.calc(now, before, None)  # type: ignore[call-overload]  # its stubs want a flow
     camera, grid = camera_flow(now, before, flow), _grid(now.shape)
     moved, panned = (_difference(now, _sampled(before, grid + x)) for x in (flow, camera))
