@@ -28,7 +28,7 @@ from difiisr_models.frame_model import BICUBIC
 from difiisr_models.model_loading import load_parts
 from difiisr_models.resample import SCALE
 from difiisr_ros.commands.arguments import CameraSizes, Count, RuntimeOptions
-from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, load_published_network
+from difiisr_training.evaluation.peers import PUBLISHED_FILES, load_peer, load_published_network
 
 _TILE = 16  # networks are timed on tiles of whole multiples, which every peer's graph takes
 
@@ -144,7 +144,7 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
     device, runners = bench.device, dict[str, Any]()
     network: nn.Module
     seen: tuple[Tensor, ...]
-    if model in PUBLISHED_NAMES:
+    if model in PUBLISHED_FILES:
         precision, sha256 = "fp32", load_peer(model, bench.weights, "cpu").weights_sha256
         assert bench.weights is not None, "load_peer refuses that"
         network, _ = load_published_network(model, bench.weights, device)
@@ -182,7 +182,7 @@ def upscaler_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, 
     """The same of a model's way from frame to frame."""
     device, frames = str(bench.device), camera_frames(size, 8)  # in turns: no frame is a repeat
     loaded: list[tuple[str, str, int | None, Any]]  # backend, precision, weights, what upscales
-    if model in PUBLISHED_NAMES:
+    if model in PUBLISHED_FILES:
         peer = load_peer(model, bench.weights, device)
         loaded = [("torch", "fp32", peer.parameters, peer)]
     else:

@@ -25,7 +25,7 @@ from difiisr_ros.commands.evaluate_models import resolve_inputs
 from difiisr_training.data.images import crop_to_multiple
 from difiisr_training.evaluation import films
 from difiisr_training.evaluation.inputs import Selection
-from difiisr_training.evaluation.peers import PUBLISHED_NAMES, load_peer, split_settings
+from difiisr_training.evaluation.peers import PUBLISHED_FILES, load_peer, split_settings
 
 _FIRST = 3  # frames of a film that settle
 
@@ -104,7 +104,7 @@ def _runs(
 ) -> list[tuple[str, Callable[[], films.Upscale]]]:
     """A model by its name, and what begins a stream of it; a recurrent one also without past."""
     model, settings = split_settings(name)
-    if model in ("bicubic", *PUBLISHED_NAMES):
+    if model in ("bicubic", *PUBLISHED_FILES):
         peer = load_peer(name, weights, device)
         return [(peer.title, lambda: peer.upscale)]
     up = load_upscaler(model, device=device, **settings)

@@ -122,7 +122,8 @@ def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto
         name: ``"bicubic"`` (plain interpolation, Pillow's); ``"safmn"``, ``"rlfn"`` or
             ``"realesrgan"``; what :func:`difiisr_models.load_upscaler` knows, as a shipped model,
             a weights folder or ``"bicubic-consistent"``, with :func:`split_settings`; or a file
-            (.pth, .safetensors) of a published network that spandrel knows.
+            (.pth, .safetensors) of a published network that spandrel knows, or of one of the three
+            by its published name.
         weights: folder of the three published peers' files; only they need it.
         device: ``"cpu"``, ``"cuda"``, ...
         backend: of what ``load_upscaler`` loads.
@@ -135,12 +136,15 @@ def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto
     """
     if name == "bicubic":  # what Pillow makes, bit by bit, of frames of any size
         return Peer(name, bicubic)
-    if name in _PUBLISHED:
-        if weights is None:
-            raise ValueError(f"{name} needs the folder that holds {_PUBLISHED[name][0]}")
-        network, white = load_published_network(name, weights, device)
-        return _photographic(name, weights / _PUBLISHED[name][0], network, network, 3, white)
     path = Path(name).expanduser()
+    if name in PUBLISHED_FILES:
+        if weights is None:
+            raise ValueError(f"{name} needs the folder that holds {PUBLISHED_FILES[name]}")
+        path = weights / PUBLISHED_FILES[name]
+    for published, file in PUBLISHED_FILES.items():
+        if path.name == file:  # also one that was trained on
+            network, white = load_published_network(published, path.parent, device)
+            return _photographic(name, path, network, network, 3, white)
     if path.suffix in PEER_SUFFIXES and not (path.parent / MANIFEST_NAME).is_file():
         found = _spandrel_model(path).to(torch.device(device))
         return _photographic(name, path, found, found.model, found.input_channels, 1.0)
@@ -394,4 +398,5 @@ _PUBLISHED: dict[str, tuple[str, type[nn.Module], float]] = {
     "rlfn": ("rlfn_x4.pth", Rlfn, 255.0),
     "realesrgan": ("realesr_general_x4v3_decoded_torch.pth", Realesrgan, 1.0),
 }
-PUBLISHED_NAMES = tuple(_PUBLISHED)
+PUBLISHED_FILES = {name: file for name, (file, _, _) in _PUBLISHED.items()}
+"""Files of published weights by the peers' names."""
