@@ -65,6 +65,7 @@ class SequenceConfig(RunConfig):
         network: sizes of the network; it is recurrent.
         clips: how clips are drawn.
         past_rate: learning rate of the new convolution, times that of the rest.
+        precision: of the network alone (autocast); what it is told and gives keeps all its bits.
     """
 
     stills: tuple[ImageSource, ...]
@@ -74,6 +75,7 @@ class SequenceConfig(RunConfig):
     clips: ClipConfig = field(default_factory=ClipConfig)
     past_rate: Annotated[float, Ge(0)] = 3.0
     norm: Literal["l1", "l2", "psnr"] = "psnr"
+    precision: Literal["fp32", "bf16"] = "fp32"
     last_step_share: Share = 0.9
     checkpoint_every: Count = 200
     log_every: Count = 20
@@ -106,7 +108,8 @@ def clips_task(config: SequenceConfig, clips: Clips) -> TrainingTask:
             yield [clips.draw(number, stage.frames) for number in numbers], iteration
 
     def build() -> nn.Module:
-        return CompactNetwork(config.network)
+        network = CompactNetwork(config.network)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
 
     return TrainingTask(build, partial(ClipLoss, config=config), inputs, groups)
 
@@ -197,7 +200,8 @@ class ClipLoss(nn.Module):
             eps = torch.randn(len(x0), PHASES, *measured.shape[-2:], generator=rng)
             x_t = q_sample(x0, y, schedule.eta_at(t), eps, schedule.kappa)
             scaled = x_t * latent_input_scale(t, schedule)
-            mean, _ = self.network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
+            with torch.autocast("cpu", torch.bfloat16, self._config.precision == "bf16"):
+                mean, _ = self.network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
             each = zip(mean.split(1), measured.split(1), map(float, sigma), strict=True)
             result = torch.cat([noise_aware_consistency(*one) for one in each])
             before = result, next_weight(past)
