@@ -33,6 +33,8 @@ class FrameModel:
         is_projected: the consistency step follows it.
         limits: of its estimates; None where there is nothing to doubt.
         is_recurrent: it is told of the frames before, and of the noise.
+        sibling: of a recurrent model, for frames of which the past tells nothing; None: it makes
+            them itself.
         max_steps: diffusion steps that it can take.
         parameter_count: trainable values.
     """
@@ -45,6 +47,7 @@ class FrameModel:
     is_projected: bool = True
     limits: EstimateLimits | None = None
     is_recurrent: bool = False
+    sibling: FrameModel | None = None
     max_steps: int = 15  # all that settings allow
     parameter_count: int = 0
 
@@ -95,6 +98,7 @@ class CompactModel(FrameModel):
         schedule: Schedule,
         runner: Runner | None = None,
         limits: EstimateLimits | None = EstimateLimits(),
+        sibling: FrameModel | None = None,
     ) -> None:
         """Put a network to work.
 
@@ -103,8 +107,10 @@ class CompactModel(FrameModel):
             schedule: all T levels that it was trained with.
             runner: what runs it, see :mod:`difiisr_models.backends`; by default itself.
             limits: of its estimates.
+            sibling: of a recurrent network.
         """
         self._runner, self._schedule, self.limits = runner or network, schedule, limits
+        self.sibling = sibling
         self.tile_shape = getattr(runner, "shape", None)
         self.max_steps, self.parameter_count = schedule.steps, parameter_count(network)
         self.is_recurrent = network.config.recurrent

@@ -44,7 +44,7 @@ from difiisr_models.weights import (
     write_manifest,
 )
 
-NETWORK_FILE = "network.safetensors"
+NETWORK_FILE, SIBLING_FILE = "network.safetensors", "single_frame.safetensors"
 _HAS_BF16: dict[Backend, bool] = {"openvino": True, "onnxruntime": False, "torch": True}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _PassedOver = tuple[tuple[str, str], ...]
@@ -92,7 +92,8 @@ def load_upscaler(
     elif isinstance(parts.network, CompactNetwork):
         source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
         runner, choice = select_backend(source)
-        model = CompactModel(parts.network, parts.schedule, runner, parts.limits)
+        sibling = _sibling_of(parts, source, choice.name)
+        model = CompactModel(parts.network, parts.schedule, runner, parts.limits, sibling)
         if model.is_recurrent:
             require_opencv()
     else:
@@ -111,6 +112,18 @@ def load_upscaler(
         runtime=runtime,
         settings=settings,
     )
+
+
+def _sibling_of(parts: ModelParts, source: NetworkSource, backend: Backend) -> FrameModel | None:
+    """What makes a recurrent model's first frames; an engine is of the other network alone."""
+    if parts.sibling is None:
+        return None
+    name: Backend = "torch" if "tensorrt" in backend else backend
+    runtime = replace(source.runtime, backend=name, engine="")
+    sha256 = parts.sibling_sha256
+    source = replace(source, network=parts.sibling, weights_sha256=sha256, runtime=runtime)
+    runner, _ = select_backend(source)
+    return CompactModel(parts.sibling, parts.schedule, runner, parts.limits)
 
 
 def load_quickest(
@@ -194,6 +207,8 @@ class ModelParts(NamedTuple):
         schedule: all T levels that the denoiser was trained with.
         weights_sha256: hash of the denoiser's file.
         limits: of its estimates, as its manifest has them.
+        sibling: of a recurrent denoiser: the same without a past, trained on single frames.
+        sibling_sha256: hash of its file.
     """
 
     kind: str
@@ -202,6 +217,8 @@ class ModelParts(NamedTuple):
     schedule: Schedule
     weights_sha256: str
     limits: EstimateLimits = EstimateLimits()
+    sibling: CompactNetwork | None = None
+    sibling_sha256: str = ""
 
 
 def load_parts(name: str) -> ModelParts:
@@ -212,6 +229,7 @@ def load_parts(name: str) -> ModelParts:
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
     network: CompactNetwork | SwinUNet
+    sibling = None
     if kind == "published":
         network, autoencoder, schedule = load_published(folder)
         file = UNET_FILE
@@ -222,6 +240,11 @@ def load_parts(name: str) -> ModelParts:
             config = CompactConfig(**manifest["network"])
             check_depth(state, config.blocks)
             network = build_compact(config, state)
+            if config.recurrent and SIBLING_FILE in manifest["files"]:
+                file = SIBLING_FILE
+                state = load_tensors(folder, manifest, file)
+                sibling = build_compact(replace(config, recurrent=False), state)
+                file = NETWORK_FILE
         except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(f"{folder / file} does not fit its manifest: {error}") from error
     else:
@@ -230,20 +253,28 @@ def load_parts(name: str) -> ModelParts:
         limits = EstimateLimits(**manifest.get("limits", {}))
     except (TypeError, ValueError) as error:
         raise WeightsError(f"the limits in the manifest of {folder} are none: {error}") from error
-    sha256 = manifest["files"][file]["sha256"]
-    return ModelParts(kind, network, autoencoder, schedule, sha256, limits)
+    hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    found = ModelParts(kind, network, autoencoder, schedule, hashes[file], limits)
+    return found._replace(sibling=sibling, sibling_sha256=hashes.get(SIBLING_FILE, ""))
 
 
-def save_compact(network: CompactNetwork, folder: Path, card: dict[str, Any]) -> None:
-    """Write ``network.safetensors`` and ``manifest.json``; ``card`` is added to the manifest."""
+def save_compact(
+    network: CompactNetwork,
+    folder: Path,
+    card: dict[str, Any],
+    sibling: CompactNetwork | None = None,
+) -> None:
+    """Write ``network.safetensors`` and ``manifest.json``, to which ``card`` is added.
+
+    ``sibling``: the single-frame network of a recurrent one, ``single_frame.safetensors``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NETWORK_FILE
-    save_tensors(network, path)
-    described = {
-        "kind": "compact",
-        "files": {NETWORK_FILE: describe_file(path)},
-        "network": asdict(network.config),
-    }
+    files = {}
+    for name, each in ((NETWORK_FILE, network), (SIBLING_FILE, sibling)):
+        if each is not None:
+            save_tensors(each, folder / name)
+            files[name] = describe_file(folder / name)
+    described = {"kind": "compact", "files": files, "network": asdict(network.config)}
     write_manifest(folder, described | card)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +34,7 @@ _TRUSTED = 0.1  # network units that a good past disagrees by: the estimate is n
 _DEVIATIONS = 2.0  # of the noise
 _RESIDUAL_SCALE, _SIGMA_SCALE = 4.0, 10.0  # bring all planes to like magnitudes
 
+_ALONE = 0.03  # network units of noise, from which on a first frame is none for the sibling
 _LEAST_GATE = 0.2  # mean over the frame, below which there is no past
 _LARGEST_WEIGHT = 0.9  # of the past: that of nine frames, as many as training unrolls
 
@@ -53,9 +55,17 @@ class Past:
 
 
 def planes_of(
-    past: Past | None, lr: Tensor, quiet: Tensor, shown: CountRange, sigma: float
-) -> Tensor:
-    """What the network is told for a frame of a stream.
+    past: Past | None,
+    lr: Tensor,
+    quiet: Tensor,
+    shown: CountRange,
+    sigma: float,
+    has_sibling: bool = False,
+) -> Tensor | None:
+    """What the network is told for a frame of a stream; None where its sibling does better.
+
+    The past holds nothing at the first frame and after a cut, nor where the camera stands and
+    nothing is noisy. A recurrent network is weaker there than one for single frames.
 
     Motion is found between the frame and the last estimate, scaled down: it has less noise than
     what was measured then.
@@ -66,23 +76,27 @@ def planes_of(
         quiet: the same without most of its noise.
         shown: whose network units both are in.
         sigma: standard deviation of the noise, same unit.
+        has_sibling: there is a network for single frames.
 
     Returns:
-        ``(1, 21, h, w)``.
+        ``(1, 21, h, w)``, or None.
     """
     told = torch.full((1, 1, 1, 1), sigma, device=lr.device)
+    alone = None if has_sibling and sigma < _ALONE else no_past(lr, told)
     if past is None:
-        return no_past(lr, told)
+        return alone
     factor = past.range.half_span * shown.gain
     offset = (past.range.centre - shown.centre) * shown.gain
     before = past.estimate * factor + offset
     frames = (x[0, 0].cpu().numpy() for x in (quiet, downsample(before)))
     now, last = (picture_for_motion(frame, sigma) for frame in frames)
     flow = dense_flow(now, last, sigma)
+    if has_sibling and sigma == 0 and not np.median(np.abs(flow)):
+        return None
     moved = torch.from_numpy(flow)[None].to(lr.device)
     planes = past_planes(before, past.weight, moved, lr, told)
     is_cut = planes[:, GATE].mean() < _LEAST_GATE
-    return no_past(lr, told) if is_cut else planes
+    return alone if is_cut else planes
 
 
 def past_planes(before: Tensor, weight: Tensor, flow: Tensor, lr: Tensor, sigma: Tensor) -> Tensor:

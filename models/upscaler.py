@@ -138,6 +138,11 @@ class Upscaler:
         """
         _, height, width = self._model.tile_shape or (1, WARM_UP_SIDE, WARM_UP_SIDE)
         self(np.arange(height * width).reshape(height, width).astype(np.uint16), Stream())
+        if self._model.sibling:  # it made that frame
+            with self._lock, torch.inference_mode():
+                frame = torch.zeros(1, 1, height, width, device=self.device)
+                past = no_past(frame, frame.new_zeros(()))
+                self._estimates(frame, past, [], self.settings.fidelity)
 
     def reset(self) -> None:
         """Forget the frames that came without a stream."""
@@ -207,18 +212,23 @@ class Upscaler:
         if model.is_recurrent:  # it is told of the noise, and sees it
             with record_function(STAGE + "past"):
                 known = memory.past if seen.event.has_news else None
-                past = planes_of(known, shown, quiet, found, sigma)
+                past = planes_of(known, shown, quiet, found, sigma, model.sibling is not None)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
-            packed, *mean = self._estimates(quiet if past is None else shown, past, checks)
+            read = quiet if past is None else shown
+            packed, *mean = self._estimates(read, past, checks, settings.fidelity)
             for part in [] if inside else hot_parts(frame, limit):
                 packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):
             if model.is_projected:
                 packed = self._consistent(packed, frame, sigma)
-            if past is not None and seen.event.has_news:
-                told = packed if settings.fidelity == 1 else self._consistent(mean[0], frame, sigma)
-                memory.past = Past(told.clone(), next_weight(past), found)
+            if model.is_recurrent and seen.event.has_news:
+                told = packed
+                if settings.fidelity < 1:
+                    (told,) = mean or self._estimates(quiet, None, checks, 1.0)
+                    told = self._consistent(told, frame, sigma)
+                weight = next_weight(no_past(shown, torch.zeros(())) if past is None else past)
+                memory.past = Past(told.clone(), weight, found)
             if model.is_projected:
                 packed = within_bounds(packed, frame, seen)
         with record_function(STAGE + "to counts"):
@@ -234,14 +244,16 @@ class Upscaler:
             return _image(result, seen)
 
     def _estimates(
-        self, frame: Tensor, past: Tensor | None, checks: list[Tensor]
+        self, frame: Tensor, past: Tensor | None, checks: list[Tensor], fidelity: float
     ) -> tuple[Tensor, ...]:
         """``(1, 1, h, w)`` in network units -> packed ``(1, 16, h, w)``: tiles, network, blend.
 
-        With the planes of the past ``(1, 21, h, w)``, the posterior mean comes second. ``checks``
-        takes measures of both; zeros come where an estimate cannot be true.
+        With the planes of the past ``(1, 21, h, w)``, the posterior mean comes second; without,
+        the sibling of a recurrent model makes it. ``checks`` takes measures of both; zeros come
+        where an estimate cannot be true.
         """
-        model, runtime, settings = self._model, self.runtime, self.settings
+        model = (self._model if past is not None else self._model.sibling) or self._model
+        runtime, settings = self.runtime, self.settings
         height, width = frame.shape[-2:]
         tiling = Tiling(
             (height, width), runtime.tile or model.own_tile, runtime.overlap, runtime.tile_batch,
@@ -253,7 +265,7 @@ class Upscaler:
             noise = self._noise_source(places, padded.shape[-2:])
             with record_function(STAGE + "network"):
                 result = model.super_resolve(
-                    _cut(padded, places), noise, settings.steps, settings.fidelity,
+                    _cut(padded, places), noise, settings.steps, fidelity,
                     None if past is None else _cut(past, places),
                 )  # fmt: skip
             tiling.add(places, result)
@@ -283,9 +295,11 @@ class Upscaler:
         lo, hi = window.amin(), window.amax()
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         scaled = (window - centre) / half
-        past = no_past(scaled, torch.zeros(())) if self._model.is_recurrent else None
-        result = self._estimates(scaled, past, checks)[0] * half + centre
-        near = greatest((window.abs() > self._model.input_limit).float(), 2)
+        model = self._model
+        alone = no_past(scaled, torch.zeros(())) if model.is_recurrent else None
+        past = None if model.sibling else alone
+        result = self._estimates(scaled, past, checks, self.settings.fidelity)[0] * half + centre
+        near = greatest((window.abs() > model.input_limit).float(), 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)
         share = pack(F.interpolate(soft, scale_factor=SCALE, mode="bilinear"))
         packed = packed.clone()

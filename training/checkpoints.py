@@ -10,6 +10,7 @@ import json
 import signal
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,18 +141,25 @@ def export_run(
     folder: Path,
     published: Path | None = None,
     refine: Callable[[Any], object] = lambda network: None,
+    sibling: CompactNetwork | None = None,
 ) -> None:
     """Write the moving average of a run's checkpoint as a weights folder.
 
-    ``published``: where a published network's autoencoder comes from; ``refine``: is called on the
-    network before.
+    Args:
+        run: the run's folder.
+        folder: what is written.
+        published: where a published network's autoencoder comes from.
+        refine: is called on the network before.
+        sibling: makes the first frames of a recurrent network, if it has the same sizes.
     """
     settings, network, iteration = load_average(run / CHECKPOINT_NAME)
     refine(network)
     name, *_ = (settings.pop(key, None) for key in ("name", "network", "published"))
     card = {"name": name, "training": settings | {"iterations": iteration}}
     if isinstance(network, CompactNetwork):
-        save_compact(network, folder, card)
+        if sibling and replace(network.config, recurrent=False) != sibling.config:
+            sibling = None
+        save_compact(network, folder, card, sibling)
     else:
         assert isinstance(network, SwinUNet), type(network)
         assert published is not None, "its autoencoder is not trained"

@@ -73,7 +73,8 @@ def train(
         run: run folder, continued if it exists; runs/NAME by default.
         init: run or weights folder that a new run starts from.
         teacher: run or weights folder to distil; of a recurrent model, whose detail its detail head
-            is fitted to as it is exported.
+            is fitted to as it is exported, and which makes its first frames if it has the same
+            sizes.
         device: auto takes a GPU.
         budget: wall-clock limit: 90s, 30m, 8h.
         workers: processes that load samples.
@@ -120,8 +121,9 @@ def train(
             first, (count, length) = 64 * settings.iterations, _FITTED
             drawn = (clips.draw(first + k, length) for k in range(count))
             fit = sequence_training.fit_detail
-            fitted = partial(fit, teacher=starting_weights(teacher), clips=drawn)
-            write = partial(export_run, refine=fitted)
+            sibling = starting_weights(teacher)
+            fitted = partial(fit, teacher=sibling, clips=drawn)
+            write = partial(export_run, refine=fitted, sibling=sibling)
     else:
         accelerator = training.make_accelerator(settings, device)
         taught = None

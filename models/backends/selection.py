@@ -14,9 +14,9 @@ from difiisr_models.backends.onnx_graphs import build_onnxruntime_runner, build_
 from difiisr_models.backends.tensorrt_engine import build_tensorrt_runner
 from difiisr_models.backends.torch_runner import build_torch_runner, build_torch_tensorrt_runner
 from difiisr_models.compact import Runner
-from difiisr_models.settings import Runtime
+from difiisr_models.settings import Backend, Runtime
 
-BUILDERS: dict[str, Callable[[NetworkSource], Runner]] = {
+BUILDERS: dict[Backend, Callable[[NetworkSource], Runner]] = {
     "tensorrt": build_tensorrt_runner,
     "torch_tensorrt": build_torch_tensorrt_runner,
     "openvino": build_openvino_runner,
@@ -25,7 +25,7 @@ BUILDERS: dict[str, Callable[[NetworkSource], Runner]] = {
 }
 """Each imports its packages when it is called."""
 
-_FASTEST_FIRST = {
+_FASTEST_FIRST: dict[str, tuple[Backend, ...]] = {
     "cuda": ("tensorrt", "torch_tensorrt", "torch"),
     "cpu": ("tensorrt", "torch_tensorrt", "onnxruntime", "torch"),  # the first two say why not
 }
@@ -39,7 +39,7 @@ _CPU_TOLERANCE = 1e-4
 class BackendChoice(NamedTuple):
     """Which backend runs, and (backend, reason) of each that would have come first."""
 
-    name: str
+    name: Backend
     passed_over: tuple[tuple[str, str], ...] = ()
 
 

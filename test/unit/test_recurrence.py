@@ -10,7 +10,7 @@ from difiisr_models.model_loading import save_compact
 from difiisr_models.motion import dense_flow, picture_for_motion, warp
 from difiisr_models.radiometry import CountRange
 from difiisr_models.recurrence import GATE, Past, past_planes, planes_of
-from difiisr_models.resample import downsample, pack, upsample
+from difiisr_models.resample import downsample, pack, unpack, upsample
 
 ZERO = torch.zeros(1, 1, 1, 1)
 
@@ -52,6 +52,7 @@ def folders(tmp_path_factory):
     save_compact(alone, root / "alone", {})
     network.stem_past.weight.data.normal_(std=0.1)
     save_compact(network, root / "recurrent", {})
+    save_compact(network, root / "both", {}, alone)
     return root
 
 
@@ -177,6 +178,45 @@ def test_the_state_is_the_mean_at_any_fidelity(up, film):
     torch.testing.assert_close(pasts[0], pasts[1], atol=1e-4, rtol=0)
 
 
+@pytest.fixture
+def both(folders):
+    """A recurrent network with its sibling, and that sibling."""
+    names = (str(folders / name) for name in ("both", "alone"))
+    return [load_upscaler(name, backend="torch", device="cpu") for name in names]
+
+
+def test_what_the_past_tells_nothing_of_is_the_siblings(both, film):
+    up, alone = both
+    stream = Stream()
+    assert (up(film[0], stream) == alone(film[0])).all()
+    assert (up(film[1], stream) != alone(film[1])).mean() > 0.5
+    other = counts(3 * window(texture(7), 0, 0), 0.01)  # a cut
+    assert (up(other, stream) == alone(other, Stream())).all()
+
+
+@pytest.mark.parametrize("noise", [0, 0.05])
+def test_a_standing_camera_needs_its_past_against_noise_alone(both, noise):
+    frames = [window(texture(), 0, 0).copy() for _ in range(3)]
+    for k, frame in enumerate(frames):
+        frame[96:112, 40 + 8 * k : 56 + 8 * k] += 2  # an object that moves by itself
+    shown = [counts(frame, noise, k) for k, frame in enumerate(frames)]
+    streams = Stream(), Stream()
+    results = [[up(x, s) for x in shown] for up, s in zip(both, streams, strict=True)]
+    same = [(a == b).all() for a, b in zip(*results, strict=True)]
+    assert same == [not noise] * 3
+
+
+@pytest.mark.parametrize("fidelity", [1.0, 0.0])
+def test_the_sibling_leaves_its_mean_to_the_next_frame(both, film, fidelity):
+    up, alone = both
+    up.change(fidelity=fidelity)
+    stream, mean = Stream(), alone(film[0])
+    up(film[0], stream)
+    past = stream.channel().past
+    counted = unpack(past.estimate)[0, 0] * past.range.half_span + past.range.centre
+    assert (counted - torch.from_numpy(mean.astype(np.float32))).abs().max() < 0.51
+
+
 def test_tiles_carry_the_past(up, film):
     results = []
     for tile in (0, 48):
@@ -205,7 +245,7 @@ def test_onnx_runtime_gives_what_torch_gives(folders, film):
         pytest.importorskip(name, reason="needs the extra onnx")
     results = []
     for backend in ("torch", "onnxruntime"):
-        up, stream = load_upscaler(str(folders / "recurrent"), backend=backend), Stream()
+        up, stream = load_upscaler(str(folders / "both"), backend=backend), Stream()
         assert up.backend == backend
         results.append([up(frame, stream).astype(int) for frame in film][-1])
     assert np.abs(results[0] - results[1]).max() <= 1
