@@ -164,7 +164,7 @@ def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
     """Raise ModuleNotFoundError, saying what to install, unless all ``packages`` are there."""
     if missing := [name for name in packages if find_spec(name) is None]:
         raise ModuleNotFoundError(
-            f"{', '.join(missing)} not installed: pip install {' '.join(_PACKAGES)}"
+            f"{', '.join(missing)} not installed: pip install {' '.join(missing)}"
         )
 
 
