@@ -37,9 +37,6 @@ NOT_MEASURED = (
     "where bicubic is above 36 dB",
     "node without network at most 10 ms",
     "20 log10(255/219) = 1.32 dB",
-    "loses 0.002 dB",
-    "but for 0.03 dB",
-    "takes them: 0.35 dB",
 )
 ANOTHER_DRAW = 0.0005
 """Of docs/algorithm.md: mean change of a result of one step by the drawn noise, on [-1, 1]."""
