@@ -234,28 +234,32 @@ def load_parts(name: str) -> ModelParts:
         network, autoencoder, schedule = load_published(folder)
         file = UNET_FILE
     elif kind == "compact":
-        state, autoencoder, file = load_tensors(folder, manifest, NETWORK_FILE), None, NETWORK_FILE
-        schedule = exponential_schedule()
-        try:
-            config = CompactConfig(**manifest["network"])
-            check_depth(state, config.blocks)
-            network = build_compact(config, state)
-            if config.recurrent and SIBLING_FILE in manifest["files"]:
-                file = SIBLING_FILE
-                state = load_tensors(folder, manifest, file)
-                sibling = build_compact(replace(config, recurrent=False), state)
-                file = NETWORK_FILE
-        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-            raise WeightsError(f"{folder / file} does not fit its manifest: {error}") from error
+        autoencoder, file, schedule = None, NETWORK_FILE, exponential_schedule()
+        network = _read_compact(folder, manifest, file)
+        if network.config.recurrent and SIBLING_FILE in manifest["files"]:
+            sibling = _read_compact(folder, manifest, SIBLING_FILE, recurrent=False)
     else:
         raise WeightsError(f"{folder} holds a model of kind {kind!r}; known: compact, published")
     try:
         limits = EstimateLimits(**manifest.get("limits", {}))
     except (TypeError, ValueError) as error:
         raise WeightsError(f"the limits in the manifest of {folder} are none: {error}") from error
-    hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    found = ModelParts(kind, network, autoencoder, schedule, hashes[file], limits)
-    return found._replace(sibling=sibling, sibling_sha256=hashes.get(SIBLING_FILE, ""))
+    sha256 = manifest["files"][file]["sha256"]
+    theirs = manifest["files"][SIBLING_FILE]["sha256"] if sibling else ""
+    return ModelParts(kind, network, autoencoder, schedule, sha256, limits, sibling, theirs)
+
+
+def _read_compact(
+    folder: Path, manifest: dict[str, Any], file: str, **other: bool
+) -> CompactNetwork:
+    """The network in a file of a weights folder; ``other``: what differs from the manifest's."""
+    state = load_tensors(folder, manifest, file)
+    try:
+        config = replace(CompactConfig(**manifest["network"]), **other)
+        check_depth(state, config.blocks)
+        return build_compact(config, state)
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{folder / file} does not fit its manifest: {error}") from error
 
 
 def save_compact(

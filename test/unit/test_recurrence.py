@@ -1,5 +1,7 @@
 """What the frames before add: motion, trust in the past, and a state that never leaks."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from difiisr_models.motion import dense_flow, picture_for_motion, warp
 from difiisr_models.radiometry import CountRange
 from difiisr_models.recurrence import GATE, Past, past_planes, planes_of
 from difiisr_models.resample import downsample, pack, unpack, upsample
+from difiisr_models.weights import WeightsError
 
 ZERO = torch.zeros(1, 1, 1, 1)
 
@@ -192,6 +195,14 @@ def test_what_the_past_tells_nothing_of_is_the_siblings(both, film):
     assert (up(film[1], stream) != alone(film[1])).mean() > 0.5
     other = counts(3 * window(texture(7), 0, 0), 0.01)  # a cut
     assert (up(other, stream) == alone(other, Stream())).all()
+
+
+def test_a_sibling_that_was_changed_is_refused(folders, tmp_path):
+    folder = shutil.copytree(folders / "both", tmp_path / "both")
+    file = folder / "single_frame.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(WeightsError, match="single_frame"):
+        load_upscaler(str(folder))
 
 
 @pytest.mark.parametrize("noise", [0, 0.05])
