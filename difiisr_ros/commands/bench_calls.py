@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from annotated_types import Gt, Lt
 from cyclopts import Parameter
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
@@ -95,8 +96,12 @@ def described(stage: str, model: str, size: Size, **more: object) -> Row:
 
 
 def camera_frames(size: Size, count: int) -> np.ndarray:
-    """Noise, (count, height, width) uint16 counts."""
-    return np.random.default_rng(0).integers(7000, 8000, (count, *size), np.uint16)
+    """A pan there and back with 1 % of noise, (count, height, width) uint16 counts."""
+    (height, width), rng = size, np.random.default_rng(0)
+    scene = gaussian_filter(rng.normal(size=(height + count, width + count)), 2.0)
+    places = (min(k, count - k) for k in range(count))
+    seen = np.stack([scene[k : k + height, k : k + width] for k in places]) / scene.std()
+    return (7500 + 250 * seen + rng.normal(0, 15, seen.shape)).astype(np.uint16)
 
 
 def kept_runs(runs: Sequence[Run], value: Callable[..., Any] = np.mean) -> list[Run]:
