@@ -62,6 +62,9 @@ def summary(model: str, kind: str) -> dict[str, Any]:
             if all(peer in by for peer in PEERS for by in films.values()):
                 peers = gains(films, model, PEERS, part)
                 row[name] |= {"over_peers": peers.mean(), "least_over_peers": peers.min()}
+                if name == "recordings":
+                    moving = peers[[MOVING in film for film in films]]
+                    row[name]["moving_over_peers"] = moving.mean()
     for noise, films in films_of("hot_object" + kind).items():
         wakes = [np.mean([by[name]["wake"] for by in films.values()]) for name in (model, known[0])]
         found[noise]["wake"] = {"with": wakes[0], "without": wakes[1]}

@@ -41,7 +41,7 @@ from difiisr_training.train import TrainingTask
 _RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
 _FEWEST = 2  # frames of a clip
 _RIDGE = 1e-5  # of the mean power of what the detail head reads
-_STRENGTH = 1.7  # of the teacher's detail: at fidelity 0 LPIPS is then the teacher's, on pans
+_STRENGTH = 1.8  # of the teacher's detail: at fidelity 0 LPIPS is then the teacher's, on pans
 _LEAST_SHARE = 0.1  # of the energy: what explains less is not scaled up further
 
 log = logging.getLogger(__name__)
