@@ -91,6 +91,21 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.resize(flow * np.float32(ratio), size, interpolation=cv2.INTER_LINEAR)
 
 
+def standing_share(now: np.ndarray, flow: np.ndarray) -> float:
+    """How much of what can be seen stands: the share of the edges where the flow is zero.
+
+    Args:
+        now: of :func:`picture_for_motion`, ``(2h, 2w)``.
+        flow: of :func:`dense_flow`.
+
+    Returns:
+        0 to 1; 0 for a picture without edges.
+    """
+    edges = np.hypot(*(cv2.Sobel(now, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1))))
+    stands = ~flow[::_UPSAMPLED, ::_UPSAMPLED].any(axis=-1)
+    return float((edges * stands).sum() / max(edges.sum(), 1.0))
+
+
 def camera_flow(now: np.ndarray, before: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """The motion of the camera: one affine map of the whole image.
 

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from difiisr_models.compact import PAST_PLANES
-from difiisr_models.motion import dense_flow, picture_for_motion, warp
+from difiisr_models.motion import dense_flow, picture_for_motion, standing_share, warp
 from difiisr_models.radiometry import CountRange
 from difiisr_models.resample import PHASES, SCALE, downsample, pack, unpack, upsample
 
@@ -34,6 +33,7 @@ _TRUSTED = 0.1  # network units that a good past disagrees by: the estimate is n
 _DEVIATIONS = 2.0  # of the noise
 _RESIDUAL_SCALE, _SIGMA_SCALE = 4.0, 10.0  # bring all planes to like magnitudes
 
+_STANDS = 0.3  # of the edges: a camera that moves leaves next to none of them in place
 _ALONE = 0.03  # network units of noise, from which on a first frame is none for the sibling
 _LEAST_GATE = 0.2  # mean over the frame, below which there is no past
 _LARGEST_WEIGHT = 0.9  # of the past: that of nine frames, as many as training unrolls
@@ -91,7 +91,7 @@ def planes_of(
     frames = (x[0, 0].cpu().numpy() for x in (quiet, downsample(before)))
     now, last = (picture_for_motion(frame, sigma) for frame in frames)
     flow = dense_flow(now, last, sigma)
-    if has_sibling and sigma == 0 and not np.median(np.abs(flow)):
+    if has_sibling and sigma == 0 and standing_share(now, flow) > _STANDS:
         return None
     moved = torch.from_numpy(flow)[None].to(lr.device)
     planes = past_planes(before, past.weight, moved, lr, told)
