@@ -37,7 +37,9 @@ def json_of(path: Path) -> Any:
     return json.loads(read_text(path))
 
 
-def gains(films: Films, model: str, over: tuple[str, ...], part: tuple[int, int]) -> np.ndarray:
+def gains(
+    films: Films, model: str, over: tuple[str, ...], part: tuple[int, int | None]
+) -> np.ndarray:
     """``(films,)`` dB of the model's mean over the best of the others', in a part of the frames."""
 
     def mean(by: dict[str, Any], name: str) -> float:
