@@ -18,7 +18,7 @@ _LEAST_BULK = 0.02  # network units; flat scenes have no spread to compare with
 _SATURATED = 0.8  # of the pixels at an end of the scale: there is no wall to compare with
 _REACH, _WALL = 4, 3  # pixels that a small spot reaches from its peak, and its wall from there
 _NOISE_SPREAD = 5.0  # deviations, of some hundred pixels of a wall
-_SHARP, _SHARP_SPOT = 0.5, 0.75  # share of what interpolates, around hot spots and in small ones
+_SHARP = 0.75  # share of what interpolates, in small spots
 _RINGING = 8  # pixels that a projection rings over
 _SLACK = 0.1  # of the bulk
 _UNDERSHOOT, _OVERSHOOT = 0.02, 0.28  # of the contrast around a hot spot
@@ -125,11 +125,10 @@ def within_bounds(packed: Tensor, frame: Tensor, seen: Seen) -> Tensor:
         low, high = torch.where(hot, least, low), torch.where(hot, most, high)
         low, high = low.clamp_min(lowest), high.clamp_max(highest)
         tolerance = torch.where(hot, _TOLERATED_SHARE * contrast, tolerance)
-        # Networks flatten the peak of a spot, interpolation that is consistent overshoots it.
+        # Networks flatten the peak of a small spot, interpolation that is consistent overshoots it.
         target = downsample(packed)
         sharp = enforce_consistency(upsample(target), target)
-        share = _SHARP + (_SHARP_SPOT - _SHARP) * greatest(spots, 2)
-        packed = torch.where(hot, torch.lerp(packed, sharp, share), packed)
+        packed = torch.lerp(packed, sharp, _SHARP * greatest(spots, 2))
         return project_within(packed, target, low, high, tolerance)
     elif lowest <= packed.amin() and packed.amax() <= highest:
         return packed

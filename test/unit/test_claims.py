@@ -19,8 +19,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import time_table
 from difiisr_models import load_upscaler
 from difiisr_models.compact import PAST_PLANES, parameter_count
+from difiisr_models.files import json_text
 from difiisr_models.model_loading import load_parts
 from difiisr_training.data.images import read_counts
 
@@ -121,7 +123,7 @@ def test_numbers_are_those_of_the_benchmarks(page):
     assert not (found := faults((ROOT / page).read_text())), "\n".join(found)
 
 
-@pytest.mark.parametrize("page", sorted({*PAGES} - {"docs/training.md"}))
+@pytest.mark.parametrize("page", PAGES)
 def test_decibels_and_milliseconds_name_their_file(page):
     text = (ROOT / page).read_text()
     for aim_or_definition in NOT_MEASURED:
@@ -154,32 +156,10 @@ def test_cards_and_the_page_of_models_say_what_a_network_costs(column):
     assert f"{parameters} parameters, {gflop} GFLOP for 64x64 -> 256x256" in " ".join(card.split())
 
 
-@pytest.mark.parametrize(
-    ("model", "kind"), [("difiisr-rtv-x4", ""), ("difiisr-rtv-s-x4", "_small")]
-)
-def test_what_time_gains_is_that_of_the_films(model, kind):
-    """Rows of docs/training.md: noise, then mean and least over pans, over recordings, and first.
-
-    Gains are over the better of the model without its past and ``difiisr-rt-x4``.
-    """
-    said, single = (ROOT / "docs" / "training.md").read_text(), "difiisr-rt-x4"
-    table = said.split("| noise, % | ")[1 + bool(kind)].split("\n\n")[0]
-    for noise, *shown in (NUMBER.findall(line) for line in table.splitlines()[2:]):
-        gains, first = [], []
-        for films in ("pans", "recordings"):
-            found: dict[str, dict] = {}
-            for one in content(f"benchmarks/video_{films}{kind}.json")["films"]:
-                if one["noise"] == float(noise):
-                    found.setdefault(one["film"], {})[one["model"]] = one
-            over = [
-                by[model]["mean"] - max(by[f"{model}, alone"]["mean"], by[single]["mean"])
-                for by in found.values()
-            ]
-            gains += [np.mean(over), min(over)]
-            first.append(
-                np.mean([by[model]["psnr"][0] - by[single]["psnr"][0] for by in found.values()])
-            )
-        assert all(map(agrees, shown, gains + first)), (noise, shown, gains + first)
+def test_what_time_gains_is_that_of_the_films():
+    for model, kind in time_table.MODELS.items():
+        found = time_table.summary(model, kind)
+        assert json.loads(json_text(found)) == content("benchmarks/time.json")[model]
 
 
 def test_another_draw_changes_next_to_nothing():
