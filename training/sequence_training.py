@@ -41,7 +41,6 @@ from difiisr_training.train import TrainingTask
 _RAW_WEIGHT = 0.25  # of the estimate before the consistency step, so that it stays one
 _FEWEST = 2  # frames of a clip
 _RIDGE = 1e-5  # of the mean power of what the detail head reads
-_STRENGTH = 1.8  # of the teacher's detail: at fidelity 0 LPIPS is then the teacher's, on pans
 _LEAST_SHARE = 0.1  # of the energy: what explains less is not scaled up further
 
 log = logging.getLogger(__name__)
@@ -131,8 +130,8 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
 
     Training moves the features that the head reads. The teacher is shown frames without noise, as
     it is in a stream. Each frame counts the same, however little detail it has. A mean of what may
-    be there has less energy than each of it: the head is then scaled up, beyond the teacher's, as a
-    past leaves less detail open. Returns the share of the energy that the fit explains.
+    be there has less energy than each of it: the head is then scaled to that of the teacher's.
+    Returns the share of the energy that the fit explains.
     """
     head, features = network.detail_head, []
     hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
@@ -160,7 +159,7 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
     found = torch.linalg.solve(gram + ridge, moment)
     left = energy - 2 * float((found * moment).sum()) + float((found * (gram @ found)).sum())
     share = 1 - left / max(energy, 1e-12)
-    found *= _STRENGTH / max(share, _LEAST_SHARE) ** 0.5
+    found /= max(share, _LEAST_SHARE) ** 0.5
     assert head.bias is not None, "it is made with one"
     head.weight.copy_(found[:-1].T.reshape(head.weight.shape))
     head.bias.copy_(found[-1])
