@@ -4,13 +4,14 @@ import importlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from difiisr_training.data.images import list_images, read_counts
 from difiisr_training.degradations import pillow_resize
 from difiisr_training.evaluation.inputs import make_pair
 from difiisr_training.evaluation.metrics import psnr
-from difiisr_training.evaluation.peers import load_peer
+from difiisr_training.evaluation.peers import Safmn, load_peer
 
 
 def counts_of(seed, dtype="uint8", high=255):
@@ -48,6 +49,19 @@ def test_a_peer_is_shown_the_full_range_of_a_frame_in_any_unit(name, shared_weig
     in_kelvin, in_counts = (peer.upscale(frame).astype(float) for frame in (kelvin, raw))
     np.testing.assert_allclose(((in_kelvin - 280) / 40 * 255)[inside], eight_bit[inside], atol=0.51)
     np.testing.assert_allclose(((in_counts - 3000) / 100)[inside], eight_bit[inside], atol=0.51)
+
+
+def test_a_published_peer_that_was_trained_on_is_known_by_its_file(tmp_path):
+    network = Safmn()
+    torch.nn.init.zeros_(network.to_img[0].weight)
+    torch.nn.init.zeros_(network.to_img[0].bias)  # what is left is bilinear interpolation
+    torch.save({"params": network.state_dict()}, tmp_path / "safmn_ntire23_x4.pth")
+    peer = load_peer(str(tmp_path / "safmn_ntire23_x4.pth"), None, "cpu")
+    counts = counts_of(5)
+    expected = F.interpolate(
+        torch.from_numpy(counts).float()[None, None], scale_factor=4.0, mode="bilinear"
+    )
+    assert np.abs(peer.upscale(counts) - expected[0, 0].numpy()).max() <= 0.51
 
 
 def test_settings_follow_the_name(tiny_folder):
