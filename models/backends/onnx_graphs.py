@@ -163,8 +163,9 @@ def with_constants(graph: bytes, t: int, fidelity: float) -> bytes:
 def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
     """Raise ModuleNotFoundError, saying what to install, unless all ``packages`` are there."""
     if missing := [name for name in packages if find_spec(name) is None]:
+        wanted = dict.fromkeys(("onnx", "onnxscript", *packages))
         raise ModuleNotFoundError(
-            f"{', '.join(missing)} not installed: pip install {' '.join(missing)}"
+            f"{', '.join(missing)} not installed: pip install {' '.join(wanted)}"
         )
 
 
