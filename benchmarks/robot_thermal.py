@@ -458,11 +458,16 @@ def _shown(value: float | None) -> str:
 
 
 def plot(report: Report, path: Path) -> None:
-    """PSNR under each degradation, and the error of the clean row by temperature."""
+    """PSNR under each degradation, and the error of the clean row by temperature.
+
+    A model has a colour; with our step after it it is dashed.
+    """
+    alone = list(dict.fromkeys(name.removesuffix(STEP) for name in report.models))
     figure = Figure((12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, contender in report.models.items():
-        style, bins = "--" if name.endswith(STEP) else "-", contender.rows[PAIR[0]].bins
+        colour, bins = f"C{alone.index(name.removesuffix(STEP))}", contender.rows[PAIR[0]].bins
+        style = colour + ("--" if name.endswith(STEP) else "-")
         left.plot(list(ROWS), [contender.rows[row].psnr for row in ROWS], style, label=name)
         right.plot([one["low"] for one in bins], [one["p95"] for one in bins], style)
     left.set_ylabel("PSNR, dB")

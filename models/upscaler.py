@@ -296,8 +296,8 @@ class Upscaler:
         centre, half = (lo + hi) / 2, ((hi - lo) / 2).clamp_min(1e-6)  # flat windows too
         scaled = (window - centre) / half
         model = self._model
-        alone = no_past(scaled, torch.zeros(())) if model.is_recurrent else None
-        past = None if model.sibling else alone
+        is_alone = model.is_recurrent and model.sibling is None
+        past = no_past(scaled, torch.zeros(())) if is_alone else None
         result = self._estimates(scaled, past, checks, self.settings.fidelity)[0] * half + centre
         near = greatest((window.abs() > model.input_limit).float(), 2)
         soft = F.avg_pool2d(F.pad(near, (1,) * 4, mode="replicate"), 3, 1)

@@ -95,13 +95,13 @@ def described(stage: str, model: str, size: Size, **more: object) -> Row:
     return row | more
 
 
-def camera_frames(size: Size, count: int) -> np.ndarray:
-    """A pan there and back with 1 % of noise, (count, height, width) uint16 counts."""
+def camera_frames(size: Size, count: int, noise: float = 15) -> np.ndarray:
+    """A pan there and back, (count, height, width) uint16 counts; noise 15 is 1 % of the span."""
     (height, width), rng = size, np.random.default_rng(0)
     scene = gaussian_filter(rng.normal(size=(height + count, width + count)), 2.0)
     places = (min(k, count - k) for k in range(count))
     seen = np.stack([scene[k : k + height, k : k + width] for k in places]) / scene.std()
-    return (7500 + 250 * seen + rng.normal(0, 15, seen.shape)).astype(np.uint16)
+    return (7500 + 250 * seen + rng.normal(0, noise, seen.shape)).astype(np.uint16)
 
 
 def kept_runs(runs: Sequence[Run], value: Callable[..., Any] = np.mean) -> list[Run]:

@@ -51,6 +51,7 @@ def folders(tmp_path_factory):
     network = CompactNetwork(CompactConfig(channels=16, blocks=1, recurrent=True))
     network.detail_head.weight.data.normal_(std=0.05)
     alone = CompactNetwork(CompactConfig(channels=16, blocks=1))
+    alone.detail_head.weight.data.normal_(std=0.05)
     root = tmp_path_factory.mktemp("weights")
     save_compact(alone, root / "alone", {})
     network.stem_past.weight.data.normal_(std=0.1)
