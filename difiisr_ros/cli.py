@@ -46,6 +46,7 @@ VERBS = {
     ),
     "scene": ("record the scene of the demo: a pan over an infrared photograph", "images"),
     "export": ("write a model as an ONNX graph", ""),
+    "quantise": ("write a model again, in 8 bits for CPUs too", "onnx,eval"),
     "build-engine": ("build a TensorRT engine for this machine", ""),
     "convert": ("convert published checkpoints for this package", ""),
     "train": ("train a model", "train"),
@@ -64,7 +65,7 @@ _FILES = {
     "evaluate": "evaluate_models",
     "train": "train_model",
     "scene": "demo",
-    **dict.fromkeys(("export", "build-engine", "convert"), "model_files"),
+    **dict.fromkeys(("export", "quantise", "build-engine", "convert"), "model_files"),
     **dict.fromkeys(("train-detector", "train-segmenter"), "train_readers"),
 }
 

@@ -36,6 +36,8 @@ from difiisr_models.resample import (
 _LONGEST_AXIS = 1280  # of the usual cameras, low-resolution pixels: the inverse has its square
 _WINDOW = 7  # pixels on a side, over which the network's error is judged
 _DEVIATIONS = 2.0  # of the noise, that a result may disagree with a measured pixel by
+_SETTLED = 1.0  # deviations more, where frames before agree with the result
+_BY_CHANCE = 0.3  # times sigma^2: what the mean of 7x7 squares of noise is above it once in 15
 _MOST_STEPS = 200
 _PATIENCE, _PROGRESS = 20, 0.9  # steps in which the worst disagreement has to fall to that share
 _MARGIN = 20  # pixels; so far away the inverse's values have fallen to 1e-10 of the largest
@@ -63,7 +65,9 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
     return _pulled(packed, strength * (lr - downsample(packed)))
 
 
-def noise_aware_consistency(packed: Tensor, lr: Tensor, sigma: float) -> Tensor:
+def noise_aware_consistency(
+    packed: Tensor, lr: Tensor, sigma: float, gate: Tensor | None = None
+) -> Tensor:
     """Move ``packed`` towards ``lr`` as far as noise of deviation ``sigma`` allows.
 
     With r = y_0 - D x = e + n, of which e is the error of D x (variance s^2, unknown) and n the
@@ -75,21 +79,28 @@ def noise_aware_consistency(packed: Tensor, lr: Tensor, sigma: float) -> Tensor:
     No pixel of the result disagrees with the measurement by more than 2 sigma: beyond that it is
     pulled by |r| - 2 sigma at least. Without noise w = 1, the projection.
 
+    Where the result rests on frames before, it has less noise than this frame, and what is left of
+    r by chance would only bring that back: with g of them, s^2 is what the mean is above
+    (1 + 0.3 g) sigma^2, and the limit (2 + g) sigma.
+
     Args:
         packed: ``(B, 16, h, w)`` super-resolved image, any unit.
         lr: ``(B, 1, h, w)`` measured image in the same unit.
         sigma: standard deviation of its noise, same unit, 0 or more.
+        gate: g, how far frames before are trusted, ``(B, 1, h, w)`` of 0 to 1; None is 0.
 
     Returns:
         ``(B, 16, h, w)``.
     """
     if sigma <= 0:
         return enforce_consistency(packed, lr)
-    residual = lr - downsample(packed)
+    residual, settled = lr - downsample(packed), 0.0 if gate is None else gate
     around = F.pad(residual * residual, (_WINDOW // 2,) * 4, mode="reflect")
     power = F.avg_pool2d(around, _WINDOW, 1)
-    share = (1 - sigma * sigma / power.clamp_min(1e-20)).clamp_min(0)
-    size = torch.maximum(share * residual.abs(), residual.abs() - _DEVIATIONS * sigma)
+    noise = sigma * sigma * (1 + _BY_CHANCE * settled)
+    share = (1 - noise / power.clamp_min(1e-20)).clamp_min(0)
+    limit = sigma * (_DEVIATIONS + _SETTLED * settled)
+    size = torch.maximum(share * residual.abs(), residual.abs() - limit)
     return _pulled(packed, residual.sign() * size)
 
 

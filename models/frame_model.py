@@ -112,7 +112,8 @@ class CompactModel(FrameModel):
         self._runner, self._schedule, self.limits = runner or network, schedule, limits
         self.sibling = sibling
         self.tile_shape = getattr(runner, "shape", None)
-        self.max_steps, self.parameter_count = schedule.steps, parameter_count(network)
+        self.max_steps = getattr(runner, "max_steps", None) or schedule.steps
+        self.parameter_count = parameter_count(network)
         self.is_recurrent = network.config.recurrent
 
     def super_resolve(

@@ -20,9 +20,10 @@ from difiisr_models.backends.selection import (
     select_backend,
     torch_only,
 )
-from difiisr_models.backends.torch_runner import PRECISIONS
+from difiisr_models.backends.torch_runner import dtype_of
 from difiisr_models.compact import CompactConfig, CompactNetwork, build_compact
 from difiisr_models.diffusion import Schedule, exponential_schedule
+from difiisr_models.files import replaced
 from difiisr_models.frame_model import BICUBIC, CompactModel, FrameModel
 from difiisr_models.motion import require_opencv
 from difiisr_models.plausibility import EstimateLimits
@@ -36,6 +37,7 @@ from difiisr_models.upscaler import Upscaler
 from difiisr_models.weights import (
     WeightsError,
     check_depth,
+    checked_file,
     describe_file,
     find_weights_folder,
     load_tensors,
@@ -45,6 +47,7 @@ from difiisr_models.weights import (
 )
 
 NETWORK_FILE, SIBLING_FILE = "network.safetensors", "single_frame.safetensors"
+INT8_FILE = "network_int8.onnx"
 _HAS_BF16: dict[Backend, bool] = {"openvino": True, "onnxruntime": False, "torch": True}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _PassedOver = tuple[tuple[str, str], ...]
@@ -90,17 +93,18 @@ def load_upscaler(
     if parts is None:
         model, choice = BICUBIC[name], torch_only(runtime, name)
     elif isinstance(parts.network, CompactNetwork):
-        source = NetworkSource(parts.network, parts.weights_sha256, device, runtime, name)
+        network, sha256 = parts.network, parts.weights_sha256
+        source = NetworkSource(network, sha256, device, runtime, name, parts.int8)
         runner, choice = select_backend(source)
         sibling = _sibling_of(parts, source, choice.name)
-        model = CompactModel(parts.network, parts.schedule, runner, parts.limits, sibling)
+        model = CompactModel(network, parts.schedule, runner, parts.limits, sibling)
         if model.is_recurrent:
             require_opencv()
     else:
         assert parts.autoencoder is not None, "the other network has one"
         unet, autoencoder = parts.network.to(device), parts.autoencoder.to(device)
-        precision = PRECISIONS[runtime.precision]
-        model = PublishedModel(unet, autoencoder, parts.schedule, precision, parts.limits)
+        dtype = dtype_of(runtime.precision)
+        model = PublishedModel(unet, autoencoder, parts.schedule, dtype, parts.limits)
         choice = torch_only(runtime, "the published model")
     return Upscaler(
         Path(name).name,
@@ -119,7 +123,9 @@ def _sibling_of(parts: ModelParts, source: NetworkSource, backend: Backend) -> F
     if parts.sibling is None:
         return None
     name: Backend = "torch" if "tensorrt" in backend else backend
-    runtime = replace(source.runtime, backend=name, engine="")
+    asked = source.runtime.precision
+    precision = "fp32" if asked == "int8" else asked  # it has no graph in 8 bits
+    runtime = replace(source.runtime, backend=name, engine="", precision=precision)
     sha256 = parts.sibling_sha256
     source = replace(source, network=parts.sibling, weights_sha256=sha256, runtime=runtime)
     runner, _ = select_backend(source)
@@ -209,6 +215,7 @@ class ModelParts(NamedTuple):
         limits: of its estimates, as its manifest has them.
         sibling: of a recurrent denoiser: the same without a past, trained on single frames.
         sibling_sha256: hash of its file.
+        int8: file of the denoiser's graph in 8 bits, if there is one.
     """
 
     kind: str
@@ -219,6 +226,7 @@ class ModelParts(NamedTuple):
     limits: EstimateLimits = EstimateLimits()
     sibling: CompactNetwork | None = None
     sibling_sha256: str = ""
+    int8: Path | None = None
 
 
 def load_parts(name: str) -> ModelParts:
@@ -229,7 +237,7 @@ def load_parts(name: str) -> ModelParts:
     manifest = read_manifest(folder)
     kind = manifest.get("kind")
     network: CompactNetwork | SwinUNet
-    sibling = None
+    sibling = int8 = None
     if kind == "published":
         network, autoencoder, schedule = load_published(folder)
         file = UNET_FILE
@@ -238,6 +246,8 @@ def load_parts(name: str) -> ModelParts:
         network = _read_compact(folder, manifest, file)
         if network.config.recurrent and SIBLING_FILE in manifest["files"]:
             sibling = _read_compact(folder, manifest, SIBLING_FILE, recurrent=False)
+        if INT8_FILE in manifest["files"]:
+            int8 = checked_file(folder, manifest, INT8_FILE)
     else:
         raise WeightsError(f"{folder} holds a model of kind {kind!r}; known: compact, published")
     try:
@@ -246,7 +256,7 @@ def load_parts(name: str) -> ModelParts:
         raise WeightsError(f"the limits in the manifest of {folder} are none: {error}") from error
     sha256 = manifest["files"][file]["sha256"]
     theirs = manifest["files"][SIBLING_FILE]["sha256"] if sibling else ""
-    return ModelParts(kind, network, autoencoder, schedule, sha256, limits, sibling, theirs)
+    return ModelParts(kind, network, autoencoder, schedule, sha256, limits, sibling, theirs, int8)
 
 
 def _read_compact(
@@ -267,10 +277,12 @@ def save_compact(
     folder: Path,
     card: dict[str, Any],
     sibling: CompactNetwork | None = None,
+    int8: bytes | None = None,
 ) -> None:
     """Write ``network.safetensors`` and ``manifest.json``, to which ``card`` is added.
 
-    ``sibling``: the single-frame network of a recurrent one, ``single_frame.safetensors``.
+    ``sibling``: the single-frame network of a recurrent one, ``single_frame.safetensors``;
+    ``int8``: the network's graph in 8 bits, ``network_int8.onnx``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -278,6 +290,10 @@ def save_compact(
         if each is not None:
             save_tensors(each, folder / name)
             files[name] = describe_file(folder / name)
+    if int8 is not None:
+        with replaced(folder / INT8_FILE) as beside:
+            beside.write_bytes(int8)
+        files[INT8_FILE] = describe_file(folder / INT8_FILE)
     described = {"kind": "compact", "files": files, "network": asdict(network.config)}
     write_manifest(folder, described | card)
 

@@ -57,7 +57,6 @@ class Past:
 def planes_of(
     past: Past | None,
     lr: Tensor,
-    quiet: Tensor,
     shown: CountRange,
     sigma: float,
     has_sibling: bool = False,
@@ -73,8 +72,7 @@ def planes_of(
     Args:
         past: of the stream, None at its first frame.
         lr: ``(1, 1, h, w)`` the measured frame.
-        quiet: the same without most of its noise.
-        shown: whose network units both are in.
+        shown: whose network units it is in.
         sigma: standard deviation of the noise, same unit.
         has_sibling: there is a network for single frames.
 
@@ -88,7 +86,7 @@ def planes_of(
     factor = past.range.half_span * shown.gain
     offset = (past.range.centre - shown.centre) * shown.gain
     before = past.estimate * factor + offset
-    frames = (x[0, 0].cpu().numpy() for x in (quiet, downsample(before)))
+    frames = (x[0, 0].cpu().numpy() for x in (lr, downsample(before)))
     now, last = (picture_for_motion(frame, sigma) for frame in frames)
     flow = dense_flow(now, last, sigma)
     if has_sibling and sigma == 0 and standing_share(now, flow) > _STANDS:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 Backend = Literal["auto", "tensorrt", "torch_tensorrt", "openvino", "onnxruntime", "torch"]
 Precision = Literal["fp32", "bf16", "fp16"]
-AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 EngineMismatch = Literal["rebuild", "fallback", "fail"]
 Palette = Literal["grey", "inferno"]
 Unit = Literal["counts", "kelvin", "celsius"]
@@ -43,7 +43,8 @@ class Runtime:
         backend: what runs the network; auto takes the fastest that works here: the node measures
             on a CPU, all else keeps one order, so that results repeat
         precision: of convolutions and matrix products; half for GPUs, bf16 for CPUs that compute
-            in it too; auto is fp32, and in the node bf16 where the CPU has instructions for it
+            in it too, int8 on CPUs for models that difiisr quantise has made ready; auto is fp32,
+            and in the node bf16 where the CPU has instructions for it
         compile: backend torch compiles the network: a minute for each new frame size
         threads: CPU threads of the network in every backend; 0 leaves the default
         engine: TensorRT engine file made by difiisr build-engine; empty for none

@@ -23,7 +23,7 @@ from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.sampler import super_resolve_as_published
 from difiisr_models.radiometry import CountRange
-from difiisr_models.recurrence import Past, next_weight, no_past, planes_of
+from difiisr_models.recurrence import GATE, Past, next_weight, no_past, planes_of
 from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime, with_fields
 from difiisr_models.stream import Seen, Stream
@@ -207,26 +207,25 @@ class Upscaler:
             is_told = settings.consistency == "auto" or model.is_recurrent
             sigma = seen.noise * found.gain if is_told and model.is_projected else 0.0
             shown = frame.clamp(-limit, limit)
-            quiet = denoise(shown, sigma)
         past = None
         if model.is_recurrent:  # it is told of the noise, and sees it
             with record_function(STAGE + "past"):
                 known = memory.past if seen.event.has_news else None
-                past = planes_of(known, shown, quiet, found, sigma, model.sibling is not None)
+                past = planes_of(known, shown, found, sigma, model.sibling is not None)
         checks: list[Tensor] = []
         with record_function(STAGE + "tiles"):
-            read = quiet if past is None else shown
+            read = denoise(shown, sigma) if past is None else shown
             packed, *mean = self._estimates(read, past, checks, settings.fidelity)
             for part in [] if inside else hot_parts(frame, limit):
                 packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):
             if model.is_projected:
-                packed = self._consistent(packed, frame, sigma)
+                packed = self._consistent(packed, frame, sigma, past)
             if model.is_recurrent and seen.event.has_news:
                 told = packed
                 if settings.fidelity < 1:
-                    (told,) = mean or self._estimates(quiet, None, checks, 1.0)
-                    told = self._consistent(told, frame, sigma)
+                    (told,) = mean or self._estimates(read, None, checks, 1.0)
+                    told = self._consistent(told, frame, sigma, past)
                 weight = next_weight(no_past(shown, torch.zeros(())) if past is None else past)
                 memory.past = Past(told.clone(), weight, found)
             if model.is_projected:
@@ -278,10 +277,13 @@ class Upscaler:
         # NaN would keep projections busy.
         return tuple(torch.where(believed, each, 0.0) for each in estimates)
 
-    def _consistent(self, packed: Tensor, frame: Tensor, sigma: float) -> Tensor:
+    def _consistent(
+        self, packed: Tensor, frame: Tensor, sigma: float, past: Tensor | None
+    ) -> Tensor:
         """``packed``, as far as the settings say brought to what was measured."""
         if self.settings.consistency == "auto":
-            return noise_aware_consistency(packed, frame, sigma)
+            gate = None if past is None else past[:, GATE, None]
+            return noise_aware_consistency(packed, frame, sigma, gate)
         return enforce_consistency(packed, frame, self.settings.consistency)
 
     def _with_hot_part(
@@ -329,7 +331,7 @@ def _check_steps(model: FrameModel, settings: FrameSettings) -> None:
     if settings.steps > model.max_steps:
         raise ValueError(
             f"steps must be 1 to {model.max_steps}, the noise levels that this model was trained "
-            f"with, got {settings.steps}"
+            f"with (in int8 one), got {settings.steps}"
         )
     if settings.steps > 1 and isinstance(model, CompactModel) and settings.pipeline == "robust":
         log.warning(

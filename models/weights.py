@@ -119,20 +119,8 @@ def save_tensors(network: nn.Module, path: Path) -> None:
     path.chmod(0o644)  # the library makes it readable for its owner alone
 
 
-def load_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of a weights folder, if it is what the manifest says.
-
-    Returns:
-        float32 tensors, finite and no larger than :data:`LARGEST_WEIGHT`, on the CPU.
-
-    Raises:
-        WeightsError: the file is missing, changed or damaged, the manifest does not name it, or a
-            tensor is of another dtype or holds values that no trained network has.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def checked_file(folder: Path, manifest: dict[str, Any], name: str) -> Path:
+    """A file of a weights folder; WeightsError unless it is what the manifest says."""
     path = folder / name
     try:
         expected, size = manifest["files"][name]["sha256"], manifest["files"][name]["bytes"]
@@ -150,6 +138,24 @@ def load_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str,
             f"{path} has sha256 {actual}, its manifest says {expected}: "
             "the file was changed or damaged; install or convert it again"
         )
+    return path
+
+
+def load_tensors(folder: Path, manifest: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a weights folder, if it is what the manifest says.
+
+    Returns:
+        float32 tensors, finite and no larger than :data:`LARGEST_WEIGHT`, on the CPU.
+
+    Raises:
+        WeightsError: the file is missing, changed or damaged, the manifest does not name it, or a
+            tensor is of another dtype or holds values that no trained network has.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = checked_file(folder, manifest, name)
     try:
         # Copies: someone may write over the mapped file, and mapped tensors are unaligned, which
         # costs time and changes last bits.

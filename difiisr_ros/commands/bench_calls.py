@@ -165,7 +165,7 @@ def network_calls(bench: Bench, model: str, size: Size) -> Iterator[tuple[Row, C
         seen = tuple(example_inputs(1, *size, parts.network.config.recurrent).values())
         for backend in _backends(bench):
             runtime = replace(bench.runtime, backend=backend)
-            source = NetworkSource(parts.network, sha256, device, runtime, model)
+            source = NetworkSource(parts.network, sha256, device, runtime, model, parts.int8)
             runner, choice = select_backend(source)
             if (shape := getattr(runner, "shape", (1, *size))) == (1, *size):
                 runners[choice.name] = runner
@@ -216,7 +216,8 @@ def _backends(bench: Bench) -> tuple[Any, ...]:
         return (bench.runtime.backend,)
     if bench.device.type != "cpu":
         return "torch", "auto"
-    return ("torch", "onnxruntime") if bench.runtime.precision == "fp32" else ("torch",)
+    both: dict[str, tuple[Any, ...]] = {"fp32": ("torch", "onnxruntime"), "int8": ("onnxruntime",)}
+    return both.get(bench.runtime.precision, ("torch",))
 
 
 def _in_onnxruntime(network: nn.Module, image: Tensor) -> Callable[[Tensor], Tensor]:

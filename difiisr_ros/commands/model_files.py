@@ -1,4 +1,4 @@
-"""``difiisr export``, ``build-engine`` and ``convert``: a model in another form, in files."""
+"""``difiisr export``, ``quantise``, ``build-engine`` and ``convert``: a model in other files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from cyclopts import Parameter
+from tqdm import tqdm
 
 from difiisr_models.compact import CompactNetwork
 from difiisr_models.files import replaced, sha256_file
 from difiisr_models.settings import Precision
 from difiisr_ros.commands.answers import Answer, answers
 from difiisr_ros.commands.arguments import Count, ImageSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from difiisr_models.model_loading import ModelParts
+
+_NOISES = (0.0, 0.02)  # share of the span of a recording's first frame, that is added to it
 
 
 @answers
@@ -62,6 +73,74 @@ def export(
             largest difference to torch, in ONNX Runtime: {done.difference:.1e}
             (allowed: {done.tolerance:.1e})"""
     return Answer(facts, text)
+
+
+@answers
+def quantise(
+    model: str,
+    out_dir: Annotated[Path, Parameter(name="OUT_DIR")],
+    inputs: list[str],
+    /,
+    *,
+    data: Path | None = None,
+    topic: str | None = None,
+    frames: Count = 4,
+) -> Answer:
+    """Write a compact model again, with its network in 8 bits beside it: --precision int8.
+
+    A scale for the features of each layer is found on frames of cameras, as they are and with noise
+    of 2 % of their span. How much is lost depends on the model: judge it (difiisr evaluate --video)
+    before it drives.
+
+    Args:
+        model: model name, or path of weights.
+        out_dir: folder to write.
+        inputs: folders of images in order, rosbag2 recordings, or folders below --data.
+        data: root of the inputs' folders.
+        topic: of a recording.
+        frames: of each input.
+    """
+    from difiisr_models.backends.onnx_graphs import require_packages
+    from difiisr_models.backends.quantisation import quantised_graph
+    from difiisr_models.model_loading import load_parts, save_compact
+    from difiisr_models.weights import find_weights_folder, read_manifest
+    from difiisr_ros.commands.evaluate_models import resolve_inputs
+    from difiisr_training.evaluation.inputs import Selection
+
+    require_packages()
+    parts, manifest = load_parts(model), read_manifest(find_weights_folder(model))
+    if not isinstance(parts.network, CompactNetwork):
+        raise ValueError(f"{model} is a {parts.kind} model, which always runs in torch")
+    chosen = resolve_inputs(inputs, data, topic, Selection(limit=frames))
+    shown = [[frame for _, frame in each.frames()] for each in chosen]
+    calls = _calls_on(parts, shown)
+    graph = quantised_graph(parts.network, tqdm(calls, unit="frame"), parts.weights_sha256)
+    card = {k: value for k, value in manifest.items() if k not in ("kind", "files", "network")}
+    save_compact(parts.network, out_dir, card, parts.sibling, graph)
+    facts = {"folder": str(out_dir), "bytes": len(graph), "calls": len(calls)}
+    return Answer(facts, f"{out_dir}: 8 bits of {len(calls)} frames, {len(graph) / 1e6:.2f} MB")
+
+
+def _calls_on(parts: ModelParts, recordings: Iterable[list[np.ndarray]]) -> list[tuple]:
+    """What the network is called with on recordings: each a stream, twice."""
+    from difiisr_models.frame_model import CompactModel
+    from difiisr_models.stream import Stream
+    from difiisr_models.upscaler import Upscaler
+    from difiisr_training.evaluation.inputs import to_dtype
+
+    calls, network, rng = [], parts.network, np.random.default_rng(0)
+
+    def runner(*given: Tensor) -> Tensor:
+        calls.append(tuple(value.clone() for value in given))
+        return network(*given)
+
+    up = Upscaler("", CompactModel(network, parts.schedule, runner, parts.limits))
+    for frames, share in product(recordings, _NOISES):
+        stream, sigma = Stream(), share * float(np.ptp(frames[0]))
+        for frame in frames:
+            noisy = np.asarray(frame + rng.normal(0, sigma, frame.shape), np.float32)
+            up(to_dtype(noisy, frame.dtype), stream)
+    return calls
 
 
 @answers

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class NetworkSource:
         device: where the runner's tensors will lie.
         runtime: precision, tiles, the engine file and the rest of what was asked for.
         model: its name or path, for commands that errors suggest.
+        int8: file of its graph in 8 bits, if there is one; whoever sets it has checked it.
     """
 
     network: CompactNetwork
@@ -46,6 +48,7 @@ class NetworkSource:
     device: torch.device
     runtime: Runtime = Runtime()
     model: str = "MODEL"
+    int8: Path | None = None
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ def export_graph(
     return Exported(graph, found, tolerance)
 
 
-def with_constants(graph: bytes, t: int, fidelity: float) -> bytes:
+def with_constants(graph: bytes, t: int, fidelity: float | None = None) -> bytes:
     """The graph of a compact network at one step and one fidelity, which are no inputs any more.
 
     A runtime then folds what depends on them alone into the convolutions.
@@ -145,12 +145,14 @@ def with_constants(graph: bytes, t: int, fidelity: float) -> bytes:
     Args:
         graph: of :func:`export_graph`.
         t: the step, counted from 0.
-        fidelity: 0..1.
+        fidelity: 0..1; None leaves it an input.
     """
     import onnx
     from onnx import numpy_helper
 
-    constants = {"t": np.array([t]), "fidelity": np.array([fidelity], np.float32)}
+    constants = {"t": np.array([t])}
+    if fidelity is not None:
+        constants["fidelity"] = np.array([fidelity], np.float32)
     model = onnx.load_from_string(graph)
     for value in list(model.graph.input):
         if value.name in constants:
@@ -206,9 +208,14 @@ class GraphRunner:
     of the last are not kept, each holds the memory of a frame.
     """
 
-    def __init__(self, graph: bytes, start: Callable[[bytes], Run]) -> None:
-        """``graph``: of :func:`network_graph`; ``start``: opens one like it."""
-        self._graph, self._start = graph, start
+    def __init__(
+        self, graph: bytes, start: Callable[[bytes], Run], max_steps: int | None = None
+    ) -> None:
+        """``graph``: of :func:`network_graph`; ``start``: opens one like it.
+
+        ``max_steps``: of a frame; None is as many as the network has.
+        """
+        self._graph, self._start, self.max_steps = graph, start, max_steps
         self._started: dict[tuple[int, float], Run] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -226,14 +233,14 @@ class GraphRunner:
 
 
 def build_onnxruntime_runner(source: NetworkSource) -> Runner:
-    """ONNX Runtime on the CPU in float32; raises BackendUnavailable where it is not served."""
-    return _runner(source, "onnxruntime", ("fp32",), start_in_onnxruntime)
+    """ONNX Runtime on the CPU, float32 or int8; raises BackendUnavailable for what it does not."""
+    return _runner(source, "onnxruntime", ("fp32", "int8"), start_in_onnxruntime)
 
 
 def build_openvino_runner(source: NetworkSource) -> Runner:
     """OpenVINO, likewise; bfloat16 computes the graph of float32 in it."""
     start = partial(_start_in_openvino, precision=source.runtime.precision)
-    return _runner(source, "openvino", ("fp32", "bf16"), start)
+    return _runner(source, "openvino", ("fp32", "bf16", "int8"), start)
 
 
 def _runner(
@@ -247,7 +254,13 @@ def _runner(
         )
     try:
         require_packages(("onnx", package))
-        return GraphRunner(network_graph(source), start)
+        if precision != "int8":
+            return GraphRunner(network_graph(source), start)
+        if source.int8 is None:
+            raise BackendUnavailable(
+                f"{source.model} has no graph in 8 bits: difiisr quantise makes one"
+            )
+        return GraphRunner(source.int8.read_bytes(), start, max_steps=1)
     except (ModuleNotFoundError, OSError) as error:
         raise BackendUnavailable(str(error)) from error
 
@@ -279,13 +292,14 @@ def _start_in_openvino(graph: bytes, precision: str) -> Run:
     import openvino
 
     core = openvino.Core()
-    settings = {
+    settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "ENABLE_CPU_PINNING": False,  # the robot's other processes may take its cores
     }
+    if precision != "int8":  # whose other layers take what the CPU has
+        settings["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
     model = core.compile_model(core.read_model(model=graph), "CPU", settings)
     request = model.create_infer_request()
 

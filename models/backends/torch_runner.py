@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from difiisr_models.backends import BackendUnavailable, NetworkSource, example_inputs
 from difiisr_models.compact import CompactNetwork, Runner, widened
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of convolutions and matrix products; None leaves them in float32, as all else always is."""
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _GRAPHS = 4  # shapes whose CUDA graphs are kept; each holds the activations of one call
 _WARM_UP_CALLS = 3
@@ -58,6 +57,19 @@ class CudaGraphs:
         return graph, static, output
 
 
+def dtype_of(precision: str) -> torch.dtype | None:
+    """Of convolutions and matrix products; None leaves them in float32, as all else always is.
+
+    Raises BackendUnavailable for int8.
+    """
+    if precision not in _DTYPES:
+        raise BackendUnavailable(
+            f"torch computes in {', '.join(_DTYPES)}, {precision} is for CPUs "
+            "in OpenVINO or ONNX Runtime"
+        )
+    return _DTYPES[precision]
+
+
 def with_precision(module: nn.Module, precision: str) -> nn.Module:
     """A copy whose convolutions and linear layers hold and compute half; fp32 copies as it is.
 
@@ -65,7 +77,7 @@ def with_precision(module: nn.Module, precision: str) -> nn.Module:
     cast to float32 by themselves where they must (norms, softmax, code distances). The module's
     own result is float32.
     """
-    dtype, module = PRECISIONS[precision], copy.deepcopy(module)
+    dtype, module = dtype_of(precision), copy.deepcopy(module)
     if dtype is not None:
         for layer in module.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):

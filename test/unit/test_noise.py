@@ -69,6 +69,21 @@ def test_the_pull_is_the_projection_without_noise_and_leaves_noise_alone_with_it
     assert left.abs().max() <= 0.2 + 1e-4
 
 
+def test_what_rests_on_frames_before_is_pulled_by_more_than_chance_alone():
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randn(1, 16, 48, 64, generator=generator)
+    noise = 0.1 * torch.randn(1, 1, 48, 64, generator=generator)
+    lr, gate = downsample(packed) + noise, torch.zeros_like(noise)
+    gate[..., 32:] = 1
+    pulled = (downsample(noise_aware_consistency(packed, lr, 0.1, gate) - packed)).abs()
+    assert pulled[..., 36:].mean() < 0.2 * pulled[..., :28].mean()
+    lr[..., 24, 10] += 3
+    lr[..., 24, 50] += 3
+    left = (lr - downsample(noise_aware_consistency(packed, lr, 0.1, gate))).abs()
+    assert left[..., :28].max() <= 0.2 + 1e-4
+    assert 0.2 < left[..., 32:].max() <= 0.3 + 1e-4
+
+
 def test_auto_beats_bicubic_and_the_projection_on_a_noisy_frame_and_is_it_on_a_clean_one():
     up = {c: load_upscaler("difiisr-rt-x4", backend="torch", consistency=c) for c in ("auto", 1.0)}
     bicubic, hr = load_upscaler("bicubic"), scene()

@@ -22,7 +22,7 @@ CONFIG = ROOT / "config" / "sr.yaml"
         ("seed", -2, ["seed", "got -2", "-1 to"]),
         ("device", "gpu", ["device must be one of auto, cpu, cuda, cuda:N, got 'gpu'"]),
         ("device", "cuda:x", ["device", "got 'cuda:x'"]),
-        ("precision", "int8", ["precision", "'int8'", "fp32, bf16, fp16"]),
+        ("precision", "int4", ["precision", "'int4'", "fp32, bf16, fp16"]),
         ("build_only", True, ["build_only needs 'engine'"]),
         ("no_data", "0;5", ["no_data", "numbers separated by commas", "got '0;5'"]),
         ("crop", "2, 0", ["crop", "top, bottom, left, right", "got '2, 0'"]),

@@ -113,15 +113,27 @@ def test_noise_on_a_standing_scene_is_no_motion():
     assert (flow == 0).all(axis=-1).mean() > 0.7
 
 
-def test_warp_moves_and_knows_the_rim():
+@pytest.mark.parametrize("in_inference", [False, True])
+def test_warp_moves_and_knows_the_rim(in_inference):
     image = torch.from_numpy(texture()[None, None, :64, :64].copy())
     flow = torch.zeros(1, 64, 64, 2)
     flow[..., 0], flow[..., 1] = 5, -3
-    warped, inside = warp(image, flow)
+    with torch.inference_mode(in_inference):
+        warped, inside = warp(image, flow)
     torch.testing.assert_close(warped[..., 3:, :59], image[..., :61, 5:], atol=1e-4, rtol=0)
     assert inside[..., 3:, :59].all()
     assert not inside[..., :2, :].any()
     assert not inside[..., 60:].any()
+
+
+def test_a_stream_warps_as_training_does():
+    image = torch.from_numpy(np.stack((texture(1), texture(2)))[:, None, :80, :96].copy())
+    flow = 6 * torch.randn(2, 80, 96, 2, generator=torch.Generator().manual_seed(0))
+    expected = warp(image, flow)
+    with torch.inference_mode():
+        found = warp(image, flow)
+    torch.testing.assert_close(found[0], expected[0], atol=0.02, rtol=0)  # a 32nd of a pixel
+    torch.testing.assert_close(found[1], expected[1])
 
 
 def test_the_gate_closes_where_an_object_has_left():
@@ -246,7 +258,7 @@ def test_a_range_that_moves_is_followed():
     for range_ in (shown, wider):
         of_range = (before * shown.half_span + shown.centre - range_.centre) * range_.gain
         past = Past(upsample(of_range), torch.full_like(now, 0.5), range_)
-        planes.append(planes_of(past, now, now, shown, 0.0))
+        planes.append(planes_of(past, now, shown, 0.0))
     # All but a few pixels, where one motion explains as much as another.
     assert ((planes[0] - planes[1]).abs() < 2e-3).float().mean() > 0.999
     assert planes[0][:, GATE].mean() > 0.5
