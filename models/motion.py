@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:  # a clear text where a model needs it, see
 
 _UPSAMPLED = 2  # times: aliasing shifts what is found on measured pixels towards whole ones
 _LIMIT = 1.1  # network units that are shown as black and as white
-_NOISY = 0.012  # network units of noise, from which on the finest level fits noise
+_NOISY = 0.012  # network units of noise, from which on
 _BLUR, _NOISY_BLUR = 1.0, 0.7  # standard deviation, upsampled pixels
 _WINDOW = 15  # upsampled pixels, over which one motion is compared with another
 _GAIN, _CLEAN_GAIN = 0.75, 0.95  # of what the camera's motion leaves: above it, that holds
@@ -46,8 +46,8 @@ def picture_for_motion(frame: np.ndarray, sigma: float) -> np.ndarray:
     """What motion is looked for in.
 
     Args:
-        frame: ``(h, w)`` float32 in network units, without most of its noise.
-        sigma: standard deviation of the noise that it had, same unit.
+        frame: ``(h, w)`` float32 in network units.
+        sigma: standard deviation of its noise, same unit.
 
     Returns:
         ``(2h, 2w)`` uint8, slightly blurred.
@@ -57,7 +57,7 @@ def picture_for_motion(frame: np.ndarray, sigma: float) -> np.ndarray:
     gain = 127.5 / _LIMIT
     grey = cv2.resize(frame * np.float32(gain), size, interpolation=cv2.INTER_CUBIC)
     grey = cv2.GaussianBlur(grey, (0, 0), _BLUR if sigma < _NOISY else _NOISY_BLUR)
-    return np.rint(grey + np.float32(127.5)).clip(0, 255).astype(np.uint8)
+    return (grey + np.float32(128)).clip(0, 255).astype(np.uint8)
 
 
 def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
@@ -77,7 +77,7 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
         ``(4h, 4w, 2)`` float32 in pixels of the large image.
     """
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    search.setFinestScale(0 if sigma < _NOISY else 1)
+    search.setFinestScale(1)  # that of the camera
     search.setVariationalRefinementIterations(0)  # half of its time, for 0.03 dB
     flow = search.calc(now, before, None)  # type: ignore[call-overload]  # its stubs want a flow
     camera, grid = camera_flow(now, before, flow), _grid(now.shape)
