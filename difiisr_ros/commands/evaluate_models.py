@@ -45,7 +45,8 @@ class Judgement:
     Attributes:
         models: comma-separated: bicubic, bicubic-consistent, a shipped model, a weights folder, a
             published x4 network's file (.pth, .safetensors), safmn, rlfn, realesrgan; after ours
-            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published.
+            @FIDELITY, @steps=N, @consistency=F, @seed=N, @pipeline=published,
+            @precision=P.
         mode: reference: the input is high resolution, and low resolution is made of it; camera:
             the input is super-resolved as it is, and judged without reference.
         degradation: how low resolution is made, with reference.

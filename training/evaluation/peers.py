@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from difiisr_models import load_upscaler
 from difiisr_models.compact import parameter_count
 from difiisr_models.files import sha256_file
 from difiisr_models.resample import SCALE, pack, unpack
+from difiisr_models.settings import AskedPrecision
 from difiisr_models.tiling import Tiling
 from difiisr_models.weights import MANIFEST_NAME
 from difiisr_training.checkpoints import read_checkpoint, refuse_bomb
@@ -33,6 +34,7 @@ from difiisr_training.perceptual import with_torchvision
 
 PEER_SUFFIXES = (".pth", ".ckpt", ".safetensors")
 
+_PRECISIONS = get_args(AskedPrecision)
 _TILE, _OVERLAP = 256, 32  # larger frames are cut, as by our own upscaler: transformers need it
 
 
@@ -160,7 +162,8 @@ def load_peer(name: str, weights: Path | None, device: str, backend: str = "auto
 def split_settings(name: str) -> tuple[str, dict[str, Any]]:
     """``"runs/a@0.5@steps=4"`` -> ``("runs/a", {"fidelity": 0.5, "steps": 4})``, else ValueError.
 
-    ``@pipeline=published`` is the authors' own way of reading a frame.
+    ``@pipeline=published`` is the authors' own way of reading a frame, ``@precision=int8`` that of
+    a robot's CPU.
     """
     model, settings = name, dict[str, Any]()
     while "@" in Path(model).name and not Path(model).expanduser().exists():
@@ -169,12 +172,13 @@ def split_settings(name: str) -> tuple[str, dict[str, Any]]:
         key = key or "fidelity"
         try:
             read = {"fidelity": float, "consistency": float, "steps": int, "seed": int}
-            is_word = (key, value) in (("consistency", "auto"), ("pipeline", "published"))
+            words = {"consistency": ("auto",), "pipeline": ("published",), "precision": _PRECISIONS}
+            is_word = value in words.get(key, ())
             settings.setdefault(key, value if is_word else read[key](value))
         except (KeyError, ValueError):
             raise ValueError(
                 f"{name}: no setting {setting!r}; there are @FIDELITY, @fidelity=F, @steps=N, "
-                "@consistency=F, @consistency=auto, @seed=N and @pipeline=published"
+                "@consistency=F, @consistency=auto, @seed=N, @pipeline=published and @precision=P"
             ) from None
     return model, settings
 
