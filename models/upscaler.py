@@ -23,7 +23,7 @@ from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.sampler import super_resolve_as_published
 from difiisr_models.radiometry import CountRange
-from difiisr_models.recurrence import GATE, Past, next_weight, no_past, planes_of
+from difiisr_models.recurrence import GATE, Past, drawn_to_past, next_weight, no_past, planes_of
 from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime, with_fields
 from difiisr_models.stream import Seen, Stream
@@ -216,6 +216,9 @@ class Upscaler:
         with record_function(STAGE + "tiles"):
             read = denoise(shown, sigma) if past is None else shown
             packed, *mean = self._estimates(read, past, checks, settings.fidelity)
+            if past is not None and sigma > 0:
+                nearer = drawn_to_past(mean[0], past, shown)
+                packed, mean = packed + nearer, [mean[0] + nearer]
             for part in [] if inside else hot_parts(frame, limit):
                 packed = self._with_hot_part(packed, frame, part, checks)
         with record_function(STAGE + "consistency"):

@@ -30,7 +30,7 @@ from difiisr_models.diffusion import (
     stream_seed,
 )
 from difiisr_models.noise import denoise
-from difiisr_models.recurrence import GATE, next_weight, no_past, past_planes
+from difiisr_models.recurrence import GATE, drawn_to_past, next_weight, no_past, past_planes
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
@@ -147,6 +147,7 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
             _, wanted = teacher.estimates(*_at_the_last_step(quiet, eps, schedule), t)
             mean, _ = network.estimates(*_at_the_last_step(lr, eps, schedule), t, past)
             gate = past[:, GATE, None]
+            mean = mean + drawn_to_past(mean, past, lr)
             before = noise_aware_consistency(mean, lr, float(sigma), gate), next_weight(past)
             taps = F.unfold(features.pop(), 3, padding=1)[0].T.double()
             taps = torch.cat((taps, torch.ones(len(taps), 1).double()), dim=1)
@@ -209,7 +210,8 @@ class ClipLoss(nn.Module):
             with torch.autocast("cpu", torch.bfloat16, self._config.precision == "bf16"):
                 mean, _ = self.network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
             gates = past[:, GATE, None].split(1)
-            each = zip(mean.split(1), measured.split(1), map(float, sigma), gates, strict=True)
+            nearer = mean + drawn_to_past(mean, past, measured)
+            each = zip(nearer.split(1), measured.split(1), map(float, sigma), gates, strict=True)
             result = torch.cat([noise_aware_consistency(*one) for one in each])
             before = result, next_weight(past)
             for estimate, weight in ((result, 1.0), (mean, _RAW_WEIGHT)):

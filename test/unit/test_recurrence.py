@@ -11,7 +11,7 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_models.motion import dense_flow, picture_for_motion, warp
 from difiisr_models.radiometry import CountRange
-from difiisr_models.recurrence import GATE, Past, past_planes, planes_of
+from difiisr_models.recurrence import GATE, Past, drawn_to_past, past_planes, planes_of
 from difiisr_models.resample import downsample, pack, unpack, upsample
 from difiisr_models.weights import WeightsError
 
@@ -134,6 +134,26 @@ def test_a_stream_warps_as_training_does():
         found = warp(image, flow)
     torch.testing.assert_close(found[0], expected[0], atol=0.02, rtol=0)  # a 32nd of a pixel
     torch.testing.assert_close(found[1], expected[1])
+
+
+def drawn(sigma, error):
+    """How far the estimate goes towards a past of 1 that disagrees by ``error`` with the frame.
+
+    0..1, where the past is trusted; the estimate is 0.
+    """
+    noise = sigma * torch.randn(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    past, told = torch.ones(1, 16, 48, 48), torch.full((1, 1, 1, 1), sigma)
+    lr, still = 1 + error + noise, torch.zeros(1, 192, 192, 2)
+    planes = past_planes(past, torch.full((1, 1, 48, 48), 0.5), still, lr, told)
+    added = drawn_to_past(torch.zeros_like(past), planes, lr) / planes[:, GATE, None]
+    return float(added[..., 12:-12, 12:-12].mean())
+
+
+def test_in_noise_the_estimate_goes_half_of_the_way_to_a_past_that_is_right():
+    assert drawn(0.05, 0.0) == pytest.approx(0.5, abs=0.05)
+    assert drawn(0.05, 0.1) < 0.05  # twice the noise is wrong with it
+    assert drawn(0.0, 0.0) == 0
+    assert drawn(0.0, 0.1) == 0
 
 
 def test_the_gate_closes_where_an_object_has_left():
