@@ -67,6 +67,10 @@ def summary(model: str, kind: str) -> dict[str, Any]:
                 if name == "recordings":
                     moving = peers[[MOVING in film for film in films]]
                     row[name]["moving_over_peers"] = moving.mean()
+            name_of_int8 = f"{model}@precision=int8"
+            if all(name_of_int8 in by for by in films.values()):
+                coarse = gains(films, name_of_int8, (model,), part)
+                row[name]["int8"] = {"loss": -coarse.mean(), "most": -coarse.min()}
     for noise, films in films_of("hot_object" + kind).items():
         wakes = [np.mean([by[name]["wake"] for by in films.values()]) for name in (model, known[0])]
         found[noise]["wake"] = {"with": wakes[0], "without": wakes[1]}

@@ -113,7 +113,7 @@ def quantise(
         raise ValueError(f"{model} is a {parts.kind} model, which always runs in torch")
     chosen = resolve_inputs(inputs, data, topic, Selection(limit=frames))
     shown = [[frame for _, frame in each.frames()] for each in chosen]
-    calls = _calls_on(parts, shown)
+    calls = _calls_on(parts.network, parts, shown)
     graph = quantised_graph(parts.network, tqdm(calls, unit="frame"), parts.weights_sha256)
     card = {k: value for k, value in manifest.items() if k not in ("kind", "files", "network")}
     save_compact(parts.network, out_dir, card, parts.sibling, graph)
@@ -121,14 +121,17 @@ def quantise(
     return Answer(facts, f"{out_dir}: 8 bits of {len(calls)} frames, {len(graph) / 1e6:.2f} MB")
 
 
-def _calls_on(parts: ModelParts, recordings: Iterable[list[np.ndarray]]) -> list[tuple]:
+def _calls_on(
+    network: CompactNetwork, parts: ModelParts, recordings: Iterable[list[np.ndarray]]
+) -> list[tuple]:
     """What the network is called with on recordings: each a stream, twice."""
     from difiisr_models.frame_model import CompactModel
+    from difiisr_models.radiometry import robust_range
     from difiisr_models.stream import Stream
     from difiisr_models.upscaler import Upscaler
     from difiisr_training.evaluation.inputs import to_dtype
 
-    calls, network, rng = [], parts.network, np.random.default_rng(0)
+    calls, rng = [], np.random.default_rng(0)
 
     def runner(*given: Tensor) -> Tensor:
         calls.append(tuple(value.clone() for value in given))
@@ -136,7 +139,7 @@ def _calls_on(parts: ModelParts, recordings: Iterable[list[np.ndarray]]) -> list
 
     up = Upscaler("", CompactModel(network, parts.schedule, runner, parts.limits))
     for frames, share in product(recordings, _NOISES):
-        stream, sigma = Stream(), share * float(np.ptp(frames[0]))
+        stream, sigma = Stream(), share * robust_range(frames[0]).span
         for frame in frames:
             noisy = np.asarray(frame + rng.normal(0, sigma, frame.shape), np.float32)
             up(to_dtype(noisy, frame.dtype), stream)

@@ -47,8 +47,8 @@ def quantised_graph(network: CompactNetwork, calls: Iterable[Given], sha256: str
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     named = (dict(zip(NETWORK_INPUTS, given, strict=False)) for given in calls)
-    first = next(named, None)
-    if first is None:
+    first = next(named, {})
+    if not first:
         raise ValueError("no frame was computed: ranges cannot be found")
     step = int(first["t"])
 
@@ -57,8 +57,8 @@ def quantised_graph(network: CompactNetwork, calls: Iterable[Given], sha256: str
             self._left = chain([first], named)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            given = next(self._left, None)
-            return given and {k: v.numpy() for k, v in given.items() if k != "t"}
+            given = next(self._left, {})
+            return {k: v.numpy() for k, v in given.items() if k != "t"} or None
 
     properties = {"weights_sha256": sha256, "what": "network", "precision": "int8"}
     exported = export_graph(network, (None, None, None), "fp32", properties).graph

@@ -440,8 +440,10 @@ def build_tensorrt_runner(source: NetworkSource) -> TensorRTRunner:
         _LOG.warning("building anew: %s", error)
     with suppress(EngineRefused):  # for the tiles of the engine that is there
         shape = read_sidecar(plan).shape
-    assert runtime.precision != "auto", "the source says which"
-    built_for = (source.model, source.weights_sha256, runtime.precision, *shape)
+    precision = runtime.precision
+    assert precision != "auto", "the source says which"
+    assert precision != "int8", "that is for CPUs"
+    built_for = (source.model, source.weights_sha256, precision, *shape)
     with torch.cuda.device(device):  # TensorRT builds for the current GPU
         build_engine(source.network, plan, EngineDescription(machine, *built_for))
     description, content = read_engine(plan, machine, source)
