@@ -66,7 +66,7 @@ def enforce_consistency(packed: Tensor, lr: Tensor, strength: float = 1.0) -> Te
 
 
 def noise_aware_consistency(
-    packed: Tensor, lr: Tensor, sigma: float, gate: Tensor | None = None
+    packed: Tensor, lr: Tensor, sigma: float, settled: Tensor | float = 0.0
 ) -> Tensor:
     """Move ``packed`` towards ``lr`` as far as noise of deviation ``sigma`` allows.
 
@@ -79,22 +79,22 @@ def noise_aware_consistency(
     No pixel of the result disagrees with the measurement by more than 2 sigma: beyond that it is
     pulled by |r| - 2 sigma at least. Without noise w = 1, the projection.
 
-    Where the result rests on frames before, it has less noise than this frame, and what is left of
-    r by chance would only bring that back: with g of them, s^2 is what the mean is above
-    (1 + 0.3 g) sigma^2, and the limit (2 + g) sigma.
+    Where the result rests on frames before (``settled``, u), it has less noise than this frame,
+    and what is left of r by chance would only bring that back: s^2 is then what the mean is above
+    (1 + 0.3 u) sigma^2, and the limit (2 + u) sigma.
 
     Args:
         packed: ``(B, 16, h, w)`` super-resolved image, any unit.
         lr: ``(B, 1, h, w)`` measured image in the same unit.
         sigma: standard deviation of its noise, same unit, 0 or more.
-        gate: g, how far frames before are trusted, ``(B, 1, h, w)`` of 0 to 1; None is 0.
+        settled: u, ``(B, 1, h, w)`` of 0 to 1, see ``recurrence.settled``.
 
     Returns:
         ``(B, 16, h, w)``.
     """
     if sigma <= 0:
         return enforce_consistency(packed, lr)
-    residual, settled = lr - downsample(packed), 0.0 if gate is None else gate
+    residual = lr - downsample(packed)
     around = F.pad(residual * residual, (_WINDOW // 2,) * 4, mode="reflect")
     power = F.avg_pool2d(around, _WINDOW, 1)
     noise = sigma * sigma * (1 + _BY_CHANCE * settled)

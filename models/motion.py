@@ -23,8 +23,8 @@ except ModuleNotFoundError as error:  # a clear text where a model needs it, see
 
 _UPSAMPLED = 2  # times: aliasing shifts what is found on measured pixels towards whole ones
 _LIMIT = 1.1  # network units that are shown as black and as white
-_NOISY = 0.012  # network units of noise, from which on
-_BLUR, _NOISY_BLUR = 1.0, 0.7  # standard deviation, upsampled pixels
+_BLUR, _NOISY_BLUR = 1.0, 0.7  # standard deviation, upsampled pixels; the second from
+_NOISY = 0.012  # network units of noise on
 _WINDOW = 15  # upsampled pixels, over which one motion is compared with another
 _GAIN, _CLEAN_GAIN = 0.75, 0.95  # of what the camera's motion leaves: above it, that holds
 _SOME = 4  # of so many pixels along each axis, one is enough for a median
@@ -80,8 +80,8 @@ def dense_flow(now: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     search.setFinestScale(1)  # that of the camera
     search.setVariationalRefinementIterations(0)  # half of its time, for 0.03 dB
     flow = search.calc(now, before, None)  # type: ignore[call-overload]  # its stubs want a flow
-    camera, grid = camera_flow(now, before, flow), _grid(now.shape)
-    moved, panned = (_difference(now, _sampled(before, grid + x)) for x in (flow, camera))
+    camera, grid, linear = camera_flow(now, before, flow), _grid(now.shape), cv2.INTER_LINEAR
+    moved, panned = (_difference(now, _sampled(before, grid + x, linear)) for x in (flow, camera))
     standing = _difference(now, before)
     if np.median(standing[::_SOME, ::_SOME]) <= _BETTER * np.median(panned[::_SOME, ::_SOME]):
         camera, panned = np.zeros_like(flow), standing
@@ -179,12 +179,8 @@ def _warp_in_opencv(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np
     return _sampled(image, places, cv2.INTER_CUBIC), (inside > 0).astype(image.dtype)
 
 
-def _sampled(
-    picture: np.ndarray,
-    places: np.ndarray,
-    how: int = 1,  # bilinear
-) -> np.ndarray:
-    """The picture at places (x, y), ``(H, W, 2)`` float32."""
+def _sampled(picture: np.ndarray, places: np.ndarray, how: int) -> np.ndarray:
+    """The picture at places (x, y), ``(H, W, 2)`` float32; ``how`` OpenCV interpolates."""
     return cv2.remap(  # type: ignore[call-overload]  # its stubs want a second map
         picture, places, None, how, borderMode=cv2.BORDER_REPLICATE
     )

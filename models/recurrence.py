@@ -12,12 +12,13 @@ explain what is measured, and where the content lay outside the frame. After n f
 believed, c is n / (n + 1): what the past weighs in their mean with this one. A frame that the past
 explains hardly anywhere, as after a cut, has none.
 
-In noise the network's estimate x is drawn on towards the past, half of the way at most:
+In noise a pixel is settled as far as the past leaves there what noise leaves, and the network's
+estimate x is drawn on towards the past, half of the way at most:
 
-    x + k (W x_{t-1} - x),  k = (g / 2) sigma^2 / (sigma^2 + 10 s^2),
-    s^2 = max(0, 15x15 mean of (y_t - D W x_{t-1})^2 - sigma^2),
+    settled = g e(3, 2),  x + k (W x_{t-1} - x),  k = g min(e(3, 2), e(15, 1)) / 2,
+    e(n, c) = sigma^2 / (sigma^2 + 10 max(0, m_n - c sigma^2)),  m_n: n x n mean of the same square.
 
-of which s is what is wrong with the past where it lies now: its motion, above all.
+Over 15x15 pixels it shows where the motion is wrong, over 3x3 a small target that was not there.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ _RESIDUAL_SCALE, _SIGMA_SCALE = 4.0, 10.0  # bring all planes to like magnitudes
 _STANDS = 0.3  # of the edges: a camera that moves leaves next to none of them in place
 _ALONE = 0.03  # network units of noise, from which on a first frame is none for the sibling
 _HALF, _WRONG = 0.5, 10.0  # of the way to the past; what its error counts against noise
-_WINDOW = 15  # pixels on a side, over which that error is judged
 _LEAST_GATE = 0.2  # mean over the frame, below which there is no past
 _LARGEST_WEIGHT = 0.9  # of the past: that of nine frames, as many as training unrolls
 
@@ -136,6 +136,14 @@ def past_planes(before: Tensor, weight: Tensor, flow: Tensor, lr: Tensor, sigma:
     return torch.cat((gate * (packed - upsample(lr)), *known), dim=1)
 
 
+def settled(planes: Tensor) -> Tensor:
+    """How far the past can stand for a pixel in noise, ``(B, 1, h, w)`` of 0 to 1; 0 without noise.
+
+    ``planes``: what the network was told, ``(B, 21, h, w)``.
+    """
+    return planes[:, GATE, None] * _explained(planes, 3, 2.0)
+
+
 def drawn_to_past(mean: Tensor, planes: Tensor, lr: Tensor) -> Tensor:
     """What brings the network's estimate nearer to the past, in noise: k (W x_{t-1} - x).
 
@@ -147,13 +155,18 @@ def drawn_to_past(mean: Tensor, planes: Tensor, lr: Tensor) -> Tensor:
     Returns:
         What is to be added, ``(B, 16, h, w)``; zero without noise or without a past.
     """
-    moved, residual, gate, sigma, _, _ = planes.split((PHASES, 1, 1, 1, 1, 1), dim=1)
+    share = _HALF * torch.minimum(_explained(planes, 3, 2.0), _explained(planes, 15, 1.0))
+    return share * (planes[:, :PHASES] + planes[:, GATE, None] * (upsample(lr) - mean))
+
+
+def _explained(planes: Tensor, window: int, by_chance: float) -> Tensor:
+    """e(window, by_chance), ``(B, 1, h, w)``: 1 where what the past leaves is noise alone."""
+    _, residual, _, sigma, _, _ = planes.split((PHASES, 1, 1, 1, 1, 1), dim=1)
     variance = (sigma / _SIGMA_SCALE).square()
-    square = F.pad((residual / _RESIDUAL_SCALE).square(), (_WINDOW // 2,) * 4, mode="reflect")
-    power = F.avg_pool2d(F.avg_pool2d(square, (_WINDOW, 1), 1), (1, _WINDOW), 1)
-    wrong = (power - variance).clamp_min(0)
-    share = _HALF * variance / (variance + _WRONG * wrong).clamp_min(1e-12)
-    return share * (moved + gate * (upsample(lr) - mean))
+    square = F.pad((residual / _RESIDUAL_SCALE).square(), (window // 2,) * 4, mode="reflect")
+    power = F.avg_pool2d(F.avg_pool2d(square, (window, 1), 1), (1, window), 1)
+    wrong = (power - by_chance * variance).clamp_min(0)
+    return variance / (variance + _WRONG * wrong).clamp_min(1e-12)
 
 
 def next_weight(planes: Tensor) -> Tensor:

@@ -23,7 +23,14 @@ from difiisr_models.noise import denoise
 from difiisr_models.plausibility import fault_of, measure_estimate
 from difiisr_models.published.sampler import super_resolve_as_published
 from difiisr_models.radiometry import CountRange
-from difiisr_models.recurrence import GATE, Past, drawn_to_past, next_weight, no_past, planes_of
+from difiisr_models.recurrence import (
+    Past,
+    drawn_to_past,
+    next_weight,
+    no_past,
+    planes_of,
+    settled,
+)
 from difiisr_models.resample import PHASES, SCALE, halve, pack, unpack, upsample
 from difiisr_models.settings import MIN_SIDE, FrameSettings, Runtime, with_fields
 from difiisr_models.stream import Seen, Stream
@@ -285,8 +292,8 @@ class Upscaler:
     ) -> Tensor:
         """``packed``, as far as the settings say brought to what was measured."""
         if self.settings.consistency == "auto":
-            gate = None if past is None else past[:, GATE, None]
-            return noise_aware_consistency(packed, frame, sigma, gate)
+            known = 0.0 if past is None else settled(past)
+            return noise_aware_consistency(packed, frame, sigma, known)
         return enforce_consistency(packed, frame, self.settings.consistency)
 
     def _with_hot_part(

@@ -30,7 +30,7 @@ from difiisr_models.diffusion import (
     stream_seed,
 )
 from difiisr_models.noise import denoise
-from difiisr_models.recurrence import GATE, drawn_to_past, next_weight, no_past, past_planes
+from difiisr_models.recurrence import drawn_to_past, next_weight, no_past, past_planes, settled
 from difiisr_models.resample import PHASES, pack, upsample
 from difiisr_training.config import Count, RunConfig
 from difiisr_training.data.clips import Clip, ClipConfig, Clips
@@ -146,9 +146,11 @@ def fit_detail(network: CompactNetwork, teacher: CompactNetwork, clips: Iterable
             quiet = denoise(lr, float(sigma))
             _, wanted = teacher.estimates(*_at_the_last_step(quiet, eps, schedule), t)
             mean, _ = network.estimates(*_at_the_last_step(lr, eps, schedule), t, past)
-            gate = past[:, GATE, None]
             mean = mean + drawn_to_past(mean, past, lr)
-            before = noise_aware_consistency(mean, lr, float(sigma), gate), next_weight(past)
+            before = (
+                noise_aware_consistency(mean, lr, float(sigma), settled(past)),
+                next_weight(past),
+            )
             taps = F.unfold(features.pop(), 3, padding=1)[0].T.double()
             taps = torch.cat((taps, torch.ones(len(taps), 1).double()), dim=1)
             detail = wanted[0].flatten(1).T.double()
@@ -209,7 +211,7 @@ class ClipLoss(nn.Module):
             scaled = x_t * latent_input_scale(t, schedule)
             with torch.autocast("cpu", torch.bfloat16, self._config.precision == "bf16"):
                 mean, _ = self.network.estimates(scaled, y, measured, torch.tensor([t - 1]), past)
-            gates = past[:, GATE, None].split(1)
+            gates = settled(past).split(1)
             nearer = mean + drawn_to_past(mean, past, measured)
             each = zip(nearer.split(1), measured.split(1), map(float, sigma), gates, strict=True)
             result = torch.cat([noise_aware_consistency(*one) for one in each])

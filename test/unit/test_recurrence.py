@@ -11,7 +11,7 @@ from difiisr_models.compact import CompactConfig, CompactNetwork
 from difiisr_models.model_loading import save_compact
 from difiisr_models.motion import dense_flow, picture_for_motion, warp
 from difiisr_models.radiometry import CountRange
-from difiisr_models.recurrence import GATE, Past, drawn_to_past, past_planes, planes_of
+from difiisr_models.recurrence import GATE, Past, drawn_to_past, past_planes, planes_of, settled
 from difiisr_models.resample import downsample, pack, unpack, upsample
 from difiisr_models.weights import WeightsError
 
@@ -154,6 +154,18 @@ def test_in_noise_the_estimate_goes_up_to_half_of_the_way_to_a_past_that_is_righ
     assert drawn(0.05, 0.1) < 0.05  # twice the noise is wrong with it
     assert drawn(0.0, 0.0) == 0
     assert drawn(0.0, 0.1) == 0
+
+
+def test_a_small_target_that_is_new_is_not_drawn_to_the_past():
+    noise = 0.05 * torch.randn(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    past, told = torch.ones(1, 16, 48, 48), torch.full((1, 1, 1, 1), 0.05)
+    lr = 1 + noise
+    lr[..., 24:26, 24:26] += 0.25  # five times the noise
+    planes = past_planes(past, torch.full_like(noise, 0.5), torch.zeros(1, 192, 192, 2), lr, told)
+    share = drawn_to_past(torch.zeros_like(past), planes, lr)[0].mean(0)
+    assert share[24:26, 24:26].max() < 0.1 * share[12:20, 12:20].mean()
+    known = settled(planes)[0, 0]
+    assert known[24:26, 24:26].max() < 0.2 < 0.7 < known[12:20, 12:20].mean()
 
 
 def test_the_gate_closes_where_an_object_has_left():
