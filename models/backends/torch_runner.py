@@ -64,8 +64,8 @@ def dtype_of(precision: str) -> torch.dtype | None:
     """
     if precision not in _DTYPES:
         raise BackendUnavailable(
-            f"torch computes in {', '.join(_DTYPES)}, {precision} is for CPUs "
-            "in OpenVINO or ONNX Runtime"
+            f"torch computes in {', '.join(_DTYPES)}; {precision} needs OpenVINO or ONNX Runtime, "
+            "and a model with a graph in 8 bits (difiisr quantise makes one)"
         )
     return _DTYPES[precision]
 
