@@ -44,6 +44,7 @@ _RESIDUAL_SCALE, _SIGMA_SCALE = 4.0, 10.0  # bring all planes to like magnitudes
 _STANDS = 0.3  # of the edges: a camera that moves leaves next to none of them in place
 _ALONE = 0.03  # network units of noise, from which on a first frame is none for the sibling
 _HALF, _WRONG = 0.5, 10.0  # of the way to the past; what its error counts against noise
+_TARGET, _MOTION = (3, 2.0), (15, 1.0)  # n and c of e(n, c) that shows it
 _LEAST_GATE = 0.2  # mean over the frame, below which there is no past
 _LARGEST_WEIGHT = 0.9  # of the past: that of nine frames, as many as training unrolls
 
@@ -141,7 +142,7 @@ def settled(planes: Tensor) -> Tensor:
 
     ``planes``: what the network was told, ``(B, 21, h, w)``.
     """
-    return planes[:, GATE, None] * _explained(planes, 3, 2.0)
+    return planes[:, GATE, None] * _explained(planes, *_TARGET)
 
 
 def drawn_to_past(mean: Tensor, planes: Tensor, lr: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def drawn_to_past(mean: Tensor, planes: Tensor, lr: Tensor) -> Tensor:
     Returns:
         What is to be added, ``(B, 16, h, w)``; zero without noise or without a past.
     """
-    share = _HALF * torch.minimum(_explained(planes, 3, 2.0), _explained(planes, 15, 1.0))
+    share = _HALF * torch.minimum(_explained(planes, *_TARGET), _explained(planes, *_MOTION))
     return share * (planes[:, :PHASES] + planes[:, GATE, None] * (upsample(lr) - mean))
 
 

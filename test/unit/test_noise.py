@@ -73,13 +73,13 @@ def test_what_rests_on_frames_before_is_pulled_by_more_than_chance_alone():
     generator = torch.Generator().manual_seed(0)
     packed = torch.randn(1, 16, 48, 64, generator=generator)
     noise = 0.1 * torch.randn(1, 1, 48, 64, generator=generator)
-    lr, gate = downsample(packed) + noise, torch.zeros_like(noise)
-    gate[..., 32:] = 1
-    pulled = (downsample(noise_aware_consistency(packed, lr, 0.1, gate) - packed)).abs()
+    lr, known = downsample(packed) + noise, torch.zeros_like(noise)
+    known[..., 32:] = 1
+    pulled = (downsample(noise_aware_consistency(packed, lr, 0.1, known) - packed)).abs()
     assert pulled[..., 36:].mean() < 0.2 * pulled[..., :28].mean()
     lr[..., 24, 10] += 3
     lr[..., 24, 50] += 3
-    left = (lr - downsample(noise_aware_consistency(packed, lr, 0.1, gate))).abs()
+    left = (lr - downsample(noise_aware_consistency(packed, lr, 0.1, known))).abs()
     assert left[..., :28].max() <= 0.2 + 1e-4
     assert 0.2 < left[..., 32:].max() <= 0.3 + 1e-4
 

@@ -65,12 +65,28 @@ def test_8_bits_come_close_and_are_not_the_same(quantised):
     ],
 )
 def test_8_bits_are_refused_where_there_are_none(quantised, model, fields, said):
-    if model == "cut" and not (quantised / "cut").exists():
+    if model == "cut":
         shutil.copytree(quantised / "int8", quantised / "cut")
         graph = quantised / "cut" / "network_int8.onnx"
         graph.write_bytes(graph.read_bytes()[:-1])
     with pytest.raises(ValueError, match=said):
         load_upscaler(str(quantised / model), device="cpu", precision="int8", **fields)
+
+
+def test_the_sibling_of_a_network_in_8_bits_stays_in_float32(quantised):
+    pytest.importorskip("cv2", reason="needs the extra time")
+    torch.manual_seed(0)
+    network = CompactNetwork(CompactConfig(channels=16, blocks=2, recurrent=True))
+    alone = CompactNetwork(CompactConfig(channels=16, blocks=2))
+    save_compact(network, quantised / "both", {}, alone)
+    assert main(["quantise", *(str(quantised / x) for x in ("both", "both8", "frames"))]) == 0
+    exact, coarse = (
+        load_upscaler(str(quantised / "both8"), device="cpu", backend="onnxruntime", precision=p)
+        for p in ("fp32", "int8")
+    )
+    first, second = ([up(frame).astype(int) for up in (exact, coarse)] for frame in frames(2))
+    np.testing.assert_array_equal(*first)  # the sibling makes it
+    assert 0 < np.abs(second[0] - second[1]).max() < 0.05 * np.ptp(second[0])
 
 
 def test_8_bits_are_for_cpus():
